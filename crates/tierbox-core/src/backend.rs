@@ -1,0 +1,175 @@
+//! A way to make machines.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+
+use crate::{Capabilities, Environment, Hold, LeaseHandle, LeaseRecord, Limits, Result, Tier};
+
+/// A host directory that is visible inside.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MountSpec {
+    /// An absolute path on the host.
+    pub host: PathBuf,
+    /// An absolute path inside.
+    pub guest: String,
+    /// Whether the sandbox may change it.
+    pub writable: bool,
+}
+
+/// A host file or directory that is copied in after the start, before anything runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CopyIn {
+    /// An absolute path on the host.
+    pub host: PathBuf,
+    /// A path inside, relative to the working directory unless absolute.
+    pub guest: String,
+}
+
+/// The network part of a profile.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct NetworkSpec {
+    /// Names that N1 allows.
+    pub allow: Vec<String>,
+}
+
+/// What an environment should be: a profile after all layers are applied.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct EnvironmentSpec {
+    /// The profile's name.
+    pub profile: String,
+    /// The tier that must be enforced.
+    pub tier: Tier,
+    /// The backend's name.
+    pub backend: String,
+    /// Limits.
+    pub limits: Limits,
+    /// Variables of every exec.
+    pub env: BTreeMap<String, String>,
+    /// The directory where execs start and relative paths begin; the backend's own default where `None`.
+    pub workdir: Option<String>,
+    /// The user that execs and files use; the backend's own default where `None`.
+    pub user: Option<String>,
+    /// Directories that are mounted.
+    pub mounts: Vec<MountSpec>,
+    /// Files that are copied in. The facade copies them; backends only see them for the record.
+    pub files: Vec<CopyIn>,
+    /// Network rules.
+    pub network: NetworkSpec,
+    /// The backend's own table, validated by the backend.
+    pub settings: serde_json::Value,
+    /// The directory that relative paths in `settings` start from: the profile file's.
+    pub base_dir: PathBuf,
+    /// Who keeps the environment.
+    pub hold: Hold,
+    /// The profile's reason for H0 or N0.
+    pub reason: Option<String>,
+    /// What weakens the profile, for the report.
+    pub weakened: Vec<String>,
+    /// T1: programs that the agent may run.
+    pub programs: Vec<String>,
+}
+
+/// How a check of this host came out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CheckStatus {
+    /// It is there.
+    Ok,
+    /// It is missing, and something works less well.
+    Warn,
+    /// It is missing, and the backend cannot start.
+    Fail,
+}
+
+/// One line of `tierbox doctor`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Check {
+    /// What was looked at.
+    pub name: String,
+    /// How it came out.
+    pub status: CheckStatus,
+    /// What was found.
+    pub detail: String,
+    /// What to install or change; empty where all is well.
+    pub remedy: String,
+}
+
+/// What [`Backend::destroy`] did.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct DestroyReport {
+    /// What was removed.
+    pub removed: Vec<String>,
+    /// What could not be removed, and why.
+    pub failed: Vec<String>,
+    /// Commands that a person can run for what failed.
+    pub manual: Vec<String>,
+}
+
+/// Hears of the steps of a long operation.
+pub trait Progress: Send + Sync {
+    /// A step began; one short line without control characters.
+    fn step(&self, message: &str);
+}
+
+/// A [`Progress`] that hears nothing.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Silent;
+
+impl Progress for Silent {
+    fn step(&self, _message: &str) {}
+}
+
+/// A way to make machines: a lifecycle, whose every step can be repeated.
+#[async_trait]
+pub trait Backend: Send + Sync {
+    /// Its name: the value of `backend` in a profile, and the name of its settings table there.
+    fn name(&self) -> &'static str;
+
+    /// The JSON Schema of its settings table.
+    fn settings_schema(&self) -> serde_json::Value;
+
+    /// Checks the settings and the whole specification without side effects.
+    ///
+    /// # Errors
+    /// `InvalidProfile` with the key that is wrong; `TierRefused` where the configuration could never enforce the tier.
+    fn validate(&self, spec: &EnvironmentSpec) -> Result<()>;
+
+    /// What it can do and enforce for this specification, on this host.
+    ///
+    /// # Errors
+    /// As [`validate`](Self::validate).
+    fn capabilities(&self, spec: &EnvironmentSpec) -> Result<Capabilities>;
+
+    /// Makes an environment, or leaves nothing behind. Resources are recorded in the lease before they are made.
+    ///
+    /// # Errors
+    /// `HostUnable`, `MissingEngine`, `TierRefused`, `LimitRefused`, `Timeout`, each with the engine's own diagnosis.
+    async fn start(
+        &self,
+        spec: &EnvironmentSpec,
+        lease: Arc<dyn LeaseHandle>,
+        progress: &dyn Progress,
+    ) -> Result<Box<dyn Environment>>;
+
+    /// Finds a detached environment again.
+    ///
+    /// # Errors
+    /// `NotFound` if it is gone, `Unsupported` where environments cannot be detached.
+    async fn attach(&self, lease: &LeaseRecord) -> Result<Box<dyn Environment>>;
+
+    /// Whether anything of the lease's environment still exists.
+    async fn is_alive(&self, lease: &LeaseRecord) -> bool;
+
+    /// Removes everything that a lease names. Succeeds if nothing is left. Never touches another lease's resources.
+    ///
+    /// # Errors
+    /// When it cannot even tell; what could not be removed is in the report.
+    async fn destroy(&self, lease: &LeaseRecord) -> Result<DestroyReport>;
+
+    /// What this host can enforce, and what to change where it cannot.
+    async fn doctor(&self) -> Vec<Check>;
+}

@@ -1,0 +1,51 @@
+//! The contract of tierbox: what a tier is, what a backend promises, and what happens to a command.
+//!
+//! This crate knows no backend and no file format. A backend implements [`Backend`] (a lifecycle), and returns an
+//! [`Environment`] of one or more [`Sandbox`]es (a way in). Everything convenient lives in [`SandboxExt`], which nobody
+//! implements.
+//!
+//! ```
+//! use tierbox_core::Tier;
+//!
+//! let tier: Tier = "T0.H1.N2".parse()?;
+//! assert!(tier.is_at_least("T0.H0.N0".parse()?));
+//! # Ok::<(), tierbox_core::Error>(())
+//! ```
+#![deny(missing_docs)]
+#![forbid(unsafe_code)]
+
+mod backend;
+mod capability;
+mod error;
+mod exec;
+mod ext;
+mod files;
+mod lease;
+mod limits;
+mod policy;
+mod registry;
+mod report;
+mod sandbox;
+mod tier;
+
+pub use backend::{
+    Backend, Check, CheckStatus, CopyIn, DestroyReport, EnvironmentSpec, MountSpec, NetworkSpec, Progress, Silent,
+};
+pub use capability::{Capabilities, KillDomain, LimitCapabilities, Locality, MountSupport, UserSupport};
+pub use error::{Error, ErrorKind, Result};
+pub use exec::{
+    Captured, Completed, ExecHandle, ExecId, ExecInfo, ExecRequest, ExecResult, ExecState, KillReason, Leftovers,
+    NotStartedCause, OnExceed, Outcome, OutputLimit, PtySize, Signal, Stdin, Usage,
+};
+pub use ext::SandboxExt;
+pub use files::{ByteReader, ByteStream, ByteWriter, DirEntry, FileKind, FileMeta, GuestPath, ReadOptions, WriteOptions};
+pub use lease::{Hold, LeaseHandle, LeaseRecord, Owner, Resource};
+pub use limits::{Enforce, Limit, Limits};
+pub use policy::AgentPolicy;
+pub use registry::{BackendEntry, Registry};
+pub use report::{Applied, LimitReport, Mechanism, Report};
+pub use sandbox::{Connection, DialTarget, Environment, Sandbox};
+pub use tier::{HostIsolation, Network, Tier, Tooling};
+
+#[doc(hidden)]
+pub use inventory;

@@ -1,0 +1,84 @@
+//! What was really enforced, recorded with every environment.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{KillDomain, Locality, Tier};
+
+/// How far a mechanism was applied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Applied {
+    /// In force.
+    Enforced,
+    /// In force in a weaker form; the detail says which.
+    Weaker,
+    /// Not in force.
+    Absent,
+}
+
+/// One mechanism of isolation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mechanism {
+    /// Its name: `user namespace`, `seccomp`, `landlock`, …
+    pub name: String,
+    /// How far it is in force.
+    pub applied: Applied,
+    /// The particulars: an ABI version, a rule count, a reason. May be empty.
+    pub detail: String,
+}
+
+/// One limit.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LimitReport {
+    /// Its name, as in a profile's `[limits]`.
+    pub name: String,
+    /// The value in force, as people write it.
+    pub value: String,
+    /// What enforces it: `cgroup v2`, `cgroup v1`, `rlimit`, `tmpfs`, or `nothing`.
+    pub by: String,
+    /// How far it is in force.
+    pub applied: Applied,
+}
+
+/// What an environment's tier rests on.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// The profile that was started.
+    pub profile: String,
+    /// The tier that it states, which is the tier that is enforced: `start` refuses otherwise.
+    pub tier: Tier,
+    /// The backend's name.
+    pub backend: String,
+    /// Where the machines are.
+    pub locality: Locality,
+    /// How a command's tree is killed.
+    pub kill_domain: KillDomain,
+    /// The mechanisms of isolation.
+    pub mechanisms: Vec<Mechanism>,
+    /// The limits.
+    pub limits: Vec<LimitReport>,
+    /// Host directories that are visible inside, as `host -> inside (ro|rw)`.
+    pub mounts: Vec<String>,
+    /// Files and directories that were copied in, as `host -> inside`.
+    pub copied_in: Vec<String>,
+    /// Settings that weaken the profile, each with who asked for it.
+    pub weakened: Vec<String>,
+    /// The profile's reason for H0 or N0, where it gives one.
+    pub reason: Option<String>,
+    /// Other remarks for people.
+    pub notes: Vec<String>,
+}
+
+impl Report {
+    /// One line for people: tier, backend, and what enforces it.
+    pub fn summary(&self) -> String {
+        let enforced: Vec<&str> = self
+            .mechanisms
+            .iter()
+            .filter(|mechanism| mechanism.applied != Applied::Absent)
+            .map(|mechanism| mechanism.name.as_str())
+            .collect();
+        let by = if enforced.is_empty() { "nothing".to_owned() } else { enforced.join(", ") };
+        format!("{} on {}, enforced by {by}", self.tier, self.backend)
+    }
+}

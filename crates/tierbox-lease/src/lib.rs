@@ -1,0 +1,2 @@
+//! The lease journal and the reaper of tierbox.
+#![deny(missing_docs)]

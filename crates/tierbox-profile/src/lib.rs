@@ -1,0 +1,2 @@
+//! Profiles of tierbox: layers, provenance, validation, schema.
+#![deny(missing_docs)]

@@ -1,0 +1,2 @@
+//! Runs untrusted agent code in sandboxes: one API over many isolating engines.
+#![deny(missing_docs)]
