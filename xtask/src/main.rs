@@ -1,1 +1,2 @@
+//! Tasks for people who work on tierbox: `cargo xtask test`.
 fn main() {}
