@@ -1,2 +1,60 @@
-//! Tasks for people who work on tierbox: `cargo xtask test`.
-fn main() {}
+//! Tasks for people who work on tierbox. `cargo xtask` lists them.
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "this program talks to a terminal")]
+
+mod readme;
+mod skips;
+mod test;
+mod tree;
+
+use std::process::ExitCode;
+
+const HELP: &str = "\
+cargo xtask TASK
+
+  test [ARGS]   run the tests: with cargo-nextest where it is installed, else with cargo test. Closes with a list of
+                the engines that were missing, the tests skipped for them, and the command that installs each.
+                ARGS go to the runner. --slow runs the tests marked slow:: too.
+  readme        run every command of README.md that stands in an `sh` block, in order, in one shell
+  tree          check that a build without the local backend needs no Linux system-call crate
+";
+
+fn main() -> ExitCode {
+    let mut args = std::env::args().skip(1);
+    let task = args.next();
+    let rest: Vec<String> = args.collect();
+    let outcome = match task.as_deref() {
+        Some("test") => test::run(rest),
+        Some("readme") => readme::run(),
+        Some("tree") => tree::run(),
+        None | Some("help" | "-h" | "--help") => {
+            print!("{HELP}");
+            return ExitCode::SUCCESS;
+        }
+        Some(other) => Err(format!("{other:?} is not a task\n\n{HELP}")),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            eprintln!("xtask: {message}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The workspace's root, whatever directory the task is run from.
+fn root() -> &'static std::path::Path {
+    std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+}
+
+/// A cargo command in the workspace's root, with the cargo that runs this task.
+fn cargo() -> std::process::Command {
+    let mut command = std::process::Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(root());
+    command
+}
+
+/// Runs a command to its end, and names it if it fails.
+fn check(command: &mut std::process::Command) -> Result<(), String> {
+    let status = command.status().map_err(|error| format!("{command:?} could not be started: {error}"))?;
+    if status.success() { Ok(()) } else { Err(format!("{command:?} failed: {status}")) }
+}

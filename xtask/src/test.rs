@@ -1,0 +1,41 @@
+//! The test command: the same tests and the same skip rule under either runner.
+
+use std::process::Stdio;
+
+use crate::{cargo, check, skips};
+
+/// Runs all tests, then the documentation's (which nextest does not run), then lists what was skipped and why.
+pub fn run(args: Vec<String>) -> Result<(), String> {
+    let slow = args.iter().any(|arg| arg == "--slow");
+    let rest: Vec<&String> = args.iter().filter(|arg| *arg != "--slow").collect();
+    let skips = skips::Record::start()?;
+    let with_nextest = has_nextest();
+    let mut runner = cargo();
+    if with_nextest {
+        runner.args(["nextest", "run", "--workspace", "--all-features", "--no-fail-fast"]);
+        runner.args(if slow { ["--profile", "slow"].as_slice() } else { &[] });
+        runner.args(&rest);
+    } else {
+        println!("xtask: cargo-nextest is not installed, using cargo test (cargo install cargo-nextest runs tests in parallel)");
+        runner.args(["test", "--workspace", "--all-features", "--no-fail-fast", "--all-targets", "--"]);
+        runner.args(if slow { [].as_slice() } else { &["--skip", "slow::"] });
+        runner.args(&rest);
+    }
+    skips.pass_to(&mut runner);
+    let tests = check(&mut runner);
+    let docs = if rest.is_empty() {
+        let mut docs = cargo();
+        docs.args(["test", "--workspace", "--all-features", "--doc", "--quiet"]);
+        skips.pass_to(&mut docs);
+        check(&mut docs)
+    } else {
+        Ok(())
+    };
+    let required = skips.finish();
+    tests.and(docs).and(required)
+}
+
+fn has_nextest() -> bool {
+    let answer = cargo().args(["nextest", "--version"]).stdout(Stdio::null()).stderr(Stdio::null()).status();
+    answer.is_ok_and(|status| status.success())
+}
