@@ -1,0 +1,65 @@
+//! Ids of environments: `local-7f3k2m`.
+
+use tierbox_core::{Error, ErrorKind, Result};
+
+/// Digits and letters that nobody confuses.
+const ALPHABET: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
+
+/// The longest id; it is also used as a host name.
+const MAX: usize = 63;
+
+/// Checks that a text can be an id or a name: lower-case letters, digits and dashes, beginning with a letter or digit, at
+/// most 63 bytes. Such a text is safe as a file name.
+///
+/// # Errors
+/// [`ErrorKind::InvalidInput`].
+pub fn check_id(text: &str) -> Result<()> {
+    let legal = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    if text.is_empty() || text.len() > MAX || text.starts_with('-') || !text.bytes().all(legal) {
+        let shown: String = text.chars().take(MAX + 1).collect();
+        return Err(Error::new(ErrorKind::InvalidInput, "read id", format!("{shown:?} cannot be an environment's id or name"))
+            .with_help("ids and names are lower-case letters, digits and dashes, at most 63"));
+    }
+    Ok(())
+}
+
+/// A new id for an environment of this backend.
+pub(crate) fn random_id(backend: &str) -> Result<String> {
+    let prefix: String =
+        backend.chars().filter(|letter| letter.is_ascii_lowercase() || letter.is_ascii_digit()).take(32).collect();
+    let prefix = if prefix.is_empty() { "env" } else { &prefix };
+    Ok(format!("{prefix}-{}", random_text()?))
+}
+
+/// Six random characters.
+pub(crate) fn random_text() -> Result<String> {
+    let mut bytes = [0; 6];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
+        .map_err(|error| Error::io("make id", error.into()))?;
+    Ok(bytes.iter().map(|byte| char::from(ALPHABET[usize::from(byte % 32)])).collect())
+}
+
+#[cfg(test)]
+mod unit {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn made_ids_are_legal_whatever_the_backend_is_called() {
+        for backend in ["local", "", "Ünïcode/../x", &"x".repeat(200)] {
+            let id = random_id(backend).unwrap();
+            check_id(&id).unwrap();
+        }
+        assert!(random_id("local").unwrap().starts_with("local-"));
+    }
+
+    proptest! {
+        #[test]
+        fn a_legal_id_is_a_plain_file_name(text in ".{0,80}") {
+            if check_id(&text).is_ok() {
+                prop_assert!(!text.contains(['/', '.', '\0', ' ', '\n']) && !text.is_empty() && text.len() <= 63);
+            }
+        }
+    }
+}
