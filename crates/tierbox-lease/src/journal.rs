@@ -31,6 +31,8 @@ pub struct NewLease {
     pub lifetime: Option<Duration>,
     /// Leases of this backend that may exist at once in this state directory. Unlimited by default.
     pub max_environments: Option<u64>,
+    /// What the creator wants to find again; backends never see it. Never a secret. Null by default.
+    pub memo: serde_json::Value,
 }
 
 impl NewLease {
@@ -43,6 +45,7 @@ impl NewLease {
             name: None,
             lifetime: None,
             max_environments: None,
+            memo: serde_json::Value::Null,
         }
     }
 }
@@ -52,6 +55,8 @@ impl NewLease {
 pub struct Entry {
     /// What it says.
     pub record: LeaseRecord,
+    /// What its creator noted.
+    pub memo: serde_json::Value,
     /// Whether a living process has it locked.
     pub locked: bool,
 }
@@ -242,7 +247,7 @@ impl Journal {
         if !is_same_file(&file, &path) {
             return Err(not_found(id));
         }
-        let record = read_record(&file, &path).map_err(|problem| unreadable(&path, problem))?;
+        let (record, _) = read_record(&file, &path).map_err(|problem| unreadable(&path, problem))?;
         Ok(Lease::held(self.clone(), record, file))
     }
 
@@ -295,7 +300,7 @@ impl Journal {
     fn write_new(&self, new: &NewLease) -> Result<Lease> {
         let created = SystemTime::now();
         let record = LeaseRecord {
-            id: id::random_id(&new.backend)?,
+            id: id::random_id(&new.backend),
             name: new.name.clone(),
             backend: new.backend.clone(),
             profile: new.profile.clone(),
@@ -308,7 +313,7 @@ impl Journal {
             data: serde_json::Value::Null,
         };
         let failed = |error: std::io::Error| Error::io("write lease", error).with_context("path", self.state.leases().display());
-        let line = lines::first_line(&record).map_err(|error| failed(error.into()))?;
+        let line = lines::first_line(&record, &new.memo).map_err(|error| failed(error.into()))?;
         let unfinished = self.state.leases().join(format!("{UNFINISHED}{}", record.id));
         let file = create_new(&unfinished).map_err(failed)?;
         let written = (|| {
@@ -329,12 +334,12 @@ impl Journal {
     fn read(&self, path: &Path) -> Result<Option<Entry>, String> {
         let Some(file) = open_lease(path)? else { return Ok(None) };
         let locked = lock::is_held(&file).map_err(|error| error.message().to_owned())?;
-        let record = read_record(&file, path)?;
+        let (record, memo) = read_record(&file, path)?;
         // An owner removes its lease before it lets go of the lock, so what looks orphaned may just have ended.
         if !locked && !is_same_file(&file, path) {
             return Ok(None);
         }
-        Ok(Some(Entry { record, locked }))
+        Ok(Some(Entry { record, memo, locked }))
     }
 }
 
@@ -386,16 +391,16 @@ fn open_lease(path: &Path) -> Result<Option<File>, String> {
     }
 }
 
-fn read_record(mut file: &File, path: &Path) -> Result<LeaseRecord, String> {
+fn read_record(mut file: &File, path: &Path) -> Result<(LeaseRecord, serde_json::Value), String> {
     use std::io::Seek;
     let mut contents = Vec::new();
     file.rewind().and_then(|()| file.take(lines::MAX + 1).read_to_end(&mut contents)).map_err(|error| error.to_string())?;
-    let record = lines::parse(&contents)?;
+    let (record, memo) = lines::parse(&contents)?;
     id::check_id(&record.id).map_err(|error| error.message().to_owned())?;
     if path.file_name() != Some(format!("{}.json", record.id).as_ref()) {
         return Err(format!("it says that it is {:?}", record.id));
     }
-    Ok(record)
+    Ok((record, memo))
 }
 
 pub(crate) fn is_same_file(file: &File, path: &Path) -> bool {

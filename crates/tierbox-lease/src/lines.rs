@@ -11,9 +11,11 @@ pub(crate) const MAX: u64 = 16 << 20;
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct First<R> {
+struct First<R, M> {
     tierbox_lease: u32,
     record: R,
+    #[serde(default)]
+    memo: M,
 }
 
 /// One later line.
@@ -45,8 +47,8 @@ impl Change {
 }
 
 /// The first line, newline included.
-pub(crate) fn first_line(record: &LeaseRecord) -> serde_json::Result<Vec<u8>> {
-    line(&First { tierbox_lease: VERSION, record })
+pub(crate) fn first_line(record: &LeaseRecord, memo: &serde_json::Value) -> serde_json::Result<Vec<u8>> {
+    line(&First { tierbox_lease: VERSION, record, memo })
 }
 
 fn line(value: &impl Serialize) -> serde_json::Result<Vec<u8>> {
@@ -57,11 +59,12 @@ fn line(value: &impl Serialize) -> serde_json::Result<Vec<u8>> {
 
 /// Reads a file's contents. A last line without a newline was cut off by a crash and is ignored; anything else that is not
 /// as written by tierbox is an error, in words.
-pub(crate) fn parse(contents: &[u8]) -> Result<LeaseRecord, String> {
+pub(crate) fn parse(contents: &[u8]) -> Result<(LeaseRecord, serde_json::Value), String> {
     let whole = &contents[..whole_length(contents)];
     let mut lines = whole.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
     let first = lines.next().ok_or("it has no complete first line")?;
-    let first: First<LeaseRecord> = serde_json::from_slice(first).map_err(|error| format!("line 1: {error}"))?;
+    let first: First<LeaseRecord, serde_json::Value> =
+        serde_json::from_slice(first).map_err(|error| format!("line 1: {error}"))?;
     if first.tierbox_lease != VERSION {
         return Err(format!("it has format version {}, and this tierbox knows {VERSION}", first.tierbox_lease));
     }
@@ -70,7 +73,7 @@ pub(crate) fn parse(contents: &[u8]) -> Result<LeaseRecord, String> {
         let change: Change = serde_json::from_slice(line).map_err(|error| format!("line {}: {error}", index + 2))?;
         change.apply(&mut record);
     }
-    Ok(record)
+    Ok((record, first.memo))
 }
 
 /// The length of all complete lines.
@@ -109,7 +112,7 @@ mod unit {
 
     #[test]
     fn changes_are_applied_in_order() {
-        let mut file = first_line(&record()).unwrap();
+        let mut file = first_line(&record(), &serde_json::Value::Null).unwrap();
         for change in [
             Change::Resources(vec![resource("/a")]),
             Change::Hold(Hold::Kept),
@@ -118,15 +121,16 @@ mod unit {
         ] {
             file.extend(change.line().unwrap());
         }
-        let read = parse(&file).unwrap();
+        let (read, _) = parse(&file).unwrap();
         assert_eq!(read.resources, [resource("/a"), resource("/b")]);
         assert_eq!((read.hold, &read.data["socket"]), (Hold::Kept, &serde_json::json!("/s\n")));
     }
 
     #[test]
     fn a_newer_format_is_named() {
-        let text =
-            String::from_utf8(first_line(&record()).unwrap()).unwrap().replace("\"tierbox_lease\":1", "\"tierbox_lease\":2");
+        let text = String::from_utf8(first_line(&record(), &serde_json::Value::Null).unwrap())
+            .unwrap()
+            .replace("\"tierbox_lease\":1", "\"tierbox_lease\":2");
         assert!(parse(text.as_bytes()).unwrap_err().contains("version 2"));
     }
 
@@ -134,14 +138,14 @@ mod unit {
         /// However much of the last append reached the file, everything before it stands.
         #[test]
         fn a_torn_append_costs_only_itself(count in 1usize..6, cut in 0usize..400) {
-            let mut file = first_line(&record()).unwrap();
+            let mut file = first_line(&record(), &serde_json::Value::Null).unwrap();
             let mut lengths = vec![file.len()];
             for number in 0..count {
                 file.extend(Change::Resources(vec![resource(&format!("/r{number}"))]).line().unwrap());
                 lengths.push(file.len());
             }
             let cut = file.len().saturating_sub(cut).max(lengths[0]);
-            let read = parse(&file[..cut]).unwrap();
+            let (read, _) = parse(&file[..cut]).unwrap();
             let complete = lengths.iter().filter(|length| **length <= cut).count() - 1;
             prop_assert_eq!(read.resources.len(), complete);
         }
@@ -149,9 +153,9 @@ mod unit {
         #[test]
         fn hostile_bytes_get_an_answer(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
             let _ = parse(&bytes);
-            let mut file = first_line(&record()).unwrap();
+            let mut file = first_line(&record(), &serde_json::Value::Null).unwrap();
             file.extend(&bytes);
-            if let Ok(read) = parse(&file) {
+            if let Ok((read, _)) = parse(&file) {
                 prop_assert_eq!(read.id, "local-000000");
             }
         }

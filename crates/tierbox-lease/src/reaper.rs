@@ -72,7 +72,7 @@ async fn clean_one(journal: &Journal, registry: &Registry, options: CleanupOptio
     };
     // What was read before the lock was taken may be old.
     let record = lease.snapshot();
-    let standing = Entry { record: record.clone(), locked: false }.standing(SystemTime::now());
+    let standing = Entry { record: record.clone(), memo: serde_json::Value::Null, locked: false }.standing(SystemTime::now());
     if !options.covers(standing) {
         report.kept.push(format!("{id}: {}", why_kept(&entry, standing)));
         return;

@@ -28,7 +28,8 @@ fn resource(id: &str) -> Resource {
 #[test]
 fn a_lease_lives_from_create_to_remove() {
     let Fixture { journal, _dir } = fixture();
-    let lease = journal.create(new()).unwrap();
+    let memo = serde_json::json!(["/usr/bin/ls"]);
+    let lease = journal.create(NewLease { memo: memo.clone(), ..new() }).unwrap();
     lease.record(&[resource("/a")]).unwrap();
     lease.set_data(serde_json::json!({"pid": 7})).unwrap();
     let directory = lease.directory().unwrap();
@@ -36,7 +37,7 @@ fn a_lease_lives_from_create_to_remove() {
     std::fs::write(directory.join("socket"), "").unwrap();
 
     let entry = journal.get(lease.id()).unwrap();
-    assert_eq!(entry.record, lease.snapshot());
+    assert_eq!((&entry.record, entry.memo.clone()), (&lease.snapshot(), memo));
     assert_eq!((entry.record.resources.len(), entry.standing(SystemTime::now())), (1, Standing::Held));
     assert_eq!(journal.adopt(lease.id()).unwrap_err().kind(), ErrorKind::LimitReached);
     let mode = std::fs::metadata(journal.path_of(lease.id()).unwrap()).unwrap().permissions().mode();
