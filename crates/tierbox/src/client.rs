@@ -1,0 +1,284 @@
+//! The client: from a profile to a running environment.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+use std::time::SystemTime;
+
+use tierbox_core::{Backend, Capabilities, Check, DestroyReport, EnvironmentSpec, Hold, LeaseRecord, Registry, Result};
+use tierbox_lease::{CleanupOptions, CleanupReport, Entry, Foreign, Journal, Standing, StateDir};
+
+use crate::profiles::{ProfileSource, Profiles};
+use crate::running::{Running, destroy};
+use crate::{StartOptions, memo, start};
+
+/// Starts and finds environments. Cheap to clone; clones share everything.
+///
+/// It needs a tokio runtime with time enabled, of either flavour.
+#[derive(Debug, Clone)]
+pub struct Tierbox {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    registry: Registry,
+    profiles: Profiles,
+    state_dir: Option<PathBuf>,
+    journal: OnceLock<Journal>,
+}
+
+/// Settings of a [`Tierbox`].
+#[derive(Debug, Clone, Default)]
+pub struct TierboxBuilder {
+    registry: Option<Registry>,
+    state_dir: Option<PathBuf>,
+    profiles: Profiles,
+}
+
+impl TierboxBuilder {
+    /// The backends to use; those linked into the program by default.
+    #[must_use]
+    pub fn registry(mut self, registry: Registry) -> Self {
+        self.registry = Some(registry);
+        self
+    }
+
+    /// Where leases are kept; [`StateDir::locate`] tells the default.
+    #[must_use]
+    pub fn state_dir(mut self, path: impl Into<PathBuf>) -> Self {
+        self.state_dir = Some(path.into());
+        self
+    }
+
+    /// A further directory of profiles, looked in before the ready ones. May be called again.
+    #[must_use]
+    pub fn profile_dir(mut self, path: impl Into<PathBuf>) -> Self {
+        self.profiles.directories.push(path.into());
+        self
+    }
+
+    /// Whether the user's configuration file and `TIERBOX__…` variables are layers above the profile. Yes by default; a
+    /// harness whose runs must not depend on who runs them says no.
+    #[must_use]
+    pub fn user_config(mut self, yes: bool) -> Self {
+        self.profiles.user_config = yes;
+        self
+    }
+
+    /// The client.
+    ///
+    /// # Errors
+    /// None at present: the state directory is opened when it is first needed.
+    pub fn build(self) -> Result<Tierbox> {
+        let registry = self.registry.unwrap_or_else(Registry::linked);
+        let inner = Inner { registry, profiles: self.profiles, state_dir: self.state_dir, journal: OnceLock::new() };
+        Ok(Tierbox { inner: Arc::new(inner) })
+    }
+}
+
+/// An environment as `tierbox ls` shows it.
+#[derive(Debug, Clone)]
+pub struct Listed {
+    /// What its lease says.
+    pub record: LeaseRecord,
+    /// Who wants it.
+    pub standing: Standing,
+    /// Whether anything of it still exists.
+    pub alive: bool,
+}
+
+/// All environments, and what lies among their leases without being one.
+#[derive(Debug, Clone, Default)]
+pub struct Listing {
+    /// Environments, oldest first.
+    pub environments: Vec<Listed>,
+    /// Files that tierbox did not write, or cannot read.
+    pub foreign: Vec<Foreign>,
+}
+
+impl Tierbox {
+    /// A client with the linked backends, the default state directory and the user's configuration.
+    ///
+    /// # Errors
+    /// As [`TierboxBuilder::build`].
+    pub fn new() -> Result<Self> {
+        Self::builder().build()
+    }
+
+    /// A client with other settings.
+    pub fn builder() -> TierboxBuilder {
+        TierboxBuilder::default()
+    }
+
+    /// The backends.
+    pub fn registry(&self) -> &Registry {
+        &self.inner.registry
+    }
+
+    /// The journal of leases, opened (and its directory made) on first use.
+    ///
+    /// # Errors
+    /// As [`StateDir::open`].
+    pub fn journal(&self) -> Result<&Journal> {
+        if let Some(journal) = self.inner.journal.get() {
+            return Ok(journal);
+        }
+        let journal = Journal::at(&self.state_path()?)?;
+        Ok(self.inner.journal.get_or_init(|| journal))
+    }
+
+    /// Where leases are kept. Does not make it.
+    ///
+    /// # Errors
+    /// As [`StateDir::locate`].
+    pub fn state_path(&self) -> Result<PathBuf> {
+        self.inner.state_dir.clone().map_or_else(StateDir::locate, Ok)
+    }
+
+    /// Starts a profile by its name, or by the path of its file.
+    ///
+    /// # Errors
+    /// As [`start_with`](Self::start_with).
+    pub async fn start(&self, profile: &str) -> Result<Running> {
+        self.start_with(profile, StartOptions::default()).await
+    }
+
+    /// Starts a profile (a name, a path, or one built in code) with changes of its own.
+    ///
+    /// Dropping the returned future undoes the start, in the background.
+    ///
+    /// # Errors
+    /// `UnknownProfile`, `InvalidProfile`, `UnknownBackend`; `TierRefused`, `LimitRefused` or `Unsupported` naming what
+    /// cannot be enforced, before anything exists; `LimitReached` beyond `limits.max-environments`; `Timeout` beyond
+    /// `limits.startup`; and what the backend's start says. In every case nothing is left behind.
+    pub async fn start_with(&self, profile: impl Into<ProfileSource>, options: StartOptions) -> Result<Running> {
+        let spec = self.resolve(profile, &options)?;
+        self.start_spec(spec, options).await
+    }
+
+    /// Starts a resolved specification. Of the options only those count that do not change it: name, hold, progress.
+    ///
+    /// # Errors
+    /// As [`start_with`](Self::start_with).
+    pub async fn start_spec(&self, spec: EnvironmentSpec, options: StartOptions) -> Result<Running> {
+        let backend = self.backend(&spec)?;
+        start::preflight(backend.as_ref(), &spec)?;
+        let hold = options.hold.unwrap_or(Hold::Process);
+        let journal = self.journal()?;
+        self.make_room(&spec).await?;
+        start::start(backend, journal, spec, options.name, hold, options.progress).await
+    }
+
+    /// The specification that a profile and options come to. No side effects.
+    ///
+    /// # Errors
+    /// `UnknownProfile`, `InvalidProfile`.
+    pub fn resolve(&self, profile: impl Into<ProfileSource>, options: &StartOptions) -> Result<EnvironmentSpec> {
+        self.inner.profiles.resolve(&self.inner.registry, profile.into(), options)
+    }
+
+    /// Checks that a specification could start here, and tells what its machine could do. No side effects.
+    ///
+    /// # Errors
+    /// As [`start_with`](Self::start_with), as far as can be told without starting.
+    pub fn check(&self, spec: &EnvironmentSpec) -> Result<Capabilities> {
+        start::preflight(self.backend(spec)?.as_ref(), spec)
+    }
+
+    /// Finds a detached environment by its id or name.
+    ///
+    /// # Errors
+    /// `NotFound`, naming what there is.
+    pub async fn attach(&self, id_or_name: &str) -> Result<Running> {
+        let journal = self.journal()?;
+        let entry = journal.find(id_or_name)?;
+        let backend = self.inner.registry.get(&entry.record.backend)?;
+        let environment = backend.attach(&entry.record).await?;
+        let report = environment.report().clone();
+        tracing::info!(target: "tierbox::op", id = entry.record.id, "attach");
+        Ok(Running::new(environment, backend, journal.clone(), None, report, memo::programs(&entry.memo)))
+    }
+
+    /// All environments in the state directory.
+    ///
+    /// # Errors
+    /// If the state directory cannot be read.
+    pub async fn list(&self) -> Result<Listing> {
+        let found = self.journal()?.list()?;
+        let mut listing = Listing { foreign: found.foreign, environments: Vec::new() };
+        for entry in found.entries {
+            listing.environments.push(self.listed(entry).await);
+        }
+        Ok(listing)
+    }
+
+    /// Ends a detached or orphaned environment, by id or name.
+    ///
+    /// # Errors
+    /// `NotFound`; `LimitReached` if a living process holds it; what could not be removed.
+    pub async fn down(&self, id_or_name: &str) -> Result<DestroyReport> {
+        let journal = self.journal()?;
+        let lease = journal.adopt(&journal.find(id_or_name)?.record.id)?;
+        let record = lease.snapshot();
+        let backend = self.inner.registry.get(&record.backend)?;
+        let report = destroy(backend.as_ref(), &record).await?;
+        lease.remove()?;
+        tracing::info!(target: "tierbox::op", id = record.id, "down");
+        Ok(report)
+    }
+
+    /// Removes what nobody wants any more.
+    ///
+    /// # Errors
+    /// If the state directory cannot be read; the rest is in the report.
+    pub async fn cleanup(&self, options: CleanupOptions) -> Result<CleanupReport> {
+        tierbox_lease::cleanup(self.journal()?, &self.inner.registry, options).await
+    }
+
+    /// What this host can enforce, by backend.
+    pub async fn doctor(&self) -> Vec<(&'static str, Vec<Check>)> {
+        let mut checks = Vec::new();
+        for backend in self.inner.registry.iter() {
+            checks.push((backend.name(), backend.doctor().await));
+        }
+        checks
+    }
+
+    /// The profiles that can be started by name, with their file where they have one.
+    ///
+    /// # Errors
+    /// If a directory of profiles cannot be read.
+    pub fn profiles(&self) -> Result<Vec<crate::ProfileEntry>> {
+        self.inner.profiles.list()
+    }
+
+    fn backend(&self, spec: &EnvironmentSpec) -> Result<Arc<dyn Backend>> {
+        self.inner.registry.get(&spec.backend)
+    }
+
+    async fn listed(&self, entry: Entry) -> Listed {
+        let standing = entry.standing(SystemTime::now());
+        let alive = match self.inner.registry.get(&entry.record.backend) {
+            Ok(backend) => backend.is_alive(&entry.record).await,
+            Err(_) => false,
+        };
+        Listed { record: entry.record, standing, alive }
+    }
+
+    /// Removes dead environments before a count limit refuses a start because of them.
+    async fn make_room(&self, spec: &EnvironmentSpec) -> Result<()> {
+        let Some(max) = spec.limits.max_environments else { return Ok(()) };
+        let entries = self.journal()?.list()?.entries;
+        if (entries.iter().filter(|entry| entry.record.backend == spec.backend).count() as u64) < max {
+            return Ok(());
+        }
+        self.cleanup(CleanupOptions::default()).await.map(|_| ())
+    }
+}
+
+/// A path as a profile's source.
+impl From<&Path> for ProfileSource {
+    fn from(path: &Path) -> Self {
+        Self::File(path.to_owned())
+    }
+}

@@ -1,0 +1,205 @@
+//! An environment that runs.
+
+use std::ops::Deref;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tierbox_core::{Backend, Connection, Environment, Error, ErrorKind, Hold, LeaseRecord, Report, Result, Sandbox, Tooling};
+use tierbox_lease::{Journal, Lease};
+
+use crate::AgentSandbox;
+use crate::undertaker::{Burial, bury};
+
+/// An environment that runs, and what can be done with it.
+///
+/// It derefs to its primary machine, so that `running.run(…)` works. An attached one (the default) ends when this is
+/// dropped, in the background; [`stop`](Self::stop) ends it and waits until nothing of it is left. A detached one lives on.
+pub struct Running {
+    parts: Option<Parts>,
+    id: String,
+    primary: Arc<dyn Sandbox>,
+    report: Report,
+    tooling: Tooling,
+    programs: Vec<String>,
+}
+
+struct Parts {
+    environment: Box<dyn Environment>,
+    backend: Arc<dyn Backend>,
+    journal: Journal,
+    /// `Some` while this process is who keeps it.
+    lease: Option<Arc<Lease>>,
+}
+
+impl Running {
+    pub(crate) fn new(
+        environment: Box<dyn Environment>,
+        backend: Arc<dyn Backend>,
+        journal: Journal,
+        lease: Option<Arc<Lease>>,
+        report: Report,
+        programs: Vec<String>,
+    ) -> Self {
+        Self {
+            id: environment.id().to_owned(),
+            primary: environment.primary(),
+            tooling: report.tier.tooling(),
+            report,
+            programs,
+            parts: Some(Parts { environment, backend, journal, lease }),
+        }
+    }
+
+    /// Its id, as in `tierbox ls`.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// What its tier rests on.
+    pub fn report(&self) -> &Report {
+        &self.report
+    }
+
+    /// The primary machine, as the harness uses it: the tooling axis does not bind it.
+    pub fn sandbox(&self) -> Arc<dyn Sandbox> {
+        self.primary.clone()
+    }
+
+    /// The machines, primary first.
+    pub fn machines(&self) -> Vec<Arc<dyn Sandbox>> {
+        self.parts().environment.machines()
+    }
+
+    /// A machine by its name.
+    ///
+    /// # Errors
+    /// `NotFound`, listing the names there are.
+    pub fn machine(&self, name: &str) -> Result<Arc<dyn Sandbox>> {
+        self.parts().environment.machine(name)
+    }
+
+    /// The primary machine, as the agent may use it.
+    pub fn agent(&self) -> AgentSandbox {
+        AgentSandbox::new(self.primary.clone(), self.tooling, self.programs.clone())
+    }
+
+    /// A machine by its name, as the agent may use it.
+    ///
+    /// # Errors
+    /// As [`machine`](Self::machine).
+    pub fn agent_on(&self, name: &str) -> Result<AgentSandbox> {
+        Ok(AgentSandbox::new(self.machine(name)?, self.tooling, self.programs.clone()))
+    }
+
+    /// How a person gets a shell in a machine.
+    ///
+    /// # Errors
+    /// `NotFound` for a name that is no machine's.
+    pub fn connection(&self, machine: &str) -> Result<Connection> {
+        self.parts().environment.connection(machine)
+    }
+
+    /// Whether it ends with this handle.
+    pub fn is_attached(&self) -> bool {
+        self.parts().lease.is_some()
+    }
+
+    /// Waits until it has ended by itself, for at most `limit`. Returns whether it ended.
+    pub async fn ended(&self, limit: Duration) -> bool {
+        self.parts().environment.ended(limit).await
+    }
+
+    /// Ends it. When this returns `Ok`, every process and resource of it is gone, and so is its lease.
+    ///
+    /// # Errors
+    /// What could not be removed; its lease then stands, and `tierbox cleanup` tries again.
+    pub async fn stop(mut self) -> Result<()> {
+        // Until the end, dropping this future leaves `self` to its `Drop`, which goes on in the background.
+        let parts = self.parts();
+        let lease = match &parts.lease {
+            Some(lease) => lease.clone(),
+            None => Arc::new(parts.journal.adopt(&self.id)?),
+        };
+        parts.environment.stop().await?;
+        let record = lease.snapshot();
+        if !record.resources.is_empty() {
+            destroy(parts.backend.as_ref(), &record).await?;
+        }
+        lease.remove()?;
+        tracing::info!(target: "tierbox::op", id = self.id, "stopped");
+        self.parts = None;
+        Ok(())
+    }
+
+    /// Lets it live on after this process, until somebody ends it by `tierbox down`, `tierbox cleanup --kept` or its
+    /// lifetime. Returns its id.
+    ///
+    /// # Errors
+    /// `Unsupported` unless it was started [`keepable`](crate::StartOptions::keepable) on a backend that can detach. It
+    /// then stays attached.
+    pub async fn keep(&mut self) -> Result<String> {
+        self.let_go(Hold::Kept).await
+    }
+
+    /// Lets it live on after this process until `until`, when `tierbox cleanup` may remove it. Returns its id.
+    ///
+    /// # Errors
+    /// As [`keep`](Self::keep).
+    pub async fn detach(&mut self, until: SystemTime) -> Result<String> {
+        self.let_go(Hold::Until(until)).await
+    }
+
+    pub(crate) async fn let_go(&mut self, hold: Hold) -> Result<String> {
+        let id = self.id.clone();
+        let parts = self.parts.as_mut().expect("parts are there until `stop`");
+        if let Some(lease) = &parts.lease {
+            // In this order: between the two steps a crash leaves a lease that the next clean-up removes.
+            parts.environment.detach().await?;
+            lease.set_hold(hold)?;
+            tracing::info!(target: "tierbox::op", id, "detached");
+        }
+        parts.lease = None;
+        Ok(id)
+    }
+
+    fn parts(&self) -> &Parts {
+        self.parts.as_ref().expect("parts are there until `stop`")
+    }
+}
+
+/// Has a backend remove what a lease names.
+pub(crate) async fn destroy(backend: &dyn Backend, record: &LeaseRecord) -> Result<tierbox_core::DestroyReport> {
+    let report = backend.destroy(record).await?;
+    if report.failed.is_empty() {
+        return Ok(report);
+    }
+    let error = Error::new(ErrorKind::Internal, "end environment", format!("could not remove {}", report.failed.join(", ")))
+        .with_backend(backend.name())
+        .with_context("id", &record.id);
+    Err(match report.manual.as_slice() {
+        [] => error.with_help("`tierbox cleanup` tries again"),
+        commands => error.with_help(commands.join("\n      ")),
+    })
+}
+
+impl Deref for Running {
+    type Target = dyn Sandbox;
+
+    fn deref(&self) -> &Self::Target {
+        self.primary.as_ref()
+    }
+}
+
+impl std::fmt::Debug for Running {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Running").field("id", &self.id).field("report", &self.report.summary()).finish_non_exhaustive()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Some(Parts { environment, backend, lease: Some(lease), .. }) = self.parts.take() {
+            bury(Burial { backend, lease, environment: Some(environment) });
+        }
+    }
+}

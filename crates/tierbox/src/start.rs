@@ -1,0 +1,143 @@
+//! A start, step by step. Whatever ends it early undoes it.
+
+use std::sync::Arc;
+
+use tierbox_core::{
+    Backend, Capabilities, Environment, EnvironmentSpec, Error, ErrorKind, Hold, HostIsolation, KillDomain, LeaseHandle,
+    Progress, Report, Result, Silent,
+};
+use tierbox_lease::{Journal, Lease, NewLease};
+
+use crate::running::Running;
+use crate::undertaker::{Burial, bury};
+use crate::{check, memo};
+
+/// Checks a specification without side effects.
+pub(crate) fn preflight(backend: &dyn Backend, spec: &EnvironmentSpec) -> Result<Capabilities> {
+    backend.validate(spec)?;
+    let capabilities = backend.capabilities(spec)?;
+    check::check(spec, &capabilities)?;
+    Ok(capabilities)
+}
+
+/// Starts an environment that was checked.
+pub(crate) async fn start(
+    backend: Arc<dyn Backend>,
+    journal: &Journal,
+    spec: EnvironmentSpec,
+    name: Option<String>,
+    hold: Hold,
+    progress: Option<Arc<dyn Progress>>,
+) -> Result<Running> {
+    let progress: &dyn Progress = progress.as_deref().unwrap_or(&Silent);
+    let lease = Arc::new(journal.create(NewLease {
+        name,
+        lifetime: spec.limits.lifetime,
+        max_environments: spec.limits.max_environments,
+        memo: memo::note(&spec),
+        ..NewLease::new(&spec.backend, &spec.profile, spec.tier.to_string())
+    })?);
+    tracing::info!(target: "tierbox::op", id = lease.id(), profile = spec.profile, tier = %spec.tier, backend = spec.backend, "start");
+    let mut attempt = Attempt { backend: Some(backend.clone()), lease: lease.clone(), environment: None };
+    match run(&backend, &spec, &mut attempt, progress).await {
+        Ok(report) => {
+            let environment = attempt.finish();
+            let mut running = Running::new(environment, backend, journal.clone(), Some(lease), report, spec.programs);
+            if hold != Hold::Process {
+                running.let_go(hold).await?;
+            }
+            tracing::info!(target: "tierbox::op", id = running.id(), "ready");
+            Ok(running)
+        }
+        Err(error) => {
+            tracing::info!(target: "tierbox::op", id = lease.id(), kind = %error.kind(), "start failed");
+            attempt.undo().await;
+            Err(error)
+        }
+    }
+}
+
+async fn run(
+    backend: &Arc<dyn Backend>,
+    spec: &EnvironmentSpec,
+    attempt: &mut Attempt,
+    progress: &dyn Progress,
+) -> Result<Report> {
+    let limit = spec.limits.startup;
+    let started = tokio::time::timeout(limit, async {
+        let environment = backend.start(spec, attempt.lease.clone(), progress).await?;
+        let environment = attempt.environment.insert(environment);
+        let mut report = environment.report().clone();
+        confirm(spec, &report)?;
+        copy_in(spec, environment.as_ref(), &mut report, progress).await?;
+        Ok(report)
+    });
+    started.await.unwrap_or_else(|_| {
+        let message = format!("it was not ready after {limit:?}, which is limits.startup");
+        Err(Error::new(ErrorKind::Timeout, "start environment", message).with_backend(spec.backend.clone()).retryable())
+    })
+}
+
+/// Compares what was really enforced with what was asked for.
+fn confirm(spec: &EnvironmentSpec, report: &Report) -> Result<()> {
+    let contained = spec.tier.host() == HostIsolation::H0 || report.kill_domain != KillDomain::Session;
+    if report.tier == spec.tier && contained {
+        return Ok(());
+    }
+    let message = format!("{} was asked for, and what started is {} ({:?})", spec.tier, report.tier, report.kill_domain);
+    Err(Error::new(ErrorKind::TierRefused, "confirm tier", message).with_backend(spec.backend.clone()))
+}
+
+async fn copy_in(
+    spec: &EnvironmentSpec,
+    environment: &dyn Environment,
+    report: &mut Report,
+    progress: &dyn Progress,
+) -> Result<()> {
+    let machine = environment.primary();
+    for file in &spec.files {
+        progress.step(&format!("copying {}", file.host.display().to_string().escape_debug()));
+        upload(machine.as_ref(), &file.host, &file.guest.as_str().into()).await?;
+        report.copied_in.push(format!("{} -> {}", file.host.display(), file.guest));
+    }
+    Ok(())
+}
+
+/// A start that may still fail or be cancelled.
+struct Attempt {
+    backend: Option<Arc<dyn Backend>>,
+    lease: Arc<Lease>,
+    environment: Option<Box<dyn Environment>>,
+}
+
+impl Attempt {
+    fn finish(mut self) -> Box<dyn Environment> {
+        self.backend = None;
+        self.environment.take().expect("a start that succeeded made an environment")
+    }
+
+    /// Undoes it and waits for that. A backend leaves nothing behind by itself; this is for what it could not know of,
+    /// such as a time limit.
+    async fn undo(mut self) {
+        if let Some(burial) = self.burial() {
+            burial.carry_out().await;
+        }
+    }
+
+    fn burial(&mut self) -> Option<Burial> {
+        let backend = self.backend.take()?;
+        Some(Burial { backend, lease: self.lease.clone(), environment: self.environment.take() })
+    }
+}
+
+impl Drop for Attempt {
+    fn drop(&mut self) {
+        if let Some(burial) = self.burial() {
+            bury(burial);
+        }
+    }
+}
+
+async fn upload(_: &dyn tierbox_core::Sandbox, _: &std::path::Path, _: &tierbox_core::GuestPath) -> Result<()> {
+    Err(Error::unsupported("copy files in", "copying"))
+}
