@@ -8,6 +8,7 @@
 //! Both sides treat what they read as hostile: every field is bounded, and a malformed frame closes the channel.
 #![deny(missing_docs)]
 
+pub mod archive;
 pub mod protocol;
 pub mod setup;
 pub mod wire;
