@@ -1,2 +1,33 @@
-//! The host's side of a tierbox machine: a full sandbox over a channel to its supervisor.
+//! The host's side of a tierbox machine: a full [`Sandbox`](tierbox_core::Sandbox) over a [`Channel`] to its supervisor.
+//!
+//! A backend starts a supervisor in its machine, opens a channel to it, and makes a [`GuestSandbox`] of that. Everything
+//! else (commands, files, streams, cancellation) is here, once for all backends:
+//!
+//! 1. [`Channel::socket`] or [`Channel::stream`];
+//! 2. [`Channel::setup`], where this side describes the machine, and [`Channel::hello`];
+//! 3. [`GuestSandbox::new`].
+//!
+//! What the machine says is never trusted: it is bounded, checked, and a machine that breaks the protocol loses its channel.
 #![deny(missing_docs)]
+#![forbid(unsafe_code)]
+
+mod calls;
+mod channel;
+mod dial;
+pub mod driver;
+mod errors;
+mod exec;
+mod files;
+mod flow;
+mod handshake;
+mod incoming;
+mod operation;
+mod outgoing;
+#[cfg(all(target_os = "linux", feature = "descriptors"))]
+mod pipe;
+mod sandbox;
+pub mod supervisor;
+
+pub use channel::Channel;
+pub use handshake::{Ready, SetupReply};
+pub use sandbox::{GuestConfig, GuestSandbox};
