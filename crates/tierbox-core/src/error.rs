@@ -15,6 +15,8 @@ pub enum ErrorKind {
     InvalidInput,
     /// A profile cannot be used as written: unknown key, wrong type, contradictory settings, a literal secret.
     InvalidProfile,
+    /// A layer above a profile (the user's file, an environment variable, `--set`) would weaken it.
+    WeakerRefused,
     /// No profile of that name was found.
     UnknownProfile,
     /// No backend of that name is compiled in.
@@ -71,6 +73,7 @@ impl ErrorKind {
         match self {
             Self::InvalidInput => "invalid-input",
             Self::InvalidProfile => "invalid-profile",
+            Self::WeakerRefused => "weaker-refused",
             Self::UnknownProfile => "unknown-profile",
             Self::UnknownBackend => "unknown-backend",
             Self::TierRefused => "tier-refused",

@@ -1,0 +1,203 @@
+//! Paths on the host: what they are relative to, and which must never be visible inside a sandbox.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::path::{Component, Path, PathBuf};
+
+use tierbox_core::{Error, ErrorKind, Result};
+
+use crate::surroundings::Surroundings;
+
+/// Directories under a home that hold keys.
+const KEY_DIRECTORIES: &[&str] = &[
+    ".ssh",
+    ".gnupg",
+    ".aws",
+    ".azure",
+    ".kube",
+    ".docker",
+    ".config/gcloud",
+    ".config/gh",
+    ".config/containers",
+    ".password-store",
+    ".local/share/keyrings",
+    ".netrc",
+    ".git-credentials",
+    ".pki",
+    ".vault-token",
+    ".mozilla",
+];
+
+/// Parts of the host that are its own business.
+const SYSTEM_DIRECTORIES: &[&str] = &["/proc", "/sys", "/dev", "/etc", "/boot", "/run", "/var/run"];
+
+/// Names of the sockets by which engines are commanded.
+const ENGINE_SOCKETS: &[&str] = &[
+    "docker.sock",
+    "podman.sock",
+    "containerd.sock",
+    "crio.sock",
+    "buildkitd.sock",
+    "libvirt-sock",
+    "lxd.socket",
+    "incus.socket",
+];
+
+/// Makes a path absolute: `~/` is the home directory, anything else relative starts from `base`.
+pub(crate) fn absolute(text: &str, base: &Path, surroundings: &Surroundings) -> Result<PathBuf, &'static str> {
+    if text.is_empty() {
+        return Err("is empty");
+    }
+    if text.contains('\0') {
+        return Err("holds a NUL byte");
+    }
+    let path = match (text.strip_prefix("~/"), surroundings.home()) {
+        (Some(rest), Some(home)) => home.join(rest),
+        (Some(_), None) => return Err("starts with ~/ and there is no home directory"),
+        (None, _) if text == "~" => surroundings.home().ok_or("is the home directory, and there is none")?.to_path_buf(),
+        (None, _) => base.join(text),
+    };
+    Ok(tidy(&surroundings.directory().join(path)))
+}
+
+/// Takes `.` and what `..` undoes out of a path.
+fn tidy(path: &Path) -> PathBuf {
+    path.components().fold(PathBuf::new(), |mut done, part| {
+        match part {
+            Component::CurDir => {}
+            Component::ParentDir => drop(done.pop()),
+            other => done.push(other),
+        }
+        done
+    })
+}
+
+/// Refuses a path of the host that must not be visible in a sandbox, nor be copied into one: the root, home directories
+/// as a whole, key directories, engine sockets, and the system's own directories. Links are looked through.
+///
+/// # Errors
+/// `InvalidProfile` that names the rule.
+pub fn check_exposed(path: &Path, home: Option<&Path>) -> Result<()> {
+    let real = path.canonicalize().ok();
+    let why = [Some(path), real.as_deref()].into_iter().flatten().find_map(|path| forbidden(path, home));
+    match why {
+        None => Ok(()),
+        Some(why) => Err(Error::new(
+            ErrorKind::InvalidProfile,
+            "check host path",
+            format!("{} is never given to a sandbox: {why}", path.display()),
+        )
+        .with_help("name the directory that the sandbox needs, and no more")),
+    }
+}
+
+fn forbidden(path: &Path, home: Option<&Path>) -> Option<String> {
+    let parts: Vec<_> = path.components().collect();
+    if parts.len() <= 1 {
+        return Some("it is the root of the host".to_owned());
+    }
+    if path.file_name().and_then(OsStr::to_str).is_some_and(|name| ENGINE_SOCKETS.contains(&name)) {
+        return Some("it is the socket of an engine".to_owned());
+    }
+    if let Some(system) = SYSTEM_DIRECTORIES.iter().find(|system| path.starts_with(system) || Path::new(system).starts_with(path))
+    {
+        return Some(format!("{system} is the host's own"));
+    }
+    if home.is_some_and(|home| home.starts_with(path)) || is_home_root(path) {
+        return Some("it holds a whole home directory".to_owned());
+    }
+    let inner = below_home(path, home)?;
+    let key = KEY_DIRECTORIES.iter().find(|key| inner.starts_with(key) || Path::new(key).starts_with(&inner))?;
+    Some(format!("~/{key} holds keys"))
+}
+
+/// `/home`, `/home/NAME`, `/Users/NAME`, `/root`.
+fn is_home_root(path: &Path) -> bool {
+    if path == Path::new("/root") {
+        return true;
+    }
+    ["/home", "/Users"].iter().any(|all| path == Path::new(all) || path.parent() == Some(Path::new(all)))
+}
+
+/// What a path is called below the home directory that holds it.
+fn below_home(path: &Path, home: Option<&Path>) -> Option<PathBuf> {
+    if let Some(inner) = home.and_then(|home| path.strip_prefix(home).ok()) {
+        return Some(inner.to_path_buf());
+    }
+    if let Ok(inner) = path.strip_prefix("/root") {
+        return Some(inner.to_path_buf());
+    }
+    let inner = ["/home", "/Users"].iter().find_map(|all| path.strip_prefix(all).ok())?;
+    Some(inner.components().skip(1).collect())
+}
+
+/// Opens a regular file, and nothing that could block or never end.
+pub(crate) fn open_regular(path: &Path) -> Result<File, String> {
+    let facts = std::fs::metadata(path).map_err(|error| error.to_string())?;
+    if !facts.is_file() {
+        return Err("it is not a regular file".to_owned());
+    }
+    File::open(path).map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod unit {
+    use super::*;
+
+    #[test]
+    fn relative_paths_start_from_the_file() {
+        let around = Surroundings::empty("/work/dir").with_variable("HOME", "/home/ann");
+        for (text, expected) in [
+            ("../x", "/profiles/x"),
+            ("./a/./b", "/profiles/here/a/b"),
+            ("/abs/../y", "/y"),
+            ("~/code", "/home/ann/code"),
+            ("../../../..", "/"),
+        ] {
+            assert_eq!(absolute(text, Path::new("/profiles/here"), &around).unwrap(), Path::new(expected), "{text}");
+        }
+        assert!(absolute("~/x", Path::new("/p"), &Surroundings::empty("/")).is_err());
+        assert!(absolute("a\0b", Path::new("/p"), &around).is_err());
+    }
+
+    #[test]
+    fn what_must_not_be_seen_is_refused() {
+        let home = Some(Path::new("/srv/people/ann"));
+        for path in [
+            "/",
+            "/home",
+            "/home/bob",
+            "/root",
+            "/srv/people/ann",
+            "/srv/people",
+            "/srv",
+            "/srv/people/ann/.ssh/id",
+            "/home/bob/.aws",
+            "/home/bob/.config",
+            "/root/.gnupg",
+            "/run/docker.sock",
+            "/var/run/docker.sock",
+            "/x/podman.sock",
+            "/etc",
+            "/proc/1",
+            "/sys",
+            "/dev/kvm",
+            "/var",
+        ] {
+            assert!(check_exposed(Path::new(path), home).is_err(), "{path}");
+        }
+        for path in
+            ["/srv/people/ann/code", "/home/bob/project", "/opt/data", "/usr/share", "/root/work", "/srv/people/ann/.cargo"]
+        {
+            assert!(check_exposed(Path::new(path), home).is_ok(), "{path}");
+        }
+    }
+
+    #[test]
+    fn links_are_looked_through() {
+        let dir = tempfile::tempdir().unwrap();
+        let link = dir.path().join("innocent");
+        std::os::unix::fs::symlink("/etc", &link).unwrap();
+        assert!(check_exposed(&link, None).is_err());
+    }
+}

@@ -1,0 +1,426 @@
+//! Reads a profile with all its layers.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use figment::value::{Dict, Tag, Value as FigmentValue};
+use serde_json::Value;
+use tierbox_core::{Error, ErrorKind, Registry, Result, Tier};
+
+use crate::builder::Overrides;
+use crate::check::{check, settle_marks};
+use crate::diagnostic::{Diagnostic, Severity, first_error};
+use crate::document::Document;
+use crate::find::{self, Source};
+use crate::inspect::inspect;
+use crate::layer::{Layer, Merged, Provenance, Values, normalize_limits};
+use crate::node::{Node, Place, parse_document};
+use crate::overlay::{self, Assignment};
+use crate::profile::Profile;
+use crate::schema::{common_keys, schema};
+use crate::settings::{Complaint, Settings, resolve};
+use crate::surroundings::Surroundings;
+use crate::weaken::{Weakening, weaker};
+
+/// A profile extends another that extends another, at most this often.
+const MAX_EXTENDS: usize = 16;
+
+/// Loads profiles: finds them by name or path, and puts the layers above them.
+///
+/// ```no_run
+/// use tierbox_core::Registry;
+/// use tierbox_profile::{Loader, Surroundings};
+/// # let registry = Registry::linked();
+///
+/// let loader = Loader::new(&registry).surroundings(Surroundings::empty("/")).set("limits.exec=30s")?;
+/// let profile = loader.load("local")?;
+/// assert_eq!(profile.tier().to_string(), "T0.H1.N2");
+/// # Ok::<(), tierbox_core::Error>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct Loader {
+    schema: Arc<Value>,
+    surroundings: Arc<Surroundings>,
+    assignments: Vec<Assignment>,
+    allow_weaker: bool,
+    overrides: Option<Overrides>,
+}
+
+/// A profile that can be found by name.
+#[derive(Debug, Clone)]
+pub struct Listed {
+    /// Its name.
+    pub name: String,
+    /// Its file; `None` for a ready profile, which is part of the program.
+    pub path: Option<PathBuf>,
+    /// Its tier and description, or why it cannot be used.
+    pub summary: Result<Summary, String>,
+}
+
+/// What a list of profiles says of each.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Summary {
+    /// Its tier.
+    pub tier: Tier,
+    /// Its backend.
+    pub backend: String,
+    /// Its description; may be empty.
+    pub description: String,
+}
+
+impl Loader {
+    /// A loader for profiles of these backends, with the variables and directories of this process.
+    pub fn new(registry: &Registry) -> Self {
+        Self {
+            schema: Arc::new(schema(registry)),
+            surroundings: Arc::new(Surroundings::of_process()),
+            assignments: Vec::new(),
+            allow_weaker: false,
+            overrides: None,
+        }
+    }
+
+    /// Takes variables and directories from elsewhere.
+    #[must_use]
+    pub fn surroundings(mut self, surroundings: Surroundings) -> Self {
+        self.surroundings = Arc::new(surroundings);
+        self
+    }
+
+    /// Adds a `--set` flag: `section.key=value`. The value is read as a string where one is expected, else as TOML.
+    ///
+    /// # Errors
+    /// `InvalidInput` for a flag that is malformed.
+    pub fn set(mut self, flag: &str) -> Result<Self> {
+        self.assignments.push(Assignment::parse(flag)?);
+        Ok(self)
+    }
+
+    /// Lets the user's file, the environment and `--set` weaken the profile (`--allow-weaker`). Default: no.
+    #[must_use]
+    pub fn allow_weaker(mut self, allow: bool) -> Self {
+        self.allow_weaker = allow;
+        self
+    }
+
+    /// Values set in code, above all other layers. They may weaken the profile, and what they weaken is listed.
+    #[must_use]
+    pub fn overrides(mut self, overrides: Overrides) -> Self {
+        self.overrides = Some(overrides);
+        self
+    }
+
+    /// Loads a profile by name (looked up in the directories of `TIERBOX_PROFILES`, then in
+    /// `$XDG_CONFIG_HOME/tierbox/profiles`, then among the ready ones) or by path (with a `/`, or ending in `.toml`).
+    ///
+    /// # Errors
+    /// `UnknownProfile`, `InvalidInput` for a hostile name, `InvalidProfile` with file and line for anything wrong in a
+    /// layer, `WeakerRefused` for a layer that would weaken the profile, `UnknownBackend`.
+    pub fn load(&self, name: &str) -> Result<Profile> {
+        let (profile, diagnostics) = self.read(name)?;
+        if let Some(error) = first_error(&diagnostics) {
+            return Err(error);
+        }
+        profile.ok_or_else(|| Error::new(ErrorKind::Internal, "read profile", "it was refused without a reason"))
+    }
+
+    /// Everything that is wrong or doubtful about a profile and the layers above it. Empty where all is well. Secrets
+    /// are not read.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load) for a profile that cannot be found or opened.
+    pub fn validate(&self, name: &str) -> Result<Vec<Diagnostic>> {
+        let (profile, mut diagnostics) = self.read(name)?;
+        if let Some(profile) = profile {
+            diagnostics.extend(profile.warnings().iter().cloned());
+        }
+        Ok(diagnostics)
+    }
+
+    /// Every profile that can be found by name, sorted.
+    pub fn list(&self) -> Vec<Listed> {
+        let summarize = |name: &str| {
+            let profile = self.load(name).map_err(|error| error.to_string())?;
+            let description = profile.description().unwrap_or_default().to_owned();
+            Ok(Summary { tier: profile.tier(), backend: profile.backend().to_owned(), description })
+        };
+        let names = find::names(&self.surroundings).into_iter();
+        names.map(|(name, path)| Listed { summary: summarize(&name), name, path }).collect()
+    }
+
+    /// The JSON Schema that profiles are checked with.
+    pub fn schema(&self) -> &Value {
+        &self.schema
+    }
+
+    /// A profile, if there are no errors, and what is wrong otherwise.
+    fn read(&self, name: &str) -> Result<(Option<Profile>, Vec<Diagnostic>)> {
+        let mut reading = Reading { loader: self, layers: Vec::new(), problems: Vec::new() };
+        let source = find::find(name, &self.surroundings)?;
+        reading.profile_files(&source);
+        reading.user_file()?;
+        reading.overlays();
+        let profile = if reading.problems.is_empty() { reading.assemble(&source)? } else { None };
+        Ok((profile, reading.problems))
+    }
+}
+
+/// A profile that is being read.
+struct Reading<'a> {
+    loader: &'a Loader,
+    layers: Vec<Values>,
+    problems: Vec<Diagnostic>,
+}
+
+impl Reading<'_> {
+    /// The profile and what it extends, weakest first.
+    fn profile_files(&mut self, source: &Source) {
+        let mut chain: Vec<(Source, Node)> = Vec::new();
+        let mut next = Some(source.clone());
+        while let Some(source) = next.take() {
+            let Some(root) = self.parse(&source) else { return };
+            let extends = root.get("extends").and_then(|node| Some((node.text()?.to_owned(), node.place.clone())));
+            chain.push((source, root));
+            if let Some((reference, place)) = extends {
+                match self.extended(&reference, &chain) {
+                    Ok(found) => next = Some(found),
+                    Err(error) => self.problems.push(not_extended(&error, place)),
+                }
+            }
+        }
+        for (index, (source, root)) in chain.into_iter().enumerate().rev() {
+            let layer = if index == 0 { Layer::Profile } else { Layer::Extended };
+            self.add(Values { layer, root }, &source.base);
+        }
+    }
+
+    fn parse(&mut self, source: &Source) -> Option<Node> {
+        parse_document(&source.text, &source.label)
+            .map_err(|bad| self.problems.push(Diagnostic::error(bad.place, &[], format!("this is not TOML: {}", bad.message))))
+            .ok()
+    }
+
+    fn extended(&self, reference: &str, chain: &[(Source, Node)]) -> Result<Source> {
+        let Some((from, _)) = chain.last() else { return Err(Error::new(ErrorKind::Internal, "extend profile", "no profile")) };
+        let found = find::find_extended(reference, from, &self.loader.surroundings)?;
+        let same = |source: &Source| source.is_ready == found.is_ready && source.base == found.base && source.name == found.name;
+        if chain.iter().any(|(source, _)| same(source)) || chain.len() >= MAX_EXTENDS {
+            let mut names: Vec<&str> = chain.iter().map(|(source, _)| source.name.as_str()).collect();
+            names.push(&found.name);
+            return Err(Error::new(
+                ErrorKind::InvalidProfile,
+                "extend profile",
+                format!("it goes in a circle: {}", names.join(" -> ")),
+            )
+            .with_help("take one `extends` out"));
+        }
+        Ok(found)
+    }
+
+    fn user_file(&mut self) -> Result<()> {
+        let Some(directory) = self.loader.surroundings.config_directory() else { return Ok(()) };
+        let path = directory.join("config.toml");
+        if !path.exists() {
+            return Ok(());
+        }
+        let source = find::read(&path, &path)?;
+        if let Some(root) = self.parse(&source) {
+            self.add(Values { layer: Layer::User, root }, &directory);
+        }
+        Ok(())
+    }
+
+    fn overlays(&mut self) {
+        let loader = self.loader;
+        let environment = overlay::environment(&loader.schema, &loader.surroundings, &mut self.problems);
+        let set = overlay::assignments(&loader.schema, &loader.assignments, &mut self.problems);
+        for values in [environment, set] {
+            self.add(values, loader.surroundings.directory());
+        }
+    }
+
+    /// Checks a layer by itself and adds it.
+    fn add(&mut self, mut values: Values, base: &Path) {
+        if values.layer.is_above_profile()
+            && let Some(node) = values.root.get("extends")
+        {
+            let problem = Diagnostic::error(node.place.clone(), &["extends".to_owned()], "only a profile can extend another");
+            return self.problems.push(problem);
+        }
+        let findings = inspect(&self.loader.schema, &self.loader.schema, &values.root);
+        self.problems.extend(findings.problems.into_iter().map(|problem| explain_table(problem, &values.root)));
+        self.problems.extend(settle_marks(&mut values.root, &findings.marks, base, &self.loader.surroundings));
+        normalize_limits(&mut values.root);
+        self.layers.push(values);
+        self.check_formats();
+    }
+
+    /// Reads the last layer's values by themselves, for errors that name it.
+    fn check_formats(&mut self) {
+        if !self.problems.is_empty() {
+            return;
+        }
+        let mut complaints = Vec::new();
+        let Some(values) = self.layers.last() else { return };
+        if let Ok(merged) = Merged::new(std::slice::from_ref(values)) {
+            let _ = typed(&merged, &mut complaints);
+        }
+        let problems = complaints.into_iter().map(|complaint| complain(complaint, &values.root));
+        self.problems.extend(problems.collect::<Vec<_>>());
+    }
+
+    /// Puts the layers together, one above the other, and checks the whole.
+    fn assemble(&mut self, source: &Source) -> Result<Option<Profile>> {
+        let above = self.layers.iter().position(|values| values.layer.is_above_profile()).unwrap_or(self.layers.len());
+        let Some(mut settings) = self.settings_of(above)? else {
+            let place = self.layers[above - 1].root.place.clone();
+            let help = "state the isolation that must be enforced, such as tier = \"T0.H1.N2\"".to_owned();
+            self.problems.push(Diagnostic::error(place, &["tier".to_owned()], "`tier` is missing").with_help(help));
+            return Ok(None);
+        };
+        // The profile must make sense by itself, before anybody tightens it.
+        let warnings = self.check(&settings, above)?;
+        let mut weakened = Vec::new();
+        for count in above + 1..=self.layers.len() {
+            let Some(mut next) = self.settings_of(count)? else { continue };
+            leave_names_unused(&settings, &mut next);
+            weakened.extend(self.weakenings(&settings, &next, count)?);
+            settings = next;
+        }
+        if !self.problems.is_empty() {
+            return Ok(None);
+        }
+        let warnings = if above < self.layers.len() { self.check(&settings, self.layers.len())? } else { warnings };
+        if !self.problems.is_empty() {
+            return Ok(None);
+        }
+        self.known_backend(&settings)?;
+        let provenances = Merged::new(&self.layers)?.provenances();
+        let profile = Profile {
+            name: source.name.clone(),
+            path: (!source.is_ready).then(|| source.label.to_path_buf()),
+            settings,
+            provenances,
+            weakened,
+            warnings,
+            base: source.base.clone(),
+            schema: self.loader.schema.clone(),
+            surroundings: self.loader.surroundings.clone(),
+        };
+        match &self.loader.overrides {
+            Some(overrides) => profile.with(overrides).map(Some),
+            None => Ok(Some(profile)),
+        }
+    }
+
+    /// The values of the first `count` layers.
+    fn settings_of(&self, count: usize) -> Result<Option<Settings>> {
+        let merged = Merged::new(&self.layers[..count])?;
+        typed(&merged, &mut Vec::new())
+    }
+
+    /// Adds errors to the problems and returns the warnings.
+    fn check(&mut self, settings: &Settings, count: usize) -> Result<Vec<Diagnostic>> {
+        let merged = Merged::new(&self.layers[..count])?;
+        let place = |key: &str| merged.provenance(&split(key)).place;
+        let found = check(settings, &self.loader.surroundings, &place);
+        let (errors, warnings) = found.into_iter().partition(|diagnostic| diagnostic.severity == Severity::Error);
+        self.problems.extend::<Vec<_>>(errors);
+        Ok(warnings)
+    }
+
+    /// What the last of `count` layers weakens; refused unless it is allowed.
+    fn weakenings(&mut self, before: &Settings, after: &Settings, count: usize) -> Result<Vec<Weakening>> {
+        let merged = Merged::new(&self.layers[..count])?;
+        let changes = weaker(before, after, &self.loader.schema);
+        let mut allowed = Vec::new();
+        for change in changes {
+            let provenance = merged.provenance(&split(&change.key));
+            if self.loader.allow_weaker {
+                allowed.push(Weakening { key: change.key, from: change.from, to: change.to, provenance });
+            } else {
+                let message = format!("{} would weaken `{}` from {} to {}", provenance.layer, change.key, change.from, change.to);
+                let problem = Diagnostic::error(provenance.place, &[change.key], message).with_kind(ErrorKind::WeakerRefused);
+                let help = "pass --allow-weaker to do so (the report will list it), or change the profile".to_owned();
+                self.problems.push(problem.with_help(help));
+            }
+        }
+        Ok(allowed)
+    }
+
+    fn known_backend(&self, settings: &Settings) -> Result<()> {
+        known_backend(&self.loader.schema, &settings.backend)
+    }
+}
+
+/// Refuses a backend that the schema has no table for.
+pub(crate) fn known_backend(schema: &Value, backend: &str) -> Result<()> {
+    let common: Vec<&str> = common_keys().collect();
+    let keys = schema["properties"].as_object().into_iter().flat_map(|map| map.keys());
+    let names: Vec<&str> = keys.map(String::as_str).filter(|key| !common.contains(key)).collect();
+    if names.contains(&backend) {
+        return Ok(());
+    }
+    let there = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
+    let message = format!("{} is not compiled in; there is: {there}", crate::inspect::shown(backend));
+    Err(Error::new(ErrorKind::UnknownBackend, "find backend", message)
+        .with_help("check the profile's `backend`, or build tierbox with that backend's cargo feature"))
+}
+
+/// Tightening the network leaves names that were allowed without a use.
+fn leave_names_unused(before: &Settings, after: &mut Settings) {
+    if after.tier.network() > before.tier.network() && after.allow == before.allow {
+        after.allow.clear();
+    }
+}
+
+/// The typed values of merged layers; `None` if they state no tier.
+fn typed(merged: &Merged<'_>, complaints: &mut Vec<Complaint>) -> Result<Option<Settings>> {
+    let dict = merged.value.clone().into_dict().unwrap_or_default();
+    let common: Vec<&str> = common_keys().collect();
+    let (common, tables): (Dict, Dict) = dict.into_iter().partition(|(key, _)| common.contains(&key.as_str()));
+    let internal =
+        |error: figment::Error| Error::new(ErrorKind::Internal, "read profile", format!("its values do not fit: {}", error.kind));
+    let document: Document = FigmentValue::Dict(Tag::Default, common).deserialize().map_err(internal)?;
+    let tables = tables
+        .into_iter()
+        .map(|(name, table)| Ok((name, table.deserialize::<Value>().map_err(internal)?)))
+        .collect::<Result<BTreeMap<_, _>>>()?;
+    Ok(resolve(document, tables, complaints))
+}
+
+fn complain(complaint: Complaint, root: &Node) -> Diagnostic {
+    let place = root.nearest_place(&complaint.path);
+    let key = complaint.path.join(".");
+    Diagnostic::error(place, &complaint.path, format!("`{key}`: {}", complaint.message)).with_help(complaint.help)
+}
+
+fn not_extended(error: &Error, place: Place) -> Diagnostic {
+    let message = format!("cannot extend: {}", error.message());
+    let problem = Diagnostic::error(place, &["extends".to_owned()], message).with_kind(error.kind());
+    problem.with_help(error.help().map(str::to_owned))
+}
+
+/// A table that bears the name of the backend it is for is no slip of the finger: that backend is missing.
+fn explain_table(problem: Diagnostic, root: &Node) -> Diagnostic {
+    let backend = root.get("backend").and_then(Node::text);
+    if backend.is_some_and(|backend| backend == problem.key) {
+        let help = "build tierbox with that backend's cargo feature, or name another backend".to_owned();
+        let message = format!("the backend `{}` is not compiled in", problem.key);
+        return Diagnostic { message, kind: ErrorKind::UnknownBackend, help: Some(help), ..problem };
+    }
+    problem
+}
+
+fn split(key: &str) -> Vec<String> {
+    match key.split_once('.') {
+        Some(("env", variable)) => vec!["env".to_owned(), variable.to_owned()],
+        _ => key.split('.').map(str::to_owned).collect(),
+    }
+}
+
+/// The provenance of a value that code sets.
+pub(crate) fn of_code() -> Provenance {
+    Provenance { layer: Layer::Code, place: Place::Code }
+}

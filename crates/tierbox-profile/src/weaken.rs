@@ -1,0 +1,208 @@
+//! What a layer above the profile weakens.
+
+use std::fmt;
+use std::time::Duration;
+
+use serde_json::Value;
+use tierbox_core::{Enforce, Limit, Limits, MountSpec, Network, Tooling};
+
+use crate::inspect::{annotated, schema_at};
+use crate::layer::Provenance;
+use crate::settings::{EnvValue, Settings, limit_entries, shown_mount};
+
+/// A value by which a layer above the profile weakens it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Weakening {
+    /// The dotted key.
+    pub key: String,
+    /// The value before.
+    pub from: String,
+    /// The weaker value.
+    pub to: String,
+    /// Who says so.
+    pub provenance: Provenance,
+}
+
+impl fmt::Display for Weakening {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {} -> {} ({})", self.key, self.from, self.to, self.provenance)
+    }
+}
+
+/// A key that became weaker.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Change {
+    pub key: String,
+    pub from: String,
+    pub to: String,
+}
+
+/// What is weaker after than before. Empty where everything is as strict, or stricter.
+pub(crate) fn weaker(before: &Settings, after: &Settings, schema: &Value) -> Vec<Change> {
+    let mut changes = Changes(Vec::new());
+    if !after.tier.is_at_least(before.tier) {
+        changes.add("tier", before.tier, after.tier);
+    }
+    changes.limits(&before.limits, &after.limits);
+    changes.user(before, after);
+    if after.writable_mounts && !before.writable_mounts {
+        changes.add("writable-mounts", false, true);
+    }
+    changes.network(before, after);
+    changes.programs(before, after);
+    changes.host_paths(before, after);
+    changes.loader_variables(before, after);
+    changes.table(before, after, schema);
+    changes.0
+}
+
+struct Changes(Vec<Change>);
+
+impl Changes {
+    fn add(&mut self, key: impl Into<String>, from: impl fmt::Display, to: impl fmt::Display) {
+        self.0.push(Change { key: key.into(), from: from.to_string(), to: to.to_string() });
+    }
+
+    fn limits(&mut self, before: &Limits, after: &Limits) {
+        let weaker = [
+            limit(before.memory, after.memory),
+            limit(before.cpu_millis, after.cpu_millis),
+            limit(before.pids, after.pids),
+            limit(before.disk, after.disk),
+            limit(before.inodes, after.inodes),
+            limit(before.file_size, after.file_size),
+            limit(before.open_files, after.open_files),
+            after.core_size > before.core_size,
+            after.startup > before.startup,
+            duration(before.exec, after.exec),
+            after.output > before.output,
+            duration(before.lifetime, after.lifetime),
+            limit(before.max_environments.map(Limit::required), after.max_environments.map(Limit::required)),
+        ];
+        for ((is_weaker, (name, from)), (_, to)) in weaker.into_iter().zip(limit_entries(before)).zip(limit_entries(after)) {
+            if is_weaker {
+                self.add(format!("limits.{name}"), from, to);
+            }
+        }
+    }
+
+    /// Only leaving root for somebody else is known to be stricter.
+    fn user(&mut self, before: &Settings, after: &Settings) {
+        let is_root = |user: &Option<String>| matches!(user.as_deref(), Some("root" | "0"));
+        if before.user != after.user && !(is_root(&before.user) && !is_root(&after.user)) {
+            let shown = |user: &Option<String>| user.clone().unwrap_or_else(|| "the backend's default".to_owned());
+            self.add("user", shown(&before.user), shown(&after.user));
+        }
+    }
+
+    fn network(&mut self, before: &Settings, after: &Settings) {
+        let all_before = before.tier.network() == Network::N0;
+        for name in &after.allow {
+            if !all_before && !before.allow.iter().any(|old| covers(old, name)) {
+                self.add("network.allow", "not allowed", name);
+            }
+        }
+    }
+
+    fn programs(&mut self, before: &Settings, after: &Settings) {
+        let all_before = before.tier.tooling() == Tooling::T0;
+        for program in &after.programs {
+            if !all_before && !before.programs.contains(program) {
+                self.add("tools.programs", "not allowed", program);
+            }
+        }
+    }
+
+    fn host_paths(&mut self, before: &Settings, after: &Settings) {
+        let held =
+            |new: &MountSpec, old: &MountSpec| new.host == old.host && new.guest == old.guest && (old.writable || !new.writable);
+        for new in &after.mounts {
+            if !before.mounts.iter().any(|old| held(new, old)) {
+                let same = before.mounts.iter().find(|old| old.host == new.host && old.guest == new.guest);
+                self.add("mounts", same.map_or("not mounted".to_owned(), shown_mount), shown_mount(new));
+            }
+        }
+        for new in &after.files {
+            if !before.files.iter().any(|old| old.host == new.host) {
+                self.add("files", "not copied", new.host.display());
+            }
+        }
+    }
+
+    /// Under T1 a loader variable puts other code into an allowed program.
+    fn loader_variables(&mut self, before: &Settings, after: &Settings) {
+        if before.tier.tooling() == Tooling::T0 {
+            return;
+        }
+        for (key, value) in after.env.iter().filter(|(key, _)| key.starts_with("LD_")) {
+            if before.env.get(key) != Some(value) {
+                let is_plain = matches!(value, EnvValue::Plain(_));
+                self.add(format!("env.{key}"), "not set", if is_plain { "set" } else { "set to a secret" });
+            }
+        }
+    }
+
+    /// What a backend's setting means is the backend's to say: one that is not marked tunable may hold the wall up.
+    fn table(&mut self, before: &Settings, after: &Settings, schema: &Value) {
+        let backend = &after.backend;
+        let empty = Value::Null;
+        let old = before.tables.get(backend).unwrap_or(&empty);
+        for (key, value) in after.tables.get(backend).and_then(Value::as_object).into_iter().flatten() {
+            let path = [backend.clone(), key.clone()];
+            let tunable = schema_at(schema, &path).is_some_and(|setting| annotated(schema, setting, "x-tunable"));
+            if old.get(key) != Some(value) && !tunable {
+                let from = old.get(key).map_or("not set".to_owned(), Value::to_string);
+                self.add(path.join("."), from, value);
+            }
+        }
+    }
+}
+
+fn limit<T: Ord>(before: Option<Limit<T>>, after: Option<Limit<T>>) -> bool {
+    match (before, after) {
+        (None, _) => false,
+        (Some(_), None) => true,
+        (Some(before), Some(after)) => {
+            after.max > before.max || (before.enforce == Enforce::Required && after.enforce == Enforce::Best)
+        }
+    }
+}
+
+fn duration(before: Option<Duration>, after: Option<Duration>) -> bool {
+    limit(before.map(Limit::required), after.map(Limit::required))
+}
+
+/// Whether everything that `new` allows is allowed by `old`.
+fn covers(old: &str, new: &str) -> bool {
+    let split = |entry: &str| match entry.rsplit_once(':') {
+        Some((host, port)) => (host.to_lowercase(), Some(port.to_owned())),
+        None => (entry.to_lowercase(), None),
+    };
+    let ((old_host, old_port), (new_host, new_port)) = (split(old), split(new));
+    let host = match old_host.strip_prefix('*') {
+        Some(suffix) => new_host == old_host || (new_host.ends_with(suffix) && new_host.len() > suffix.len()),
+        None => new_host == old_host,
+    };
+    host && old_port == new_port
+}
+
+#[cfg(test)]
+mod unit {
+    use super::*;
+
+    #[test]
+    fn a_wildcard_covers_what_is_below_it() {
+        assert!(covers("*.example.org", "a.example.org"));
+        assert!(covers("*.example.org", "*.b.example.org"));
+        assert!(covers("*.example.org:443", "A.example.org:443"));
+        for (old, new) in [
+            ("*.example.org", "example.org"),
+            ("*.example.org", "evilexample.org"),
+            ("*.example.org", "*.org"),
+            ("a.example.org", "a.example.org:22"),
+            ("a.example.org", "*.example.org"),
+        ] {
+            assert!(!covers(old, new), "{old} {new}");
+        }
+    }
+}

@@ -1,0 +1,83 @@
+//! The ready profiles, the template, and the schema.
+
+mod support;
+
+mod unit {
+    use tierbox_core::{Enforce, ErrorKind, Hold};
+    use tierbox_profile::{Overrides, Severity, template};
+
+    use crate::support::{World, registry};
+
+    #[test]
+    fn ready_profiles_state_what_they_are_called_for() {
+        let loader = World::new().loader();
+        for (name, tier) in
+            [("local", "T0.H1.N2"), ("local-open", "T0.H1.N0"), ("local-process", "T0.H0.N0"), ("local-tools", "T1.H1.N2")]
+        {
+            let profile = loader.load(name).unwrap();
+            assert_eq!(profile.tier().to_string(), tier, "{name}");
+            let limits = profile.limits();
+            for limit in [limits.memory, limits.cpu_millis, limits.pids] {
+                assert_eq!(limit.unwrap().enforce, Enforce::Best, "{name}");
+            }
+            assert!(profile.description().is_some_and(|text| !text.is_empty()), "{name}");
+            let unreasoned = profile.warnings().iter().any(|warning| warning.message.contains("without a reason"));
+            assert!(!unreasoned, "{name}");
+            profile.spec(&registry(), Hold::Process).unwrap();
+        }
+    }
+
+    #[test]
+    fn the_list_holds_them_all() {
+        let world = World::new();
+        world.write("home/.config/tierbox/profiles/mine.toml", "tier = \"T0.H1.N2\"\ndescription = \"My own\"\n");
+        world.write("home/.config/tierbox/profiles/bad.toml", "tier = 3\n");
+        let list = world.loader().list();
+        let names: Vec<&str> = list.iter().map(|listed| listed.name.as_str()).collect();
+        assert_eq!(names, ["bad", "local", "local-open", "local-process", "local-tools", "mine"]);
+        assert!(list[0].summary.as_ref().unwrap_err().contains("bad.toml:1:8"), "{:?}", list[0]);
+        assert_eq!(list[5].summary.as_ref().unwrap().description, "My own");
+        assert!(list[1].path.is_none() && list[5].path.is_some());
+    }
+
+    #[test]
+    fn the_template_is_a_profile_with_every_comment_taken_out() {
+        let world = World::new();
+        std::fs::create_dir_all(world.path("data")).unwrap();
+        world.write("here/task/x", "");
+        world.write("here/as-is.toml", template());
+        assert!(world.loader().validate("./as-is.toml").unwrap().is_empty());
+
+        let is_key =
+            |line: &str| line.starts_with("# [") || line.split_once(" = ").is_some_and(|(key, _)| !key[2..].contains(' '));
+        let lines = template().lines().map(|line| if line.starts_with("# ") && is_key(line) { &line[2..] } else { line });
+        let whole: String = lines.map(|line| format!("{line}\n")).collect();
+        // What the template explains side by side does not all go together.
+        let whole = whole.replace("T0.H1.N2\"\n\n# What", "T1.H1.N1\"\n\n# What");
+        world.write("here/whole.toml", &whole);
+        let found = world.loader().validate("./whole.toml").unwrap();
+        assert!(found.iter().all(|diagnostic| diagnostic.severity == Severity::Warning), "{found:#?}\n{whole}");
+        let profile = world.loader().load("./whole.toml").unwrap();
+        assert_eq!(profile.limits().max_environments, Some(16));
+    }
+
+    #[test]
+    fn an_override_may_weaken_and_is_listed() {
+        let profile = World::new().loader().load("local").unwrap();
+        let open = profile.with(&Overrides::new().tier("T0.H1.N0".parse().unwrap()).env("SEED", "1")).unwrap();
+        let spec = open.spec(&registry(), Hold::Process).unwrap();
+        assert_eq!(spec.weakened, ["tier: T0.H1.N2 -> T0.H1.N0 (code)"]);
+        assert_eq!(spec.env["SEED"], "1");
+        let seed = open.values().into_iter().find(|value| value.key == "env.SEED").unwrap();
+        assert_eq!(seed.provenance.to_string(), "code");
+    }
+
+    #[test]
+    fn the_backend_has_the_last_word() {
+        let profile = World::new().loader().load("local").unwrap();
+        let broken = profile.with(&Overrides::new().setting("mode", "broken")).unwrap();
+        let error = broken.spec(&registry(), Hold::Process).unwrap_err();
+        assert_eq!((error.kind(), error.backend()), (ErrorKind::InvalidProfile, Some("local")));
+        assert!(profile.with(&Overrides::new().setting("mood", "broken")).unwrap_err().to_string().contains("mode"));
+    }
+}
