@@ -1,11 +1,251 @@
-//! Serves a machine.
+//! Serves a machine: one thread, one loop, everything that waits is a descriptor or a deadline.
 
+mod board;
+mod clients;
+mod connection;
+mod domain;
+mod environment;
+mod exec;
+mod launch;
+mod lifecycle;
+mod output;
+mod poll;
+mod pty;
+mod reap;
+mod requests;
+mod stream;
+mod sys;
+mod timers;
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
+use rustix::event::EventfdFlags;
+use rustix::fs::{Mode as FileMode, OFlags};
+
+use self::board::Board;
+use self::connection::Connections;
+use self::domain::{Domain, Domains};
+use self::exec::{Commands, MAX_LIVE};
+use self::launch::Habitat;
+use self::poll::{Interest, Poller, Ready, Token};
+use self::timers::{Timer, Timers};
+use super::identity::Identity;
 use super::machine::Machine;
+use crate::setup::{Mode, Setup};
+
+/// How a machine's own commands die with it at `Shutdown`, where no namespace does it.
+const LAST_KILL: Duration = Duration::from_secs(3);
+
+/// Who a child of the supervisor is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Child {
+    /// A command, or its shim.
+    Command(u32),
+    /// A shim whose command is done and left something behind.
+    Leftover,
+}
+
+/// Everything that serving takes.
+struct Engine {
+    setup: Setup,
+    agent: Identity,
+    other_users: bool,
+    poller: Poller,
+    timers: Timers,
+    connections: Connections,
+    listener: Option<OwnedFd>,
+    signals: OwnedFd,
+    shim_events: OwnedFd,
+    domains: Domains,
+    board: Board,
+    habitat: Habitat,
+    commands: Commands,
+    children: HashMap<i32, Child>,
+    /// Domains of commands that are done, to be looked at.
+    spent: Vec<Domain>,
+    /// Domains in which something lives on.
+    leftovers: Vec<Domain>,
+    leftovers_timed: bool,
+    lingering: HashMap<u32, OwnedFd>,
+    lingered: u32,
+    persist: bool,
+    /// Whether the grace of the machine's own channel is over.
+    abandoned: bool,
+    /// Whether nobody can come back: the machine ends with its last command.
+    lonely: bool,
+    ending: bool,
+    scratch: Box<[u8]>,
+    /// Kept open for commands without stdin.
+    _null: OwnedFd,
+}
+
+/// What kills a command's whole tree here (0 session, 1 subreaper, 2 cgroup), and whether a kill for want of memory can be told.
+pub fn describe(machine: &Machine) -> (u8, bool) {
+    match Domains::new(&machine.cgroups) {
+        Ok(domains) => (if domains.by_cgroup() { 2 } else { 1 }, domains.counts_memory()),
+        Err(_) => (0, false),
+    }
+}
 
 /// Serves the machine until it ends.
 pub fn run(machine: Machine) -> ExitCode {
-    drop(machine);
-    ExitCode::FAILURE
+    let served = Engine::new(machine).and_then(|mut engine| {
+        let served = engine.serve();
+        engine.end_everything();
+        served
+    });
+    if served.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+impl Engine {
+    fn new(machine: Machine) -> io::Result<Self> {
+        sys::hide_from_debuggers();
+        sys::supervisor_signals();
+        let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, FileMode::empty())?;
+        sys::occupy_standard(&null)?;
+        if std::process::id() != 1 {
+            sys::become_subreaper()?;
+        }
+        let poller = Poller::new()?;
+        let signals = sys::child_signals()?;
+        poller.add(&signals, Token::Children, Interest::READ)?;
+        let shim_events = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        poller.add(&shim_events, Token::Shims, Interest::READ)?;
+        let domains = Domains::new(&machine.cgroups)?;
+        let habitat = Habitat {
+            rlimits: rlimits(&machine.setup),
+            null: null.as_raw_fd(),
+            shared_cgroups: domains.shared_doors(),
+            shim_events: shim_events.as_raw_fd(),
+        };
+        let mut engine = Self {
+            agent: Identity::agent(&machine.setup.agent),
+            other_users: machine.other_users,
+            poller,
+            timers: Timers::default(),
+            connections: Connections::default(),
+            listener: machine.listener,
+            signals,
+            shim_events,
+            domains,
+            board: Board::new(MAX_LIVE + 64)?,
+            habitat,
+            commands: Commands::default(),
+            children: HashMap::new(),
+            spent: Vec::new(),
+            leftovers: Vec::new(),
+            leftovers_timed: false,
+            lingering: HashMap::new(),
+            lingered: 0,
+            persist: machine.setup.persist,
+            abandoned: false,
+            lonely: false,
+            ending: false,
+            scratch: connection::scratch(),
+            setup: machine.setup,
+            _null: null,
+        };
+        engine.connections.add(&engine.poller, machine.channel, true)?;
+        if let Some(listener) = &engine.listener {
+            stream::unblock(listener)?;
+            engine.poller.add(listener, Token::Listener, Interest::READ)?;
+        }
+        if let Some(lifetime) = engine.setup.lifetime_ms {
+            engine.timers.after(Duration::from_millis(lifetime), Timer::Lifetime);
+        }
+        Ok(engine)
+    }
+
+    fn serve(&mut self) -> io::Result<()> {
+        while !self.ending {
+            self.connections.flush(&self.poller);
+            self.drop_broken();
+            if !self.spent.is_empty() {
+                self.recycle();
+                continue;
+            }
+            let events = self.poller.wait(self.timers.next_wait())?;
+            for (token, ready) in events {
+                self.on_event(token, ready);
+            }
+            let now = Instant::now();
+            while let Some(timer) = self.timers.pop(now) {
+                self.on_timer(timer);
+            }
+        }
+        self.connections.flush(&self.poller);
+        Ok(())
+    }
+
+    fn on_event(&mut self, token: Token, ready: Ready) {
+        match token {
+            Token::Listener => self.accept(),
+            Token::Children => self.reap_children(),
+            Token::Shims => self.hear_shims(),
+            Token::Connection(id) => self.on_connection(id, ready),
+            Token::ConnectionOut(id) => self.connections.flush_one(&self.poller, id),
+            Token::Output(key, stream) => self.pump_output(key, stream),
+            Token::Input(key) => self.on_input(key, ready),
+            Token::Linger(id) => self.discard(id),
+            Token::Dial(_) | Token::Connector(_) | Token::Worker(_) | Token::FileData(_) => {}
+        }
+    }
+
+    fn on_timer(&mut self, timer: Timer) {
+        match timer {
+            Timer::Timeout(key) => self.begin_kill(key, crate::protocol::Killed::Timeout),
+            Timer::Idle(key) => self.check_idle(key),
+            Timer::Look(key) => self.look(key),
+            Timer::Drained(key) => self.close_streams(key),
+            Timer::Grace(key) => self.end_grace(key),
+            Timer::Leftovers => {
+                self.leftovers_timed = false;
+                self.recycle();
+            }
+            Timer::Lifetime => self.ending = true,
+            Timer::Abandoned => self.end_if_abandoned(),
+            Timer::Dial(_) | Timer::Workers => {}
+        }
+    }
+
+    /// Kills everything, where the end of this process alone does not.
+    fn end_everything(&mut self) {
+        if self.setup.mode == Mode::Container && std::process::id() == 1 {
+            return;
+        }
+        let deadline = Instant::now() + LAST_KILL;
+        let shims: Vec<i32> = self.children.keys().copied().collect();
+        while Instant::now() < deadline {
+            for key in self.commands.keys() {
+                self.kill_once(key);
+            }
+            self.leftovers.iter().for_each(|domain| self.domains.kill(domain));
+            let no_strangers = self.domains.kill_strangers(&|pid| shims.contains(&pid));
+            self.reap_children();
+            let live = self.commands.keys().into_iter().any(|key| self.is_alive(key));
+            self.recycle();
+            if !live && no_strangers && self.leftovers.is_empty() {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+/// What every command gets: the machine's limits, and the descriptor limit as it was before the supervisor raised its own.
+fn rlimits(setup: &Setup) -> Vec<(u32, u64, u64)> {
+    let mut limits: Vec<_> = setup.rlimits.iter().map(|limit| (limit.resource, limit.value, limit.value)).collect();
+    let descriptors = libc::RLIMIT_NOFILE as u32;
+    if let Some((soft, hard)) = sys::descriptor_limit() {
+        if !limits.iter().any(|(resource, ..)| *resource == descriptors) {
+            limits.push((descriptors, soft, hard));
+        }
+        // Without more descriptors there are fewer commands at once, which is said when it happens.
+        let _ = sys::set_rlimit(descriptors, hard, hard);
+    }
+    limits
 }

@@ -1,0 +1,295 @@
+//! Cgroups of single commands: what kills a whole tree at once, and what counts its memory.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::time::{Duration, Instant};
+
+use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::io::Errno;
+
+use crate::runtime::engine::sys;
+use crate::runtime::machine::CgroupDir;
+
+/// How long a freeze may take before what is there is killed anyway; the next step tries again.
+const FREEZE: Duration = Duration::from_millis(2);
+
+/// What a hierarchy is used for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Uses {
+    unified: bool,
+    freezer: bool,
+    memory: bool,
+}
+
+/// A hierarchy in which every command gets a cgroup of its own.
+#[derive(Debug)]
+struct Hierarchy {
+    dir: OwnedFd,
+    uses: Uses,
+}
+
+/// The hierarchies of a machine.
+#[derive(Debug, Default)]
+pub struct Hierarchies {
+    own: Vec<Hierarchy>,
+    /// `cgroup.procs` of directories in which all commands are together.
+    pub shared: Vec<OwnedFd>,
+    made: u32,
+}
+
+fn open(dir: BorrowedFd<'_>, name: &str, flags: OFlags) -> io::Result<OwnedFd> {
+    Ok(rustix::fs::openat(dir, name, flags | OFlags::CLOEXEC, Mode::empty())?)
+}
+
+fn write(dir: BorrowedFd<'_>, name: &str, text: &[u8]) -> io::Result<()> {
+    rustix::io::write(open(dir, name, OFlags::WRONLY)?, text)?;
+    Ok(())
+}
+
+fn read_fd(fd: BorrowedFd<'_>) -> String {
+    let mut buffer = [0; 4096];
+    let length = rustix::io::pread(fd, &mut buffer, 0).unwrap_or(0);
+    String::from_utf8_lossy(&buffer[..length]).into_owned()
+}
+
+fn read(dir: BorrowedFd<'_>, name: &str) -> String {
+    open(dir, name, OFlags::RDONLY).map(|fd| read_fd(fd.as_fd())).unwrap_or_default()
+}
+
+fn has(dir: BorrowedFd<'_>, name: &str) -> bool {
+    rustix::fs::accessat(dir, name, rustix::fs::Access::EXISTS, AtFlags::empty()).is_ok()
+}
+
+/// The number behind a key in the kernel's `key number` lines.
+fn keyed(text: &str, key: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' '))?;
+    line.trim().parse().ok()
+}
+
+impl Hierarchies {
+    /// Finds out which of a machine's cgroup directories are good for what, by making a child in each.
+    ///
+    /// # Errors
+    /// If a directory of which all commands should be members cannot be used: its limit would not hold.
+    pub fn new(dirs: &[CgroupDir]) -> io::Result<Self> {
+        let mut all = Self::default();
+        let mut candidates: Vec<Hierarchy> = Vec::new();
+        for CgroupDir { kind, dir } in dirs {
+            let controllers: Vec<&str> = kind.split(',').collect();
+            let uses = Uses {
+                unified: kind == "v2",
+                freezer: controllers.contains(&"freezer"),
+                memory: controllers.contains(&"memory"),
+            };
+            if uses.unified || uses.freezer || uses.memory {
+                candidates.push(Hierarchy { dir: dir.try_clone()?, uses });
+            } else {
+                all.shared.push(open(dir.as_fd(), "cgroup.procs", OFlags::WRONLY)?);
+            }
+        }
+        for hierarchy in candidates {
+            all.adopt(hierarchy)?;
+        }
+        // The old freezer is a substitute for `cgroup.kill`, and costs as much to enter.
+        if all.own.iter().any(|hierarchy| hierarchy.uses.unified) {
+            all.own.retain(|hierarchy| hierarchy.uses != Uses { unified: false, freezer: true, memory: false });
+        }
+        Ok(all)
+    }
+
+    fn adopt(&mut self, mut hierarchy: Hierarchy) -> io::Result<()> {
+        let name = self.next_name();
+        let probe = make(hierarchy.dir.as_fd(), &name)?;
+        let uses = &mut hierarchy.uses;
+        if uses.unified {
+            uses.memory = has(probe.as_fd(), "memory.events");
+            // Kernels before 5.14 freeze, but do not kill.
+            uses.freezer = has(probe.as_fd(), "cgroup.kill") || has(probe.as_fd(), "cgroup.freeze");
+        } else {
+            uses.memory &= keyed(&read(probe.as_fd(), "memory.oom_control"), "oom_kill").is_some();
+            uses.freezer &= has(probe.as_fd(), "freezer.state");
+        }
+        rustix::fs::unlinkat(&hierarchy.dir, &name, AtFlags::REMOVEDIR)?;
+        if uses.freezer || uses.memory || uses.unified {
+            self.own.push(hierarchy);
+        } else {
+            self.shared.push(open(hierarchy.dir.as_fd(), "cgroup.procs", OFlags::WRONLY)?);
+        }
+        Ok(())
+    }
+
+    fn next_name(&mut self) -> String {
+        self.made += 1;
+        format!("x{}", self.made)
+    }
+
+    /// Whether whole trees can be killed.
+    pub fn can_kill(&self) -> bool {
+        self.own.iter().any(|hierarchy| hierarchy.uses.freezer)
+    }
+
+    /// Whether kills for want of memory are counted.
+    pub fn counts_memory(&self) -> bool {
+        self.own.iter().any(|hierarchy| hierarchy.uses.memory)
+    }
+
+    /// Makes a cgroup in each hierarchy for one command; `None` if there is none to make.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn make(&mut self) -> io::Result<Option<Set>> {
+        let name = self.next_name();
+        let mut set = Set { name, members: Vec::new() };
+        for index in 0..self.own.len() {
+            let hierarchy = &self.own[index];
+            let made = make(hierarchy.dir.as_fd(), &set.name).and_then(|dir| Member::new(dir, index, hierarchy.uses));
+            match made {
+                Ok(member) => set.members.push(member),
+                Err(error) => {
+                    self.remove(&set);
+                    return Err(error);
+                }
+            }
+        }
+        Ok((!set.members.is_empty()).then_some(set))
+    }
+
+    /// Removes a set that is empty. Whether that was possible.
+    pub fn remove(&self, set: &Set) -> bool {
+        let remove = |member: &Member| rustix::fs::unlinkat(&self.own[member.hierarchy].dir, &set.name, AtFlags::REMOVEDIR);
+        set.members.iter().filter(|member| !matches!(remove(member), Ok(()) | Err(Errno::NOENT))).count() == 0
+    }
+}
+
+fn make(dir: BorrowedFd<'_>, name: &str) -> io::Result<OwnedFd> {
+    match rustix::fs::mkdirat(dir, name, Mode::from_raw_mode(0o700)) {
+        Ok(()) | Err(Errno::EXIST) => {}
+        Err(errno) => return Err(errno.into()),
+    }
+    open(dir, name, OFlags::RDONLY | OFlags::DIRECTORY)
+}
+
+/// A command's cgroup in one hierarchy.
+#[derive(Debug)]
+struct Member {
+    hierarchy: usize,
+    uses: Uses,
+    dir: OwnedFd,
+    procs: OwnedFd,
+    /// What tells whether anything lives in it.
+    population: Option<OwnedFd>,
+    kills_before: u64,
+}
+
+/// A command's cgroups in all hierarchies.
+#[derive(Debug)]
+pub struct Set {
+    name: String,
+    members: Vec<Member>,
+}
+
+impl Member {
+    fn new(dir: OwnedFd, hierarchy: usize, uses: Uses) -> io::Result<Self> {
+        let procs = open(dir.as_fd(), "cgroup.procs", OFlags::WRONLY)?;
+        let population = match uses {
+            Uses { unified: true, .. } => Some(open(dir.as_fd(), "cgroup.events", OFlags::RDONLY)?),
+            Uses { freezer: true, .. } => Some(open(dir.as_fd(), "cgroup.procs", OFlags::RDONLY)?),
+            _ => None,
+        };
+        Ok(Self { hierarchy, uses, dir, procs, population, kills_before: 0 })
+    }
+
+    fn is_empty(&self) -> bool {
+        let Some(population) = &self.population else { return true };
+        let text = read_fd(population.as_fd());
+        if self.uses.unified { text.lines().any(|line| line == "populated 0") } else { text.trim().is_empty() }
+    }
+
+    fn processes(&self) -> Vec<i32> {
+        let Ok(fd) = open(self.dir.as_fd(), "cgroup.procs", OFlags::RDONLY) else { return Vec::new() };
+        let mut text = String::new();
+        let _ = io::Read::read_to_string(&mut std::fs::File::from(fd), &mut text);
+        text.lines().filter_map(|line| line.parse().ok()).filter(|pid| *pid > 0).collect()
+    }
+
+    fn kill(&self) {
+        if self.uses.unified && write(self.dir.as_fd(), "cgroup.kill", b"1").is_ok() {
+            return;
+        }
+        let (file, on, off): (_, &[u8], &[u8]) =
+            if self.uses.unified { ("cgroup.freeze", b"1", b"0") } else { ("freezer.state", b"FROZEN", b"THAWED") };
+        // Whatever fails here leaves somebody alive, whom the next step finds.
+        let _ = write(self.dir.as_fd(), file, on);
+        self.await_freeze();
+        for pid in self.processes() {
+            let _ = sys::kill(pid, libc::SIGKILL);
+        }
+        let _ = write(self.dir.as_fd(), file, off);
+    }
+
+    /// Nobody can make a process any more once all are frozen.
+    fn await_freeze(&self) {
+        let frozen = || match self.uses.unified {
+            true => keyed(&read(self.dir.as_fd(), "cgroup.events"), "frozen") == Some(1),
+            false => read(self.dir.as_fd(), "freezer.state").trim() == "FROZEN",
+        };
+        let start = Instant::now();
+        while !frozen() && start.elapsed() < FREEZE {
+            std::thread::sleep(Duration::from_micros(50));
+        }
+    }
+
+    fn kills(&self) -> u64 {
+        let file = if self.uses.unified { "memory.events" } else { "memory.oom_control" };
+        keyed(&read(self.dir.as_fd(), file), "oom_kill").unwrap_or(0)
+    }
+}
+
+impl Set {
+    /// The files to write a process's number to.
+    pub fn doors(&self) -> Vec<RawFd> {
+        self.members.iter().map(|member| member.procs.as_raw_fd()).collect()
+    }
+
+    /// Kills everything in it, if it is of the kind that can. To be repeated until [`is_empty`](Self::is_empty).
+    pub fn kill(&self) {
+        if let Some(member) = self.killer() {
+            member.kill();
+        }
+    }
+
+    fn killer(&self) -> Option<&Member> {
+        let unified = self.members.iter().find(|member| member.uses.unified && member.uses.freezer);
+        unified.or_else(|| self.members.iter().find(|member| member.uses.freezer))
+    }
+
+    /// Whether nothing lives in it, as far as it can tell.
+    pub fn is_empty(&self) -> bool {
+        self.members.iter().all(Member::is_empty)
+    }
+
+    /// Whether the kernel killed something in it for want of memory since it was made or [rearmed](Self::rearm).
+    pub fn lacked_memory(&self) -> bool {
+        self.members.iter().any(|member| member.uses.memory && member.kills() > member.kills_before)
+    }
+
+    /// Makes it ready for the next command.
+    pub fn rearm(&mut self) {
+        for member in self.members.iter_mut().filter(|member| member.uses.memory) {
+            member.kills_before = member.kills();
+        }
+    }
+}
+
+#[cfg(test)]
+mod unit {
+    use super::keyed;
+
+    #[test]
+    fn keyed_numbers() {
+        let text = "low 0\noom 3\noom_kill 2\noom_group_kill 0\n";
+        assert_eq!(keyed(text, "oom_kill"), Some(2));
+        assert_eq!(keyed(text, "oom"), Some(3));
+        assert_eq!(keyed(text, "kill"), None);
+    }
+}

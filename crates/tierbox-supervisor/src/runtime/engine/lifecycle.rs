@@ -1,0 +1,414 @@
+//! A command's life: launch, kill, end.
+
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::sync::atomic::Ordering::Acquire;
+use std::time::{Duration, Instant};
+
+use super::board::Stage;
+use super::domain::Domain;
+use super::exec::{self, Command, Follower};
+use super::launch::{Birth, Order, Prepared};
+use super::stream::Tap;
+use super::sys::{self, Rusage, Status};
+use super::timers::Timer;
+use super::{Child, Engine};
+use crate::protocol::{Done, End, Exec, Failure, FromSupervisor, Killed, NotStarted};
+use crate::runtime::identity::Identity;
+
+/// After this long a launch that went well is told.
+const FIRST_LOOK: Duration = Duration::from_millis(1);
+
+/// The longest pause between two looks at a tree that is being killed, or at a child that is being launched.
+const SLOWEST_LOOK: Duration = Duration::from_millis(50);
+
+/// After this long the end is told even if something is left of a killed tree.
+const LONGEST_KILL: Duration = Duration::from_secs(5);
+
+/// How long pipes that background children hold open are waited for.
+const DRAIN: Duration = Duration::from_millis(100);
+
+/// The end of a command that never ran.
+pub fn never_ran(cause: NotStarted) -> Done {
+    Done {
+        end: End::NotStarted { cause },
+        cannot_execute: None,
+        wall_us: 0,
+        user_us: None,
+        system_us: None,
+        peak_memory: None,
+        stdout_total: 0,
+        stderr_total: 0,
+    }
+}
+
+impl Engine {
+    /// Launches a command for a call.
+    pub(super) fn launch(&mut self, connection: u32, call: u32, exec: Exec, passed: Vec<OwnedFd>) {
+        let id = exec.id;
+        if self.commands.was_launched(&id) {
+            let done = never_ran(NotStarted::AlreadyLaunched);
+            self.connections.send(connection, call, &FromSupervisor::Done { done });
+            return;
+        }
+        if let Err(detail) = super::environment::check(&exec) {
+            self.fail_call(connection, call, Failure::Invalid, 0, detail);
+            return;
+        }
+        let launched = Instant::now();
+        match self.start(connection, call, &exec, passed, launched) {
+            Ok(key) => self.follow_launch(connection, call, key, &exec),
+            Err(cause) => {
+                self.commands.burn(id);
+                self.connections.send(connection, call, &FromSupervisor::Done { done: never_ran(cause) });
+            }
+        }
+    }
+
+    fn follow_launch(&mut self, connection: u32, call: u32, key: u32, exec: &Exec) {
+        self.connections.open_call(connection, call, super::connection::Call::Exec(key));
+        self.watch_streams(key);
+        self.set_timer(key, FIRST_LOOK, Timer::Look(key));
+        if let Some(limit) = exec.timeout_ms {
+            self.set_timer(key, Duration::from_millis(limit), Timer::Timeout(key));
+        }
+        if let Some(limit) = exec.idle_ms {
+            self.set_timer(key, Duration::from_millis(limit), Timer::Idle(key));
+        }
+    }
+
+    fn start(
+        &mut self,
+        connection: u32,
+        call: u32,
+        exec: &Exec,
+        passed: Vec<OwnedFd>,
+        launched: Instant,
+    ) -> Result<u32, NotStarted> {
+        if self.commands.is_full() {
+            return Err(NotStarted::NoResources);
+        }
+        let identity = self.identify(exec.user.as_deref())?;
+        let command = Order::new(&self.setup, exec, &identity).prepare().ok_or(NotStarted::NoResources)?;
+        let (stdio, framed) = self.stdio(exec, passed, &identity).map_err(|_| NotStarted::NoResources)?;
+        let fds = stdio.each_ref().map(|fd| fd.as_ref().map_or(self.habitat.null, AsRawFd::as_raw_fd));
+        let mut domain = self.domains.take().map_err(|_| NotStarted::NoResources)?;
+        let Some(slot) = self.board.take() else {
+            self.spent.push(domain);
+            return Err(NotStarted::NoResources);
+        };
+        let Some(pid) = self.fork(&domain, slot, &command, fds) else {
+            self.board.give_back(slot);
+            self.spent.push(domain);
+            return Err(NotStarted::NoResources);
+        };
+        let shimmed = domain.wants_shim();
+        domain.shim = shimmed.then_some(pid);
+        let key = self.commands.add(Command {
+            id: exec.id,
+            argv: exec::shown(&exec.argv),
+            launched,
+            detached: exec.detached,
+            kill_leftovers: exec.kill_leftovers,
+            idle: exec.idle_ms.map(Duration::from_millis),
+            owner: Some(connection),
+            slot: Some(slot),
+            domain: Some(domain),
+            pid: (!shimmed).then_some(pid),
+            pending_signals: Vec::new(),
+            started: false,
+            end: None,
+            cannot_execute: None,
+            usage: None,
+            reaped: None,
+            killing: None,
+            orphaned: false,
+            framed,
+            followers: vec![Follower { connection, call, taps: [Tap::from(0), Tap::from(0)] }],
+            waiters: Vec::new(),
+            timers: Vec::new(),
+            done: None,
+        });
+        self.children.insert(pid, Child::Command(key));
+        Ok(key)
+    }
+
+    fn fork(&self, domain: &Domain, slot: usize, command: &Prepared, stdio: [RawFd; 3]) -> Option<i32> {
+        let birth =
+            Birth { habitat: &self.habitat, slot: self.board.slot(slot), cgroups: &domain.doors(), shim: domain.wants_shim() };
+        birth.fork(|birth| birth.run(command, stdio)).ok()
+    }
+
+    fn identify(&self, user: Option<&str>) -> Result<Identity, NotStarted> {
+        let Some(user) = user.filter(|user| *user != self.agent.name) else { return Ok(self.agent.clone()) };
+        let identity = Identity::lookup(user)?;
+        if identity.uid == self.agent.uid {
+            return Ok(self.agent.clone());
+        }
+        let allowed = self.other_users && (identity.uid == rustix::process::getuid().as_raw() || can_change_user());
+        if allowed { Ok(identity) } else { Err(NotStarted::UserNotMapped) }
+    }
+
+    /// Sets a deadline that goes with the command.
+    pub(super) fn set_timer(&mut self, key: u32, wait: Duration, timer: Timer) {
+        let Some(command) = self.commands.get(key) else { return };
+        command.timers.push((self.timers.after(wait, timer), timer));
+    }
+
+    /// The process of a command, once there is one.
+    pub(super) fn pid_of(&mut self, key: u32) -> Option<i32> {
+        let command = self.commands.get(key)?;
+        if command.pid.is_none()
+            && let Some(slot) = command.slot
+        {
+            command.pid = Some(self.board.slot(slot).pid.load(Acquire)).filter(|pid| *pid > 0);
+        }
+        command.pid
+    }
+
+    /// Looks whether a launch succeeded, and whether a killed tree is gone.
+    pub(super) fn look(&mut self, key: u32) {
+        let Some(command) = self.commands.get(key) else { return };
+        let age = command.killing.unwrap_or(command.launched).elapsed();
+        let again = command.done.is_none() && (command.killing.is_some() || !command.started);
+        command.timers.retain(|(_, timer)| *timer != Timer::Look(key));
+        self.tell_started(key);
+        self.deliver_signals(key);
+        if self.commands.get(key).is_some_and(|command| command.killing.is_some() && command.done.is_none()) {
+            self.kill_once(key);
+            self.settle(key);
+        }
+        let open = self.commands.get(key).is_some_and(|command| {
+            command.done.is_none() && (command.killing.is_some() || !command.started || !command.pending_signals.is_empty())
+        });
+        if again && open {
+            self.set_timer(key, (age / 4 + FIRST_LOOK).min(SLOWEST_LOOK), Timer::Look(key));
+        }
+    }
+
+    fn tell_started(&mut self, key: u32) {
+        let Some(pid) = self.pid_of(key) else { return };
+        let Some(command) = self.commands.get(key) else { return };
+        let ready = command.slot.is_some_and(|slot| self.board.slot(slot).reached().0 == Stage::Ready);
+        if !ready || std::mem::replace(&mut command.started, true) {
+            return;
+        }
+        let message = FromSupervisor::Started { pid: pid as u32 };
+        for follower in &command.followers {
+            self.connections.send(follower.connection, follower.call, &message);
+        }
+    }
+
+    /// Sends a signal to a command's process. False if it has ended.
+    pub(super) fn signal(&mut self, key: u32, signal: i32) -> bool {
+        let Some(command) = self.commands.get(key) else { return false };
+        if command.reaped.is_some() {
+            return false;
+        }
+        command.pending_signals.truncate(16);
+        command.pending_signals.push(signal);
+        self.deliver_signals(key);
+        if self.commands.get(key).is_some_and(|command| !command.pending_signals.is_empty()) {
+            self.set_timer(key, FIRST_LOOK, Timer::Look(key));
+        }
+        true
+    }
+
+    fn deliver_signals(&mut self, key: u32) {
+        let Some(pid) = self.pid_of(key) else { return };
+        let Some(command) = self.commands.get(key) else { return };
+        let Some(slot) = command.slot.map(|slot| self.board.slot(slot)) else { return };
+        // Not before it is the command: a signal would hit the supervisor's own code.
+        if slot.reached().0 != Stage::Ready {
+            return;
+        }
+        for signal in std::mem::take(&mut command.pending_signals) {
+            if slot.settled().is_none() && command.reaped.is_none() {
+                let _ = sys::kill(pid, signal);
+            }
+        }
+    }
+
+    /// Records why a command's tree is killed, if nothing ended it before, and kills it.
+    pub(super) fn begin_kill(&mut self, key: u32, reason: Killed) {
+        let Some(command) = self.commands.get(key) else { return };
+        if command.done.is_some() {
+            return;
+        }
+        command.end.get_or_insert(End::Killed { reason });
+        self.start_killing(key);
+    }
+
+    pub(super) fn start_killing(&mut self, key: u32) {
+        let Some(command) = self.commands.get(key) else { return };
+        command.killing.get_or_insert_with(Instant::now);
+        self.kill_once(key);
+        self.settle(key);
+        self.set_timer(key, FIRST_LOOK, Timer::Look(key));
+    }
+
+    /// One attempt at killing a tree.
+    pub(super) fn kill_once(&mut self, key: u32) {
+        self.pid_of(key);
+        let Some(command) = self.commands.get(key) else { return };
+        // The process itself too: it may not have entered its cgroup yet.
+        if let (Some(pid), None, true) = (command.pid, command.reaped, self.domains.by_cgroup() || command.orphaned) {
+            let _ = sys::kill(pid, libc::SIGKILL);
+        }
+        if let Some(domain) = &command.domain {
+            self.domains.kill(domain);
+        }
+        if command.orphaned {
+            let known = |pid: i32| self.children.get(&pid).is_some_and(|child| *child != Child::Command(key));
+            if self.domains.kill_strangers(&known) {
+                command.orphaned = false;
+            }
+        }
+    }
+
+    /// Whether a command's process or something of its killed tree is still there.
+    pub(super) fn is_alive(&mut self, key: u32) -> bool {
+        let Some(command) = self.commands.get(key) else { return false };
+        if command.done.is_some() {
+            return false;
+        }
+        let empty = command.domain.as_ref().is_none_or(|domain| self.domains.is_empty(domain));
+        command.reaped.is_none() || command.orphaned || !empty
+    }
+
+    /// A command's process was reaped.
+    pub(super) fn on_reaped(&mut self, key: u32, status: i32, usage: Rusage) {
+        let Some(command) = self.commands.get(key) else { return };
+        if command.reaped.is_some() {
+            return;
+        }
+        command.reaped = Some(Instant::now());
+        command.usage = Some(usage);
+        let reached = command.slot.map_or((Stage::Ready, 0), |slot| self.board.slot(slot).reached());
+        let (end, cannot_execute) = end_of(reached, status);
+        let killed = matches!(end, End::Signaled { signal: libc::SIGKILL } | End::Exited { code: 137 });
+        let end = match &command.domain {
+            Some(domain) if killed && cannot_execute.is_none() && domain.lacked_memory() => {
+                End::Killed { reason: Killed::Memory }
+            }
+            _ => end,
+        };
+        command.cannot_execute = cannot_execute;
+        command.end.get_or_insert(end);
+        if command.kill_leftovers && self.is_alive(key) {
+            self.start_killing(key);
+        }
+        self.drain_at_end(key);
+        self.settle(key);
+    }
+
+    /// Takes what is in a command's pipes at its end, and waits a little for those that others hold open.
+    fn drain_at_end(&mut self, key: u32) {
+        if self.drain_now(key) {
+            self.set_timer(key, DRAIN, Timer::Drained(key));
+        }
+    }
+
+    /// Tells a command's end if there is nothing left to wait for.
+    pub(super) fn settle(&mut self, key: u32) {
+        let alive = self.is_alive(key);
+        let Some(command) = self.commands.get(key) else { return };
+        let Some(reaped) = command.reaped else {
+            // Somebody killed the shim after it had reaped the command, before it could say so.
+            if command.killing.is_some_and(|since| since.elapsed() > LONGEST_KILL) {
+                self.on_reaped(key, libc::SIGKILL, Rusage::default());
+            }
+            return;
+        };
+        let being_killed = command.killing.is_some_and(|since| alive && since.elapsed() < LONGEST_KILL);
+        let streaming = command.framed.as_ref().is_some_and(|framed| framed.outlets.iter().any(|outlet| !outlet.closed));
+        if command.done.is_some() || being_killed || streaming {
+            return;
+        }
+        let totals = command.framed.as_ref().map_or([0, 0], |framed| framed.outlets.each_ref().map(super::stream::Outlet::total));
+        let usage = command.usage.unwrap_or_default();
+        let ran = !matches!(command.end, Some(End::NotStarted { .. }));
+        let done = Done {
+            end: command.end.clone().unwrap_or(End::Signaled { signal: libc::SIGKILL }),
+            cannot_execute: command.cannot_execute,
+            wall_us: u64::try_from((reaped - command.launched).as_micros()).unwrap_or(u64::MAX),
+            user_us: ran.then_some(usage.user_us),
+            system_us: ran.then_some(usage.system_us),
+            peak_memory: Some(usage.max_rss).filter(|peak| ran && *peak > 0),
+            stdout_total: totals[0],
+            stderr_total: totals[1],
+        };
+        command.done = Some(done);
+        self.tell_done(key, ran);
+    }
+
+    fn tell_done(&mut self, key: u32, ran: bool) {
+        let pid = self.pid_of(key);
+        let Some(command) = self.commands.get(key) else { return };
+        let Some(done) = command.done.clone() else { return };
+        for (at, timer) in std::mem::take(&mut command.timers) {
+            self.timers.cancel(at, timer);
+        }
+        if let (true, false, Some(pid)) = (ran, std::mem::replace(&mut command.started, true), pid) {
+            for follower in &command.followers {
+                self.connections.send(follower.connection, follower.call, &FromSupervisor::Started { pid: pid as u32 });
+            }
+        }
+        for (connection, call) in std::mem::take(&mut command.waiters) {
+            self.connections.finish(connection, call, &FromSupervisor::Done { done: done.clone() });
+        }
+        if let Some(slot) = command.slot.take() {
+            self.board.give_back(slot);
+        }
+        if let Some(framed) = &mut command.framed {
+            framed.input = None;
+        }
+        if let Some(domain) = command.domain.take() {
+            if let Some(shim) = domain.shim {
+                self.children.insert(shim, Child::Leftover);
+            }
+            self.spent.push(domain);
+        }
+        let keep = command.detached || command.owner.is_none();
+        self.commands.over(key, keep);
+        self.ending |= self.lonely && !self.commands.any_live();
+        self.feed_followers(key);
+    }
+
+    /// Looks whether the domains of commands that are done can be used again.
+    pub(super) fn recycle(&mut self) {
+        let mut domains = std::mem::take(&mut self.spent);
+        domains.append(&mut self.leftovers);
+        self.leftovers = domains.into_iter().filter_map(|domain| self.domains.give_back(domain)).collect();
+        if !self.leftovers.is_empty() && !self.leftovers_timed {
+            self.leftovers_timed = true;
+            self.timers.after(Duration::from_secs(1), Timer::Leftovers);
+        }
+    }
+}
+
+/// The end that a status and a launch report tell together.
+fn end_of((stage, errno): (Stage, i32), status: i32) -> (End, Option<i32>) {
+    let never = |cause| (End::NotStarted { cause }, None);
+    match stage {
+        Stage::Ready | Stage::Preparing => match sys::status(status) {
+            Status::Exited(code) => (End::Exited { code }, None),
+            Status::Signaled(signal) => (End::Signaled { signal }, None),
+        },
+        Stage::Execute => match errno {
+            libc::E2BIG => never(NotStarted::TooBig),
+            libc::ENOENT => (End::Exited { code: 127 }, Some(errno)),
+            _ => (End::Exited { code: 126 }, Some(errno)),
+        },
+        Stage::Directory => match errno {
+            libc::ENOMEM | libc::EIO => never(NotStarted::NoResources),
+            _ => never(NotStarted::BadCwd),
+        },
+        Stage::Identity if matches!(errno, libc::EINVAL | libc::EPERM) => never(NotStarted::UserNotMapped),
+        Stage::Identity | Stage::Attach | Stage::Resources => never(NotStarted::NoResources),
+    }
+}
+
+fn can_change_user() -> bool {
+    use rustix::thread::{CapabilitySet, capabilities};
+    capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::SETUID | CapabilitySet::SETGID))
+}

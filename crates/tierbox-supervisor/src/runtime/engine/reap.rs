@@ -1,0 +1,75 @@
+//! Children that ended: commands, shims, helpers, and orphans of all kinds.
+
+use super::sys::{self, Rusage};
+use super::{Child, Engine};
+
+impl Engine {
+    /// Children ended. All of them are reaped: orphans come by the thousand, and the signal tells only once.
+    pub(super) fn reap_children(&mut self) {
+        let mut signals = [0; 1024];
+        while rustix::io::read(&self.signals, &mut signals).is_ok_and(|count| count == signals.len()) {}
+        while let Ok(Some((pid, status, usage))) = sys::reap() {
+            match self.children.remove(&pid) {
+                Some(Child::Command(key)) => self.on_command_child(key, pid, status, usage),
+                Some(Child::Leftover) => self.on_leftover_gone(pid),
+                None => {}
+            }
+        }
+    }
+
+    fn on_command_child(&mut self, key: u32, pid: i32, status: i32, usage: Rusage) {
+        let Some(command) = self.commands.get(key) else { return };
+        let shimmed = command.domain.as_mut().is_some_and(|domain| {
+            let is_shim = domain.shim == Some(pid);
+            if is_shim {
+                domain.shim = None;
+            }
+            is_shim
+        });
+        if !shimmed {
+            return self.on_reaped(key, status, usage);
+        }
+        match command.slot.and_then(|slot| self.board.slot(slot).settled()) {
+            Some((status, usage)) => {
+                self.on_reaped(key, status, usage);
+                self.settle(key);
+            }
+            None => self.on_shim_killed(key, status),
+        }
+    }
+
+    /// A shim ended without a word. What it held together has come to the supervisor, and is killed.
+    fn on_shim_killed(&mut self, key: u32, status: i32) {
+        let pid = self.pid_of(key);
+        let Some(command) = self.commands.get(key) else { return };
+        command.orphaned = true;
+        match pid {
+            Some(pid) => drop(self.children.insert(pid, Child::Command(key))),
+            // It could not make the command's process.
+            None => self.on_reaped(key, status, Rusage::default()),
+        }
+        self.start_killing(key);
+    }
+
+    fn on_leftover_gone(&mut self, pid: i32) {
+        for domain in self.leftovers.iter_mut().chain(&mut self.spent) {
+            if domain.shim == Some(pid) {
+                domain.shim = None;
+            }
+        }
+        self.recycle();
+    }
+
+    /// Shims say that their commands ended, but not everything that these started.
+    pub(super) fn hear_shims(&mut self) {
+        // The count tells nothing; reading it only silences it.
+        let _ = rustix::io::read(&self.shim_events, &mut [0; 8]);
+        for key in self.commands.keys() {
+            let Some(command) = self.commands.get(key) else { continue };
+            let settled = command.slot.and_then(|slot| self.board.slot(slot).settled());
+            if let (None, Some((status, usage))) = (command.reaped, settled) {
+                self.on_reaped(key, status, usage);
+            }
+        }
+    }
+}
