@@ -1,8 +1,63 @@
 //! Sets a machine up.
+//!
+//! The program starts as the *keeper*: it reads the set-up, makes cgroups and the process that becomes pid 1, waits for its
+//! end, and removes what it made. Pid 1 builds its own root and closes the door behind itself; then it serves the channel.
+//! Both run at the same time: the keeper writes the id map and makes cgroups while pid 1 makes its namespaces and mounts.
+
+mod caps;
+mod cgroup;
+mod crash;
+mod guest;
+mod idmap;
+mod inside;
+mod intake;
+mod keeper;
+mod landlock;
+mod listen;
+mod mount;
+mod net;
+mod proc;
+mod process;
+mod refusal;
+mod root;
+mod seccomp;
+mod sources;
 
 use std::process::ExitCode;
 
+use refusal::Refusal;
+
+use super::machine::Channel;
+use crate::setup::Mode;
+
+/// The machine served and ended.
+pub const EXIT_ENDED: u8 = 0;
+/// The machine could not be set up; the channel got a `Refused` frame.
+pub const EXIT_REFUSED: u8 = 3;
+/// There was no usable channel at all.
+pub const EXIT_NO_CHANNEL: u8 = 4;
+/// Pid 1 was killed, or gave up because its keeper did.
+pub const EXIT_KILLED: u8 = 5;
+/// The machine ended, but processes of it could not be killed (mode `Process` only: they belong to another user).
+pub const EXIT_LEFTOVERS: u8 = 6;
+
 /// Reads the set-up, makes the machine, hands it to the engine.
 pub fn main() -> ExitCode {
-    ExitCode::FAILURE
+    let Ok(channel) = intake::take_channel() else { return EXIT_NO_CHANNEL.into() };
+    let setup = match intake::read_setup(&channel) {
+        Ok(setup) => setup,
+        Err(refusal) => return refuse(&channel, &refusal),
+    };
+    match setup.mode {
+        Mode::Container => keeper::run(setup, channel),
+        Mode::Process => process::run(setup, channel),
+        Mode::Guest => guest::run(setup, channel),
+    }
+}
+
+/// Tells the host why not.
+fn refuse(channel: &Channel, refusal: &Refusal) -> ExitCode {
+    // A host that is gone does not need to know.
+    let _ = channel.send(&refusal.message());
+    EXIT_REFUSED.into()
 }

@@ -1,0 +1,55 @@
+//! A machine that somebody else isolates: nothing is set up but this process itself.
+
+use std::os::fd::AsFd;
+use std::process::ExitCode;
+
+use rustix::fs::{CWD, Gid, Uid};
+use rustix::process::DumpableBehavior;
+
+use super::inside::announce_and_run;
+use super::refusal::{AtStep, Step};
+use super::{mount, refuse};
+use crate::protocol::Mechanism;
+use crate::runtime::machine::{Channel, Machine};
+use crate::runtime::sys;
+use crate::setup::Setup;
+
+/// Serves the machine that this process was started in.
+pub fn run(setup: Setup, channel: Channel) -> ExitCode {
+    let _ = rustix::process::setsid();
+    match prepare(&setup) {
+        Ok(()) => serve(setup, channel, Vec::new()),
+        Err(refusal) => refuse(&channel, &refusal),
+    }
+}
+
+/// What modes without namespaces of their own do before they serve.
+///
+/// # Errors
+/// The refusal of step `subreaper` or `dumpable`.
+pub fn prepare(setup: &Setup) -> Step {
+    sys::become_subreaper().at("subreaper")?;
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).at("dumpable")?;
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+    make_workdir(setup);
+    Ok(())
+}
+
+/// Makes the working directory if it can. If it cannot, each command that needs it says so.
+fn make_workdir(setup: &Setup) {
+    let path = setup.workdir.0.as_slice();
+    if rustix::fs::access(path, rustix::fs::Access::EXISTS).is_ok() {
+        return;
+    }
+    let Ok(root) = mount::open_in(CWD, b"/", rustix::fs::OFlags::PATH, rustix::fs::Mode::empty()) else { return };
+    if let Ok(dir) = mount::make_dirs(root.as_fd(), path) {
+        let (uid, gid) = (Uid::from_raw(setup.agent.uid), Gid::from_raw(setup.agent.gid));
+        let _ = rustix::fs::chownat(&dir, "", Some(uid), Some(gid), rustix::fs::AtFlags::EMPTY_PATH);
+    }
+}
+
+/// Serves without anything having been isolated.
+pub fn serve(setup: Setup, channel: Channel, mechanisms: Vec<Mechanism>) -> ExitCode {
+    let other_users = rustix::process::geteuid().is_root();
+    announce_and_run(Machine { setup, channel, listener: None, cgroups: Vec::new(), mechanisms, other_users })
+}

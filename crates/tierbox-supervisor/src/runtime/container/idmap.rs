@@ -1,0 +1,96 @@
+//! Which of the host's users exist inside.
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::process::{Command, Stdio};
+
+use rustix::fs::{CWD, Mode, OFlags};
+use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
+
+use super::refusal::{AtStep, Refusal, Step};
+use crate::setup::{Setup, UserMap};
+use crate::wire::Blob;
+
+/// Who the caller is on the host.
+#[derive(Debug, Clone, Copy)]
+pub struct Caller {
+    uid: u32,
+    gid: u32,
+}
+
+impl Caller {
+    /// This process.
+    pub fn now() -> Self {
+        Self { uid: rustix::process::geteuid().as_raw(), gid: rustix::process::getegid().as_raw() }
+    }
+}
+
+/// Whether pid 1 writes its own map, for which it needs nobody.
+pub fn is_self_written(users: &UserMap) -> bool {
+    matches!(users, UserMap::Single)
+}
+
+/// Maps the caller alone, from inside: the one map that needs no privilege.
+///
+/// # Errors
+/// The refusal of step `uid map`.
+pub fn write_own(setup: &Setup, caller: Caller) -> Step {
+    write("/proc/self/setgroups", "deny").at_with("uid map", || "setgroups".into())?;
+    write("/proc/self/uid_map", &format!("{} {} 1", setup.agent.uid, caller.uid)).at("uid map")?;
+    write("/proc/self/gid_map", &format!("{} {} 1", setup.agent.gid, caller.gid)).at_with("uid map", || "groups".into())
+}
+
+/// Maps a range, from outside.
+///
+/// # Errors
+/// The refusal of step `uid map`.
+pub fn write_for(pid: i32, users: &UserMap, caller: Caller) -> Step {
+    match users {
+        UserMap::Single => Ok(()),
+        UserMap::Direct { first, count } => {
+            let map = format!("0 {first} {count}");
+            write(&format!("/proc/{pid}/uid_map"), &map).at("uid map")?;
+            write(&format!("/proc/{pid}/gid_map"), &map).at_with("uid map", || "groups".into())
+        }
+        UserMap::Helper { first_uid, uids, first_gid, gids, newuidmap, newgidmap } => {
+            helper(newuidmap, pid, [0, caller.uid, 1, 1, *first_uid, *uids])?;
+            helper(newgidmap, pid, [0, caller.gid, 1, 1, *first_gid, *gids])
+        }
+    }
+}
+
+/// Becomes root inside, where there is one. Being mapped is not enough: the process still has the caller's ids.
+///
+/// # Errors
+/// The refusal of step `uid map`.
+pub fn assume_root(users: &UserMap) -> Step {
+    if is_self_written(users) {
+        return Ok(());
+    }
+    set_thread_groups(&[]).at_with("uid map", || "setgroups".into())?;
+    set_thread_res_gid(rustix::fs::Gid::ROOT, rustix::fs::Gid::ROOT, rustix::fs::Gid::ROOT)
+        .at_with("uid map", || "setgid".into())?;
+    set_thread_res_uid(rustix::fs::Uid::ROOT, rustix::fs::Uid::ROOT, rustix::fs::Uid::ROOT).at_with("uid map", || "setuid".into())
+}
+
+fn write(path: &str, text: &str) -> io::Result<()> {
+    let file = rustix::fs::openat(CWD, path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+    // The kernel takes a map in one write or not at all.
+    rustix::io::write(&file, text.as_bytes())?;
+    Ok(())
+}
+
+fn helper(program: &Blob, pid: i32, map: [u32; 6]) -> Step {
+    if !program.0.starts_with(b"/") {
+        return Err(Refusal::because("uid map", "the helper's path is not absolute"));
+    }
+    let mut command = Command::new(OsStr::from_bytes(&program.0));
+    command.arg(pid.to_string()).args(map.map(|number| number.to_string()));
+    let output = command.env_clear().stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).output().at("uid map")?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said: String = String::from_utf8_lossy(&output.stderr).chars().filter(|char| !char.is_control()).take(300).collect();
+    Err(Refusal::because("uid map", format!("{}: {said}", super::refusal::shown(&program.0))))
+}

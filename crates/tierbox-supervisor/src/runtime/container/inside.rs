@@ -1,0 +1,205 @@
+//! Pid 1's way from a fresh process to a closed room.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::process::ExitCode;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::Mode;
+use rustix::net::AddressFamily;
+use rustix::process::{DumpableBehavior, Signal};
+
+use super::keeper::{GROUPED, MAPPED, Prepared};
+use super::net::Netlink;
+use super::refusal::{AtStep, Refusal, Step};
+use super::root::NewRoot;
+use super::sources::Sources;
+use super::{EXIT_KILLED, caps, cgroup, crash, idmap, intake, landlock, refuse, root, seccomp};
+use crate::protocol::{FromSupervisor, Mechanism, ToSupervisor};
+use crate::runtime::engine;
+use crate::runtime::machine::{CgroupDir, Channel, Machine};
+use crate::runtime::sys;
+use crate::setup::{Net, Setup, UserMap};
+
+/// The namespaces that pid 1 makes itself, while the keeper writes its id map.
+const NAMESPACES: [(libc::c_int, &str); 4] = [
+    (libc::CLONE_NEWNS, "mount namespace"),
+    (libc::CLONE_NEWNET, "network namespace"),
+    (libc::CLONE_NEWIPC, "ipc namespace"),
+    (libc::CLONE_NEWUTS, "uts namespace"),
+];
+
+/// The longest host name.
+const HOST_NAME: usize = 64;
+
+/// Why the set-up ended early.
+enum Stop {
+    /// A step failed.
+    Refused(Refusal),
+    /// The keeper is gone, and has said why if it could.
+    Abandoned,
+}
+
+impl From<Refusal> for Stop {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
+/// Sets the machine up and serves it.
+pub fn run(setup: Setup, channel: Channel, prepared: Prepared) -> ExitCode {
+    match set_up(&setup, &channel, prepared) {
+        Ok(room) => serve(setup, channel, room),
+        Err(Stop::Refused(refusal)) => refuse(&channel, &refusal),
+        Err(Stop::Abandoned) => EXIT_KILLED.into(),
+    }
+}
+
+/// What the engine needs of the set-up.
+struct Room {
+    listener: Option<rustix::fd::OwnedFd>,
+    cgroups: Vec<CgroupDir>,
+    mechanisms: Vec<Mechanism>,
+}
+
+fn set_up(setup: &Setup, channel: &Channel, prepared: Prepared) -> Result<Room, Stop> {
+    let Prepared { caller, granted, listener, word } = prepared;
+    new_namespaces()?;
+    if idmap::is_self_written(&setup.users) {
+        idmap::write_own(setup, caller)?;
+    }
+    let name = &setup.id.as_bytes()[..setup.id.len().min(HOST_NAME)];
+    rustix::system::sethostname(name).at("host name")?;
+    let netlink = Netlink::open().at("loopback")?;
+    netlink.loopback_up()?;
+    rustix::process::umask(Mode::empty());
+    // With the caller's identity still, which may see what root inside may not.
+    let sources = Sources::gather(setup, granted)?;
+    if !idmap::is_self_written(&setup.users) {
+        hear(word.as_fd(), MAPPED)?;
+        idmap::assume_root(&setup.users)?;
+    }
+    follow_the_keeper(word.as_fd())?;
+    let new_root = root::build(setup, sources)?;
+    crash::point(setup, "mount");
+    let pid = hear_pid(word.as_fd())?;
+    let cgroups = cgroup::enter(setup)?;
+    root::enter(&new_root)?;
+    crash::point(setup, "pivot");
+    intake::null_standard_streams(false).at("mount /dev/null")?;
+    rustix::process::umask(Mode::from_raw_mode(0o022));
+    external_network(setup, channel, &netlink, pid)?;
+    drop(netlink);
+    let mechanisms = close_the_door(setup, &new_root, &cgroups)?;
+    crash::point(setup, "seccomp");
+    Ok(Room { listener: listener.map(|listener| listener.socket), cgroups, mechanisms })
+}
+
+fn new_namespaces() -> Step {
+    let all = NAMESPACES.iter().fold(0, |all, (flag, _)| all | flag);
+    if sys::unshare(all).is_ok() {
+        return Ok(());
+    }
+    // One by one, to know which.
+    for (flag, step) in NAMESPACES {
+        sys::unshare(flag).at(step)?;
+    }
+    Ok(())
+}
+
+/// Ends with the keeper from now on. Setting ids clears the wish, so it comes after that.
+fn follow_the_keeper(word: BorrowedFd<'_>) -> Result<(), Stop> {
+    // In a session of its own, whatever the keeper's is.
+    let _ = rustix::process::setsid();
+    sys::set_name(c"tierbox-init");
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).at("dumpable")?;
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).at("parent death signal")?;
+    let mut fds = [PollFd::new(&word, PollFlags::empty())];
+    poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).at("keeper")?;
+    // It may have died before the signal was asked for.
+    if fds[0].revents().contains(PollFlags::HUP) { Err(Stop::Abandoned) } else { Ok(()) }
+}
+
+fn hear(word: BorrowedFd<'_>, expected: u8) -> Result<(), Stop> {
+    let mut heard = [0];
+    match rustix::io::retry_on_intr(|| rustix::io::read(word, &mut heard)) {
+        Ok(1) if heard[0] == expected => Ok(()),
+        _ => Err(Stop::Abandoned),
+    }
+}
+
+fn hear_pid(word: BorrowedFd<'_>) -> Result<u32, Stop> {
+    hear(word, GROUPED)?;
+    let mut pid = [0; 4];
+    match rustix::io::retry_on_intr(|| rustix::io::read(word, &mut pid)) {
+        Ok(4) => Ok(u32::from_le_bytes(pid)),
+        _ => Err(Stop::Abandoned),
+    }
+}
+
+/// Lets a helper give the network namespace a way out, and blocks what must not be reached through it.
+fn external_network(setup: &Setup, channel: &Channel, netlink: &Netlink, pid: u32) -> Step {
+    let Net::External { blocked4, blocked6 } = &setup.net else { return Ok(()) };
+    channel.send(&FromSupervisor::NetworkWanted { pid }).at("network helper")?;
+    match channel.receive().at("network helper")? {
+        ToSupervisor::NetworkReady => {}
+        _ => return Err(Refusal::because("network helper", "the host sent something else than NetworkReady")),
+    }
+    for (address, length) in blocked4 {
+        netlink.block(AddressFamily::INET, address, *length)?;
+    }
+    for (address, length) in blocked6 {
+        netlink.block(AddressFamily::INET6, address, *length)?;
+    }
+    Ok(())
+}
+
+/// Gives up rights, one mechanism after the other, and says which are in force.
+fn close_the_door(setup: &Setup, root: &NewRoot, cgroups: &[CgroupDir]) -> Step<Vec<Mechanism>> {
+    let enforced = |name: &str, detail: &str| Mechanism { name: name.into(), applied: 0, detail: detail.into() };
+    let map = match &setup.users {
+        UserMap::Single => "the caller alone".into(),
+        UserMap::Direct { first, count } => format!("{count} ids from {first}"),
+        UserMap::Helper { first_uid, uids, .. } => format!("the caller as root, {uids} ids from {first_uid}"),
+    };
+    let mut mechanisms = vec![enforced("user namespace", &map), enforced("pid namespace", "")];
+    mechanisms.extend(NAMESPACES.iter().map(|(_, name)| enforced(name, "")));
+    mechanisms.push(enforced("cgroup namespace", ""));
+    mechanisms.push(match root.writable.is_empty() {
+        true => enforced("copy-on-write root", ""),
+        false => enforced("read-only root", &format!("{} writable directories", root.writable.len())),
+    });
+    mechanisms.extend(setup.cgroups.iter().map(cgroup::mechanism));
+    caps::reduce()?;
+    mechanisms.extend([enforced("capabilities", "none for users, docker's fewest for root"), enforced("no_new_privs", "")]);
+    mechanisms.push(confine_files(root, cgroups)?);
+    let instructions = seccomp::install().at("seccomp")?;
+    mechanisms.push(enforced("seccomp", &format!("{instructions} instructions")));
+    Ok(mechanisms)
+}
+
+fn confine_files(root: &NewRoot, cgroups: &[CgroupDir]) -> Step<Mechanism> {
+    match landlock::restrict(&root.writable, cgroups) {
+        Ok(version) => Ok(Mechanism { name: "landlock".into(), applied: 0, detail: format!("ABI {version}") }),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EOPNOTSUPP)) => {
+            Ok(Mechanism { name: "landlock".into(), applied: 2, detail: "this kernel has none, or it is turned off".into() })
+        }
+        Err(error) => Err(error).at("landlock"),
+    }
+}
+
+fn serve(setup: Setup, channel: Channel, room: Room) -> ExitCode {
+    let other_users = !matches!(setup.users, UserMap::Single);
+    crash::point(&setup, "ready");
+    let Room { listener, cgroups, mechanisms } = room;
+    announce_and_run(Machine { setup, channel, listener, cgroups, mechanisms, other_users })
+}
+
+/// Says that the machine is ready, and serves it.
+pub fn announce_and_run(machine: Machine) -> ExitCode {
+    let (kill_domain, memory_outcome) = engine::describe(&machine);
+    let mechanisms = machine.mechanisms.clone();
+    let ready = FromSupervisor::Ready { mechanisms, kill_domain, memory_outcome, users: machine.other_users };
+    // A host that is gone is noticed by the engine.
+    let _ = machine.channel.send(&ready);
+    engine::run(machine)
+}
