@@ -1,0 +1,188 @@
+//! Brings one machine up: keeper, channel, set-up, network helper.
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use tierbox_core::{Error, ErrorKind, Result};
+use tierbox_guest::{Channel, Ready, SetupReply};
+use tierbox_supervisor::setup::Setup;
+
+use crate::BACKEND;
+use crate::plan::network::{self, HelperKind, HelperProgram};
+use crate::reaper::{Watched, watch_child};
+use crate::refusal;
+use crate::spawn::Spawned;
+
+/// How long a network helper may take.
+const HELPER_PATIENCE: Duration = Duration::from_secs(10);
+const HELPER_STEP: Duration = Duration::from_millis(2);
+
+/// A machine that runs.
+#[derive(Debug)]
+pub struct Machine {
+    /// The line to it, greeted.
+    pub channel: Channel,
+    /// What was enforced.
+    pub ready: Ready,
+    /// The process that cleans up after it.
+    pub keeper: Watched,
+    /// The network helper.
+    pub helper: Option<Watched>,
+}
+
+/// Sets a machine up in a keeper that was just started. On failure nothing is left: the keeper ends with its channel.
+///
+/// # Errors
+/// `HostUnable` naming what was refused and the remedy; `Timeout`.
+pub async fn launch(
+    spawned: Spawned,
+    setup: &Setup,
+    helper: Option<(&HelperProgram, &Path)>,
+    limit: Duration,
+) -> Result<Machine> {
+    let Spawned { keeper, socket, life } = spawned;
+    let deadline = tokio::time::Instant::now() + limit;
+    let channel = Channel::socket(socket)?;
+    let guard = Guard(Some(&keeper));
+    let mut reply = channel.setup(setup, limit).await.map_err(refusal::silent)?;
+    let mut attached = None;
+    if let SetupReply::NetworkWanted { pid } = reply {
+        let (program, log) = helper.ok_or_else(|| unexpected("the machine asks for a network that nobody planned"))?;
+        attached = Some(attach_helper(program, pid, life, log).await?);
+        reply = channel
+            .network_ready(deadline.saturating_duration_since(tokio::time::Instant::now()))
+            .await
+            .map_err(refusal::silent)?;
+    }
+    let ready = match reply {
+        SetupReply::Ready(ready) => ready,
+        SetupReply::Refused { step, errno, detail } => return Err(refusal::explain(&step, errno, &detail)),
+        SetupReply::NetworkWanted { .. } => return Err(unexpected("the machine asks for a network twice")),
+    };
+    // Nothing outlives the line by itself: attached machines end with it, and a detached one is told so when it is detached.
+    channel.hello(Duration::ZERO)?;
+    guard.disarm();
+    Ok(Machine { channel, ready, keeper, helper: attached })
+}
+
+/// Sees that a keeper whose start failed or was given up ends, even if it hangs.
+struct Guard<'a>(Option<&'a Watched>);
+
+impl Guard<'_> {
+    fn disarm(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Guard<'_> {
+    fn drop(&mut self) {
+        if let Some(keeper) = self.0 {
+            keeper.kill_after(Duration::from_secs(2));
+        }
+    }
+}
+
+fn unexpected(what: &str) -> Error {
+    Error::new(ErrorKind::Protocol, "start sandbox", what).with_backend(BACKEND)
+}
+
+/// Starts the network helper for a machine's first process and waits until there is a route. It ends when `life` does.
+async fn attach_helper(program: &HelperProgram, pid: u32, life: Option<OwnedFd>, log: &Path) -> Result<Watched> {
+    let failed = |error: std::io::Error| {
+        Error::io("start network helper", error).with_backend(BACKEND).with_context("helper", program.name())
+    };
+    let life = life.ok_or_else(|| unexpected("the network helper would outlive its machine"))?;
+    let output = File::create(log).map_err(failed)?;
+    let mut command = helper_command(program, pid);
+    command.env_clear().current_dir("/").stdin(life).stderr(output.try_clone().map_err(failed)?).stdout(output);
+    let helper = watch_child(command.spawn().map_err(failed)?)?;
+    let deadline = tokio::time::Instant::now() + HELPER_PATIENCE;
+    while !network::is_connected(pid) {
+        if helper.has_ended() || tokio::time::Instant::now() >= deadline {
+            helper.kill();
+            return Err(helper_failed(program, log, helper.has_ended()));
+        }
+        tokio::time::sleep(HELPER_STEP).await;
+    }
+    Ok(helper)
+}
+
+fn helper_command(program: &HelperProgram, pid: u32) -> Command {
+    let arguments = program.arguments(pid);
+    match program.kind {
+        // It watches the pipe on its stdin itself.
+        HelperKind::Slirp4netns => {
+            let mut command = Command::new(&program.path);
+            command.arg("--exit-fd=0").args(arguments);
+            command
+        }
+        // pasta has no such thing, so a shell waits for the end of the pipe for it.
+        HelperKind::Pasta => {
+            let mut command = Command::new("/bin/sh");
+            command.arg("-c").arg(PASTA_WRAPPER).arg("tierbox-network").arg(&program.path).args(arguments);
+            command
+        }
+    }
+}
+
+/// Runs pasta until the pipe on stdin ends; ends itself when pasta does.
+const PASTA_WRAPPER: &str = r#"exec 3<&0
+"$@" </dev/null 3<&- &
+helper=$!
+{ read -r _ <&3; kill "$helper" 2>/dev/null; } &
+exec 3<&-
+wait "$helper""#;
+
+fn helper_failed(program: &HelperProgram, log: &Path, ended: bool) -> Error {
+    let said = std::fs::read(log).unwrap_or_default();
+    let said: String =
+        String::from_utf8_lossy(&said[..said.len().min(2000)]).chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    let what = if ended { "ended before the network was up" } else { "gave the sandbox no route in time" };
+    Error::new(ErrorKind::HostUnable, "start network helper", format!("{} {what}: {}", program.name(), said.trim()))
+        .with_backend(BACKEND)
+        .with_help("try the other helper (local.network = \"slirp4netns\" or \"pasta\"), or a profile with N2")
+}
+
+#[cfg(test)]
+mod unit {
+    use std::process::Stdio;
+
+    use super::*;
+
+    fn program(kind: HelperKind, path: &str) -> HelperProgram {
+        HelperProgram { kind, path: path.into(), prefix: [10, 0, 2] }
+    }
+
+    #[tokio::test]
+    async fn a_helper_that_fails_is_quoted() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("log");
+        let (reader, _writer) = rustix::pipe::pipe().unwrap();
+        // The shell of the wrapper says that the program does not exist.
+        let error =
+            attach_helper(&program(HelperKind::Pasta, "/nonexistent/pasta"), 4_000_000, Some(reader), &log).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::HostUnable);
+        assert!(error.message().contains("/nonexistent/pasta"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn the_wrapped_helper_ends_with_the_machine() {
+        let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
+        let mut command = Command::new("/bin/sh");
+        command
+            .arg("-c")
+            .arg(PASTA_WRAPPER)
+            .args(["x", "/bin/sleep", "100"])
+            .stdin(reader)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        let wrapper = watch_child(command.spawn().unwrap()).unwrap();
+        drop(command);
+        assert!(!wrapper.has_ended());
+        drop(writer);
+        tokio::time::timeout(Duration::from_secs(10), wrapper.ended()).await.unwrap();
+    }
+}

@@ -1,0 +1,314 @@
+//! Which host paths may be visible inside, and where.
+//!
+//! A mount opens a hole on purpose, so what is refused here is what would open the whole host: system directories, home
+//! roots, keys, and sockets that take orders.
+
+use std::path::{Component, Path, PathBuf};
+
+use tierbox_core::{MountSpec, Result};
+use tierbox_supervisor::setup::Bind;
+use tierbox_supervisor::wire::Blob;
+
+use crate::plan::{bytes, homes};
+use crate::settings::{BindSetting, Settings, invalid};
+
+/// Directories that are refused themselves and with all that is below them.
+const CLOSED: &[&str] = &["/boot", "/dev", "/etc", "/proc", "/run", "/sys", "/var/lib/docker", "/var/lib/containerd", "/var/run"];
+
+/// Directories that are refused themselves; single directories below them may be mounted.
+const CLOSED_ROOTS: &[&str] =
+    &["/", "/bin", "/home", "/lib", "/lib32", "/lib64", "/libx32", "/media", "/mnt", "/opt", "/root", "/sbin", "/srv", "/tmp"];
+const MORE_CLOSED_ROOTS: &[&str] = &["/usr", "/var", "/var/lib", "/var/tmp", "/var/spool"];
+
+/// Directories below which nothing may be writable: the host runs programs from there.
+const READ_ONLY: &[&str] = &["/bin", "/lib", "/lib32", "/lib64", "/libx32", "/opt", "/sbin", "/usr", "/var/lib", "/var/spool"];
+
+/// Names of directories that hold keys, wherever they are.
+const KEY_NAMES: &[&str] = &[".ssh", ".gnupg", ".aws", ".azure", ".kube", ".docker", ".password-store", ".mozilla"];
+
+/// Paths below a home directory that hold keys or tokens.
+const KEY_PATHS: &[&str] =
+    &[".config", ".config/gcloud", ".config/gh", ".local", ".local/share", ".local/share/keyrings", ".config/tierbox"];
+
+/// Files that hold tokens: a directory that contains one of them is refused.
+const TOKEN_FILES: &[&str] = &["credentials.toml", ".netrc", ".git-credentials", ".npmrc", ".pypirc"];
+
+/// Sockets of engines that would obey the sandbox: a directory that contains one of them is refused.
+const ENGINE_SOCKETS: &[&str] = &[
+    "docker.sock",
+    "podman.sock",
+    "containerd.sock",
+    "crio.sock",
+    "libvirt-sock",
+    "virtqemud-sock",
+    "buildkitd.sock",
+    "system_bus_socket",
+];
+
+/// Where nothing may appear inside: the set-up puts its own things there.
+const GUEST_CLOSED: &[&str] = &[
+    "/proc", "/sys", "/dev", "/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/etc", "/run", "/var/run", "/boot",
+];
+
+/// Directories inside that may hold mounts but not be one.
+const GUEST_CLOSED_ROOTS: &[&str] = &["/", "/home", "/tmp", "/var", "/var/tmp", "/root"];
+
+/// All binds that a profile asks for, checked.
+///
+/// # Errors
+/// `InvalidProfile` naming the path and the reason.
+pub fn plan(mounts: &[MountSpec], settings: &Settings) -> Result<Vec<Bind>> {
+    let homes = homes();
+    let mut binds = Vec::with_capacity(mounts.len() + settings.binds.len());
+    for mount in mounts {
+        let host = check_host(&mount.host, mount.writable, &homes)?;
+        push(&mut binds, &host, &mount.guest, mount.writable)?;
+    }
+    for setting in &settings.binds {
+        let (host, guest) = match setting {
+            BindSetting::Same(path) => (path, None),
+            BindSetting::Moved(moved) => (&moved.host, Some(&moved.guest)),
+        };
+        let host = expand_home(host, &homes)?;
+        let guest = guest.map_or_else(|| host.display().to_string(), Clone::clone);
+        let host = check_host(&host, false, &homes)?;
+        push(&mut binds, &host, &guest, false)?;
+    }
+    Ok(binds)
+}
+
+fn push(binds: &mut Vec<Bind>, host: &Path, guest: &str, writable: bool) -> Result<()> {
+    check_guest(guest)?;
+    let guest = Blob::from(guest.trim_end_matches('/').as_bytes());
+    if binds.iter().any(|bind| bind.guest == guest) {
+        return Err(invalid(format!("two mounts would appear at {}", shown(&guest.0))));
+    }
+    binds.push(Bind { host: bytes(host), guest, writable, optional: false });
+    Ok(())
+}
+
+fn expand_home(path: &str, homes: &[PathBuf]) -> Result<PathBuf> {
+    match path.strip_prefix("~/") {
+        None => Ok(PathBuf::from(path)),
+        Some(rest) => homes
+            .first()
+            .map(|home| home.join(rest))
+            .ok_or_else(|| invalid(format!("local.binds: {path:?} names the home directory, and HOME is not set"))),
+    }
+}
+
+/// Checks a host path and returns it without links, so that what was checked is what is mounted.
+fn check_host(path: &Path, writable: bool, homes: &[PathBuf]) -> Result<PathBuf> {
+    let refuse = |why: &str| Err(invalid(format!("{} cannot be mounted: {why}", shown(path.as_os_str().as_encoded_bytes()))));
+    if !path.is_absolute() {
+        return refuse("the path on the host is not absolute");
+    }
+    let real = match path.canonicalize() {
+        Ok(real) => real,
+        Err(error) => return refuse(&error.to_string()),
+    };
+    // Both the written and the real path count: a link may not hide where it leads, nor a rule be dodged by a link.
+    for candidate in [path, &real] {
+        if let Some(why) = refusal(candidate, homes) {
+            return refuse(&why);
+        }
+    }
+    if let Some(why) = contents_refusal(&real) {
+        return refuse(&why);
+    }
+    if writable && READ_ONLY.iter().any(|root| real.starts_with(root)) {
+        return refuse("the host runs programs from there, so it can only be mounted read-only");
+    }
+    Ok(real)
+}
+
+fn refusal(path: &Path, homes: &[PathBuf]) -> Option<String> {
+    if let Some(root) = CLOSED.iter().find(|root| path.starts_with(root)) {
+        return Some(format!("{root} belongs to the host alone"));
+    }
+    if CLOSED_ROOTS.iter().chain(MORE_CLOSED_ROOTS).any(|root| path == Path::new(root)) {
+        return Some("it is a system directory or a home root; name a directory below it".to_owned());
+    }
+    if homes.iter().any(|home| home.starts_with(path)) {
+        return Some("it is or holds a home directory; name a directory below it".to_owned());
+    }
+    let named = |component: Component<'_>| KEY_NAMES.iter().any(|name| component.as_os_str() == *name);
+    if path.components().any(named) {
+        return Some("it holds keys".to_owned());
+    }
+    homes
+        .iter()
+        .any(|home| KEY_PATHS.iter().any(|keys| path == home.join(keys)))
+        .then(|| "it holds keys and tokens; name what you need below it".to_owned())
+}
+
+fn contents_refusal(path: &Path) -> Option<String> {
+    use std::os::unix::fs::FileTypeExt;
+    let kind = match path.metadata() {
+        Ok(metadata) => metadata.file_type(),
+        Err(error) => return Some(error.to_string()),
+    };
+    if !kind.is_dir() && !kind.is_file() {
+        let what = if kind.is_socket() { "a socket" } else { "a device or pipe" };
+        return Some(format!("it is {what}, not a directory or file"));
+    }
+    let holds = |name: &&&str| path.join(name).symlink_metadata().is_ok();
+    let found = kind.is_dir().then(|| ENGINE_SOCKETS.iter().chain(TOKEN_FILES).chain(KEY_NAMES).find(holds)).flatten();
+    found.map(|name| format!("it contains {name}; name a directory without it"))
+}
+
+/// Checks a path inside.
+///
+/// # Errors
+/// `InvalidProfile` naming the path and the reason.
+pub fn check_guest(path: &str) -> Result<()> {
+    let refuse = |why: &str| Err(invalid(format!("nothing can be mounted at {}: {why}", shown(path.as_bytes()))));
+    if let Some(why) = malformed(path) {
+        return refuse(why);
+    }
+    let path = Path::new(path);
+    if let Some(root) = GUEST_CLOSED.iter().find(|root| path.starts_with(root)) {
+        return refuse(&format!("{root} inside is made by the set-up"));
+    }
+    if GUEST_CLOSED_ROOTS.iter().any(|root| path == Path::new(root)) {
+        return refuse("it is a directory that the set-up makes; name one below it");
+    }
+    Ok(())
+}
+
+/// Checks the directory where commands start, in a root made from the host's.
+///
+/// # Errors
+/// `InvalidProfile` naming the path and the reason.
+pub fn check_workdir(path: &str) -> Result<()> {
+    match GUEST_CLOSED.iter().find(|root| Path::new(path).starts_with(root)) {
+        Some(root) => Err(invalid(format!("workdir = {:?}: {root} inside is made by the set-up", shown(path.as_bytes())))),
+        None => Ok(()),
+    }
+}
+
+/// Why a path inside is not one, for paths that may be anywhere.
+pub fn malformed(path: &str) -> Option<&'static str> {
+    if !path.starts_with('/') {
+        return Some("the path is not absolute");
+    }
+    if path.contains('\0') {
+        return Some("it contains a NUL byte");
+    }
+    if path.len() > 4095 || path.split('/').any(|part| part.len() > 255) {
+        return Some("it is too long");
+    }
+    let odd = path.split('/').any(|part| part == ".." || part == ".") || path.contains("//");
+    odd.then_some("it is not in its plain form (`.`, `..` or `//`)")
+}
+
+/// A path for a message: bounded, without control characters.
+pub fn shown(path: &[u8]) -> String {
+    let cut = &path[..path.len().min(200)];
+    cut.escape_ascii().to_string()
+}
+
+#[cfg(test)]
+mod unit {
+    use std::os::unix::fs::symlink;
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    fn homes() -> Vec<PathBuf> {
+        vec!["/data/people/ann".into(), "/root".into()]
+    }
+
+    #[test]
+    fn what_opens_the_host_is_refused() {
+        for bad in [
+            "/",
+            "/home",
+            "/root",
+            "/root/.ssh",
+            "/etc",
+            "/etc/ssl/private",
+            "/proc",
+            "/proc/self",
+            "/sys",
+            "/dev",
+            "/run",
+            "/var/run",
+            "/var",
+            "/usr",
+        ] {
+            let path = Path::new(bad);
+            assert!(refusal(path, &homes()).is_some(), "{bad} was allowed");
+        }
+        for bad in ["/data/people/ann", "/data/people", "/data", "/data/people/ann/.config", "/data/people/bob/.aws/cache"] {
+            assert!(refusal(Path::new(bad), &homes()).is_some(), "{bad} was allowed");
+        }
+        for good in ["/data/people/ann/project", "/data/sets", "/opt/tool", "/usr/local/share", "/root/work"] {
+            assert_eq!(refusal(Path::new(good), &homes()), None, "{good}");
+        }
+    }
+
+    #[test]
+    fn links_do_not_hide_where_they_lead() {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, target) in [("a", "/etc"), ("b", "/proc/self"), ("c", "/dev"), ("d", "/")] {
+            let link = dir.path().join(name);
+            symlink(target, &link).unwrap();
+            assert!(check_host(&link, false, &homes()).is_err(), "{target} through a link");
+        }
+        symlink("/", dir.path().join("deep")).unwrap();
+        assert!(check_host(&dir.path().join("deep/etc"), false, &homes()).is_err());
+    }
+
+    #[test]
+    fn sockets_and_what_holds_them_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(check_host(dir.path(), true, &homes()).is_ok());
+        let socket = dir.path().join("docker.sock");
+        let _listener = UnixListener::bind(&socket).unwrap();
+        assert!(check_host(&socket, false, &homes()).is_err());
+        assert!(check_host(dir.path(), false, &homes()).unwrap_err().message().contains("docker.sock"));
+    }
+
+    #[test]
+    fn programs_of_the_host_are_never_writable() {
+        assert!(check_host(Path::new("/usr/share"), false, &homes()).is_ok());
+        assert!(check_host(Path::new("/usr/share"), true, &homes()).is_err());
+    }
+
+    #[test]
+    fn hostile_guest_paths_are_refused() {
+        for bad in [
+            "",
+            "data",
+            "/",
+            "/..",
+            "/data/../etc",
+            "/data/./x",
+            "//data",
+            "/da\0ta",
+            "/proc",
+            "/proc/1",
+            "/dev/shm",
+            "/usr/lib",
+            "/etc",
+            "/tmp",
+            "/home",
+        ] {
+            assert!(check_guest(bad).is_err(), "{bad:?} was allowed");
+        }
+        assert!(check_guest(&format!("/{}", "x".repeat(256))).is_err());
+        for good in ["/data", "/workspace", "/workspace/in", "/opt/tool", "/home/agent/work", "/tmp/x"] {
+            assert!(check_guest(good).is_ok(), "{good}");
+        }
+    }
+
+    #[test]
+    fn two_mounts_at_one_place_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let mount = MountSpec { host: dir.path().into(), guest: "/data".into(), writable: false };
+        let again = MountSpec { guest: "/data/".into(), ..mount.clone() };
+        assert!(plan(&[mount.clone(), again], &Settings::default()).is_err());
+        assert_eq!(plan(&[mount], &Settings::default()).unwrap().len(), 1);
+    }
+}

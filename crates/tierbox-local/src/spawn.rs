@@ -1,0 +1,173 @@
+//! Starts keepers: the supervisor from a sealed memory file, or from its installed copy.
+
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+use rustix::io::Errno;
+use tierbox_core::{Error, ErrorKind, Result};
+use tierbox_guest::supervisor;
+
+use crate::BACKEND;
+use crate::launcher;
+use crate::reaper::{Watched, watch_child};
+use crate::refusal;
+use crate::scope::Scope;
+
+/// The supervisor as something that can be executed.
+#[derive(Debug)]
+pub enum Program {
+    /// A sealed memory file of this process.
+    Memory(OwnedFd),
+    /// A file that only root can change.
+    Installed(PathBuf),
+}
+
+/// A keeper that was started, and the other end of its channel.
+#[derive(Debug)]
+pub struct Spawned {
+    /// The process.
+    pub keeper: Watched,
+    /// The channel.
+    pub socket: UnixStream,
+    /// Closed when the keeper and what it started have ended, if a network helper has to know.
+    pub life: Option<OwnedFd>,
+}
+
+/// The program, made once per process.
+///
+/// # Errors
+/// `HostUnable` if memory files are forbidden here and no launcher is installed.
+pub fn program() -> Result<&'static Program> {
+    static PROGRAM: OnceLock<Program> = OnceLock::new();
+    static MAKING: Mutex<()> = Mutex::new(());
+    if let Some(program) = PROGRAM.get() {
+        return Ok(program);
+    }
+    // Only success is remembered: a launcher may be installed while this process runs.
+    let _one = MAKING.lock().unwrap_or_else(PoisonError::into_inner);
+    match PROGRAM.get() {
+        Some(program) => Ok(program),
+        None => {
+            let made = make_program()?;
+            Ok(PROGRAM.get_or_init(|| made))
+        }
+    }
+}
+
+fn make_program() -> Result<Program> {
+    if refusal::apparmor_restricts()
+        && let Ok(path) = launcher::find()
+    {
+        return Ok(Program::Installed(path));
+    }
+    let bytes = supervisor::BYTES.ok_or_else(launcher::no_supervisor)?;
+    match memory_file(bytes) {
+        Ok(file) => Ok(Program::Memory(file)),
+        Err(error) => launcher::find().map(Program::Installed).map_err(|why| no_memory_file(&error, &why)),
+    }
+}
+
+fn memory_file(bytes: &[u8]) -> std::io::Result<OwnedFd> {
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let file = match memfd_create("tierbox-supervisor", flags | MemfdFlags::EXEC) {
+        // Kernels before 6.3 do not know the flag, and need none.
+        Err(Errno::INVAL) => memfd_create("tierbox-supervisor", flags)?,
+        other => other?,
+    };
+    let mut file = File::from(file);
+    file.write_all(bytes)?;
+    let file = OwnedFd::from(file);
+    fcntl_add_seals(&file, SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE)?;
+    Ok(file)
+}
+
+fn no_memory_file(error: &std::io::Error, launcher: &str) -> Error {
+    Error::new(
+        ErrorKind::HostUnable,
+        "start supervisor",
+        format!("this host forbids memory files (memfd_create: {error}), and there is no launcher ({launcher})"),
+    )
+    .with_backend(BACKEND)
+    .with_help("install the launcher: sudo tierbox doctor --install; or allow memfd_create: sysctl vm.memfd_noexec=0, no seccomp filter against it")
+}
+
+impl Program {
+    /// A path under which a child of this process can execute it.
+    fn path(&self) -> PathBuf {
+        match self {
+            Self::Memory(file) => PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd())),
+            Self::Installed(path) => path.clone(),
+        }
+    }
+
+    /// A path under which a program started by a child can execute it.
+    fn path_for_others(&self) -> PathBuf {
+        match self {
+            Self::Memory(file) => PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd())),
+            Self::Installed(path) => path.clone(),
+        }
+    }
+
+    /// How it is executed, for reports.
+    pub fn describe(&self) -> String {
+        match self {
+            Self::Memory(_) => "sealed memory file".to_owned(),
+            Self::Installed(path) => path.display().to_string(),
+        }
+    }
+}
+
+/// Starts a keeper. With `life`, it keeps the writing end of a pipe open for as long as its machine lives.
+///
+/// # Errors
+/// As [`program`]; `HostUnable` if it cannot be executed.
+pub fn keeper(scope: Option<&Scope>, life: bool) -> Result<Spawned> {
+    let program = program()?;
+    let failed = |error: std::io::Error| refusal::cannot_spawn(&error, &program.describe());
+    let (socket, theirs) = UnixStream::pair().map_err(failed)?;
+    let (reader, writer) = if life {
+        let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(|errno| failed(errno.into()))?;
+        (Some(reader), Stdio::from(writer))
+    } else {
+        (None, Stdio::null())
+    };
+    let mut command = match scope {
+        None => Command::new(program.path()),
+        Some(scope) => scope.command(&program.path_for_others()),
+    };
+    command.stdin(OwnedFd::from(theirs)).stdout(writer).stderr(Stdio::null()).current_dir(Path::new("/"));
+    if scope.is_none() {
+        command.env_clear();
+    }
+    // A group of its own: Ctrl-C on the caller's terminal is for the caller to handle.
+    let child = command.process_group(0).spawn().map_err(failed)?;
+    // The command still holds its ends of the socket and the pipe.
+    drop(command);
+    Ok(Spawned { keeper: watch_child(child)?, socket, life: reader })
+}
+
+#[cfg(test)]
+mod unit {
+    use std::io::Read;
+
+    use super::*;
+
+    #[test]
+    fn the_memory_file_cannot_be_changed() {
+        let Program::Memory(file) = program().unwrap() else { return };
+        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+        let mut contents = Vec::new();
+        File::open(&path).unwrap().read_to_end(&mut contents).unwrap();
+        assert_eq!(contents, supervisor::BYTES.unwrap());
+        assert!(std::fs::OpenOptions::new().write(true).open(&path).and_then(|mut file| file.write_all(b"x")).is_err());
+        let seals = rustix::fs::fcntl_get_seals(file).unwrap();
+        assert!(seals.contains(SealFlags::SEAL | SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK));
+    }
+}

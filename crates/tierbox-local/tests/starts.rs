@@ -1,0 +1,176 @@
+//! Real starts in both modes, on this host.
+#![cfg(target_os = "linux")]
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tierbox_core::{
+    Applied, Backend, Environment, EnvironmentSpec, ErrorKind, ExecRequest, Hold, LeaseHandle, Limit, Limits, MountSpec,
+    NetworkSpec, Outcome, Sandbox, SandboxExt, Silent,
+};
+use tierbox_lease::{Journal, Lease, NewLease};
+use tierbox_local::LocalBackend;
+
+/// A state directory of its own, and a lease in it.
+struct State {
+    _dir: tempfile::TempDir,
+    journal: Journal,
+}
+
+impl State {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let journal = Journal::at(&dir.path().join("state")).unwrap();
+        Self { _dir: dir, journal }
+    }
+
+    fn lease(&self, hold: Hold) -> Arc<Lease> {
+        let mut new = NewLease::new("local", "test", "T0.H1.N2");
+        new.hold = hold;
+        Arc::new(self.journal.create(new).unwrap())
+    }
+}
+
+fn spec(tier: &str) -> EnvironmentSpec {
+    EnvironmentSpec {
+        profile: "test".into(),
+        tier: tier.parse().unwrap(),
+        backend: "local".into(),
+        limits: Limits::default(),
+        env: [("FROM_PROFILE".to_owned(), "yes".to_owned())].into(),
+        workdir: None,
+        user: None,
+        mounts: Vec::new(),
+        files: Vec::new(),
+        network: NetworkSpec::default(),
+        settings: serde_json::Value::Null,
+        base_dir: "/".into(),
+        hold: Hold::Process,
+        reason: None,
+        weakened: Vec::new(),
+        programs: Vec::new(),
+    }
+}
+
+async fn start(spec: &EnvironmentSpec, lease: &Arc<Lease>) -> Box<dyn Environment> {
+    LocalBackend::new().start(spec, lease.clone(), &Silent).await.unwrap()
+}
+
+async fn sh(sandbox: &dyn Sandbox, script: &str) -> String {
+    let result = sandbox.run(ExecRequest::shell(script).timeout(Duration::from_secs(20))).await.unwrap();
+    let (out, err) = (String::from_utf8_lossy(&result.stdout.bytes), String::from_utf8_lossy(&result.stderr.bytes));
+    assert_eq!(result.completed.outcome, Outcome::Exited(0), "{script}: {out}{err}");
+    out.trim_end().to_owned()
+}
+
+fn cgroups_of(lease: &Lease) -> Vec<String> {
+    lease.snapshot().resources_of("cgroup").map(str::to_owned).collect()
+}
+
+#[tokio::test]
+async fn a_container_runs_commands_and_leaves_nothing() {
+    let state = State::new();
+    let lease = state.lease(Hold::Process);
+    let mut spec = spec("T0.H1.N2");
+    spec.limits = Limits {
+        memory: Some(Limit::best(256 << 20)),
+        cpu_millis: Some(Limit::best(1000)),
+        pids: Some(Limit::best(64)),
+        ..Limits::default()
+    };
+    let environment = start(&spec, &lease).await;
+    let sandbox = environment.primary();
+    assert_eq!(sh(&*sandbox, "id -un; pwd; echo $HOME $FROM_PROFILE; hostname").await, format!("agent\n/workspace\n/home/agent yes\n{}", lease.id()));
+    assert_eq!(sh(&*sandbox, "cat /etc/resolv.conf; ls /proc/self/ns | wc -l; ip -o link 2>/dev/null | wc -l; ls /root /home 2>/dev/null").await.lines().last(), Some("agent"));
+    let report = environment.report();
+    for needed in ["user namespace", "pid namespace", "seccomp", "no_new_privs"] {
+        assert!(report.mechanisms.iter().any(|one| one.name == needed && one.applied == Applied::Enforced), "{needed}: {report:?}");
+    }
+    let cgroups = cgroups_of(&lease);
+    environment.stop().await.unwrap();
+    environment.stop().await.unwrap();
+    for cgroup in cgroups {
+        assert!(!Path::new(&cgroup).exists(), "{cgroup} is left");
+    }
+    assert!(environment.ended(Duration::ZERO).await);
+}
+
+#[tokio::test]
+async fn a_process_machine_works_in_its_own_directory() {
+    let state = State::new();
+    let lease = state.lease(Hold::Process);
+    let environment = start(&spec("T0.H0.N0"), &lease).await;
+    let sandbox = environment.primary();
+    let directory = lease.directory().unwrap();
+    let answer = sh(&*sandbox, "pwd; touch here; echo $FROM_PROFILE; env | grep -c CARGO").await;
+    let _ = answer;
+    environment.stop().await.unwrap();
+    assert!(!directory.join("work").exists());
+}
+
+#[tokio::test]
+async fn mounts_are_visible_as_they_were_asked_for() {
+    let state = State::new();
+    let lease = state.lease(Hold::Process);
+    let data = tempfile::tempdir().unwrap();
+    std::fs::write(data.path().join("in"), "from the host").unwrap();
+    open_to_all(data.path());
+    let mut spec = spec("T0.H1.N2");
+    spec.mounts = vec![MountSpec { host: data.path().into(), guest: "/data".into(), writable: false }];
+    let environment = start(&spec, &lease).await;
+    let sandbox = environment.primary();
+    assert_eq!(sh(&*sandbox, "cat /data/in; touch /data/out 2>/dev/null || echo read-only").await, "from the host\nread-only".replace("host\n", "host"));
+    environment.stop().await.unwrap();
+}
+
+fn open_to_all(path: &Path) {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+#[tokio::test]
+async fn a_detached_machine_is_found_again_and_destroyed() {
+    let state = State::new();
+    let lease = state.lease(Hold::Kept);
+    let mut spec = spec("T0.H1.N2");
+    spec.hold = Hold::Kept;
+    let backend = LocalBackend::new();
+    let environment = start(&spec, &lease).await;
+    sh(&*environment.primary(), "echo kept > note").await;
+    environment.detach().await.unwrap();
+    drop(environment);
+    let record = lease.snapshot();
+    assert!(backend.is_alive(&record).await);
+    let again = backend.attach(&record).await.unwrap();
+    assert_eq!(sh(&*again.primary(), "cat note").await, "kept");
+    drop(again);
+    let report = backend.destroy(&record).await.unwrap();
+    assert!(report.failed.is_empty(), "{report:?}");
+    assert!(!backend.is_alive(&record).await);
+    assert_eq!(backend.attach(&record).await.err().unwrap().kind(), ErrorKind::NotFound);
+    assert!(backend.destroy(&record).await.unwrap().removed.is_empty(), "a second time there is nothing");
+}
+
+#[tokio::test]
+async fn dropping_everything_ends_an_attached_machine() {
+    let state = State::new();
+    let lease = state.lease(Hold::Process);
+    let environment = start(&spec("T0.H1.N2"), &lease).await;
+    let record = lease.snapshot();
+    drop(environment);
+    let backend = LocalBackend::new();
+    let gone = async {
+        while backend.is_alive(&record).await {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), gone).await.expect("the machine ends with its channel");
+}
+
+#[tokio::test]
+async fn doctor_starts_a_container() {
+    let checks = LocalBackend::new().doctor().await;
+    let containers = checks.iter().find(|check| check.name == "containers").unwrap();
+    assert!(containers.detail.contains("seccomp"), "{checks:#?}");
+}
