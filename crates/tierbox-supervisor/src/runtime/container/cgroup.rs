@@ -66,6 +66,7 @@ fn keepers_part<'a>(group: &'a Cgroup, setup: &Setup, pid: i32) -> Part<'a> {
     };
     let dir = make_dir(CWD, &group.path.0, owner).map_err(|error| (error, "mkdir"))?;
     if !is_v2(group) {
+        own(&dir, "cgroup.procs", owner).map_err(|error| (error, "chown"))?;
         return apply(&dir, &group.settings);
     }
     if is_split(group) {
