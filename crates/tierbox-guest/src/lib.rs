@@ -27,7 +27,11 @@ mod outgoing;
 mod pipe;
 mod sandbox;
 pub mod supervisor;
+pub mod transfer;
 
 pub use channel::Channel;
 pub use handshake::{Ready, SetupReply};
 pub use sandbox::{GuestConfig, GuestSandbox};
+
+#[cfg(all(test, target_os = "linux", feature = "descriptors"))]
+mod unit;
