@@ -7,9 +7,8 @@ pub mod identity;
 pub mod machine;
 pub mod sys;
 
-use std::process::ExitCode;
-
 /// Runs the program: reads [`Setup`](crate::setup::Setup) from descriptor 0, sets the machine up, serves it.
-pub fn main() -> ExitCode {
+/// Returns the exit status, one of the `EXIT_` constants of [`container`].
+pub fn main() -> u8 {
     container::main()
 }

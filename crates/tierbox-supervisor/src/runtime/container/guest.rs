@@ -1,7 +1,6 @@
 //! A machine that somebody else isolates: nothing is set up but this process itself.
 
 use std::os::fd::AsFd;
-use std::process::ExitCode;
 
 use rustix::fs::{CWD, Gid, Uid};
 use rustix::process::DumpableBehavior;
@@ -15,7 +14,7 @@ use crate::runtime::sys;
 use crate::setup::Setup;
 
 /// Serves the machine that this process was started in.
-pub fn run(setup: Setup, channel: Channel) -> ExitCode {
+pub fn run(setup: Setup, channel: Channel) -> u8 {
     let _ = rustix::process::setsid();
     match prepare(&setup) {
         Ok(()) => serve(setup, channel, Vec::new()),
@@ -49,7 +48,7 @@ fn make_workdir(setup: &Setup) {
 }
 
 /// Serves without anything having been isolated.
-pub fn serve(setup: Setup, channel: Channel, mechanisms: Vec<Mechanism>) -> ExitCode {
+pub fn serve(setup: Setup, channel: Channel, mechanisms: Vec<Mechanism>) -> u8 {
     let other_users = rustix::process::geteuid().is_root();
     announce_and_run(Machine { setup, channel, listener: None, cgroups: Vec::new(), mechanisms, other_users })
 }

@@ -13,7 +13,7 @@ use super::net::Netlink;
 use super::refusal::{AtStep, Refusal, Step};
 use super::root::NewRoot;
 use super::sources::Sources;
-use super::{EXIT_KILLED, caps, cgroup, crash, idmap, intake, landlock, refuse, root, seccomp};
+use super::{EXIT_ENDED, EXIT_FAILED, EXIT_KILLED, caps, cgroup, crash, idmap, intake, landlock, refuse, root, seccomp};
 use crate::protocol::{FromSupervisor, Mechanism, ToSupervisor};
 use crate::runtime::engine;
 use crate::runtime::machine::{CgroupDir, Channel, Machine};
@@ -46,11 +46,11 @@ impl From<Refusal> for Stop {
 }
 
 /// Sets the machine up and serves it.
-pub fn run(setup: Setup, channel: Channel, prepared: Prepared) -> ExitCode {
+pub fn run(setup: Setup, channel: Channel, prepared: Prepared) -> u8 {
     match set_up(&setup, &channel, prepared) {
         Ok(room) => serve(setup, channel, room),
         Err(Stop::Refused(refusal)) => refuse(&channel, &refusal),
-        Err(Stop::Abandoned) => EXIT_KILLED.into(),
+        Err(Stop::Abandoned) => EXIT_KILLED,
     }
 }
 
@@ -187,7 +187,7 @@ fn confine_files(root: &NewRoot, cgroups: &[CgroupDir]) -> Step<Mechanism> {
     }
 }
 
-fn serve(setup: Setup, channel: Channel, room: Room) -> ExitCode {
+fn serve(setup: Setup, channel: Channel, room: Room) -> u8 {
     let other_users = !matches!(setup.users, UserMap::Single);
     crash::point(&setup, "ready");
     let Room { listener, cgroups, mechanisms } = room;
@@ -195,11 +195,11 @@ fn serve(setup: Setup, channel: Channel, room: Room) -> ExitCode {
 }
 
 /// Says that the machine is ready, and serves it.
-pub fn announce_and_run(machine: Machine) -> ExitCode {
+pub fn announce_and_run(machine: Machine) -> u8 {
     let (kill_domain, memory_outcome) = engine::describe(&machine);
     let mechanisms = machine.mechanisms.clone();
     let ready = FromSupervisor::Ready { mechanisms, kill_domain, memory_outcome, users: machine.other_users };
     // A host that is gone is noticed by the engine.
     let _ = machine.channel.send(&ready);
-    engine::run(machine)
+    if engine::run(machine) == ExitCode::SUCCESS { EXIT_ENDED } else { EXIT_FAILED }
 }

@@ -1,7 +1,6 @@
 //! The keeper: outlives pid 1, and leaves nothing of the machine behind.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::process::ExitCode;
 
 use rustix::process::DumpableBehavior;
 
@@ -40,7 +39,7 @@ pub struct Prepared {
 }
 
 /// Makes a container and keeps it.
-pub fn run(setup: Setup, channel: Channel) -> ExitCode {
+pub fn run(setup: Setup, channel: Channel) -> u8 {
     // Away from the caller's terminal: its Ctrl-C is the caller's to handle.
     let _ = rustix::process::setsid();
     sys::set_name(c"tierbox-keeper");
@@ -96,7 +95,7 @@ fn namespace_refusal(error: std::io::Error) -> Refusal {
     Refusal { step: step.into(), errno: error.raw_os_error().unwrap_or(0), detail: String::new() }
 }
 
-fn keep(setup: &Setup, channel: Channel, prepared: Prepared, voice: &OwnedFd, pid: i32) -> ExitCode {
+fn keep(setup: &Setup, channel: Channel, prepared: Prepared, voice: &OwnedFd, pid: i32) -> u8 {
     let Prepared { caller, granted, listener, word } = prepared;
     drop(word);
     sys::ignore_signals(&IGNORED);
@@ -118,9 +117,9 @@ fn keep(setup: &Setup, channel: Channel, prepared: Prepared, voice: &OwnedFd, pi
         place.remove();
     }
     match ended {
-        _ if support.is_err() => EXIT_REFUSED.into(),
-        Ok((_, status)) if libc::WIFEXITED(status) => (libc::WEXITSTATUS(status) as u8).into(),
-        _ => EXIT_KILLED.into(),
+        _ if support.is_err() => EXIT_REFUSED,
+        Ok((_, status)) if libc::WIFEXITED(status) => libc::WEXITSTATUS(status) as u8,
+        _ => EXIT_KILLED,
     }
 }
 

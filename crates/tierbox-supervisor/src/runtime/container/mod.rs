@@ -23,8 +23,6 @@ mod root;
 mod seccomp;
 mod sources;
 
-use std::process::ExitCode;
-
 use refusal::Refusal;
 
 use super::machine::Channel;
@@ -32,6 +30,8 @@ use crate::setup::Mode;
 
 /// The machine served and ended.
 pub const EXIT_ENDED: u8 = 0;
+/// The machine was set up, but could not be served.
+pub const EXIT_FAILED: u8 = 1;
 /// The machine could not be set up; the channel got a `Refused` frame.
 pub const EXIT_REFUSED: u8 = 3;
 /// There was no usable channel at all.
@@ -42,8 +42,8 @@ pub const EXIT_KILLED: u8 = 5;
 pub const EXIT_LEFTOVERS: u8 = 6;
 
 /// Reads the set-up, makes the machine, hands it to the engine.
-pub fn main() -> ExitCode {
-    let Ok(channel) = intake::take_channel() else { return EXIT_NO_CHANNEL.into() };
+pub fn main() -> u8 {
+    let Ok(channel) = intake::take_channel() else { return EXIT_NO_CHANNEL };
     let setup = match intake::read_setup(&channel) {
         Ok(setup) => setup,
         Err(refusal) => return refuse(&channel, &refusal),
@@ -56,8 +56,8 @@ pub fn main() -> ExitCode {
 }
 
 /// Tells the host why not.
-fn refuse(channel: &Channel, refusal: &Refusal) -> ExitCode {
+fn refuse(channel: &Channel, refusal: &Refusal) -> u8 {
     // A host that is gone does not need to know.
     let _ = channel.send(&refusal.message());
-    EXIT_REFUSED.into()
+    EXIT_REFUSED
 }

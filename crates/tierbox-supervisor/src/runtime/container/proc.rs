@@ -3,7 +3,6 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::CWD;
 use rustix::mount::MountAttrFlags;
 
 use super::mount::{attach_at, clone_tree, new_filesystem, resolve};
@@ -32,34 +31,31 @@ pub fn mount(root: BorrowedFd<'_>) -> Step {
     for name in READ_ONLY {
         read_only(proc.as_fd(), name).at_step(|| format!("mount /proc/{name}"))?;
     }
-    cover(proc.as_fd(), &MASKED_FILES, || clone_tree(CWD, b"/dev/null")).at("mask /proc")?;
-    cover(proc.as_fd(), &MASKED_DIRECTORIES, || empty_directory(root)).at("mask /proc")
+    cover(proc.as_fd(), &MASKED_FILES, || read_only_copy(root, b"/dev/null")).at("mask /proc")?;
+    // Nothing is ever put there.
+    cover(proc.as_fd(), &MASKED_DIRECTORIES, || read_only_copy(root, b"/sys")).at("mask /proc")
 }
 
 fn read_only(proc: BorrowedFd<'_>, name: &str) -> io::Result<()> {
-    let tree = match clone_tree(proc, name.as_bytes()) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        other => other?,
-    };
+    if !exists(proc, name) {
+        return Ok(());
+    }
+    let tree = clone_tree(proc, name.as_bytes())?;
     sys::mount_setattr(tree.as_fd(), false, MountAttr { set: MOUNT_ATTR_RDONLY, ..MountAttr::default() })?;
     attach_at(tree.as_fd(), proc, name)
 }
 
 fn cover(proc: BorrowedFd<'_>, names: &[&str], cloak: impl Fn() -> io::Result<OwnedFd>) -> io::Result<()> {
-    let mut spare = None;
-    for name in names {
-        let tree = spare.take().map_or_else(&cloak, Ok)?;
-        match attach_at(tree.as_fd(), proc, name) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => spare = Some(tree),
-            other => other?,
-        }
-    }
-    Ok(())
+    names.iter().filter(|name| exists(proc, name)).try_for_each(|name| attach_at(cloak()?.as_fd(), proc, name))
 }
 
-/// A read-only empty directory: the `/sys` of the new root, where nothing is ever put.
-fn empty_directory(root: BorrowedFd<'_>) -> io::Result<OwnedFd> {
-    let tree = clone_tree(resolve(root, b"/sys")?.as_fd(), b"")?;
+/// Looked at first, because closing a mount that was never attached waits for every processor of the machine.
+fn exists(proc: BorrowedFd<'_>, name: &str) -> bool {
+    rustix::fs::accessat(proc, name, rustix::fs::Access::EXISTS, rustix::fs::AtFlags::empty()).is_ok()
+}
+
+fn read_only_copy(root: BorrowedFd<'_>, path: &[u8]) -> io::Result<OwnedFd> {
+    let tree = clone_tree(resolve(root, path)?.as_fd(), b"")?;
     sys::mount_setattr(tree.as_fd(), false, MountAttr { set: MOUNT_ATTR_RDONLY, ..MountAttr::default() })?;
     Ok(tree)
 }

@@ -2,7 +2,6 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use super::listen::Listener;
@@ -16,7 +15,7 @@ use crate::setup::Setup;
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Makes the supervisor and kills what it leaves behind.
-pub fn run(setup: Setup, channel: Channel) -> ExitCode {
+pub fn run(setup: Setup, channel: Channel) -> u8 {
     let _ = rustix::process::setsid();
     let (listener, word, voice) = match prepare(&setup) {
         Ok(prepared) => prepared,
@@ -45,12 +44,12 @@ fn prepare(setup: &Setup) -> Step<(Option<Listener>, OwnedFd, OwnedFd)> {
     Ok((listener, word, voice))
 }
 
-fn supervise(setup: Setup, channel: Channel, listener: Option<Listener>, word: &OwnedFd) -> ExitCode {
+fn supervise(setup: Setup, channel: Channel, listener: Option<Listener>, word: &OwnedFd) -> u8 {
     let _ = rustix::process::setsid();
     // The keeper makes the cgroups; if it says nothing it has refused already.
     let mut heard = [0];
     if !matches!(rustix::io::retry_on_intr(|| rustix::io::read(word, &mut heard)), Ok(1)) {
-        return EXIT_KILLED.into();
+        return EXIT_KILLED;
     }
     let prepared = guest::prepare(&setup).and_then(|()| cgroup::open(&setup));
     let cgroups: Vec<CgroupDir> = match prepared {
@@ -64,7 +63,7 @@ fn supervise(setup: Setup, channel: Channel, listener: Option<Listener>, word: &
     inside::announce_and_run(Machine { setup, channel, listener, cgroups, mechanisms, other_users })
 }
 
-fn keep(setup: &Setup, channel: Channel, listener: Option<Listener>, voice: OwnedFd, pid: i32) -> ExitCode {
+fn keep(setup: &Setup, channel: Channel, listener: Option<Listener>, voice: OwnedFd, pid: i32) -> u8 {
     sys::ignore_signals(&super::keeper::IGNORED);
     sys::set_name(c"tierbox-keeper");
     crash::point(setup, "clone");
@@ -88,15 +87,15 @@ fn keep(setup: &Setup, channel: Channel, listener: Option<Listener>, voice: Owne
 }
 
 /// Waits for the supervisor, and for orphans that come here after it.
-fn await_supervisor(pid: i32) -> ExitCode {
+fn await_supervisor(pid: i32) -> u8 {
     loop {
         match sys::wait_for(-1) {
             Ok((ended, status)) if ended == pid && libc::WIFEXITED(status) => {
-                return (libc::WEXITSTATUS(status) as u8).into();
+                return libc::WEXITSTATUS(status) as u8;
             }
-            Ok((ended, _)) if ended == pid => return EXIT_KILLED.into(),
+            Ok((ended, _)) if ended == pid => return EXIT_KILLED,
             Ok(_) => {}
-            Err(_) => return EXIT_KILLED.into(),
+            Err(_) => return EXIT_KILLED,
         }
     }
 }

@@ -66,6 +66,7 @@ pub fn build(setup: &Setup, sources: Sources) -> Step<NewRoot> {
         let target = resolve(root.as_fd(), path).at_step(|| format!("mount {}", shown(path)))?;
         attach(tree.as_fd(), target.as_fd()).at_step(|| format!("mount {}", shown(path)))?;
     }
+    terminals(root.as_fd())?;
     super::proc::mount(root.as_fd())?;
     attach_binds(root.as_fd(), setup, &sources.binds)?;
     if !host {
@@ -153,9 +154,15 @@ fn devices(root: BorrowedFd<'_>, nodes: &[(&'static str, OwnedFd)]) -> Step {
     for (target, name) in DEVICE_LINKS {
         rustix::fs::symlinkat(target, &dir, name).at(step)?;
     }
+    Ok(())
+}
+
+/// Terminals of its own. After the root became read-only: the engine has to hand terminals over to their users.
+fn terminals(root: BorrowedFd<'_>) -> Step {
     let options: [(&str, &[u8]); 3] = [("newinstance", b""), ("ptmxmode", b"0666"), ("mode", b"0620")];
     let pts = new_filesystem("devpts", &options, MountAttrFlags::MOUNT_ATTR_NOSUID).at("mount devpts")?;
-    attach_at(pts.as_fd(), dir.as_fd(), "pts").at("mount devpts")
+    let target = resolve(root, b"/dev/pts").at("mount devpts")?;
+    attach(pts.as_fd(), target.as_fd()).at("mount devpts")
 }
 
 /// Writes a file, or makes a directory if the mode says so.
