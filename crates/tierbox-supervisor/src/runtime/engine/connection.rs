@@ -278,11 +278,12 @@ impl Connections {
         }
     }
 
-    /// Writes what is queued.
-    pub fn flush(&mut self, poller: &Poller) {
+    /// Writes what is queued. Whether there was anything to do, or is now.
+    pub fn flush(&mut self, poller: &Poller) -> bool {
         for id in std::mem::take(&mut self.dirty) {
             self.flush_one(poller, id);
         }
+        !(self.broken.is_empty() && self.relieved.is_empty())
     }
 
     /// Writes on to a client that has room again.

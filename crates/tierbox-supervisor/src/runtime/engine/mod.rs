@@ -162,11 +162,15 @@ impl Engine {
 
     fn serve(&mut self) -> io::Result<()> {
         while !self.ending {
-            self.connections.flush(&self.poller);
-            self.drop_broken();
+            while self.connections.flush(&self.poller) {
+                self.drop_broken();
+            }
+            // A client may have turned out to be gone just now, and the machine with it.
+            if self.ending {
+                break;
+            }
             if !self.spent.is_empty() {
                 self.recycle();
-                continue;
             }
             let events = self.poller.wait(self.timers.next_wait())?;
             for (token, ready) in events {

@@ -119,11 +119,15 @@ pub fn child_signals() -> io::Result<OwnedFd> {
 
 /// Gives every signal its default disposition, but ignores SIGPIPE: a write to a closed pipe is an error here, not an end.
 pub fn supervisor_signals() {
+    // Handler, flags, restorer and mask of the kernel's own structure; all zero is the default disposition.
+    let default = [0_u64; 4];
     for signal in 1..=64 {
-        let action = if signal == libc::SIGPIPE { libc::SIG_IGN } else { libc::SIG_DFL };
-        // SAFETY: neither disposition runs code of ours. Signals whose disposition cannot change are left alone.
-        unsafe { libc::signal(signal, action) };
+        // The C library refuses the two signals that it uses itself; whoever started this program may have ignored them.
+        // SAFETY: `default` is live, large enough, and names no handler. Signals that cannot be changed are left alone.
+        unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), std::ptr::null_mut::<u64>(), 8) };
     }
+    // SAFETY: this disposition runs no code.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
 }
 
 /// Undoes what [`supervisor_signals`] and [`child_signals`] changed. Async-signal-safe.

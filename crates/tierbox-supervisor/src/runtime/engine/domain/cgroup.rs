@@ -176,7 +176,7 @@ struct Member {
     uses: Uses,
     dir: OwnedFd,
     procs: OwnedFd,
-    /// What tells whether anything lives in it.
+    /// What tells whether anything lives in it, in a unified hierarchy.
     population: Option<OwnedFd>,
     kills_before: u64,
 }
@@ -191,18 +191,16 @@ pub struct Set {
 impl Member {
     fn new(dir: OwnedFd, hierarchy: usize, uses: Uses) -> io::Result<Self> {
         let procs = open(dir.as_fd(), "cgroup.procs", OFlags::WRONLY)?;
-        let population = match uses {
-            Uses { unified: true, .. } => Some(open(dir.as_fd(), "cgroup.events", OFlags::RDONLY)?),
-            Uses { freezer: true, .. } => Some(open(dir.as_fd(), "cgroup.procs", OFlags::RDONLY)?),
-            _ => None,
-        };
+        let population = if uses.unified { Some(open(dir.as_fd(), "cgroup.events", OFlags::RDONLY)?) } else { None };
         Ok(Self { hierarchy, uses, dir, procs, population, kills_before: 0 })
     }
 
     fn is_empty(&self) -> bool {
-        let Some(population) = &self.population else { return true };
-        let text = read_fd(population.as_fd());
-        if self.uses.unified { text.lines().any(|line| line == "populated 0") } else { text.trim().is_empty() }
+        match &self.population {
+            Some(population) => read_fd(population.as_fd()).lines().any(|line| line == "populated 0"),
+            // Opened anew each time: the kernel keeps a list for a while behind each open file.
+            None => !self.uses.freezer || read(self.dir.as_fd(), "cgroup.procs").trim().is_empty(),
+        }
     }
 
     fn processes(&self) -> Vec<i32> {
