@@ -1,6 +1,7 @@
 //! A way to make machines.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -36,8 +37,10 @@ pub struct NetworkSpec {
     pub allow: Vec<String>,
 }
 
-/// What an environment should be: a profile after all layers are applied.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+/// What an environment should be: a profile after all layers are applied, its secrets read.
+///
+/// `Debug` shows of `env` and `settings`, which may hold secrets, the keys only.
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
 pub struct EnvironmentSpec {
     /// The profile's name.
     pub profile: String,
@@ -71,6 +74,30 @@ pub struct EnvironmentSpec {
     pub weakened: Vec<String>,
     /// T1: programs that the agent may run.
     pub programs: Vec<String>,
+}
+
+impl fmt::Debug for EnvironmentSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let settings: Vec<&String> = self.settings.as_object().into_iter().flat_map(|table| table.keys()).collect();
+        f.debug_struct("EnvironmentSpec")
+            .field("profile", &self.profile)
+            .field("tier", &self.tier)
+            .field("backend", &self.backend)
+            .field("limits", &self.limits)
+            .field("env", &self.env.keys())
+            .field("workdir", &self.workdir)
+            .field("user", &self.user)
+            .field("mounts", &self.mounts)
+            .field("files", &self.files)
+            .field("network", &self.network)
+            .field("settings", &settings)
+            .field("base_dir", &self.base_dir)
+            .field("hold", &self.hold)
+            .field("reason", &self.reason)
+            .field("weakened", &self.weakened)
+            .field("programs", &self.programs)
+            .finish()
+    }
 }
 
 /// How a check of this host came out.

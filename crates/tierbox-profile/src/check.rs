@@ -66,7 +66,7 @@ impl Checker<'_> {
             if is_zero {
                 self.error(
                     &format!("limits.{key}"),
-                    format!("a {key} of zero lets nothing run"),
+                    format!("`{key}` of zero lets nothing run"),
                     "leave it out, or give it a value",
                 );
             }
@@ -135,10 +135,10 @@ impl Checker<'_> {
 
     fn network(&mut self) {
         let settings = self.settings;
-        for name in &settings.allow {
+        for (index, name) in settings.allow.iter().enumerate() {
             if let Err(why) = network_name(name) {
                 let help = "write a domain name, *.NAME for all below it, and :PORT where it is not the usual one";
-                self.error("network.allow", format!("{} {why}", shown(name)), help);
+                self.error(&format!("network.allow.{index}"), format!("{} {why}", shown(name)), help);
             }
         }
         let level = settings.tier.network();
@@ -153,10 +153,10 @@ impl Checker<'_> {
 
     fn tools(&mut self) {
         let settings = self.settings;
-        for program in &settings.programs {
+        for (index, program) in settings.programs.iter().enumerate() {
             if let Err(why) = guest_path(program, true) {
                 let help = "name the program by its absolute path inside, such as /usr/bin/ls";
-                self.error("tools.programs", format!("{} {why}", shown(program)), help);
+                self.error(&format!("tools.programs.{index}"), format!("{} {why}", shown(program)), help);
             }
         }
         match (settings.tier.tooling(), settings.programs.is_empty()) {
@@ -169,18 +169,19 @@ impl Checker<'_> {
 
     fn host_paths(&mut self) {
         let settings = self.settings;
-        for mount in &settings.mounts {
-            self.host_path("mounts", &mount.host);
+        for (index, mount) in settings.mounts.iter().enumerate() {
+            self.host_path(&format!("mounts.{index}.host"), &mount.host);
+            let key = format!("mounts.{index}.guest");
             if let Err(why) = guest_path(&mount.guest, true) {
-                self.error("mounts", format!("{} {why}", shown(&mount.guest)), "");
+                self.error(&key, format!("{} {why}", shown(&mount.guest)), "");
             } else if mount.guest.trim_end_matches('/').is_empty() {
-                self.error("mounts", "nothing can be mounted over the sandbox's root", "name a directory inside, such as /data");
+                self.error(&key, "nothing can be mounted over the sandbox's root", "name a directory inside, such as /data");
             }
         }
-        for file in &settings.files {
-            self.host_path("files", &file.host);
+        for (index, file) in settings.files.iter().enumerate() {
+            self.host_path(&format!("files.{index}.host"), &file.host);
             if let Err(why) = guest_path(&file.guest, false) {
-                self.error("files", format!("{} {why}", shown(&file.guest)), "");
+                self.error(&format!("files.{index}.guest"), format!("{} {why}", shown(&file.guest)), "");
             }
         }
     }
@@ -238,7 +239,7 @@ fn env_key(key: &str) -> Result<(), &'static str> {
 
 fn network_name(entry: &str) -> Result<(), &'static str> {
     let (host, port) = entry.split_once(':').map_or((entry, None), |(host, port)| (host, Some(port)));
-    if port.is_some_and(|port| port.parse::<u16>().is_ok_and(|port| port > 0) == false) {
+    if port.is_some_and(|port| !port.parse::<u16>().is_ok_and(|port| port > 0)) {
         return Err("has a bad port");
     }
     let name = host.strip_prefix("*.").unwrap_or(host);

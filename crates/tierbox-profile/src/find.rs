@@ -39,7 +39,8 @@ pub(crate) struct Source {
 /// Finds a profile by name or path.
 pub(crate) fn find(name: &str, surroundings: &Surroundings) -> Result<Source> {
     if is_path(name) {
-        return read(&surroundings.directory().join(checked_path(name)?), Path::new(name));
+        let path = checked_path(name)?;
+        return read(&surroundings.directory().join(path), path);
     }
     check_name(name)?;
     for directory in surroundings.profile_directories() {
@@ -55,7 +56,8 @@ pub(crate) fn find(name: &str, surroundings: &Surroundings) -> Result<Source> {
 pub(crate) fn find_extended(reference: &str, from: &Source, surroundings: &Surroundings) -> Result<Source> {
     if is_path(reference) && !from.is_ready {
         let path = from.base.join(checked_path(reference)?);
-        let label = from.label.parent().map_or_else(|| path.clone(), |directory| directory.join(reference));
+        let beside = reference.strip_prefix("./").unwrap_or(reference);
+        let label = from.label.parent().map_or_else(|| path.clone(), |directory| directory.join(beside));
         return read(&path, &label);
     }
     if from.is_ready {

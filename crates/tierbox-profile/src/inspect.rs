@@ -138,7 +138,7 @@ impl<'a> Walk<'a> {
             return self.wrong_type(schema, kind, node);
         }
         if let Some(branches) = branches(target) {
-            return self.branches(branches, node);
+            return self.branches(schema, branches, node);
         }
         for part in target.get("allOf").and_then(Value::as_array).into_iter().flatten() {
             self.node(part, node);
@@ -169,7 +169,11 @@ impl<'a> Walk<'a> {
     /// What was found is named by its type only: the value may be a secret.
     fn wrong_type(&mut self, schema: &Value, kind: &str, node: &Node) {
         let expected = self.expected(schema);
-        let name = self.path.last().map_or("the file".to_owned(), |key| format!("`{key}`"));
+        let name = match self.path.as_slice() {
+            [] => "the file".to_owned(),
+            [.., list, index] if index.parse::<usize>().is_ok() => format!("an item of `{list}`"),
+            [.., key] => format!("`{key}`"),
+        };
         self.complain(node, format!("{name} should be {expected}, not {}", kind_words(kind)), None);
     }
 
@@ -196,17 +200,24 @@ impl<'a> Walk<'a> {
     }
 
     /// Takes the branch that fits; where none does, reports the one that fits best.
-    fn branches(&mut self, branches: &'a [Value], node: &Node) {
+    fn branches(&mut self, schema: &Value, branches: &'a [Value], node: &Node) {
         let kind = node_kind(node);
-        let tried = branches.iter().filter(|branch| accepts(self.root, branch, kind)).map(|branch| {
+        let fitting: Vec<&'a Value> = branches.iter().filter(|branch| accepts(self.root, branch, kind)).collect();
+        let tried = fitting.iter().map(|branch| {
             let mut walk = Walk { root: self.root, path: self.path.clone(), findings: Findings::default() };
             walk.node(branch, node);
             walk.findings
         });
-        if let Some(best) = tried.min_by_key(|findings| findings.problems.len()) {
-            self.findings.problems.extend(best.problems);
-            self.findings.marks.extend(best.marks);
+        let Some(best) = tried.min_by_key(|findings| findings.problems.len()) else { return };
+        // A text where only one word may stand beside another type is more likely of the wrong type than the wrong word.
+        if !best.problems.is_empty()
+            && fitting.len() < branches.len()
+            && fitting.iter().all(|branch| branch.get("const").is_some())
+        {
+            return self.wrong_type(schema, kind, node);
         }
+        self.findings.problems.extend(best.problems);
+        self.findings.marks.extend(best.marks);
     }
 
     fn allowed_values(&mut self, schema: &Value, node: &Node) {

@@ -249,25 +249,13 @@ impl Reading<'_> {
             return self.problems.push(problem);
         }
         let findings = inspect(&self.loader.schema, &self.loader.schema, &values.root);
-        self.problems.extend(findings.problems.into_iter().map(|problem| explain_table(problem, &values.root)));
-        self.problems.extend(settle_marks(&mut values.root, &findings.marks, base, &self.loader.surroundings));
+        let mut problems: Vec<_> = findings.problems.into_iter().map(|problem| explain_table(problem, &values.root)).collect();
+        problems.extend(settle_marks(&mut values.root, &findings.marks, base, &self.loader.surroundings));
         normalize_limits(&mut values.root);
+        problems.extend(check_formats(&values, &problems));
+        problems.sort_by_key(|problem| (problem.place.line(), problem.place.column()));
+        self.problems.extend(problems);
         self.layers.push(values);
-        self.check_formats();
-    }
-
-    /// Reads the last layer's values by themselves, for errors that name it.
-    fn check_formats(&mut self) {
-        if !self.problems.is_empty() {
-            return;
-        }
-        let mut complaints = Vec::new();
-        let Some(values) = self.layers.last() else { return };
-        if let Ok(merged) = Merged::new(std::slice::from_ref(values)) {
-            let _ = typed(&merged, &mut complaints);
-        }
-        let problems = complaints.into_iter().map(|complaint| complain(complaint, &values.root));
-        self.problems.extend(problems.collect::<Vec<_>>());
     }
 
     /// Puts the layers together, one above the other, and checks the whole.
@@ -281,10 +269,11 @@ impl Reading<'_> {
         };
         // The profile must make sense by itself, before anybody tightens it.
         let warnings = self.check(&settings, above)?;
+        let stated = settings.clone();
         let mut weakened = Vec::new();
         for count in above + 1..=self.layers.len() {
             let Some(mut next) = self.settings_of(count)? else { continue };
-            leave_names_unused(&settings, &mut next);
+            leave_names_unused(&stated, &mut next);
             weakened.extend(self.weakenings(&settings, &next, count)?);
             settings = next;
         }
@@ -368,9 +357,9 @@ pub(crate) fn known_backend(schema: &Value, backend: &str) -> Result<()> {
         .with_help("check the profile's `backend`, or build tierbox with that backend's cargo feature"))
 }
 
-/// Tightening the network leaves names that were allowed without a use.
-fn leave_names_unused(before: &Settings, after: &mut Settings) {
-    if after.tier.network() > before.tier.network() && after.allow == before.allow {
+/// Tightening the network leaves the names that the profile allows without a use.
+fn leave_names_unused(profile: &Settings, after: &mut Settings) {
+    if after.tier.network() > profile.tier.network() && after.allow == profile.allow {
         after.allow.clear();
     }
 }
@@ -388,6 +377,17 @@ fn typed(merged: &Merged<'_>, complaints: &mut Vec<Complaint>) -> Result<Option<
         .map(|(name, table)| Ok((name, table.deserialize::<Value>().map_err(internal)?)))
         .collect::<Result<BTreeMap<_, _>>>()?;
     Ok(resolve(document, tables, complaints))
+}
+
+/// Reads a layer's values by themselves, so that errors name it. What is wrong already is left out.
+fn check_formats(values: &Values, known: &[Diagnostic]) -> Vec<Diagnostic> {
+    let mut rest = values.clone();
+    known.iter().for_each(|problem| rest.root.remove(&split(&problem.key)));
+    let mut complaints = Vec::new();
+    if let Ok(merged) = Merged::new(std::slice::from_ref(&rest)) {
+        let _ = typed(&merged, &mut complaints);
+    }
+    complaints.into_iter().map(|complaint| complain(complaint, &values.root)).collect()
 }
 
 fn complain(complaint: Complaint, root: &Node) -> Diagnostic {

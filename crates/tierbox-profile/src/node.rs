@@ -155,6 +155,16 @@ impl Node {
         (0..=path.len()).rev().find_map(|length| self.find(&path[..length])).map_or(self.place.clone(), |node| node.place.clone())
     }
 
+    /// Takes the value at a path away, or the list that holds it.
+    pub fn remove(&mut self, path: &[String]) {
+        let Some((step, rest)) = path.split_first() else { return };
+        let Some(table) = self.table_mut() else { return };
+        match table.get_mut(step) {
+            Some(entry) if !rest.is_empty() && entry.node.table().is_some() => entry.node.remove(rest),
+            _ => drop(table.remove(step)),
+        }
+    }
+
     /// Puts a value at a path of table keys. False where something that is no table stands in the way.
     pub fn insert(&mut self, path: &[String], node: Node) -> bool {
         let Some((step, rest)) = path.split_first() else {

@@ -139,7 +139,7 @@ impl Profile {
                 self.provenances.insert(key, of_code());
             }
         }
-        let place = |key: &str| self.provenances.get(key).map_or(Place::Default, |provenance| provenance.place.clone());
+        let place = |key: &str| self.place(key);
         found.extend(literal_secrets(&self.settings, before));
         found.extend(check(&self.settings, &self.surroundings, &place));
         if let Some(error) = first_error(&found) {
@@ -147,6 +147,12 @@ impl Profile {
         }
         self.warnings = found.into_iter().filter(|diagnostic| diagnostic.severity == Severity::Warning).collect();
         Ok(())
+    }
+
+    /// Where a value was written; an item of a list goes by its list.
+    fn place(&self, key: &str) -> Place {
+        let known = std::iter::successors(Some(key), |key| key.rsplit_once('.').map(|(list, _)| list));
+        known.filter_map(|key| self.provenances.get(key)).next().map_or(Place::Default, |provenance| provenance.place.clone())
     }
 
     /// What the backend is given: secrets are read, and the backend checks the whole.

@@ -12,6 +12,8 @@ pub struct Surroundings {
     variables: BTreeMap<OsString, OsString>,
     home: Option<PathBuf>,
     directory: PathBuf,
+    profile_directories: Vec<PathBuf>,
+    has_user_file: bool,
 }
 
 impl Surroundings {
@@ -21,12 +23,20 @@ impl Surroundings {
             variables: std::env::vars_os().collect(),
             home: std::env::home_dir(),
             directory: std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/")),
+            profile_directories: Vec::new(),
+            has_user_file: true,
         }
     }
 
     /// No variable and no home; `directory` is where relative paths begin.
     pub fn empty(directory: impl Into<PathBuf>) -> Self {
-        Self { variables: BTreeMap::new(), home: None, directory: directory.into() }
+        Self {
+            variables: BTreeMap::new(),
+            home: None,
+            directory: directory.into(),
+            profile_directories: Vec::new(),
+            has_user_file: true,
+        }
     }
 
     /// Sets a variable. `HOME` sets the home directory too.
@@ -37,6 +47,20 @@ impl Surroundings {
             self.home = Some(PathBuf::from(&value));
         }
         self.variables.insert(name, value);
+        self
+    }
+
+    /// Looks for profiles in this directory first, by name. A relative path starts from the working directory.
+    #[must_use]
+    pub fn with_profile_directory(mut self, directory: impl AsRef<Path>) -> Self {
+        self.profile_directories.push(self.directory.join(directory));
+        self
+    }
+
+    /// Leaves the user's own file and profiles out: what a harness runs does then not depend on who runs it.
+    #[must_use]
+    pub fn without_user_files(mut self) -> Self {
+        self.has_user_file = false;
         self
     }
 
@@ -61,17 +85,22 @@ impl Surroundings {
 
     /// `$XDG_CONFIG_HOME/tierbox`, else `~/.config/tierbox`.
     pub(crate) fn config_directory(&self) -> Option<PathBuf> {
+        if !self.has_user_file {
+            return None;
+        }
         let stated = self.variables.get(OsStr::new("XDG_CONFIG_HOME")).map(PathBuf::from).filter(|path| path.is_absolute());
         let base = stated.or_else(|| self.home().map(|home| home.join(".config")))?;
         Some(base.join("tierbox"))
     }
 
-    /// The directories of `TIERBOX_PROFILES`, which are separated by colons; relative ones do not count.
+    /// Where profiles are looked for by name. The directories of `TIERBOX_PROFILES` are separated by colons; relative
+    /// ones do not count.
     pub(crate) fn profile_directories(&self) -> Vec<PathBuf> {
         let stated = self.variables.get(OsStr::new("TIERBOX_PROFILES")).into_iter();
         let stated = stated.flat_map(|list| std::env::split_paths(list).collect::<Vec<_>>());
         let own = self.config_directory().map(|config| config.join("profiles"));
-        stated.filter(|path| path.is_absolute()).chain(own).collect()
+        let first = self.profile_directories.iter().cloned();
+        first.chain(stated.filter(|path| path.is_absolute())).chain(own).collect()
     }
 }
 

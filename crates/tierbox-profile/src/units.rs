@@ -38,7 +38,7 @@ const TIME_UNITS: &[(&str, u64)] = &[("d", 86_400_000), ("h", 3_600_000), ("m", 
 /// `InvalidInput` that says what to write instead.
 pub fn parse_size(text: &str) -> Result<u64> {
     let (number, unit) = split_number(text);
-    if unit.is_empty() {
+    if number.is_empty() || unit.is_empty() {
         return number.parse().map_err(|_| bad_size(text, "is not a size"));
     }
     let Some((_, factor)) = SIZE_UNITS.iter().find(|(name, _)| *name == unit) else {
@@ -49,7 +49,7 @@ pub fn parse_size(text: &str) -> Result<u64> {
 
 /// Writes a size exactly, in the greatest binary unit that needs no fraction.
 pub fn format_size(bytes: u64) -> String {
-    let unit = SIZE_UNITS[..4].iter().find(|(_, factor)| bytes != 0 && bytes % factor == 0);
+    let unit = SIZE_UNITS[..4].iter().find(|(_, factor)| bytes != 0 && bytes.is_multiple_of(*factor));
     let (name, factor) = unit.copied().unwrap_or(("B", 1));
     format!("{}{name}", bytes / factor)
 }
@@ -78,6 +78,9 @@ pub fn approximate_size(bytes: u64) -> String {
 /// # Errors
 /// `InvalidInput` that says what to write instead.
 pub fn parse_duration(text: &str) -> Result<Duration> {
+    if !text.starts_with(|c: char| c.is_ascii_digit()) {
+        return Err(bad_duration(text, "is not a duration"));
+    }
     let mut rest = text;
     let mut total: u64 = 0;
     let mut smallest = u64::MAX;
@@ -97,9 +100,6 @@ pub fn parse_duration(text: &str) -> Result<Duration> {
         smallest = *factor;
         let part = scaled(number, *factor).map_err(|why| bad_duration(text, why))?;
         total = total.checked_add(part).ok_or_else(|| bad_duration(text, "is too long"))?;
-    }
-    if smallest == u64::MAX {
-        return Err(bad_duration(text, "is empty"));
     }
     Ok(Duration::from_millis(total))
 }
@@ -128,6 +128,7 @@ pub fn format_duration(duration: Duration) -> String {
 pub fn parse_cpu(text: &str) -> Result<u64> {
     let (number, unit) = split_number(text);
     let factor = match unit {
+        _ if number.is_empty() => return Err(bad_cpu(text, "is not a share of CPUs")),
         "" => 1000,
         "m" => 1,
         _ => return Err(bad_cpu(text, &format!("has the unknown unit {}", shown(unit)))),

@@ -89,7 +89,8 @@ impl Changes {
     /// Only leaving root for somebody else is known to be stricter.
     fn user(&mut self, before: &Settings, after: &Settings) {
         let is_root = |user: &Option<String>| matches!(user.as_deref(), Some("root" | "0"));
-        if before.user != after.user && !(is_root(&before.user) && !is_root(&after.user)) {
+        let leaves_root = is_root(&before.user) && !is_root(&after.user);
+        if before.user != after.user && !leaves_root {
             let shown = |user: &Option<String>| user.clone().unwrap_or_else(|| "the backend's default".to_owned());
             self.add("user", shown(&before.user), shown(&after.user));
         }
