@@ -73,15 +73,15 @@ impl Bench {
     }
 
     /// Makes directories inside each other, deeper than any path can name.
-    pub fn make_chain(&self, top: &str, depth: usize) {
+    pub fn make_chain(&self, top: &str, name: &str, depth: usize) {
         use rustix::fs::{Mode, OFlags, chownat, mkdirat, openat};
         let owner = (Some(rustix::fs::Uid::from_raw(self.uid)), Some(rustix::fs::Gid::from_raw(self.gid)));
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let mut dir: OwnedFd = rustix::fs::open(self.path(top), flags, Mode::empty()).unwrap();
         for _ in 0..depth {
-            mkdirat(&dir, "down", Mode::from_raw_mode(0o755)).unwrap();
-            chownat(&dir, "down", owner.0, owner.1, rustix::fs::AtFlags::empty()).unwrap();
-            dir = openat(&dir, "down", flags, Mode::empty()).unwrap();
+            mkdirat(&dir, name, Mode::from_raw_mode(0o755)).unwrap();
+            chownat(&dir, name, owner.0, owner.1, rustix::fs::AtFlags::empty()).unwrap();
+            dir = openat(&dir, name, flags, Mode::empty()).unwrap();
         }
     }
 

@@ -33,16 +33,23 @@ pub fn read(engine: &mut Engine, path: &[u8], range: Range, data: Option<OwnedFd
     }
     let ceiling = ceiling(&range, available, &file);
     rustix::fs::seek(&file, SeekFrom::Start(start.unsigned_abs())).during("seek")?;
-    let head = if expected <= u64::from(INLINE) { read_head(&file, ceiling)? } else { Vec::new() };
-    let within = |count: u64| range.max.is_none_or(|max| count <= max);
+    let head = if expected <= u64::from(INLINE) { read_some(&file, ceiling.min(u64::from(INLINE) + 1))? } else { Vec::new() };
     if expected <= u64::from(INLINE) && head.len() <= INLINE as usize {
-        return if within(head.len() as u64) { Ok(contents(facts, head)) } else { Err(too_large()) };
+        check_end(&file, &range, head.len() as u64)?;
+        return Ok(contents(facts, head));
     }
     let pipe = need(data)?;
     engine.send(&FromSupervisor::Opened { meta: facts })?;
     write_all(&pipe, &head).during("send the contents")?;
     let moved = head.len() as u64 + pump(&file, &pipe, ceiling - head.len() as u64).during("send the contents")?;
-    if within(moved) { Ok(FromSupervisor::Finished) } else { Err(too_large()) }
+    check_end(&file, &range, moved)?;
+    Ok(FromSupervisor::Finished)
+}
+
+/// Whether the limit was really enough: the file may have grown meanwhile, or never told its size.
+fn check_end(file: &OwnedFd, range: &Range, moved: u64) -> Result<()> {
+    let cut = range.max == Some(moved) && range.length.is_none_or(|length| length > moved);
+    if cut && !read_some(file, 1)?.is_empty() { Err(too_large()) } else { Ok(()) }
 }
 
 fn contents(meta: Meta, data: Vec<u8>) -> FromSupervisor {
@@ -74,11 +81,10 @@ fn regular(stat: &Stat) -> Result<()> {
     Err(Fail::new(failure, detail))
 }
 
-/// How many bytes are read at most. A file that grows is not chased: without a bound it is read to the size that it had,
-/// and with one just far enough to know that it is too large.
+/// How many bytes are sent at most. A file that grows is not chased: without a bound it is read to the size that it had.
 fn ceiling(range: &Range, available: u64, file: &OwnedFd) -> u64 {
-    match (range.length, range.max.map(|max| max.saturating_add(1))) {
-        (Some(length), Some(beyond)) => length.min(beyond),
+    match (range.length, range.max) {
+        (Some(length), Some(max)) => length.min(max),
         (Some(bound), None) | (None, Some(bound)) => bound,
         (None, None) if is_generated(file) => u64::MAX,
         (None, None) => available,
@@ -92,17 +98,16 @@ fn is_generated(file: &OwnedFd) -> bool {
     rustix::fs::fstatfs(file).is_ok_and(|stat| MAGIC.contains(&(stat.f_type as u64)))
 }
 
-/// The first bytes: at most one more than fits a frame.
-fn read_head(file: &OwnedFd, ceiling: u64) -> Result<Vec<u8>> {
-    let wanted = usize::try_from(ceiling).unwrap_or(usize::MAX).min(INLINE as usize + 1);
-    let mut head = vec![0; wanted];
+/// The next bytes, `wanted` of them or all that are left. Only for few.
+fn read_some(file: &OwnedFd, wanted: u64) -> Result<Vec<u8>> {
+    let mut bytes = vec![0; usize::try_from(wanted).unwrap_or(0)];
     let mut filled = 0;
-    while filled < wanted {
-        match retry_on_intr(|| rustix::io::read(file, &mut head[filled..])).during("read")? {
+    while filled < bytes.len() {
+        match retry_on_intr(|| rustix::io::read(file, &mut bytes[filled..])).during("read")? {
             0 => break,
             count => filled += count,
         }
     }
-    head.truncate(filled);
-    Ok(head)
+    bytes.truncate(filled);
+    Ok(bytes)
 }
