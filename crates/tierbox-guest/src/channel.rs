@@ -125,13 +125,7 @@ impl Channel {
         lock(&shared.control).setup = Some(sender);
         // If the supervisor takes no more, what it said before it went away is still to be heard.
         shared.outgoing.send(frame, Vec::new());
-        let answer = async {
-            match answer.await {
-                Ok(reply) => Ok(reply),
-                Err(_) => Err(shared.over().await.error(TRIED)),
-            }
-        };
-        within(limit, TRIED, "the machine's supervisor gave no answer", answer).await
+        within(limit, TRIED, shared.heard(answer, TRIED)).await
     }
 
     /// Opens the conversation; once on every channel, after [`setup`](Self::setup) or as the first thing when connecting to a
@@ -154,14 +148,8 @@ impl Channel {
     /// `Timeout` after `limit`; `Lost`, `Protocol`.
     pub async fn ping(&self, limit: Duration) -> Result<()> {
         const TRIED: &str = "ping supervisor";
-        let answer = async {
-            let pong = self.shared().send_then_ping(None, TRIED)?;
-            match pong.await {
-                Ok(()) => Ok(()),
-                Err(_) => Err(self.shared().over().await.error(TRIED)),
-            }
-        };
-        within(limit, TRIED, "the machine's supervisor gave no answer", answer).await
+        let pong = self.shared().send_then_ping(None, TRIED)?;
+        within(limit, TRIED, self.shared().heard(pong, TRIED)).await
     }
 
     /// Lets the machine outlive this channel, and waits until it is so.
@@ -203,16 +191,9 @@ impl Channel {
     }
 }
 
-async fn within<T>(
-    limit: Duration,
-    operation: &'static str,
-    what: &'static str,
-    work: impl Future<Output = Result<T>>,
-) -> Result<T> {
-    match tokio::time::timeout(limit, work).await {
-        Ok(result) => result,
-        Err(_) => Err(Error::new(ErrorKind::Timeout, operation, format!("{what} within {limit:?}"))),
-    }
+async fn within<T>(limit: Duration, operation: &'static str, work: impl Future<Output = Result<T>>) -> Result<T> {
+    let late = || format!("the machine's supervisor gave no answer within {limit:?}");
+    tokio::time::timeout(limit, work).await.unwrap_or_else(|_| Err(Error::new(ErrorKind::Timeout, operation, late())))
 }
 
 impl Shared {
@@ -275,6 +256,15 @@ impl Shared {
         self.must_send(0, &ToSupervisor::Ping, operation)?;
         control.pings.push_back(Some(sender));
         Ok(pong)
+    }
+
+    /// Waits for an answer, or for the end of the line.
+    pub(crate) async fn heard<T>(&self, answer: oneshot::Receiver<T>, operation: &'static str) -> Result<T> {
+        tokio::select! {
+            biased;
+            Ok(answer) = answer => Ok(answer),
+            closed = self.over() => Err(closed.error(operation)),
+        }
     }
 
     /// Asks for a sign of life.

@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use tierbox_core::{ByteReader, DirEntry, Error, ErrorKind, FileKind, FileMeta, GuestPath, ReadOptions, Result, WriteOptions};
-use tierbox_supervisor::protocol::{self, FileOp, FromSupervisor, INLINE, Kind, Meta, STDOUT, ToSupervisor};
+use tierbox_supervisor::protocol::{FileOp, FromSupervisor, INLINE, Kind, Meta, STDOUT, ToSupervisor};
 use tierbox_supervisor::wire::Blob;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 
@@ -118,7 +118,7 @@ async fn start_reading(
     if channel.passes_descriptors() {
         let (end, theirs) = pipe::incoming().map_err(|error| Error::io(tried, error))?;
         let running = Running::open(channel, Operation::plain(), tried, path.to_string())?;
-        let frame = protocol::encode(running.call, &ToSupervisor::File { op: op(true) });
+        let frame = tierbox_supervisor::protocol::encode(running.call, &ToSupervisor::File { op: op(true) });
         channel.shared().send_frame(frame, vec![theirs], tried)?;
         return Ok((running, Data::Passed(end)));
     }
@@ -194,6 +194,7 @@ impl AsyncRead for Contents {
         match self.allowed.checked_sub(count) {
             Some(rest) => self.allowed = rest,
             None => {
+                buf.set_filled(before);
                 let error = Error::new(ErrorKind::TooLarge, self.running.tried, "more bytes came than were allowed");
                 return Poll::Ready(Err(self.fail(error)));
             }
@@ -253,7 +254,7 @@ async fn send_stream(
     if channel.passes_descriptors() {
         let (theirs, end) = pipe::outgoing().map_err(|error| Error::io(tried, error))?;
         let running = Running::open(channel, Operation::plain(), tried, path.to_string())?;
-        let frame = protocol::encode(running.call, &ToSupervisor::File { op: op(true) });
+        let frame = tierbox_supervisor::protocol::encode(running.call, &ToSupervisor::File { op: op(true) });
         channel.shared().send_frame(frame, vec![theirs], tried)?;
         copy(&running, first, contents, end, path).await?;
         channel.shared().must_send(running.call, &ToSupervisor::Commit, tried)?;

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 
 use tierbox_core::{Error, ErrorKind, ExecId, KillReason, Result, Signal};
-use tierbox_supervisor::protocol::{self, Entry, FromSupervisor, STDOUT, ToSupervisor};
+use tierbox_supervisor::protocol::{Entry, FromSupervisor, STDOUT, ToSupervisor};
 
 use crate::calls::{Sink, Step};
 use crate::channel::{Channel, Shared};
@@ -264,23 +264,9 @@ impl Drop for Running {
     }
 }
 
-/// Sends a request that is only answered when it fails, and waits until it was taken in.
+/// Sends a request and waits until it was done.
 async fn command(channel: &Channel, message: &ToSupervisor, tried: &'static str, subject: String) -> Result<()> {
-    channel.shared().room().await;
-    let running = Running::open(channel, Operation::plain(), tried, subject)?;
-    let pong = channel.shared().send_then_ping(Some(protocol::encode(running.call, message)), tried)?;
-    let result = tokio::select! {
-        biased;
-        end = running.end() => end,
-        // The failure would have come before the pong; no pong means that the line ended.
-        pong = pong => match pong {
-            Ok(()) => running.operation.outcome().unwrap_or(Ok(())).map_err(|fault| running.fault(&fault)),
-            Err(_) => Err(channel.shared().over().await.error(tried)),
-        },
-    };
-    // The machine has nothing left to give up.
-    running.operation.end(Ok(()));
-    result
+    Running::start(channel, Operation::plain(), message, tried, subject).await?.end().await
 }
 
 fn exec_subject(id: ExecId) -> String {

@@ -71,9 +71,7 @@ impl GuestSandbox {
     async fn follow(&self, id: ExecId, stdout_from: u64, stderr_from: u64) -> Result<exec::Handle> {
         self.channel.shared().room().await;
         let (handle, pong) = exec::attach(&self.channel, id, stdout_from, stderr_from)?;
-        if pong.await.is_err() {
-            return Err(self.channel.shared().over().await.error("attach"));
-        }
+        self.channel.shared().heard(pong, "attach").await?;
         let refused = poll_fn(|cx| match handle.call.poll_ending(cx.waker()) {
             Poll::Ready(Ending::Refused(failed)) => Poll::Ready(Some(failed)),
             _ => Poll::Ready(None),
