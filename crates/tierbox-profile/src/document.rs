@@ -50,6 +50,7 @@ pub(crate) struct Document {
 /// limit away.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default, rename_all = "kebab-case", deny_unknown_fields)]
+#[schemars(rename = "Limits")]
 pub(crate) struct LimitsDocument {
     /// Memory of a machine, writable areas included. Default: none.
     #[schemars(schema_with = "limit_size")]
@@ -95,6 +96,7 @@ pub(crate) struct LimitsDocument {
 /// Network rules.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
+#[schemars(rename = "Network")]
 pub(crate) struct NetworkDocument {
     /// For N1: the names that can be reached, each with a port if it is not the usual one, such as
     /// "index.example.org" or "*.files.example.org:443".
@@ -104,6 +106,7 @@ pub(crate) struct NetworkDocument {
 /// What the tooling axis allows.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
+#[schemars(rename = "Tools")]
 pub(crate) struct ToolsDocument {
     /// For T1: absolute paths of the programs that the agent may run. Name only programs that cannot start others.
     pub programs: Option<Vec<String>>,
@@ -112,6 +115,7 @@ pub(crate) struct ToolsDocument {
 /// A directory of the host that is visible inside.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
+#[schemars(rename = "Mount")]
 pub(crate) struct MountDocument {
     /// The path on the host, relative to this file; `~/` is the home directory.
     #[schemars(extend("x-path" = true))]
@@ -125,6 +129,7 @@ pub(crate) struct MountDocument {
 /// A file or directory of the host that is copied in.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
+#[schemars(rename = "File")]
 pub(crate) struct FileDocument {
     /// The path on the host, relative to this file; `~/` is the home directory.
     #[schemars(extend("x-path" = true))]

@@ -19,7 +19,8 @@ pub const PLAIN_VARIABLES: &[(&str, &str)] = &[
 ];
 
 /// Prefixes of variables that only tests and builds of tierbox itself set.
-const OWN_PREFIXES: &[&str] = &["TIERBOX_TEST_", "TIERBOX_BENCH_", "TIERBOX_CRASH_", "TIERBOX_BUILD_"];
+const OWN_PREFIXES: &[&str] =
+    &["TIERBOX_TEST", "TIERBOX_BENCH_", "TIERBOX_CRASH_", "TIERBOX_BUILD_", "TIERBOX_SKIP_", "TIERBOX_ATTACK"];
 
 /// The environment layer: `TIERBOX__SECTION__KEY_NAME`, and the plain variables that backends name in their schema.
 pub(crate) fn environment(schema: &Value, surroundings: &Surroundings, problems: &mut Vec<Diagnostic>) -> Values {
