@@ -330,8 +330,18 @@ mod unit {
     }
 
     #[test]
+    fn a_limit_on_file_size_is_told_and_does_not_kill() {
+        let mut bench = Bench::new();
+        bench.limit_file_size(1000);
+        assert_eq!(failure(bench.run(write_op("file", Some(&[1; 1001])))), Failure::TooLarge);
+        assert_eq!(bench.run(write_op("file", Some(&[1; 1000]))), Answer::Finished);
+        assert_eq!(bench.names(""), ["file"]);
+    }
+
+    #[test]
     fn a_full_disk_is_told_and_the_old_file_stands() {
         let mut bench = Bench::new();
+        // A plain user has no small file system; the limit on file size above takes the same way.
         let Some(_mount) = bench.mount_small("disk") else { return };
         assert_eq!(bench.run(write_op("disk/file", Some(b"old"))), Answer::Finished);
         let mut pipe = bench.begin_with_source(write_op("disk/file", None));

@@ -46,7 +46,8 @@ pub struct Bench {
 
 impl Bench {
     pub fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        // In memory where there is such a place, as the machine's writable areas mostly are.
+        let dir = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
         let (uid, gid) =
             if is_root() { (65534, 65534) } else { (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw()) };
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
@@ -198,19 +199,20 @@ impl Bench {
         line.split_whitespace().nth(1).unwrap().parse().unwrap()
     }
 
-    /// A file system of 1 MiB; None, with a word why, where this user cannot mount.
+    /// A file system of 1 MiB; None where this user cannot mount.
     pub fn mount_small(&self, name: &str) -> Option<Mounted> {
         self.make_dir(name);
         let path = self.path(name);
         let options = format!("size=1m,mode=777,uid={},gid={}", self.uid, self.gid);
         let options = std::ffi::CString::new(options).unwrap();
-        match rustix::mount::mount("tmpfs", &path, "tmpfs", rustix::mount::MountFlags::empty(), options.as_c_str()) {
-            Ok(()) => Some(Mounted(path)),
-            Err(error) => {
-                eprintln!("skipped: no file system can be mounted here ({error})");
-                None
-            }
-        }
+        let none = rustix::mount::MountFlags::empty();
+        rustix::mount::mount("tmpfs", &path, "tmpfs", none, options.as_c_str()).ok().map(|()| Mounted(path))
+    }
+
+    /// Limits the size of the files that the worker writes.
+    pub fn limit_file_size(&self, bytes: u64) {
+        let limit = rustix::process::Rlimit { current: Some(bytes), maximum: Some(bytes) };
+        rustix::process::prlimit(Some(self.process()), rustix::process::Resource::Fsize, limit).unwrap();
     }
 }
 
