@@ -1,2 +1,121 @@
-//! The tierbox command line, as a program and as a library.
+//! The tierbox command line, as a library: ten lines make a `tierbox` that carries a backend of your own.
+//!
+//! ```no_run
+//! use std::process::ExitCode;
+//!
+//! fn main() -> ExitCode {
+//!     let registry = tierbox::Registry::linked();
+//!     // registry.register(std::sync::Arc::new(MyBackend::new()));
+//!     tierbox_cli::main_with(registry)
+//! }
+//! ```
 #![deny(missing_docs)]
+#![forbid(unsafe_code)]
+
+mod actor;
+mod args;
+mod commands;
+mod exit;
+mod interrupt;
+mod neutral;
+mod output;
+mod parse;
+mod progress;
+mod session;
+mod streams;
+mod table;
+mod terminal;
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Parser;
+use tierbox::{Registry, Tierbox};
+
+use crate::args::{Cli, Command, ConfigCommand, Global};
+use crate::interrupt::{Failure, Interrupts};
+
+/// How long the end of an interrupted start is waited for.
+const SETTLE: Duration = Duration::from_secs(10);
+
+/// Runs the command line of this process with the backends that are linked into it.
+pub fn main() -> ExitCode {
+    main_with(Registry::linked())
+}
+
+/// Runs the command line of this process with these backends.
+pub fn main_with(registry: Registry) -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return ExitCode::from(output::usage(&error)),
+    };
+    output::start_log(&cli.global);
+    let json = cli.global.json;
+    match run(cli, registry) {
+        Ok(status) => ExitCode::from(status),
+        Err(failure) => ExitCode::from(output::failure(&failure, json)),
+    }
+}
+
+/// What every command works with.
+pub(crate) struct Context {
+    pub client: Tierbox,
+    pub global: Global,
+    pub interrupts: Interrupts,
+}
+
+fn run(cli: Cli, registry: Registry) -> Result<u8, Failure> {
+    if let Some(status) = commands::without_client(&cli) {
+        return Ok(status);
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| tierbox::Error::io("start runtime", error))?;
+    let outcome = runtime.block_on(async {
+        let mut builder = Tierbox::builder().registry(registry);
+        if let Some(path) = &cli.global.state_dir {
+            builder = builder.state_dir(path);
+        }
+        for path in &cli.global.profile_dir {
+            builder = builder.profile_dir(path);
+        }
+        let mut context = Context { client: builder.build()?, global: cli.global, interrupts: Interrupts::listen()? };
+        let outcome = dispatch(&mut context, cli.command).await;
+        if outcome.is_err() {
+            // What was dropped half-way ends in the background; a second interrupt does not wait for it.
+            let _ = context.interrupts.guard(async { Ok(tierbox::settle(SETTLE).await) }).await;
+        }
+        outcome
+    });
+    // A thread that reads this terminal would otherwise hold up the end.
+    runtime.shutdown_background();
+    outcome
+}
+
+async fn dispatch(context: &mut Context, command: Command) -> Result<u8, Failure> {
+    match command {
+        Command::Run(args) => commands::run::run(context, *args).await,
+        Command::Up(args) => commands::up::up(context, args).await,
+        Command::Exec(args) => commands::exec::exec(context, args).await,
+        Command::Shell(args) => commands::shell::shell(context, args).await,
+        Command::Cp(args) => commands::cp::cp(context, args).await,
+        Command::Ls => commands::ls::ls(context).await,
+        Command::Ps(args) => commands::execs::ps(context, args).await,
+        Command::Logs(args) => commands::execs::logs(context, args).await,
+        Command::Kill(args) => commands::execs::kill(context, args).await,
+        Command::Forward(args) => commands::forward::forward(context, args).await,
+        Command::Down(args) => commands::end::down(context, args).await,
+        Command::Cleanup(args) => commands::end::cleanup(context, args).await,
+        Command::Profiles => commands::config::profiles(context),
+        Command::Doctor(args) => commands::doctor::doctor(context, args).await,
+        Command::Config(ConfigCommand::Show { profile, set, allow_weaker }) => {
+            commands::config::show(context, &profile, set, allow_weaker)
+        }
+        Command::Config(ConfigCommand::Validate { profiles }) => commands::config::validate(context, &profiles),
+        Command::Config(ConfigCommand::Schema) => commands::config::schema(context),
+        Command::Config(ConfigCommand::Template) | Command::Completions { .. } | Command::ExitCodes => {
+            unreachable!("these need no client")
+        }
+    }
+}

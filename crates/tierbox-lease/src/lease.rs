@@ -9,7 +9,7 @@ use tierbox_core::{Error, ErrorKind, Hold, LeaseHandle, LeaseRecord, Resource, R
 
 use crate::journal::{Journal, is_same_file};
 use crate::lines::{Change, whole_length};
-use crate::{state, tree};
+use crate::{lock, state, tree};
 
 /// A lease that the caller may change.
 ///
@@ -43,12 +43,21 @@ impl Lease {
         &self.journal
     }
 
-    /// Changes who keeps it. The lock stays with this handle: drop it to let go.
+    /// Changes who keeps it. The lock stays with this handle until it is dropped or [`release`](Self::release)d.
     ///
     /// # Errors
     /// What the file system says.
     pub fn set_hold(&self, hold: Hold) -> Result<()> {
         self.change(Change::Hold(hold))
+    }
+
+    /// Lets go of the lock while the handle is still in use, after the hold was changed to one that nobody has to live
+    /// for. Others may then take the lease over.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn release(&self) -> Result<()> {
+        lock::release(&self.lock().file)
     }
 
     /// Removes the lease and its directory: nothing that it names exists any more.

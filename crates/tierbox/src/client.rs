@@ -1,11 +1,12 @@
 //! The client: from a profile to a running environment.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
 use tierbox_core::{Backend, Capabilities, Check, DestroyReport, EnvironmentSpec, Hold, LeaseRecord, Registry, Result};
 use tierbox_lease::{CleanupOptions, CleanupReport, Entry, Foreign, Journal, Standing, StateDir};
+use tierbox_profile::{Loader, Profile};
 
 use crate::profiles::{ProfileSource, Profiles};
 use crate::running::{Running, destroy};
@@ -177,6 +178,22 @@ impl Tierbox {
         self.inner.profiles.resolve(&self.inner.registry, profile.into(), options)
     }
 
+    /// The profile that a name and options come to, with the origin of every value.
+    ///
+    /// # Errors
+    /// `UnknownProfile`, `InvalidProfile`, `WeakerRefused`.
+    pub fn load(&self, profile: impl Into<ProfileSource>, options: &StartOptions) -> Result<Profile> {
+        self.inner.profiles.load(&self.inner.registry, profile.into(), options)
+    }
+
+    /// What reads profiles: for lists, validation and the schema.
+    ///
+    /// # Errors
+    /// `InvalidInput` for a directory of profiles with a colon in its path.
+    pub fn loader(&self) -> Result<Loader> {
+        self.inner.profiles.loader(&self.inner.registry)
+    }
+
     /// Checks that a specification could start here, and tells what its machine could do. No side effects.
     ///
     /// # Errors
@@ -244,14 +261,6 @@ impl Tierbox {
         checks
     }
 
-    /// The profiles that can be started by name, with their file where they have one.
-    ///
-    /// # Errors
-    /// If a directory of profiles cannot be read.
-    pub fn profiles(&self) -> Result<Vec<crate::ProfileEntry>> {
-        self.inner.profiles.list()
-    }
-
     fn backend(&self, spec: &EnvironmentSpec) -> Result<Arc<dyn Backend>> {
         self.inner.registry.get(&spec.backend)
     }
@@ -273,12 +282,5 @@ impl Tierbox {
             return Ok(());
         }
         self.cleanup(CleanupOptions::default()).await.map(|_| ())
-    }
-}
-
-/// A path as a profile's source.
-impl From<&Path> for ProfileSource {
-    fn from(path: &Path) -> Self {
-        Self::File(path.to_owned())
     }
 }

@@ -14,13 +14,16 @@ mod running;
 mod start;
 mod undertaker;
 
-#[cfg(feature = "local")]
-use tierbox_local as _;
-
 pub use agent::AgentSandbox;
 pub use client::{Listed, Listing, Tierbox, TierboxBuilder};
 pub use options::StartOptions;
-pub use profiles::{ProfileEntry, ProfileSource};
+pub use profiles::ProfileSource;
 pub use running::Running;
 pub use tierbox_core::*;
+pub use tierbox_guest::transfer;
 pub use tierbox_lease::{CleanupOptions, CleanupReport, Foreign, Standing, StateDir};
+#[cfg(feature = "local")]
+pub use tierbox_local as local;
+pub use tierbox_profile as profile;
+pub use tierbox_profile::{Loader, Overrides, Profile, ProfileBuilder, Secret, SecretRef};
+pub use undertaker::settle;

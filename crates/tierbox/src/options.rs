@@ -7,16 +7,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tierbox_core::{CopyIn, Hold, MountSpec, Progress};
+use tierbox_profile::Overrides;
 
 /// What one start changes of its profile: the same task with other values per sample.
 ///
 /// These are a layer above the profile. They may tighten it; what would weaken it is refused unless
-/// [`allow_weaker`](Self::allow_weaker) is set, and is then listed in the report.
+/// [`allow_weaker`](Self::allow_weaker) is set, and is then listed in the report. Only [`overrides`](Self::overrides) need
+/// no permission: code that sets them means them. What they weaken is listed all the same.
 #[derive(Clone, Default)]
 #[non_exhaustive]
 pub struct StartOptions {
     /// Settings by their path in the profile, such as `("limits.memory", "512MiB")`. Later ones win.
     pub set: Vec<(String, String)>,
+    /// Typed changes, above everything else.
+    pub overrides: Overrides,
     /// Variables of every exec, on top of the profile's.
     pub env: BTreeMap<String, String>,
     /// Files and directories that are copied in before anything runs, after the profile's.
@@ -55,6 +59,12 @@ impl StartOptions {
     #[must_use]
     pub fn env(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
         self.env.insert(key.into(), value.into());
+        self
+    }
+    /// Adds typed changes.
+    #[must_use]
+    pub fn overrides(mut self, changes: Overrides) -> Self {
+        self.overrides = self.overrides.and(changes);
         self
     }
     /// Copies a host file or directory in; `guest` is relative to the working directory unless absolute.
@@ -112,6 +122,7 @@ impl fmt::Debug for StartOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("StartOptions")
             .field("set", &self.set.iter().map(|(key, _)| key).collect::<Vec<_>>())
+            .field("overrides", &self.overrides)
             .field("env", &self.env.keys().collect::<Vec<_>>())
             .field("files", &self.files)
             .field("mounts", &self.mounts)

@@ -156,6 +156,7 @@ impl Running {
             // In this order: between the two steps a crash leaves a lease that the next clean-up removes.
             parts.environment.detach().await?;
             lease.set_hold(hold)?;
+            lease.release()?;
             tracing::info!(target: "tierbox::op", id, "detached");
         }
         parts.lease = None;

@@ -14,7 +14,6 @@ use crate::{check, memo};
 
 /// Checks a specification without side effects.
 pub(crate) fn preflight(backend: &dyn Backend, spec: &EnvironmentSpec) -> Result<Capabilities> {
-    backend.validate(spec)?;
     let capabilities = backend.capabilities(spec)?;
     check::check(spec, &capabilities)?;
     Ok(capabilities)
@@ -94,10 +93,14 @@ async fn copy_in(
     report: &mut Report,
     progress: &dyn Progress,
 ) -> Result<()> {
+    report.copied_in.clear();
+    if spec.files.is_empty() {
+        return Ok(());
+    }
     let machine = environment.primary();
     for file in &spec.files {
         progress.step(&format!("copying {}", file.host.display().to_string().escape_debug()));
-        upload(machine.as_ref(), &file.host, &file.guest.as_str().into()).await?;
+        crate::transfer::upload(machine.as_ref(), &file.host, &file.guest.as_str().into()).await?;
         report.copied_in.push(format!("{} -> {}", file.host.display(), file.guest));
     }
     Ok(())
@@ -136,8 +139,4 @@ impl Drop for Attempt {
             bury(burial);
         }
     }
-}
-
-async fn upload(_: &dyn tierbox_core::Sandbox, _: &std::path::Path, _: &tierbox_core::GuestPath) -> Result<()> {
-    Err(Error::unsupported("copy files in", "copying"))
 }

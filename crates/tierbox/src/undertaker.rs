@@ -5,10 +5,12 @@
 //! free with it, and the next clean-up finishes the work.
 
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use tierbox_core::{Backend, Environment};
 use tierbox_lease::Lease;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::watch;
 
 /// Something to end.
 pub(crate) struct Burial {
@@ -37,26 +39,47 @@ impl Burial {
     }
 }
 
+static QUEUE: OnceLock<Option<Queue>> = OnceLock::new();
+
+struct Queue {
+    sender: UnboundedSender<Burial>,
+    /// How many are not carried out yet.
+    pending: watch::Sender<usize>,
+}
+
 /// Ends it in the background.
 pub(crate) fn bury(burial: Burial) {
-    static QUEUE: OnceLock<Option<UnboundedSender<Burial>>> = OnceLock::new();
-    let queue = QUEUE.get_or_init(start_thread);
-    if let Some(queue) = queue {
-        let _ = queue.send(burial);
+    if let Some(queue) = QUEUE.get_or_init(start_thread) {
+        queue.pending.send_modify(|pending| *pending += 1);
+        let _ = queue.sender.send(burial);
     }
     // Without a thread the burial is dropped here: its channel closes and its lease is left to the next clean-up.
 }
 
-fn start_thread() -> Option<UnboundedSender<Burial>> {
+/// Waits until every environment that was dropped has ended, and every start that was cancelled is undone, for at most
+/// `limit`. Returns whether they have. A program that is about to exit calls this to leave nothing to the next clean-up.
+pub async fn settle(limit: Duration) -> bool {
+    let Some(Some(queue)) = QUEUE.get() else { return true };
+    let mut pending = queue.pending.subscribe();
+    tokio::time::timeout(limit, pending.wait_for(|pending| *pending == 0)).await.is_ok()
+}
+
+fn start_thread() -> Option<Queue> {
     let (sender, receiver) = unbounded_channel();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().ok()?;
     let thread = std::thread::Builder::new().name("tierbox-undertaker".into());
-    thread.spawn(move || runtime.block_on(serve(receiver))).ok()?;
-    Some(sender)
+    let pending = watch::Sender::new(0);
+    let done = pending.clone();
+    thread.spawn(move || runtime.block_on(serve(receiver, done))).ok()?;
+    Some(Queue { sender, pending })
 }
 
-async fn serve(mut queue: UnboundedReceiver<Burial>) {
+async fn serve(mut queue: UnboundedReceiver<Burial>, pending: watch::Sender<usize>) {
     while let Some(burial) = queue.recv().await {
-        tokio::spawn(burial.carry_out());
+        let pending = pending.clone();
+        tokio::spawn(async move {
+            burial.carry_out().await;
+            pending.send_modify(|pending| *pending -= 1);
+        });
     }
 }

@@ -84,6 +84,17 @@ fn holds_decide_who_wants_it() {
 }
 
 #[test]
+fn a_released_lease_can_be_taken_over() {
+    let Fixture { journal, _dir } = fixture();
+    let lease = journal.create(new()).unwrap();
+    lease.set_hold(Hold::Kept).unwrap();
+    lease.release().unwrap();
+    let id = lease.id().to_owned();
+    journal.adopt(&id).unwrap().remove().unwrap();
+    lease.remove().unwrap();
+}
+
+#[test]
 fn names_are_unique_and_found() {
     let Fixture { journal, _dir } = fixture();
     let named = NewLease { name: Some("box".into()), ..new() };

@@ -1,0 +1,44 @@
+//! As whom commands run: as the agent, whom the tier binds, or as the harness.
+
+use std::sync::Arc;
+
+use tierbox::{AgentSandbox, ExecHandle, ExecId, ExecRequest, ExecResult, Result, Running, Sandbox, SandboxExt};
+
+/// One of the two principals, in one machine.
+pub(crate) enum Actor {
+    Agent(AgentSandbox),
+    Harness(Arc<dyn Sandbox>),
+}
+
+impl Actor {
+    /// The agent, unless the person at the command line acts as the harness. That is logged.
+    pub fn in_primary(running: &Running, as_harness: bool) -> Self {
+        if as_harness {
+            tracing::info!(target: "tierbox::op", id = running.id(), "acting as the harness: the tooling tier does not bind");
+            Self::Harness(running.sandbox())
+        } else {
+            Self::Agent(running.agent())
+        }
+    }
+
+    pub async fn spawn(&self, request: ExecRequest) -> Result<Box<dyn ExecHandle>> {
+        match self {
+            Self::Agent(agent) => agent.spawn(request).await,
+            Self::Harness(sandbox) => sandbox.spawn(request).await,
+        }
+    }
+
+    pub async fn run(&self, request: ExecRequest) -> Result<ExecResult> {
+        match self {
+            Self::Agent(agent) => agent.run(request).await,
+            Self::Harness(sandbox) => sandbox.run(request).await,
+        }
+    }
+
+    pub async fn spawn_detached(&self, request: ExecRequest) -> Result<ExecId> {
+        match self {
+            Self::Agent(agent) => agent.spawn_detached(request).await,
+            Self::Harness(sandbox) => sandbox.spawn_detached(request).await,
+        }
+    }
+}

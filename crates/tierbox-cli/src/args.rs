@@ -1,0 +1,343 @@
+//! The command line's grammar.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueHint};
+
+use crate::parse::{self, CopyInArg, CopyOutArg, EnvArg, MountArg};
+
+/// Runs untrusted code in sandboxes whose isolation tier is enforced, or refused.
+#[derive(Debug, Parser)]
+#[command(name = "tierbox", version, max_term_width = 110, subcommand_required = true, arg_required_else_help = true)]
+#[command(
+    after_help = "Example:\n  tierbox run -- /bin/sh -c 'echo hello'\n\nFailures of tierbox's own: tierbox help exit-codes"
+)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What every command takes.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Global {
+    /// Print results and errors as JSON
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Say what is done; twice for details (TIERBOX_LOG chooses more finely)
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+    /// Print no line about tiers and no progress
+    #[arg(short, long, global = true)]
+    pub quiet: bool,
+    /// The directory of leases (default: TIERBOX_STATE_DIR, else the XDG state directory)
+    #[arg(long, global = true, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub state_dir: Option<PathBuf>,
+    /// A directory of profiles to look in first; may be repeated
+    #[arg(long, global = true, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub profile_dir: Vec<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run one command in a fresh sandbox, then remove the sandbox
+    Run(Box<RunArgs>),
+    /// Start a sandbox that stays, and print its id
+    Up(UpArgs),
+    /// Run a command in a sandbox that is up
+    Exec(ExecArgs),
+    /// Open a terminal in a sandbox that is up, or in a fresh one
+    Shell(ShellArgs),
+    /// Copy files into or out of a sandbox that is up
+    Cp(CpArgs),
+    /// List sandboxes
+    #[command(after_help = "Example:\n  tierbox ls --json")]
+    Ls,
+    /// List the commands in a sandbox
+    Ps(PsArgs),
+    /// Print what a detached command has printed
+    Logs(LogsArgs),
+    /// Signal or kill a command in a sandbox
+    Kill(KillArgs),
+    /// Forward a port of this host's loopback address to a port or Unix socket inside
+    Forward(ForwardArgs),
+    /// End sandboxes
+    Down(DownArgs),
+    /// Remove what is left of sandboxes that nobody wants any more
+    Cleanup(CleanupArgs),
+    /// List the profiles that can be started by name
+    #[command(after_help = "Example:\n  tierbox profiles")]
+    Profiles,
+    /// Say what this machine can enforce, why not, and what to change
+    Doctor(DoctorArgs),
+    /// Show, check and make profiles
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Print a completion script
+    #[command(after_help = "Example:\n  tierbox completions bash > ~/.local/share/bash-completion/completions/tierbox")]
+    Completions {
+        /// For which shell
+        shell: clap_complete::Shell,
+    },
+    /// What the exit statuses mean
+    #[command(long_about = crate::exit::TABLE, after_help = "Example:\n  tierbox run -- /bin/false; echo $?")]
+    ExitCodes,
+}
+
+/// Which sandbox to start, and what differs from its profile.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct StartArgs {
+    /// The profile: a name, or the path of a file
+    #[arg(short, long, value_name = "NAME", env = "TIERBOX_PROFILE", default_value = "local")]
+    pub profile: String,
+    /// Set a value of the profile, such as limits.memory=512MiB; may be repeated
+    #[arg(long, value_name = "KEY=VALUE", value_parser = parse::setting)]
+    pub set: Vec<(String, String)>,
+    /// Permit --set, --mount and variables to weaken the profile; the report lists what they do
+    #[arg(long)]
+    pub allow_weaker: bool,
+    /// Copy a host file or directory in (default: to its name in the working directory); may be repeated
+    #[arg(long, value_name = "SRC[:PATH]", value_parser = parse::copy_in, value_hint = ValueHint::AnyPath)]
+    pub copy_in: Vec<CopyInArg>,
+    /// Make a host directory visible inside, read-only unless :rw (default: at /mnt/NAME); may be repeated
+    #[arg(long, value_name = "DIR[:PATH][:rw]", value_parser = parse::mount, value_hint = ValueHint::DirPath)]
+    pub mount: Vec<MountArg>,
+    /// Set a variable of every command, or pass this shell's on; may be repeated
+    #[arg(short, long, value_name = "KEY[=VALUE]", value_parser = parse::env)]
+    pub env: Vec<EnvArg>,
+}
+
+/// How a command is run.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct CommandArgs {
+    /// Where it starts (default: the sandbox's working directory)
+    #[arg(long, value_name = "PATH")]
+    pub cwd: Option<OsString>,
+    /// As whom: a user's name or number (default: the sandbox's own)
+    #[arg(short, long, value_name = "USER")]
+    pub user: Option<String>,
+    /// Kill it and all its children after this time, such as 90s or 5m
+    #[arg(long, value_name = "TIME", value_parser = parse::duration)]
+    pub timeout: Option<Duration>,
+    /// Forward this terminal's input (input that is not a terminal is always forwarded)
+    #[arg(short, long)]
+    pub interactive: bool,
+    /// Give it a terminal
+    #[arg(short, long)]
+    pub tty: bool,
+    /// Run it as the harness: the tooling tier (T) does not bind it. This is logged
+    #[arg(long)]
+    pub as_harness: bool,
+    /// The command and its arguments
+    #[arg(last = true, required = true, value_name = "CMD", value_hint = ValueHint::CommandWithArguments)]
+    pub argv: Vec<OsString>,
+}
+
+#[derive(Debug, Clone, Args)]
+#[command(after_help = "\
+Examples:
+  tierbox run -- /bin/sh -c 'echo hello from $PWD'
+  tierbox run --copy-in ./task --copy-out out --timeout 5m -- python3 task/main.py
+  tierbox run --set limits.memory=256MiB --json -- /usr/bin/make test
+
+The exit status is the command's; see tierbox help exit-codes.")]
+pub(crate) struct RunArgs {
+    #[command(flatten)]
+    pub start: StartArgs,
+    /// Copy a file or directory out after the command (default: to its name here); may be repeated
+    #[arg(long, value_name = "PATH[:DST]", value_parser = parse::copy_out, value_hint = ValueHint::AnyPath)]
+    pub copy_out: Vec<CopyOutArg>,
+    /// Keep the sandbox for a look: always, or only if the command fails
+    #[arg(long, value_name = "WHEN", num_args = 0..=1, require_equals = true, default_missing_value = "always")]
+    pub keep: Option<Keep>,
+    #[command(flatten)]
+    pub command: CommandArgs,
+}
+
+/// When `run` keeps its sandbox.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Keep {
+    /// Always
+    Always,
+    /// If the command does not exit with status 0
+    OnFailure,
+}
+
+#[derive(Debug, Clone, Args)]
+#[command(after_help = "\
+Examples:
+  tierbox up --name demo
+  id=$(tierbox up --profile ./offline.toml --lifetime 2h)")]
+pub(crate) struct UpArgs {
+    #[command(flatten)]
+    pub start: StartArgs,
+    /// A name for it: lower-case letters, digits and dashes
+    #[arg(short, long)]
+    pub name: Option<String>,
+    /// When it ends by itself (default: the profile's lifetime, else 24h)
+    #[arg(long, value_name = "TIME", value_parser = parse::duration)]
+    pub lifetime: Option<Duration>,
+}
+
+#[derive(Debug, Clone, Args)]
+#[command(after_help = "\
+Examples:
+  tierbox exec demo -- /bin/cat file
+  tierbox exec -d demo -- python3 -m http.server 8000
+  tierbox exec -it demo -- /bin/bash")]
+pub(crate) struct ExecArgs {
+    /// The sandbox's id or name
+    #[arg(value_name = "SANDBOX")]
+    pub sandbox: String,
+    /// Let it run on in the background and print its id
+    #[arg(short, long, conflicts_with_all = ["interactive", "tty"])]
+    pub detach: bool,
+    /// Set a variable, or pass this shell's on; may be repeated
+    #[arg(short, long, value_name = "KEY[=VALUE]", value_parser = parse::env)]
+    pub env: Vec<EnvArg>,
+    #[command(flatten)]
+    pub command: CommandArgs,
+}
+
+#[derive(Debug, Clone, Args)]
+#[command(after_help = "Examples:\n  tierbox shell demo\n  tierbox shell --profile local-open")]
+pub(crate) struct ShellArgs {
+    /// The sandbox's id or name; a fresh one that ends with the shell where none is given
+    #[arg(value_name = "SANDBOX", conflicts_with_all = ["set", "copy_in", "mount"])]
+    pub sandbox: Option<String>,
+    #[command(flatten)]
+    pub start: StartArgs,
+    /// As whom: a user's name or number (default: the sandbox's own)
+    #[arg(short, long, value_name = "USER")]
+    pub user: Option<String>,
+    /// Open it as the harness: the tooling tier (T) does not bind it. This is logged
+    #[arg(long)]
+    pub as_harness: bool,
+}
+
+#[derive(Debug, Clone, Args)]
+#[command(after_help = "Examples:\n  tierbox cp ./data demo:data\n  tierbox cp demo:/workspace/out ./out")]
+pub(crate) struct CpArgs {
+    /// From: a path on this host, or SANDBOX:PATH
+    #[arg(value_hint = ValueHint::AnyPath)]
+    pub from: OsString,
+    /// To: a path on this host, or SANDBOX:PATH
+    #[arg(value_hint = ValueHint::AnyPath)]
+    pub to: OsString,
+}
+
+#[derive(Debug, Clone, Args)]
+#[command(after_help = "Example:\n  tierbox ps demo")]
+pub(crate) struct PsArgs {
+    /// The sandbox's id or name
+    #[arg(value_name = "SANDBOX")]
+    pub sandbox: String,
+}
+
+#[derive(Debug, Clone, Args)]
+#[command(after_help = "Example:\n  tierbox logs -f demo 3f2a")]
+pub(crate) struct LogsArgs {
+    /// The sandbox's id or name
+    #[arg(value_name = "SANDBOX")]
+    pub sandbox: String,
+    /// The command's id, or the beginning of it
+    #[arg(value_name = "EXEC")]
+    pub exec: String,
+    /// Go on until it ends; the exit status is then the command's
+    #[arg(short, long)]
+    pub follow: bool,
+}
+
+#[derive(Debug, Clone, Args)]
+#[command(after_help = "Examples:\n  tierbox kill demo 3f2a\n  tierbox kill --signal TERM demo 3f2a")]
+pub(crate) struct KillArgs {
+    /// The sandbox's id or name
+    #[arg(value_name = "SANDBOX")]
+    pub sandbox: String,
+    /// The command's id, or the beginning of it
+    #[arg(value_name = "EXEC")]
+    pub exec: String,
+    /// Send only this signal, only to the command itself (default: kill its whole tree)
+    #[arg(short, long, value_name = "SIGNAL", value_parser = parse::signal)]
+    pub signal: Option<tierbox::Signal>,
+}
+
+#[derive(Debug, Clone, Args)]
+#[command(
+    after_help = "Examples:\n  tierbox forward demo 8000\n  tierbox forward demo 9000:8000\n  tierbox forward demo 9000:/run/app.sock"
+)]
+pub(crate) struct ForwardArgs {
+    /// The sandbox's id or name
+    #[arg(value_name = "SANDBOX")]
+    pub sandbox: String,
+    /// A port inside, or this host's port and a port or socket inside; port 0 here chooses a free one
+    #[arg(value_name = "[PORT:]TARGET", value_parser = parse::forward)]
+    pub target: parse::ForwardArg,
+}
+
+#[derive(Debug, Clone, Args)]
+#[command(after_help = "Example:\n  tierbox down demo")]
+pub(crate) struct DownArgs {
+    /// Ids or names
+    #[arg(value_name = "SANDBOX", required = true)]
+    pub sandboxes: Vec<String>,
+}
+
+#[derive(Debug, Clone, Args)]
+#[command(after_help = "Examples:\n  tierbox cleanup\n  tierbox cleanup --kept\n  tierbox cleanup --all --yes")]
+pub(crate) struct CleanupArgs {
+    /// Also sandboxes that were kept on request
+    #[arg(long)]
+    pub kept: bool,
+    /// Also sandboxes that are up. What a living process uses is never touched. Asks first
+    #[arg(long)]
+    pub all: bool,
+    /// Do not ask
+    #[arg(short, long)]
+    pub yes: bool,
+}
+
+#[derive(Debug, Clone, Args)]
+#[command(after_help = "Examples:\n  tierbox doctor\n  sudo tierbox doctor --install")]
+pub(crate) struct DoctorArgs {
+    /// Show the files that let plain users of this host start sandboxes, ask, and write them
+    #[arg(long)]
+    pub install: bool,
+    /// With --install: do not ask
+    #[arg(short, long, requires = "install")]
+    pub yes: bool,
+}
+
+#[derive(Debug, Clone, Subcommand)]
+#[command(after_help = "Example:\n  tierbox config show local")]
+pub(crate) enum ConfigCommand {
+    /// Print every value of a profile with where it comes from; secrets are masked
+    #[command(after_help = "Example:\n  tierbox config show local --set limits.memory=1GiB")]
+    Show {
+        /// The profile: a name, or the path of a file
+        #[arg(default_value = "local", env = "TIERBOX_PROFILE")]
+        profile: String,
+        /// Set a value of the profile; may be repeated
+        #[arg(long, value_name = "KEY=VALUE", value_parser = parse::setting)]
+        set: Vec<(String, String)>,
+        /// Permit what weakens the profile
+        #[arg(long)]
+        allow_weaker: bool,
+    },
+    /// Check profiles without starting anything
+    #[command(after_help = "Example:\n  tierbox config validate profiles/*.toml")]
+    Validate {
+        /// Names or paths
+        #[arg(required = true, value_name = "PROFILE", value_hint = ValueHint::FilePath)]
+        profiles: Vec<String>,
+    },
+    /// Print the JSON Schema of a profile
+    #[command(after_help = "Example:\n  tierbox config schema > tierbox.schema.json")]
+    Schema,
+    /// Print a profile to start from
+    #[command(after_help = "Example:\n  tierbox config template > my.toml")]
+    Template,
+}

@@ -1,0 +1,52 @@
+//! `tierbox cp`.
+
+use std::path::Path;
+
+use serde_json::json;
+use tierbox::transfer::UnpackLimits;
+use tierbox::{Error, ErrorKind, Result, Sandbox};
+
+use crate::args::CpArgs;
+use crate::interrupt::Failure;
+use crate::parse::{Side, side};
+use crate::{Context, output};
+
+pub(crate) async fn cp(context: &mut Context, args: CpArgs) -> Result<u8, Failure> {
+    let client = context.client.clone();
+    let work = async {
+        match (side(&args.from), side(&args.to)) {
+            (Side::Host(from), Side::Guest { sandbox, path }) => {
+                let running = client.attach(&sandbox).await?;
+                let path = if path.is_empty() { own_name(&from) } else { path };
+                tierbox::transfer::upload(running.sandbox().as_ref(), &from, &path.into()).await.map(drop)
+            }
+            (Side::Guest { sandbox, path }, Side::Host(to)) => {
+                let running = client.attach(&sandbox).await?;
+                out(running.sandbox().as_ref(), &path, &to).await
+            }
+            _ => Err(Error::new(ErrorKind::InvalidInput, "cp", "exactly one side must be SANDBOX:PATH")
+                .with_help("for example `tierbox cp ./data demo:data`")),
+        }
+    };
+    context.interrupts.guard(work).await?;
+    if context.global.json {
+        output::json(&json!({ "copied": true }));
+    }
+    Ok(0)
+}
+
+/// Copies a file or directory out. Into an existing directory it goes under its own name.
+pub(crate) async fn out(sandbox: &dyn Sandbox, path: &[u8], to: &Path) -> Result<()> {
+    use std::os::unix::ffi::OsStrExt;
+    let name = Path::new(std::ffi::OsStr::from_bytes(path)).file_name();
+    let to = match name {
+        Some(name) if to.is_dir() => to.join(name),
+        _ => to.to_owned(),
+    };
+    tierbox::transfer::download(sandbox, &path.into(), &to, UnpackLimits::default()).await.map(drop)
+}
+
+fn own_name(path: &Path) -> Vec<u8> {
+    use std::os::unix::ffi::OsStrExt;
+    path.file_name().map_or_else(|| b".".to_vec(), |name| name.as_bytes().to_vec())
+}

@@ -1,0 +1,34 @@
+//! The commands.
+
+pub(crate) mod config;
+pub(crate) mod cp;
+pub(crate) mod doctor;
+pub(crate) mod end;
+pub(crate) mod exec;
+pub(crate) mod execs;
+pub(crate) mod forward;
+pub(crate) mod ls;
+pub(crate) mod run;
+pub(crate) mod shell;
+pub(crate) mod starting;
+pub(crate) mod up;
+
+use clap::CommandFactory;
+
+use crate::args::{Cli, Command, ConfigCommand};
+use crate::{exit, output};
+
+/// Runs a command that needs neither backends nor state; `None` for all others.
+pub(crate) fn without_client(cli: &Cli) -> Option<u8> {
+    match &cli.command {
+        Command::ExitCodes => output::line(exit::TABLE),
+        Command::Config(ConfigCommand::Template) => output::raw(tierbox::profile::template().as_bytes()),
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(*shell, &mut Cli::command(), "tierbox", &mut script);
+            output::raw(&script);
+        }
+        _ => return None,
+    }
+    Some(0)
+}

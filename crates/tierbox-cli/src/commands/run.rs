@@ -1,0 +1,46 @@
+//! `tierbox run`.
+
+use tierbox::{Result, Running};
+
+use crate::actor::Actor;
+use crate::args::{CommandArgs, Keep, RunArgs};
+use crate::commands::{cp, starting};
+use crate::interrupt::Failure;
+use crate::parse::CopyOutArg;
+use crate::{Context, output, session};
+
+pub(crate) async fn run(context: &mut Context, args: RunArgs) -> Result<u8, Failure> {
+    let mut options = starting::options(context, &args.start);
+    options.keepable = args.keep.is_some();
+    let mut running = starting::start(context, &args.start, options).await?;
+    let json = context.global.json;
+    let done = context.interrupts.guard(command(&running, args.command, &args.copy_out, json)).await;
+    let failed = !matches!(done, Ok(0));
+    let interrupted = matches!(done, Err(Failure::Interrupted(_)));
+    let keep = match args.keep {
+        Some(Keep::Always) => !interrupted,
+        Some(Keep::OnFailure) => failed && !interrupted,
+        None => false,
+    };
+    if keep {
+        let id = context.interrupts.guard(running.keep()).await?;
+        output::remark(&format!("kept {id}: look with `tierbox shell {id}`, end it with `tierbox down {id}`"));
+    } else {
+        context.interrupts.guard(running.stop()).await?;
+    }
+    done
+}
+
+async fn command(running: &Running, args: CommandArgs, copy_out: &[CopyOutArg], json: bool) -> Result<u8> {
+    let actor = Actor::in_primary(running, args.as_harness);
+    let request = session::request(args, Vec::new());
+    let status = if json {
+        session::collect(&actor, request, starting::describe(running)).await?
+    } else {
+        session::conclude(&session::stream(&actor, request).await?)
+    };
+    for copy in copy_out {
+        cp::out(running.sandbox().as_ref(), copy.guest.as_bytes(), &copy.host).await?;
+    }
+    Ok(status)
+}

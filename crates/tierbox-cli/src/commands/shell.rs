@@ -1,0 +1,35 @@
+//! `tierbox shell`.
+
+use tierbox::{ExecRequest, Result, Running};
+
+use crate::actor::Actor;
+use crate::args::ShellArgs;
+use crate::commands::starting;
+use crate::interrupt::Failure;
+use crate::{Context, session, terminal};
+
+/// Becomes the user's own shell, if the sandbox has it.
+const SCRIPT: &str = "[ -x \"$SHELL\" ] && exec \"$SHELL\" -i; exec /bin/sh -i";
+
+pub(crate) async fn shell(context: &mut Context, args: ShellArgs) -> Result<u8, Failure> {
+    if let Some(sandbox) = &args.sandbox {
+        let client = context.client.clone();
+        let work = async { terminal_in(&client.attach(sandbox).await?, &args).await };
+        return context.interrupts.guard(work).await;
+    }
+    let options = starting::options(context, &args.start);
+    let running = starting::start(context, &args.start, options).await?;
+    let done = context.interrupts.guard(terminal_in(&running, &args)).await;
+    context.interrupts.guard(running.stop()).await?;
+    done
+}
+
+async fn terminal_in(running: &Running, args: &ShellArgs) -> Result<u8> {
+    let actor = Actor::in_primary(running, args.as_harness);
+    let mut request = ExecRequest::shell(SCRIPT).stdin_stream().pty(terminal::size());
+    if let Ok(kind) = std::env::var("TERM") {
+        request = request.env("TERM", kind);
+    }
+    request.user = args.user.clone();
+    Ok(session::conclude(&session::stream(&actor, request).await?))
+}

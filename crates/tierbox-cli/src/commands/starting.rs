@@ -1,0 +1,44 @@
+//! A start, as `run`, `up` and `shell` have in common.
+
+use serde_json::json;
+use tierbox::{CopyIn, MountSpec, Running, StartOptions};
+
+use crate::args::StartArgs;
+use crate::interrupt::Failure;
+use crate::{Context, output, progress};
+
+/// The options that the command line describes.
+pub(crate) fn options(context: &Context, args: &StartArgs) -> StartOptions {
+    let mut options = StartOptions::new();
+    options.set = args.set.clone();
+    options.allow_weaker = args.allow_weaker;
+    options.env = args.env.iter().map(|variable| (variable.key.clone(), variable.value.clone())).collect();
+    let copied = args.copy_in.iter().map(|copy| CopyIn { host: copy.host.clone(), guest: copy.guest.clone() });
+    options.files = copied.collect();
+    let mounts = args.mount.iter().map(|mount| MountSpec {
+        host: mount.host.clone(),
+        guest: mount.guest.clone(),
+        writable: mount.writable,
+    });
+    options.mounts = mounts.collect();
+    options.progress = progress::for_terminal(&context.global);
+    options
+}
+
+/// Starts it, and says on stderr what it runs under.
+pub(crate) async fn start(context: &mut Context, args: &StartArgs, options: StartOptions) -> Result<Running, Failure> {
+    let client = context.client.clone();
+    let running = context.interrupts.guard(client.start_with(args.profile.as_str(), options)).await?;
+    if !context.global.quiet && !context.global.json {
+        output::remark(&running.report().summary());
+        for weakened in &running.report().weakened {
+            output::remark(&format!("weakened: {weakened}"));
+        }
+    }
+    Ok(running)
+}
+
+/// A sandbox as data.
+pub(crate) fn describe(running: &Running) -> serde_json::Value {
+    json!({ "id": running.id(), "report": running.report() })
+}

@@ -1,0 +1,57 @@
+//! Ctrl-C and its kin: the first ends the work in an orderly way, the second at once.
+
+use std::future::Future;
+
+use tierbox::Error;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+/// Why a command of the command line did not succeed.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// Something went wrong.
+    Error(Error),
+    /// This process was told to end, by this signal.
+    Interrupted(u8),
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::Error(error)
+    }
+}
+
+/// The signals that tell this process to end.
+pub(crate) struct Interrupts {
+    interrupt: Signal,
+    terminate: Signal,
+    hangup: Signal,
+}
+
+impl Interrupts {
+    pub fn listen() -> Result<Self, Error> {
+        let listen = |kind| signal(kind).map_err(|error| Error::io("listen for signals", error));
+        Ok(Self {
+            interrupt: listen(SignalKind::interrupt())?,
+            terminate: listen(SignalKind::terminate())?,
+            hangup: listen(SignalKind::hangup())?,
+        })
+    }
+
+    /// Waits for the next signal and returns its number.
+    pub async fn next(&mut self) -> u8 {
+        tokio::select! {
+            _ = self.interrupt.recv() => 2,
+            _ = self.terminate.recv() => 15,
+            _ = self.hangup.recv() => 1,
+        }
+    }
+
+    /// Does the work, or drops it when a signal comes.
+    pub async fn guard<T>(&mut self, work: impl Future<Output = Result<T, Error>>) -> Result<T, Failure> {
+        tokio::select! {
+            biased;
+            result = work => Ok(result?),
+            signal = self.next() => Err(Failure::Interrupted(signal)),
+        }
+    }
+}

@@ -1,0 +1,155 @@
+//! One command, from its request to its exit status.
+
+use std::time::Duration;
+
+use serde_json::json;
+use tierbox::{Captured, Completed, Error, ErrorKind, ExecHandle, ExecRequest, ExecResult, Result, Stdin};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::actor::Actor;
+use crate::args::CommandArgs;
+use crate::parse::{self, EnvArg};
+use crate::streams::{self, Target};
+use crate::terminal::{self, RawMode};
+use crate::{exit, output};
+
+/// Makes the request that the command line describes.
+pub(crate) fn request(args: CommandArgs, env: Vec<EnvArg>) -> ExecRequest {
+    let mut request = ExecRequest::new(parse::argv(args.argv));
+    request.cwd = args.cwd.map(|cwd| std::path::PathBuf::from(cwd).into());
+    request.user = args.user;
+    request.timeout = args.timeout;
+    request.env = env.into_iter().map(|variable| (variable.key.into_bytes(), variable.value.into_bytes())).collect();
+    if args.tty {
+        request.pty = Some(terminal::size());
+        request.stdin = Stdin::Stream;
+    } else if args.interactive || streams::has_input() {
+        request.stdin = Stdin::Stream;
+    }
+    request
+}
+
+/// Runs a command with this process's streams.
+pub(crate) async fn stream(actor: &Actor, request: ExecRequest) -> Result<Completed> {
+    let is_terminal = request.pty.is_some();
+    let mut handle = actor.spawn(request).await?;
+    follow(handle.as_mut(), is_terminal).await
+}
+
+/// Connects this process's streams with a command that runs, until it ends.
+pub(crate) async fn follow(handle: &mut dyn ExecHandle, is_terminal: bool) -> Result<Completed> {
+    let raw_mode = if is_terminal { RawMode::enter() } else { None };
+    if let Some(stdin) = handle.take_stdin() {
+        streams::forward_input(stdin);
+    }
+    let stdout = streams::forward_output(handle.take_stdout(), Target::Stdout, is_terminal);
+    let stderr = streams::forward_output(handle.take_stderr(), Target::Stderr, is_terminal);
+    let output = async { tokio::join!(stdout, stderr) };
+    if raw_mode.is_some() {
+        tokio::select! {
+            _ = output => {}
+            error = follow_size(handle) => return Err(error),
+        }
+    } else {
+        output.await;
+    }
+    handle.wait().await
+}
+
+/// Prints what comes until nothing has come for `quiet`.
+pub(crate) async fn drain(handle: &mut dyn ExecHandle, quiet: Duration) {
+    let stdout = streams::forward_until_quiet(handle.take_stdout(), Target::Stdout, quiet);
+    let stderr = streams::forward_until_quiet(handle.take_stderr(), Target::Stderr, quiet);
+    tokio::join!(stdout, stderr);
+}
+
+/// Tells the command each new size of this terminal. Ends only by an error.
+async fn follow_size(handle: &dyn ExecHandle) -> Error {
+    let mut changes = match signal(SignalKind::window_change()) {
+        Ok(changes) => changes,
+        Err(error) => return Error::io("listen for signals", error),
+    };
+    while changes.recv().await.is_some() {
+        // A command that ended meanwhile needs no size.
+        let _ = handle.resize(terminal::size()).await;
+    }
+    Error::new(ErrorKind::Internal, "listen for signals", "no more signals come")
+}
+
+/// Runs a command, prints what came of it as JSON, and returns the exit status.
+pub(crate) async fn collect(actor: &Actor, mut request: ExecRequest, about: serde_json::Value) -> Result<u8> {
+    let forwarded = matches!(request.stdin, Stdin::Stream).then(read_input).transpose()?;
+    if let Some(bytes) = forwarded {
+        request.stdin = Stdin::Bytes(bytes.into());
+    }
+    let result = actor.run(request).await?;
+    let status = exit::of_outcome(result.outcome());
+    output::json(&describe(&result, status, about));
+    Ok(status)
+}
+
+/// Says what tierbox had to do with the end of a command, and returns the exit status.
+pub(crate) fn conclude(completed: &Completed) -> u8 {
+    if let Some(remark) = exit::remark(completed.outcome) {
+        output::remark(&remark);
+    }
+    exit::of_outcome(completed.outcome)
+}
+
+fn read_input() -> Result<Vec<u8>> {
+    use std::io::Read;
+    let mut bytes = Vec::new();
+    std::io::stdin().lock().read_to_end(&mut bytes).map_err(|error| Error::io("read stdin", error))?;
+    Ok(bytes)
+}
+
+fn describe(result: &ExecResult, status: u8, about: serde_json::Value) -> serde_json::Value {
+    let completed = &result.completed;
+    let seconds = |duration: Duration| duration.as_secs_f64();
+    json!({
+        "sandbox": about,
+        "outcome": completed.outcome,
+        "status": status,
+        "cannot_execute": completed.cannot_execute,
+        "usage": {
+            "wall_seconds": seconds(completed.usage.wall),
+            "user_seconds": completed.usage.cpu_user.map(seconds),
+            "system_seconds": completed.usage.cpu_system.map(seconds),
+            "peak_memory_bytes": completed.usage.peak_memory,
+        },
+        "stdout": captured(&result.stdout),
+        "stderr": captured(&result.stderr),
+    })
+}
+
+/// A stream as data: as text, and if it is not valid UTF-8 as base64 too.
+fn captured(stream: &Captured) -> serde_json::Value {
+    let bytes = stream.bytes();
+    let base64 = std::str::from_utf8(&bytes).is_err().then(|| base64(&bytes));
+    json!({ "text": stream.text(), "base64": base64, "bytes": stream.total, "truncated": stream.truncated() })
+}
+
+fn base64(bytes: &[u8]) -> String {
+    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let group = |chunk: &[u8]| {
+        let bits = (0..3).fold(0, |bits, index| bits << 8 | u32::from(chunk.get(index).copied().unwrap_or(0)));
+        let digit = |place: usize| match place <= chunk.len() {
+            true => char::from(ALPHABET[(bits >> (18 - 6 * place)) as usize & 63]),
+            false => '=',
+        };
+        [digit(0), digit(1), digit(2), digit(3)]
+    };
+    bytes.chunks(3).flat_map(group).collect()
+}
+
+#[cfg(test)]
+mod unit {
+    use super::*;
+
+    #[test]
+    fn base64_is_the_standard_one() {
+        let encoded: Vec<String> = ["", "f", "fo", "foo", "foobar"].iter().map(|text| base64(text.as_bytes())).collect();
+        assert_eq!(encoded, ["", "Zg==", "Zm8=", "Zm9v", "Zm9vYmFy"]);
+        assert_eq!(base64(&[0xff, 0xfe]), "//4=");
+    }
+}

@@ -1,0 +1,158 @@
+//! Bytes between this process's standard streams and a command's.
+
+use std::io::{IsTerminal, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use tierbox::{ByteReader, ByteWriter};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::mpsc;
+
+use crate::neutral::Neutralizer;
+
+/// How much is read at once.
+const CHUNK: usize = 64 << 10;
+
+/// What a pipe takes without blocking when it says that it is ready.
+const PIPE_ATOMIC: usize = 4096;
+
+/// One of this process's output streams.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Target {
+    Stdout,
+    Stderr,
+}
+
+/// Copies a command's output to the end. Control characters are neutralised on a terminal unless `raw`.
+pub(crate) async fn forward_output(reader: Option<ByteReader>, target: Target, raw: bool) {
+    let Some(mut reader) = reader else { return };
+    let mut sink = Sink::new(target, raw);
+    let mut chunk = vec![0; CHUNK];
+    // What became of the machine when reading fails, the outcome tells.
+    while let Ok(count @ 1..) = reader.read(&mut chunk).await {
+        if sink.write(&chunk[..count]).await.is_err() {
+            // Nobody reads us any more. Closing the command's pipe tells it so, as a shell's pipeline would.
+            return;
+        }
+    }
+    sink.finish().await;
+}
+
+/// Copies a command's output until none has come for `quiet`.
+pub(crate) async fn forward_until_quiet(reader: Option<ByteReader>, target: Target, quiet: Duration) {
+    let Some(mut reader) = reader else { return };
+    let mut sink = Sink::new(target, false);
+    let mut chunk = vec![0; CHUNK];
+    while let Ok(Ok(count @ 1..)) = tokio::time::timeout(quiet, reader.read(&mut chunk)).await {
+        if sink.write(&chunk[..count]).await.is_err() {
+            return;
+        }
+    }
+    sink.finish().await;
+}
+
+/// One of this process's output streams, with a filter where it is a terminal.
+struct Sink {
+    target: Target,
+    filter: Option<Neutralizer>,
+}
+
+impl Sink {
+    fn new(target: Target, raw: bool) -> Self {
+        let is_terminal = match target {
+            Target::Stdout => std::io::stdout().is_terminal(),
+            Target::Stderr => std::io::stderr().is_terminal(),
+        };
+        Self { target, filter: (is_terminal && !raw).then(Neutralizer::default) }
+    }
+
+    async fn write(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        match &mut self.filter {
+            Some(filter) => write(self.target, &filter.push(bytes)).await,
+            None => write(self.target, bytes).await,
+        }
+    }
+
+    async fn finish(self) {
+        let rest = self.filter.map(|mut filter| filter.finish()).unwrap_or_default();
+        if !rest.is_empty() {
+            // The last half of a character: whether it can still be shown changes nothing.
+            let _ = write(self.target, &rest).await;
+        }
+    }
+}
+
+/// Writes all, without blocking the runtime. Little output takes the short way.
+async fn write(target: Target, bytes: &[u8]) -> std::io::Result<()> {
+    if bytes.len() <= PIPE_ATOMIC && is_ready(target) {
+        return match target {
+            Target::Stdout => write_now(std::io::stdout().lock(), bytes),
+            Target::Stderr => write_now(std::io::stderr().lock(), bytes),
+        };
+    }
+    match target {
+        Target::Stdout => write_later(tokio::io::stdout(), bytes).await,
+        Target::Stderr => write_later(tokio::io::stderr(), bytes).await,
+    }
+}
+
+fn write_now(mut to: impl Write, bytes: &[u8]) -> std::io::Result<()> {
+    to.write_all(bytes)?;
+    to.flush()
+}
+
+async fn write_later(mut to: impl tokio::io::AsyncWrite + Unpin, bytes: &[u8]) -> std::io::Result<()> {
+    to.write_all(bytes).await?;
+    to.flush().await
+}
+
+fn is_ready(target: Target) -> bool {
+    let (stdout, stderr) = (std::io::stdout(), std::io::stderr());
+    let descriptor: BorrowedFd<'_> = match target {
+        Target::Stdout => stdout.as_fd(),
+        Target::Stderr => stderr.as_fd(),
+    };
+    let mut wanted = [PollFd::new(&descriptor, PollFlags::OUT)];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    poll(&mut wanted, Some(&now)).is_ok_and(|count| count == 1)
+}
+
+/// Whether this process's input has anything to forward: it is not a terminal and not `/dev/null`.
+pub(crate) fn has_input() -> bool {
+    let stdin = std::io::stdin();
+    !stdin.is_terminal() && !is_null(stdin.as_fd())
+}
+
+fn is_null(descriptor: BorrowedFd<'_>) -> bool {
+    use rustix::fs::{FileType, fstat, stat};
+    let (Ok(input), Ok(null)) = (fstat(descriptor), stat("/dev/null")) else { return false };
+    FileType::from_raw_mode(input.st_mode) == FileType::CharacterDevice && input.st_rdev == null.st_rdev
+}
+
+/// Copies this process's input to a command, in the background. A thread reads it, because reading a terminal blocks;
+/// the thread ends with the process.
+pub(crate) fn forward_input(mut to: ByteWriter) {
+    let (sender, mut receiver) = mpsc::channel::<Vec<u8>>(4);
+    let reading = std::thread::Builder::new().name("stdin".into()).spawn(move || {
+        let mut stdin = std::io::stdin().lock();
+        let mut chunk = vec![0; CHUNK];
+        loop {
+            match stdin.read(&mut chunk) {
+                Ok(count) if count > 0 && sender.blocking_send(chunk[..count].to_vec()).is_ok() => {}
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                _ => return,
+            }
+        }
+    });
+    if reading.is_ok() {
+        tokio::spawn(async move {
+            while let Some(bytes) = receiver.recv().await {
+                if to.write_all(&bytes).await.and(to.flush().await).is_err() {
+                    return;
+                }
+            }
+            let _ = to.shutdown().await;
+        });
+    }
+}
