@@ -38,7 +38,10 @@ fn a_command_has_no_rights_and_its_own_machine() {
         let setup = container(users);
         let mut machine = Machine::start(&setup, user);
         machine.ready();
-        assert_eq!(machine.shell("id -u; id -g; pwd; hostname").lines().collect::<Vec<_>>(), ["1000", "1000", "/workspace", &setup.id]);
+        assert_eq!(
+            machine.shell("id -u; id -g; pwd; hostname").lines().collect::<Vec<_>>(),
+            ["1000", "1000", "/workspace", &setup.id]
+        );
         let status = machine.shell("cat /proc/self/status");
         let field = |name: &str| {
             let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
@@ -67,7 +70,11 @@ fn only_the_writable_places_can_be_written() {
             assert_eq!(machine.shell(&format!("echo hello > {place}/file && cat {place}/file")), "hello\n", "{place}");
         }
         for place in ["/", "/etc", "/usr", "/usr/bin", "/dev", "/run", "/proc/sys/kernel", "/sys", "/home"] {
-            assert_eq!(machine.shell(&format!("echo hello 2>&- > {place}/file || echo no")).lines().last(), Some("no"), "{place}");
+            assert_eq!(
+                machine.shell(&format!("echo hello 2>&- > {place}/file || echo no")).lines().last(),
+                Some("no"),
+                "{place}"
+            );
         }
         assert_eq!(machine.shell("echo gone > /dev/null; head -c 2 /dev/zero | wc -c; test -c /dev/tty && echo tty"), "2\ntty\n");
         let written = machine.shell("dd if=/dev/zero of=/tmp/big bs=1M count=100 2>&1; rm /tmp/big");
@@ -85,7 +92,10 @@ fn loopback_works_and_nothing_else() {
         assert_eq!(machine.shell("ls /proc/sys/net/ipv4/conf | sort | tr '\\n' ' '"), "all default lo ");
         let interfaces = machine.shell("cat /proc/net/dev | grep -c :; cat /proc/net/if_inet6 | wc -l");
         assert!(interfaces.starts_with("1\n"), "{interfaces}");
-        assert_eq!(machine.shell("cat /proc/net/fib_trie | grep -c 'host LOCAL'").trim().parse::<u32>().map(|count| count > 0), Ok(true));
+        assert_eq!(
+            machine.shell("cat /proc/net/fib_trie | grep -c 'host LOCAL'").trim().parse::<u32>().map(|count| count > 0),
+            Ok(true)
+        );
     }
 }
 
@@ -109,7 +119,10 @@ fn made_files_and_binds_are_where_they_belong() {
         machine.ready();
         assert_eq!(machine.shell("cat /opt/tool/file /workspace/in/put/file").lines().count(), 2);
         assert_eq!(machine.shell("cat /etc/deep/er/hosts; stat -c %a /srv"), "127.0.0.1 localhost\n700\n");
-        assert_eq!(machine.shell("test -e /never || echo absent; echo 2>&- > /workspace/in/put/x || echo ro").lines().last(), Some("ro"));
+        assert_eq!(
+            machine.shell("test -e /never || echo absent; echo 2>&- > /workspace/in/put/x || echo ro").lines().last(),
+            Some("ro")
+        );
         assert_eq!(machine.shell("touch /workspace/in/mine && echo yes"), "yes\n", "parents of a bind belong to the agent");
     }
 }
@@ -191,7 +204,10 @@ fn nothing_is_inherited_from_the_host() {
     command.args(["-c", script, "sh"]).arg(secret.path()).arg(SUPERVISOR).current_dir("/var");
     let mut machine = Machine::start_by(command, &usual());
     machine.ready();
-    assert_eq!(machine.shell("ls /proc/self/fd | wc -l; umask; env | grep -c SECRET; grep SigIgn /proc/self/status | tr -d '[:space:]'"), "4\n0022\n0\nSigIgn:0000000000000000");
+    assert_eq!(
+        machine.shell("ls /proc/self/fd | wc -l; umask; env | grep -c SECRET; grep SigIgn /proc/self/status | tr -d '[:space:]'"),
+        "4\n0022\n0\nSigIgn:0000000000000000"
+    );
     assert!(secret.as_file().as_raw_fd() > 2);
 }
 

@@ -14,7 +14,19 @@ fn refused(setup: &Setup) -> (String, i32, String) {
 /// Starts a machine for a plain user by a shell script that prepares a hostile host first and ends in `exec "$1"`.
 fn refused_on_a_host(script: &str) -> Option<(String, i32, String)> {
     let mut command = Command::new("unshare");
-    command.args(["--user", "--map-root-user", "--mount", "--pid", "--fork", "--kill-child", "sh", "-ec", script, "sh", SUPERVISOR]);
+    command.args([
+        "--user",
+        "--map-root-user",
+        "--mount",
+        "--pid",
+        "--fork",
+        "--kill-child",
+        "sh",
+        "-ec",
+        script,
+        "sh",
+        SUPERVISOR,
+    ]);
     // Where such a host cannot be made there is nothing to test; the container tests have failed by then.
     let probe = Command::new("unshare").args(["--user", "--map-root-user", "--mount", "true"]).status();
     if !probe.is_ok_and(|status| status.success()) {
@@ -94,7 +106,9 @@ fn a_map_that_the_caller_may_not_write() {
 fn hosts_that_deny_namespaces() {
     let Some((step, errno, _)) = refused_on_a_host("echo 0 > /proc/sys/user/max_user_namespaces; exec \"$1\"") else { return };
     assert_eq!((step.as_str(), errno), ("user namespace", libc::ENOSPC));
-    for (file, step) in [("pid", "pid namespace"), ("mnt", "mount namespace"), ("net", "network namespace"), ("ipc", "ipc namespace")] {
+    for (file, step) in
+        [("pid", "pid namespace"), ("mnt", "mount namespace"), ("net", "network namespace"), ("ipc", "ipc namespace")]
+    {
         // The limit counts what exists: one of each is the host's own.
         let script = format!("echo 0 > /proc/sys/user/max_{file}_namespaces; exec \"$1\"");
         let refused = refused_on_a_host(&script).unwrap();
@@ -104,7 +118,8 @@ fn hosts_that_deny_namespaces() {
 
 #[test]
 fn a_host_whose_proc_is_masked() {
-    let Some((step, errno, _)) = refused_on_a_host("mount -t proc proc /proc; mount --bind /dev/null /proc/uptime; exec \"$1\"") else {
+    let Some((step, errno, _)) = refused_on_a_host("mount -t proc proc /proc; mount --bind /dev/null /proc/uptime; exec \"$1\"")
+    else {
         return;
     };
     assert_eq!((step.as_str(), errno), ("mount proc", libc::EPERM));
