@@ -41,7 +41,7 @@ fn make_workdir(setup: &Setup) {
         return;
     }
     let Ok(root) = mount::open_in(CWD, b"/", rustix::fs::OFlags::PATH, rustix::fs::Mode::empty()) else { return };
-    if let Ok(dir) = mount::make_dirs(root.as_fd(), path) {
+    if let Ok(dir) = mount::make_dirs(root.as_fd(), path, None) {
         let (uid, gid) = (Uid::from_raw(setup.agent.uid), Gid::from_raw(setup.agent.gid));
         let _ = rustix::fs::chownat(&dir, "", Some(uid), Some(gid), rustix::fs::AtFlags::EMPTY_PATH);
     }

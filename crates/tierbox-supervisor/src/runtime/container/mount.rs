@@ -4,7 +4,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
+use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, ResolveFlags, Uid};
 use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags};
 
@@ -20,6 +20,9 @@ pub const READ_ONLY: MountAttr = MountAttr {
 
 /// Attributes of a host tree that may be changed through the sandbox.
 pub const WRITABLE: MountAttr = MountAttr { set: MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV, ..READ_ONLY };
+
+/// A user and group.
+pub type Owner = (Uid, Gid);
 
 /// A private copy of the mounts from `path` on, attached nowhere.
 ///
@@ -98,35 +101,41 @@ pub fn open_in(root: BorrowedFd<'_>, path: &[u8], flags: OFlags, mode: Mode) -> 
     }
 }
 
-/// Makes a directory and its parents beneath `root`, and opens it.
+/// Makes a directory and its parents beneath `root`, and opens it. What is made belongs to `owner`, or to this process.
 ///
 /// # Errors
 /// As `mkdirat(2)`; EEXIST or ENOTDIR if something else is in the way.
-pub fn make_dirs(root: BorrowedFd<'_>, path: &[u8]) -> io::Result<OwnedFd> {
+pub fn make_dirs(root: BorrowedFd<'_>, path: &[u8], owner: Option<Owner>) -> io::Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::DIRECTORY;
     match open_in(root, path, flags, Mode::empty()) {
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
         other => return other,
     }
     let Some((parent, name)) = split(path) else { return Err(Errno::NOENT.into()) };
-    let parent = make_dirs(root, parent)?;
+    let parent = make_dirs(root, parent, owner)?;
     match rustix::fs::mkdirat(&parent, name, Mode::from_raw_mode(0o755)) {
-        Ok(()) | Err(Errno::EXIST) => open_in(root, path, flags, Mode::empty()),
-        Err(error) => Err(error.into()),
+        Ok(()) => {}
+        Err(Errno::EXIST) => return open_in(root, path, flags, Mode::empty()),
+        Err(error) => return Err(error.into()),
     }
+    let dir = open_in(root, path, flags, Mode::empty())?;
+    if let Some((uid, gid)) = owner {
+        rustix::fs::chownat(&dir, "", Some(uid), Some(gid), AtFlags::EMPTY_PATH)?;
+    }
+    Ok(dir)
 }
 
 /// Makes an empty file beneath `root` for something to be mounted on, unless there is something already.
 ///
 /// # Errors
 /// As `openat2(2)`.
-pub fn make_file(root: BorrowedFd<'_>, path: &[u8]) -> io::Result<OwnedFd> {
+pub fn make_file(root: BorrowedFd<'_>, path: &[u8], owner: Option<Owner>) -> io::Result<OwnedFd> {
     match resolve(root, path) {
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
         other => return other,
     }
     let (parent, name) = split(path).ok_or(Errno::ISDIR)?;
-    let parent = make_dirs(root, parent)?;
+    let parent = make_dirs(root, parent, owner)?;
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     drop(rustix::fs::openat(&parent, name, flags, Mode::from_raw_mode(0o644))?);
     resolve(root, path)

@@ -83,7 +83,7 @@ fn keep(setup: &Setup, channel: Channel, listener: Option<Listener>, voice: Owne
     let gone = kill_descendants();
     setup.cgroups.iter().for_each(cgroup::remove);
     place.inspect(super::listen::Place::remove);
-    if gone { status } else { EXIT_LEFTOVERS.into() }
+    if gone { status } else { EXIT_LEFTOVERS }
 }
 
 /// Waits for the supervisor, and for orphans that come here after it.

@@ -7,7 +7,7 @@ use rustix::fs::{CWD, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
 use rustix::mount::MountAttrFlags;
 
-use super::mount::{attach, attach_at, clone_tree, make_dirs, make_file, new_filesystem, open_in, resolve, split};
+use super::mount::{Owner, attach, attach_at, clone_tree, make_dirs, make_file, new_filesystem, open_in, resolve, split};
 use super::refusal::{AtStep, Step, shown};
 use super::sources::{Sources, TopLevel};
 use crate::runtime::sys::{self, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY, MountAttr};
@@ -27,6 +27,9 @@ const DEVICE_LINKS: [(&str, &str); 5] = [
 
 /// Inodes that the skeleton takes itself, so that the limit is what the agent can use.
 const SKELETON_INODES: u64 = 128;
+
+/// A directory inside, with a mount of it.
+type Place = (Vec<u8>, OwnedFd);
 
 /// A root that is complete but not yet entered.
 #[derive(Debug)]
@@ -56,7 +59,7 @@ pub fn build(setup: &Setup, sources: Sources) -> Step<NewRoot> {
         write_file(root.as_fd(), file, &setup.root).at_step(|| format!("file {}", shown(&file.path.0)))?;
     }
     let writable = writable_directories(setup, root.as_fd())?;
-    make_bind_targets(root.as_fd(), setup, &sources.binds)?;
+    make_bind_targets(root.as_fd(), setup, &sources.binds, &writable)?;
     let host = sources.directory.is_none();
     if host {
         let attr = MountAttr { set: MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID, ..MountAttr::default() };
@@ -136,7 +139,7 @@ fn copy_on_write(store: BorrowedFd<'_>, directory: BorrowedFd<'_>) -> Step<Owned
     let devices = clone_tree(store, b"dev").at(step)?;
     attach_at(root.as_fd(), CWD, "/").at(step)?;
     for path in [&b"/dev"[..], b"/proc", b"/sys"] {
-        make_dirs(root.as_fd(), path).at(step)?;
+        make_dirs(root.as_fd(), path, None).at(step)?;
     }
     let target = resolve(root.as_fd(), b"/dev").at("mount /dev")?;
     attach(devices.as_fd(), target.as_fd()).at("mount /dev")?;
@@ -172,11 +175,11 @@ fn write_file(root: BorrowedFd<'_>, file: &MadeFile, kind: &Root) -> std::io::Re
     let path = file.path.0.as_slice();
     let mode = Mode::from_raw_mode(file.mode & 0o7777);
     if file.mode & libc::S_IFMT == libc::S_IFDIR {
-        let dir = make_dirs(root, path)?;
+        let dir = make_dirs(root, path, None)?;
         return Ok(rustix::fs::chmodat(&dir, ".", mode, rustix::fs::AtFlags::empty())?);
     }
     let (parent, name) = split(path).ok_or(Errno::ISDIR)?;
-    let parent = make_dirs(root, parent)?;
+    let parent = make_dirs(root, parent, None)?;
     if let Root::Directory { .. } = kind {
         let keeps = matches!(path, b"/etc/passwd" | b"/etc/group");
         match rustix::fs::statat(&parent, name, rustix::fs::AtFlags::SYMLINK_NOFOLLOW) {
@@ -195,21 +198,23 @@ fn write_file(root: BorrowedFd<'_>, file: &MadeFile, kind: &Root) -> std::io::Re
 }
 
 /// Makes the agent's directories, and takes a writable mount of each before the root becomes read-only.
-fn writable_directories(setup: &Setup, root: BorrowedFd<'_>) -> Step<Vec<(Vec<u8>, OwnedFd)>> {
+fn writable_directories(setup: &Setup, root: BorrowedFd<'_>) -> Step<Vec<Place>> {
     let own = [&setup.agent.home, &setup.workdir].into_iter().chain(&setup.writable).map(|path| (path.0.as_slice(), None));
     let shared = [&b"/tmp"[..], b"/var/tmp", b"/dev/shm"].into_iter().map(|path| (path, Some(Mode::from_raw_mode(0o1777))));
-    let mut mounts: Vec<(Vec<u8>, OwnedFd)> = Vec::new();
+    let mut mounts: Vec<Place> = Vec::new();
     for (path, mode) in shared.chain(own) {
         if split(path).is_none() {
             continue; // The root itself is never the agent's.
         }
-        let dir = make_dirs(root, path).at_step(|| format!("directory {}", shown(path)))?;
+        let inner = mounts.iter().any(|(outer, _)| is_beneath(path, outer));
+        let owner = inner.then_some(owner(&setup.agent));
+        let dir = make_dirs(root, path, owner).at_step(|| format!("directory {}", shown(path)))?;
         match mode {
             Some(mode) => rustix::fs::chmodat(&dir, ".", mode, rustix::fs::AtFlags::empty()),
             None => give(dir.as_fd(), &setup.agent),
         }
         .at_step(|| format!("directory {}", shown(path)))?;
-        if !mounts.iter().any(|(outer, _)| is_beneath(path, outer)) {
+        if !inner {
             let tree = clone_tree(dir.as_fd(), b"").at_step(|| format!("mount {}", shown(path)))?;
             mounts.push((path.to_vec(), tree));
         }
@@ -217,9 +222,13 @@ fn writable_directories(setup: &Setup, root: BorrowedFd<'_>) -> Step<Vec<(Vec<u8
     Ok(mounts)
 }
 
+fn owner(agent: &Agent) -> Owner {
+    (Uid::from_raw(agent.uid), Gid::from_raw(agent.gid))
+}
+
 /// Makes the agent a directory's owner. One that belongs to a user who does not exist inside stays as it is.
 fn give(dir: BorrowedFd<'_>, agent: &Agent) -> rustix::io::Result<()> {
-    let (uid, gid) = (Uid::from_raw(agent.uid), Gid::from_raw(agent.gid));
+    let (uid, gid) = owner(agent);
     match rustix::fs::chownat(dir, "", Some(uid), Some(gid), rustix::fs::AtFlags::EMPTY_PATH) {
         Err(Errno::PERM | Errno::ROFS) => Ok(()),
         other => other,
@@ -231,15 +240,17 @@ fn is_beneath(path: &[u8], outer: &[u8]) -> bool {
 }
 
 /// Makes what binds are mounted on, while the root can be written.
-fn make_bind_targets(root: BorrowedFd<'_>, setup: &Setup, trees: &[Option<OwnedFd>]) -> Step {
+fn make_bind_targets(root: BorrowedFd<'_>, setup: &Setup, trees: &[Option<OwnedFd>], writable: &[Place]) -> Step {
     for (bind, tree) in setup.binds.iter().zip(trees) {
         let Some(tree) = tree else { continue };
+        // What is made on the way in the agent's directories is the agent's too.
+        let owner = writable.iter().any(|(outer, _)| is_beneath(&bind.guest.0, outer)).then_some(owner(&setup.agent));
         let step = || format!("mount {}", shown(&bind.guest.0));
         let stat = rustix::fs::fstat(tree).at_step(step)?;
         let made = if rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::Directory {
-            make_dirs(root, &bind.guest.0)
+            make_dirs(root, &bind.guest.0, owner)
         } else {
-            make_file(root, &bind.guest.0)
+            make_file(root, &bind.guest.0, owner)
         };
         match made {
             // It lies in another bind, which is not attached yet.
