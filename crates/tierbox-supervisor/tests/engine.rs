@@ -340,3 +340,309 @@ mod kills {
         assert!(matches!(machine.client.next_of(other), FromSupervisor::Failed { .. }));
     }
 }
+
+mod detached {
+    use super::*;
+
+    fn listening(dir: &std::path::Path, setup: &mut tierbox_supervisor::setup::Setup) -> std::path::PathBuf {
+        let path = dir.join("socket");
+        setup.listen = Some(blob(path.as_os_str().as_encoded_bytes()));
+        path
+    }
+
+    #[test]
+    fn detached_commands_are_listed_followed_and_remembered() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut path = std::path::PathBuf::new();
+        let mut machine = Machine::start_with(Mode::Process, |setup| {
+            path = listening(dir.path(), setup);
+            setup.persist = true;
+        });
+        let command = Exec { detached: true, stdin: StdinMode::Framed, ..sh("echo one; read line; echo two $line; exit 5") };
+        let call = machine.client.launch(&command);
+        machine.client.read_until(call, "one\n");
+        let mut other = Client::connect(&path, 0);
+        drop(std::mem::replace(&mut machine.client, Client::connect(&path, 0)));
+        let listing = other.call();
+        other.send(listing, &ToSupervisor::ListExecs);
+        let FromSupervisor::Execs { execs } = other.next_of(listing) else { panic!("no listing") };
+        assert_eq!((execs.len(), execs[0].id, execs[0].detached, execs[0].pid.is_some()), (1, command.id, true, true));
+        let attach = ToSupervisor::Attach { id: command.id, stdout_from: 2, stderr_from: 0 };
+        let call = other.call();
+        other.send(call, &attach);
+        assert_eq!(other.read_until(call, "e\n"), "e\n", "from the third byte on");
+        other.send(call, &ToSupervisor::Input { data: blob("more\n") });
+        let collected = other.collect(call);
+        assert_eq!((collected.out().as_str(), collected.end()), ("two more\n", End::Exited { code: 5 }));
+        let wait = other.call();
+        other.send(wait, &ToSupervisor::Wait { id: command.id });
+        assert!(matches!(other.next_of(wait), FromSupervisor::Done { .. }));
+        let again = other.call();
+        other.send(again, &ToSupervisor::Attach { id: command.id, stdout_from: 0, stderr_from: 0 });
+        let collected = other.collect(again);
+        assert_eq!((collected.out().as_str(), collected.end()), ("one\ntwo more\n", End::Exited { code: 5 }));
+        other.send(0, &ToSupervisor::Shutdown);
+        assert_eq!(machine.wait_end(), 0);
+    }
+
+    #[test]
+    fn only_the_newest_output_is_held() {
+        let mut machine = Machine::start(Mode::Process);
+        let command = Exec { detached: true, ..sh("head -c 1500000 /dev/zero; echo end") };
+        let call = machine.client.launch(&command);
+        machine.client.send(call, &ToSupervisor::Detach);
+        let wait = machine.client.call();
+        machine.client.send(wait, &ToSupervisor::Wait { id: command.id });
+        let FromSupervisor::Done { done } = machine.client.next_of(wait) else { panic!("no end") };
+        assert_eq!(done.stdout_total, 1_500_004);
+        let attached = machine.client.call();
+        machine.client.send(attached, &ToSupervisor::Attach { id: command.id, stdout_from: 10, stderr_from: 0 });
+        let collected = machine.client.collect(attached);
+        assert_eq!((collected.first_offset[0], collected.stdout.len()), (1_500_004 - (1 << 20), 1 << 20));
+        assert!(collected.out().ends_with("end\n"));
+    }
+
+    #[test]
+    fn a_client_that_goes_takes_its_commands_along_unless_it_comes_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut path = std::path::PathBuf::new();
+        let mut machine = Machine::start_with(Mode::Process, |setup| path = listening(dir.path(), setup));
+        let mut patient = Client::connect(&path, 5_000);
+        let kept = sh("echo a; sleep 0.2; echo b");
+        let call = patient.launch(&kept);
+        patient.read_until(call, "a\n");
+        drop(patient);
+        let mut brief = Client::connect(&path, 0);
+        let call = brief.launch(&sh("echo $$; exec sleep 60"));
+        let pid = brief.read_until(call, "\n");
+        drop(brief);
+        eventually("the command goes with its client", || !is_running(&pid));
+        let call = machine.client.call();
+        machine.client.send(call, &ToSupervisor::Attach { id: kept.id, stdout_from: 2, stderr_from: 0 });
+        let collected = machine.client.collect(call);
+        assert_eq!((collected.out().as_str(), collected.end()), ("b\n", End::Exited { code: 0 }));
+    }
+
+    #[test]
+    fn a_machine_ends_with_its_channel_or_its_lifetime() {
+        let mut machine = Machine::start(Mode::Process);
+        let call = machine.client.launch(&sh("echo $$; exec sleep 60"));
+        let pid = machine.client.read_until(call, "\n");
+        let (unused, _) = std::os::unix::net::UnixStream::pair().unwrap();
+        drop(std::mem::replace(&mut machine.client, Client::new(Line::Socket(unused))));
+        machine.wait_end();
+        assert!(!is_running(&pid));
+        let mut machine = Machine::start_with(Mode::Process, |setup| {
+            setup.lifetime_ms = Some(50);
+            setup.persist = true;
+        });
+        assert_eq!(machine.wait_end(), 0);
+    }
+
+    #[test]
+    fn a_guest_waits_for_its_commands_as_long_as_it_was_told() {
+        let mut machine = Machine::start_guest(|_| {}, 300);
+        let call = machine.client.launch(&sh("echo $$; exec sleep 60"));
+        let pid = machine.client.read_until(call, "\n");
+        let start = std::time::Instant::now();
+        machine.client.close();
+        machine.wait_end();
+        assert!(start.elapsed() >= std::time::Duration::from_millis(300) && !is_running(&pid));
+    }
+}
+
+mod protocol_rules {
+    use super::*;
+
+    #[test]
+    fn nonsense_closes_the_connection_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        let mut machine =
+            Machine::start_with(Mode::Process, |setup| setup.listen = Some(blob(path.as_os_str().as_encoded_bytes())));
+        let mut garbage = Client::connect(&path, 0);
+        garbage.send_bytes(&[0xff; 64]);
+        assert_eq!(garbage.try_next(), None);
+        let mut impolite = Client::new(Line::Socket(std::os::unix::net::UnixStream::connect(&path).unwrap()));
+        impolite.send(0, &ToSupervisor::Ping);
+        assert_eq!(impolite.try_next(), None);
+        let mut stranger = Client::new(Line::Socket(std::os::unix::net::UnixStream::connect(&path).unwrap()));
+        stranger.send(0, &ToSupervisor::Hello { version: 999, grace_ms: 0 });
+        assert!(matches!(stranger.next().message, FromSupervisor::Welcome { .. }));
+        assert_eq!(stranger.try_next(), None);
+        let mut without = Client::connect(&path, 0);
+        let exec = Exec { output: tierbox_supervisor::protocol::OutputMode::Passed, ..sh("true") };
+        without.send(1, &ToSupervisor::Exec { exec });
+        assert_eq!(without.try_next(), None, "descriptors are counted, but did not come");
+        let mut flooding = Client::connect(&path, 0);
+        let call = flooding.launch(&Exec { stdin: StdinMode::Framed, ..sh("sleep 60") });
+        for _ in 0..50 {
+            let data = blob(vec![0; 64 << 10]);
+            if flooding.try_send(call, &ToSupervisor::Input { data }).is_err() {
+                break;
+            }
+        }
+        while flooding.try_next().is_some() {}
+        assert_eq!(machine.client.run(&sh("echo well")).out(), "well\n");
+    }
+
+    #[test]
+    fn a_call_that_cannot_be_is_refused() {
+        let mut machine = Machine::start(Mode::Process);
+        for bad in [exec(&[]), exec(&[""]), exec(&["a\0b"])] {
+            let call = machine.client.launch(&bad);
+            assert!(matches!(machine.client.next_of(call), FromSupervisor::Failed { .. }), "{bad:?}");
+        }
+        let call = machine.client.call();
+        machine.client.send(call, &ToSupervisor::Wait { id: [9; 16] });
+        assert!(matches!(machine.client.next_of(call), FromSupervisor::Failed { .. }));
+        machine.client.send(99, &ToSupervisor::Kill { reason: Kill::Cancelled });
+        assert_eq!(machine.client.run(&sh("echo well")).out(), "well\n");
+    }
+}
+
+mod files_and_streams_inside {
+    use std::io::Write;
+
+    use tierbox_supervisor::protocol::{Dial, Failure, FileOp};
+
+    use super::*;
+
+    fn path(machine: &Machine, name: &str) -> tierbox_supervisor::wire::Blob {
+        blob(machine.dir.path().join(name).as_os_str().as_encoded_bytes())
+    }
+
+    fn ask(machine: &mut Machine, op: FileOp) -> FromSupervisor {
+        let call = machine.client.call();
+        machine.client.send(call, &ToSupervisor::File { op });
+        machine.client.next_of(call)
+    }
+
+    fn write(machine: &Machine, name: &str, inline: Option<&[u8]>) -> FileOp {
+        FileOp::Write { path: path(machine, name), mode: None, create_new: false, inline: inline.map(blob), passed: false }
+    }
+
+    fn read(machine: &Machine, name: &str) -> FileOp {
+        FileOp::Read { path: path(machine, name), offset: 0, length: None, max: None, passed: false }
+    }
+
+    #[test]
+    fn small_files_travel_in_one_frame() {
+        let mut machine = Machine::start(Mode::Process);
+        let op = write(&machine, "small", Some(b"contents"));
+        assert_eq!(ask(&mut machine, op), FromSupervisor::Finished);
+        let op = read(&machine, "small");
+        let FromSupervisor::Contents { data, .. } = ask(&mut machine, op) else { panic!("no contents") };
+        assert_eq!(data.0, b"contents");
+        let op = read(&machine, "missing");
+        assert!(matches!(ask(&mut machine, op), FromSupervisor::Failed { failure: Failure::NotFound, .. }));
+    }
+
+    #[test]
+    fn big_files_stream_both_ways() {
+        let mut machine = Machine::start(Mode::Process);
+        let contents: Vec<u8> = (0..3_000_000_u32).map(|number| (number % 249) as u8).collect();
+        let call = machine.client.call();
+        let op = write(&machine, "big", None);
+        machine.client.send(call, &ToSupervisor::File { op });
+        let mut window = 1 << 20;
+        for chunk in contents.chunks(64 << 10) {
+            while window < chunk.len() {
+                let FromSupervisor::InputCredit { bytes } = machine.client.next_of(call) else { panic!("no credit") };
+                window += bytes as usize;
+            }
+            window -= chunk.len();
+            machine.client.send(call, &ToSupervisor::Input { data: blob(chunk) });
+        }
+        machine.client.send(call, &ToSupervisor::InputEnd);
+        while machine.client.next_of(call) != FromSupervisor::Finished {}
+        assert!(std::fs::read(machine.dir.path().join("big")).unwrap() == contents);
+        let call = machine.client.call();
+        let op = read(&machine, "big");
+        machine.client.send(call, &ToSupervisor::File { op });
+        assert!(matches!(machine.client.next_of(call), FromSupervisor::Opened { .. }));
+        let mut received = Vec::new();
+        loop {
+            match machine.client.next_of(call) {
+                FromSupervisor::Output { stream, offset, data } => {
+                    assert_eq!(offset, received.len() as u64);
+                    machine.client.send(call, &ToSupervisor::Credit { stream, bytes: data.0.len() as u32 });
+                    received.extend(data.0);
+                }
+                FromSupervisor::Finished => break,
+                other => panic!("{other:?}"),
+            }
+        }
+        assert!(received == contents);
+    }
+
+    #[test]
+    fn many_operations_at_once_and_one_given_up() {
+        let mut machine = Machine::start(Mode::Process);
+        let op = write(&machine, "never", None);
+        let given_up = machine.client.call();
+        machine.client.send(given_up, &ToSupervisor::File { op });
+        machine.client.send(given_up, &ToSupervisor::Input { data: blob("half") });
+        let calls: Vec<u32> = (0..40)
+            .map(|number| {
+                let call = machine.client.call();
+                let op = write(&machine, &format!("file-{number}"), Some(number.to_string().as_bytes()));
+                machine.client.send(call, &ToSupervisor::File { op });
+                call
+            })
+            .collect();
+        calls.into_iter().for_each(|call| assert_eq!(machine.client.next_of(call), FromSupervisor::Finished));
+        machine.client.send(given_up, &ToSupervisor::Abort);
+        let op = read(&machine, "file-39");
+        assert!(matches!(ask(&mut machine, op), FromSupervisor::Contents { .. }));
+        assert!(!machine.dir.path().join("never").exists());
+    }
+
+    #[test]
+    fn streams_to_ports_and_sockets() {
+        let mut machine = Machine::start(Mode::Process);
+        let tcp = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let unix = std::os::unix::net::UnixListener::bind(machine.dir.path().join("inner")).unwrap();
+        let port = tcp.local_addr().unwrap().port();
+        let echo = |stream: &mut dyn ReadWrite| {
+            let mut all = Vec::new();
+            stream.read_to_end(&mut all).unwrap();
+            stream.write_all(&all).unwrap();
+        };
+        let echoing = std::thread::spawn(move || {
+            let (mut tcp, _) = tcp.accept().unwrap();
+            let (mut unix, _) = unix.accept().unwrap();
+            echo(&mut tcp);
+            drop(tcp);
+            echo(&mut unix);
+        });
+        let inner = Dial::Unix { path: blob("inner") };
+        let mut calls = Vec::new();
+        for target in [Dial::Tcp { port }, inner] {
+            let call = machine.client.call();
+            machine.client.send(call, &ToSupervisor::Dial { target });
+            assert_eq!(machine.client.next_of(call), FromSupervisor::Dialed);
+            calls.push(call);
+        }
+        for call in calls {
+            machine.client.send(call, &ToSupervisor::Input { data: blob("across") });
+            machine.client.send(call, &ToSupervisor::InputEnd);
+            assert_eq!(machine.client.read_until(call, "across"), "across");
+            assert!(matches!(machine.client.next_of(call), FromSupervisor::OutputEnd { .. }));
+            assert_eq!(machine.client.next_of(call), FromSupervisor::Finished);
+        }
+        echoing.join().unwrap();
+        for (target, expected) in [
+            (Dial::Tcp { port }, Failure::Io),
+            (Dial::Unix { path: blob("no-such-socket") }, Failure::NotFound),
+            (Dial::Unix { path: blob(vec![b'a'; 300]) }, Failure::Invalid),
+        ] {
+            let call = machine.client.call();
+            machine.client.send(call, &ToSupervisor::Dial { target });
+            assert!(matches!(machine.client.next_of(call), FromSupervisor::Failed { failure, .. } if failure == expected));
+        }
+    }
+
+    trait ReadWrite: Read + Write {}
+    impl<T: Read + Write> ReadWrite for T {}
+}

@@ -222,8 +222,19 @@ impl Client {
         String::from_utf8_lossy(&output).into_owned()
     }
 
-    /// Lets go of the writing side, as a host that dies.
-    pub fn hang_up(self) {}
+    /// Sends a frame if the machine still takes any.
+    pub fn try_send(&mut self, call: u32, message: &ToSupervisor) -> std::io::Result<()> {
+        let bytes = encode(call, message);
+        match &mut self.line {
+            Line::Socket(socket) => socket.write_all(&bytes),
+            Line::Pipes(_, write) => write.write_all(&bytes),
+        }
+    }
+
+    /// Ends the stream, as a host that dies.
+    pub fn close(&mut self) {
+        self.line.shutdown().unwrap();
+    }
 }
 
 /// What a command with framed output did.

@@ -51,7 +51,9 @@ impl Engine {
         for call in calls {
             match call {
                 Call::Exec(key) => self.feed_followers(key),
-                Call::Wait(_) | Call::File(_) | Call::Dial(_) => {}
+                Call::File(id) => self.resume_file(id),
+                Call::Dial(id) => self.feed_line(id),
+                Call::Wait(_) => {}
             }
         }
     }
@@ -60,6 +62,13 @@ impl Engine {
     pub(super) fn disconnect(&mut self, id: u32) {
         let Some(connection) = self.connections.remove(&self.poller, id) else { return };
         let grace = Duration::from_millis(connection.grace_ms);
+        for call in connection.calls.values() {
+            match call {
+                Call::File(id) => self.abort_file(*id),
+                Call::Dial(id) => self.abort_dial(*id),
+                Call::Exec(_) | Call::Wait(_) => {}
+            }
+        }
         for key in self.commands.keys() {
             self.orphan_command(key, id, grace);
         }

@@ -3,9 +3,11 @@
 mod board;
 mod clients;
 mod connection;
+mod dial;
 mod domain;
 mod environment;
 mod exec;
+mod files;
 mod launch;
 mod lifecycle;
 mod output;
@@ -28,8 +30,10 @@ use rustix::fs::{Mode as FileMode, OFlags};
 
 use self::board::Board;
 use self::connection::Connections;
+use self::dial::Lines;
 use self::domain::{Domain, Domains};
 use self::exec::{Commands, MAX_LIVE};
+use self::files::Files;
 use self::launch::Habitat;
 use self::poll::{Interest, Poller, Ready, Token};
 use self::timers::{Timer, Timers};
@@ -47,6 +51,10 @@ enum Child {
     Command(u32),
     /// A shim whose command is done and left something behind.
     Leftover,
+    /// A file worker.
+    Worker(u32),
+    /// Something short-lived of the supervisor's own.
+    Helper,
 }
 
 /// Everything that serving takes.
@@ -70,6 +78,8 @@ struct Engine {
     /// Domains in which something lives on.
     leftovers: Vec<Domain>,
     leftovers_timed: bool,
+    files: Files,
+    lines: Lines,
     lingering: HashMap<u32, OwnedFd>,
     lingered: u32,
     persist: bool,
@@ -139,6 +149,8 @@ impl Engine {
             spent: Vec::new(),
             leftovers: Vec::new(),
             leftovers_timed: false,
+            files: Files::default(),
+            lines: Lines::default(),
             lingering: HashMap::new(),
             lingered: 0,
             persist: machine.setup.persist,
@@ -195,7 +207,10 @@ impl Engine {
             Token::Output(key, stream) => self.pump_output(key, stream),
             Token::Input(key) => self.on_input(key, ready),
             Token::Linger(id) => self.discard(id),
-            Token::Dial(_) | Token::Connector(_) | Token::Worker(_) | Token::FileData(_) => {}
+            Token::Dial(id) => self.on_dial(id, ready),
+            Token::Connector(id) => self.on_connector(id),
+            Token::Worker(desk) => self.hear_worker(desk),
+            Token::FileData(id) => self.on_file_data(id),
         }
     }
 
@@ -212,7 +227,7 @@ impl Engine {
             }
             Timer::Lifetime => self.ending = true,
             Timer::Abandoned => self.end_if_abandoned(),
-            Timer::Dial(_) | Timer::Workers => {}
+            Timer::Dial(id) => self.give_up_dial(id),
         }
     }
 

@@ -12,7 +12,8 @@ impl Engine {
             match self.children.remove(&pid) {
                 Some(Child::Command(key)) => self.on_command_child(key, pid, status, usage),
                 Some(Child::Leftover) => self.on_leftover_gone(pid),
-                None => {}
+                Some(Child::Worker(desk)) => self.hear_worker(desk),
+                Some(Child::Helper) | None => {}
             }
         }
     }

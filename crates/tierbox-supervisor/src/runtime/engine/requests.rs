@@ -6,7 +6,7 @@ use super::exec::{Follower, Id};
 use super::output;
 use super::poll::Ready;
 use super::stream::Tap;
-use crate::protocol::{Exec, Failure, Frame, FromSupervisor, Kill, Killed, NotStarted, STDERR, ToSupervisor, VERSION};
+use crate::protocol::{Exec, Failure, FileOp, Frame, FromSupervisor, Kill, Killed, NotStarted, STDERR, ToSupervisor, VERSION};
 
 /// Reads in a row from one client, before others have their turn.
 const BURST: usize = 16;
@@ -20,6 +20,8 @@ const MAX_FOLLOWERS: usize = 64;
 /// Commands in a listing, and the bytes of their arguments together.
 const MAX_LISTED: usize = 1024;
 const MAX_LISTED_BYTES: usize = 2 << 20;
+
+const TOO_MANY: &str = "too many calls at once";
 
 /// A client broke the rules; nothing it says can be trusted any more.
 struct Violation;
@@ -107,9 +109,14 @@ impl Engine {
             }
             // It may come twice from a host that retried, and changes nothing here.
             ToSupervisor::NetworkReady => Ok(()),
-            ToSupervisor::File { .. } | ToSupervisor::Dial { .. } => {
+            ToSupervisor::File { op } => self.on_file(id, call, op),
+            ToSupervisor::Dial { target } => {
                 self.opens_call(id, call)?;
-                self.fail_call(id, call, Failure::Unsupported, 0, "");
+                if self.has_too_many_calls(id) {
+                    self.fail_call(id, call, Failure::Invalid, 0, TOO_MANY);
+                } else {
+                    self.begin_dial(id, call, &target);
+                }
                 Ok(())
             }
             ToSupervisor::Detach
@@ -164,6 +171,18 @@ impl Engine {
         Ok(())
     }
 
+    fn on_file(&mut self, id: u32, call: u32, op: FileOp) -> Handled {
+        self.opens_call(id, call)?;
+        let connection = self.connections.get(id).ok_or(Violation)?;
+        let passed = connection.take_descriptors(usize::from(super::files::passed(&op))).ok_or(Violation)?;
+        if self.has_too_many_calls(id) {
+            self.fail_call(id, call, Failure::Invalid, 0, TOO_MANY);
+        } else {
+            self.begin_file(id, call, op, passed.into_iter().next());
+        }
+        Ok(())
+    }
+
     /// A message about a call that may have ended in the meantime, which is no fault.
     fn on_call_message(&mut self, id: u32, call: u32, message: ToSupervisor) -> Handled {
         let Some(about) = self.connections.get(id).and_then(|connection| connection.calls.get(&call).copied()) else {
@@ -178,8 +197,32 @@ impl Engine {
                 }
                 Ok(())
             }
-            Call::File(_) | Call::Dial(_) => Ok(()),
+            Call::File(job) => self.on_file_message(job, message),
+            Call::Dial(line) => self.on_dial_message(line, message),
         }
+    }
+
+    fn on_file_message(&mut self, job: u32, message: ToSupervisor) -> Handled {
+        match message {
+            ToSupervisor::Input { data } if !self.take_file_data(job, &data.0) => return Err(Violation),
+            ToSupervisor::InputEnd => self.end_file_data(job),
+            ToSupervisor::Credit { bytes, .. } => self.grant_file(job, bytes),
+            ToSupervisor::Commit => self.commit_file(job),
+            ToSupervisor::Abort => self.abort_file(job),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn on_dial_message(&mut self, line: u32, message: ToSupervisor) -> Handled {
+        match message {
+            ToSupervisor::Input { data } if !self.take_line_data(line, &data.0) => return Err(Violation),
+            ToSupervisor::InputEnd => self.end_line_data(line),
+            ToSupervisor::Credit { bytes, .. } => self.grant_line(line, bytes),
+            ToSupervisor::Abort => self.abort_dial(line),
+            _ => {}
+        }
+        Ok(())
     }
 
     fn on_exec_message(&mut self, id: u32, call: u32, key: u32, message: ToSupervisor) -> Handled {
@@ -229,7 +272,7 @@ impl Engine {
         let pid = self.pid_of(key);
         let Some(command) = self.commands.get(key) else { return };
         if too_many || command.followers.len() >= MAX_FOLLOWERS {
-            return self.fail_call(id, call, Failure::Invalid, 0, "too many calls at once");
+            return self.fail_call(id, call, Failure::Invalid, 0, TOO_MANY);
         }
         command.owner.get_or_insert(id);
         command.followers.push(Follower { connection: id, call, taps: from.map(Tap::from) });
@@ -250,7 +293,7 @@ impl Engine {
             return self.connections.send(id, call, &FromSupervisor::Done { done });
         }
         if too_many {
-            return self.fail_call(id, call, Failure::Invalid, 0, "too many calls at once");
+            return self.fail_call(id, call, Failure::Invalid, 0, TOO_MANY);
         }
         command.waiters.push((id, call));
         self.connections.open_call(id, call, Call::Wait(key));

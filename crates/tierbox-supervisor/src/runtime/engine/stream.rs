@@ -9,9 +9,6 @@ use rustix::io::Errno;
 use crate::protocol::{CHUNK, FromSupervisor, WINDOW};
 use crate::wire::Blob;
 
-/// The most that one read takes.
-const READ: usize = CHUNK;
-
 /// What a read found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Found {
@@ -215,11 +212,6 @@ pub fn pipe(own_is_reader: bool) -> io::Result<(OwnedFd, OwnedFd)> {
 pub fn unblock(fd: impl AsFd) -> io::Result<()> {
     let flags = rustix::fs::fcntl_getfl(&fd)?;
     Ok(rustix::fs::fcntl_setfl(&fd, flags | rustix::fs::OFlags::NONBLOCK)?)
-}
-
-/// Memory for one read.
-pub fn scratch() -> Box<[u8]> {
-    vec![0; READ].into_boxed_slice()
 }
 
 #[cfg(test)]

@@ -333,14 +333,6 @@ pub fn terminal_peer(master: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Bytes that can be read at once.
-pub fn readable_bytes(fd: BorrowedFd<'_>) -> usize {
-    let mut count: c_int = 0;
-    // SAFETY: `count` is a live, writable value.
-    unsafe { libc::ioctl(fd.as_raw_fd(), libc::FIONREAD as _, &mut count) };
-    usize::try_from(count).unwrap_or(0)
-}
-
 /// Process and user at the other end of a socket, as seen from here. A process outside this numbering is 0.
 pub fn peer(socket: impl AsFd) -> Option<(i32, u32)> {
     let mut peer = libc::ucred { pid: -1, uid: u32::MAX, gid: u32::MAX };

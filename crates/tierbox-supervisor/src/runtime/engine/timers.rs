@@ -24,8 +24,6 @@ pub enum Timer {
     Abandoned,
     /// Opening a stream takes too long.
     Dial(u32),
-    /// End file workers that nobody needed for a while.
-    Workers,
 }
 
 /// All deadlines, soonest first.
