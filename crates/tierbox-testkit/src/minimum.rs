@@ -1,0 +1,45 @@
+//! What each backend must at least be able to do, fixed here so that declaring less cannot pass more.
+
+use tierbox_core::{Capabilities, HostIsolation, KillDomain, LimitCapabilities, Locality, MountSupport, Network, UserSupport};
+
+/// A machine on this host that the supervisor serves, without isolation: mode `process` of the local backend.
+pub fn local_process() -> Capabilities {
+    Capabilities {
+        host: HostIsolation::H0,
+        networks: vec![Network::N0],
+        locality: Locality::Local,
+        kill_domain: KillDomain::Subreaper,
+        streaming_output: true,
+        streaming_stdin: true,
+        pty: true,
+        signals: true,
+        idle_timeout: true,
+        detached_exec: true,
+        users: UserSupport::DefaultOnly,
+        memory_outcome: false,
+        usage: true,
+        files: true,
+        archives: true,
+        dial: true,
+        mounts: MountSupport::None,
+        multi_machine: false,
+        detached: true,
+        limits: LimitCapabilities { file_size: true, open_files: true, ..LimitCapabilities::default() },
+    }
+}
+
+/// Mode `container` of the local backend as a plain user, who may have no cgroup.
+pub fn local_container_plain() -> Capabilities {
+    Capabilities {
+        host: HostIsolation::H1,
+        networks: vec![Network::N2],
+        mounts: MountSupport::ReadOnly,
+        limits: LimitCapabilities { disk: true, inodes: true, file_size: true, open_files: true, ..LimitCapabilities::default() },
+        ..local_process()
+    }
+}
+
+/// Mode `container` of the local backend as root.
+pub fn local_container_root() -> Capabilities {
+    Capabilities { users: UserSupport::Any, ..local_container_plain() }
+}

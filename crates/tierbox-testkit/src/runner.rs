@@ -1,0 +1,204 @@
+//! Runs suites as a test program: one process shares a sandbox among its cases, listing starts nothing, and what is absent
+//! is told.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::sync::Arc;
+use std::time::Duration;
+
+use libtest_mimic::{Arguments, Conclusion, Failed, Trial};
+use tierbox_core::{Capabilities, Environment, ErrorKind};
+use tokio::runtime::Runtime;
+use tokio::sync::OnceCell;
+
+use crate::case::{Case, Fail, Verdict};
+use crate::subject::{Absence, Factory, Subject};
+use crate::{conformance, escape, plain};
+
+type Shared = Arc<OnceCell<Result<Arc<dyn Environment>, Fail>>>;
+
+/// The cases of one backend in one configuration.
+#[derive(Clone)]
+pub struct Suite {
+    cases: Vec<Case>,
+    factory: Arc<dyn Factory>,
+    variant: Option<String>,
+    as_plain_user: bool,
+    required: Vec<String>,
+    expected: BTreeMap<String, String>,
+    shared: Shared,
+}
+
+impl Suite {
+    fn new(cases: Vec<Case>, factory: Arc<dyn Factory>) -> Self {
+        let (required, expected) = (Vec::new(), BTreeMap::new());
+        Self { cases, factory, variant: None, as_plain_user: false, required, expected, shared: Shared::default() }
+    }
+
+    /// The conformance suite for a backend's minimum set of capabilities.
+    pub fn conformance(minimum: Capabilities, factory: Arc<dyn Factory>) -> Self {
+        Self::new(conformance::cases(&minimum), factory)
+    }
+
+    /// The escape corpus for a backend's minimum set of capabilities.
+    pub fn escape(minimum: Capabilities, factory: Arc<dyn Factory>) -> Self {
+        Self::new(escape::cases(&minimum), factory)
+    }
+
+    /// Names this configuration: `conformance::<variant>::<area>::<id>`.
+    #[must_use]
+    pub fn variant(mut self, name: impl Into<String>) -> Self {
+        self.variant = Some(name.into());
+        self
+    }
+
+    /// Runs every case in a process of a plain user, where the tests themselves are run by root.
+    #[must_use]
+    pub fn as_plain_user(mut self) -> Self {
+        self.as_plain_user = true;
+        self
+    }
+
+    /// Engines that must be present on CI, one a line; `#` begins a remark. There a skip for one of these fails.
+    #[must_use]
+    pub fn required(mut self, engines: &str) -> Self {
+        let names = engines.lines().map(|line| line.split('#').next().unwrap_or_default().trim()).filter(|line| !line.is_empty());
+        self.required = names.map(str::to_owned).collect();
+        self
+    }
+
+    /// Known weaker results, as TOML: the case's name, and the kernel's or engine's reason. A listed case that passes fails.
+    ///
+    /// # Panics
+    /// If the text is no TOML table of strings.
+    #[must_use]
+    pub fn expected(mut self, table: &str) -> Self {
+        self.expected = toml::from_str(table).expect("the table of expected results is TOML: name = \"reason\"");
+        self
+    }
+
+    fn name_of(&self, case: &Case) -> String {
+        match (&self.variant, case.name.split_once("::")) {
+            (Some(variant), Some((marker, rest))) => format!("{marker}::{variant}::{rest}"),
+            _ => case.name.clone(),
+        }
+    }
+
+    fn absent(&self) -> Option<Absence> {
+        if self.as_plain_user && !plain::is_child() {
+            return plain::absent().or_else(|| self.factory.absent());
+        }
+        self.factory.absent()
+    }
+
+    fn must_be_present(&self) -> bool {
+        std::env::var_os("CI").is_some_and(|value| !value.is_empty())
+            && self.required.iter().any(|name| name == self.factory.engine())
+    }
+
+    fn trials(&self, runtime: &Arc<Runtime>) -> Vec<Trial> {
+        let absent = self.absent();
+        let ignored = absent.is_some() && !self.must_be_present();
+        let trial = |case: &Case| {
+            let (suite, case, absent, runtime) = (self.clone(), case.clone(), absent.clone(), runtime.clone());
+            let name = self.name_of(&case);
+            let test = move || suite.test(&case, absent.as_ref(), &runtime);
+            let kind = if ignored { "engine absent" } else { "" };
+            Trial::test(name, test).with_kind(kind).with_ignored_flag(ignored)
+        };
+        self.cases.iter().map(trial).collect()
+    }
+
+    fn test(&self, case: &Case, absent: Option<&Absence>, runtime: &Runtime) -> Result<(), Failed> {
+        let name = self.name_of(case);
+        if let Some(absence) = absent {
+            return self.skipped(&name, &absence.reason, &absence.install);
+        }
+        if self.as_plain_user && !plain::is_child() {
+            return plain::run_test(&name).map_err(Failed::from);
+        }
+        let verdict = runtime.block_on(async { case.run(self.subject().await?).await });
+        self.judge(&name, case, verdict)
+    }
+
+    fn judge(&self, name: &str, case: &Case, verdict: Verdict) -> Result<(), Failed> {
+        match (verdict, self.expected.get(name)) {
+            (Err(Fail::Skipped { reason, install }), _) => self.skipped(name, &reason, &install),
+            (Ok(()), None) | (Err(Fail::Broken(_)), Some(_)) => Ok(()),
+            (Ok(()), Some(reason)) => {
+                Err(format!("it passes, but is listed as expected to fail ({reason}): remove it from the list").into())
+            }
+            (Err(Fail::Broken(message)), None) => Err(format!("{}\n  {message}", case.clause).into()),
+        }
+    }
+
+    fn skipped(&self, name: &str, reason: &str, install: &str) -> Result<(), Failed> {
+        record_skip(self.factory.engine(), name, reason, install)?;
+        // A case may have reasons of its own (the default user is root); only an absent engine is a fault of CI's.
+        if self.must_be_present() && !install.is_empty() {
+            return Err(format!(
+                "{} must be present here, and is not: {reason}. Install it with: {install}",
+                self.factory.engine()
+            )
+            .into());
+        }
+        Ok(())
+    }
+
+    async fn subject(&self) -> Verdict<Subject> {
+        let start = async {
+            let started =
+                crate::subject::within(Duration::from_secs(60), "the start of an environment", self.factory.start(&|_| ()))
+                    .await?;
+            started.map_err(|error| match error.kind() {
+                ErrorKind::HostUnable | ErrorKind::MissingEngine => Fail::Skipped {
+                    reason: error.to_string(),
+                    install: error.help().unwrap_or("see `tierbox doctor`").to_owned(),
+                },
+                _ => Fail::from(error),
+            })
+        };
+        let environment = self.shared.get_or_init(|| start).await.clone()?;
+        Subject::new(environment, self.factory.clone()).await
+    }
+
+    async fn stop(&self) -> Verdict {
+        match self.shared.get() {
+            Some(Ok(environment)) => Ok(environment.stop().await?),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Appends a skip to the file that `TIERBOX_SKIP_FILE` names, as one JSON object a line.
+fn record_skip(engine: &str, test: &str, reason: &str, install: &str) -> std::io::Result<()> {
+    let Some(path) = std::env::var_os("TIERBOX_SKIP_FILE") else { return Ok(()) };
+    let line = serde_json::json!({ "engine": engine, "test": test, "reason": reason, "install": install });
+    let mut file = std::fs::OpenOptions::new().create(true).append(true).open(path)?;
+    file.write_all(format!("{line}\n").as_bytes())
+}
+
+/// Runs suites as this test program's arguments ask.
+pub fn run(suites: &[Suite]) -> Conclusion {
+    run_with(&Arguments::from_args(), suites, Vec::new())
+}
+
+/// Runs suites and other tests of the program's own.
+///
+/// # Panics
+/// If no runtime can be made.
+pub fn run_with(arguments: &Arguments, suites: &[Suite], others: Vec<Trial>) -> Conclusion {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let runtime = Arc::new(runtime.expect("a runtime for the tests"));
+    let mut trials: Vec<Trial> = suites.iter().flat_map(|suite| suite.trials(&runtime)).collect();
+    trials.extend(others);
+    let mut conclusion = libtest_mimic::run(arguments, trials);
+    for suite in suites {
+        if let Err(fail) = runtime.block_on(suite.stop()) {
+            conclusion.num_failed += 1;
+            let _ = writeln!(std::io::stderr(), "the environment that the cases shared could not be stopped: {fail}");
+        }
+    }
+    plain::clean();
+    conclusion
+}
