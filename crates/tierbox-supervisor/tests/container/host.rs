@@ -4,11 +4,12 @@ use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use tierbox_supervisor::protocol::{self, Exec, FromSupervisor, Mechanism, OutputMode, StdinMode, ToSupervisor};
-use tierbox_supervisor::setup::{Agent, MadeFile, Mode, Net, Root, Setup, UserMap};
+use tierbox_supervisor::setup::{Agent, Cgroup, MadeFile, Mode, Net, Root, Setup, UserMap};
 use tierbox_supervisor::wire::{Blob, Wire};
 
 /// A user that owns nothing here.
@@ -264,4 +265,35 @@ pub fn frame(body: &[u8]) -> Vec<u8> {
     let mut out = (body.len() as u32).to_bytes();
     out.extend(body);
     out
+}
+
+/// Directories for cgroups that this user can write, with what they are.
+pub fn cgroups(name: &str) -> Vec<Cgroup> {
+    let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
+    let mut groups = Vec::new();
+    for line in mounts.lines() {
+        let fields: Vec<&str> = line.split(' ').collect();
+        let (path, kind) = (fields[1], fields[2]);
+        let has = |option: &str| fields[3].split(',').any(|other| other == option);
+        let mut add = |kind: &str, settings: Vec<(String, String)>| {
+            groups.push(Cgroup { path: blob(&format!("{path}/{name}")), kind: kind.into(), settings });
+        };
+        match kind {
+            "cgroup" if has("memory") => add("memory", vec![("memory.limit_in_bytes".into(), "100000000".into())]),
+            "cgroup" if has("pids") => add("pids", vec![("pids.max".into(), "50".into())]),
+            "cgroup2" => add("v2", Vec::new()),
+            _ => {}
+        }
+    }
+    groups.retain(|group| {
+        let path = PathBuf::from(String::from_utf8(group.path.0.clone()).unwrap());
+        let made = std::fs::create_dir(&path).is_ok();
+        made && std::fs::remove_dir(&path).is_ok()
+    });
+    groups
+}
+
+/// Whether a cgroup's directory is there.
+pub fn exists(group: &Cgroup) -> bool {
+    Path::new(std::str::from_utf8(&group.path.0).unwrap()).exists()
 }

@@ -43,12 +43,48 @@ fn is_split(group: &Cgroup) -> bool {
     is_v2(group) && !group.settings.is_empty()
 }
 
-/// Makes a cgroup and hands it to root inside. In v2 puts pid 1 there. The keeper's part.
-///
-/// # Errors
-/// The refusal of step `cgroup <kind>`.
-pub fn make(group: &Cgroup, setup: &Setup, pid: i32) -> Step {
-    keepers_part(group, setup, pid).map_err(|(error, what)| failed(group, error, what))
+/// The cgroups that this process made, and may remove.
+#[derive(Debug, Default)]
+pub struct Made<'a>(Vec<&'a Cgroup>);
+
+impl<'a> Made<'a> {
+    /// Makes a machine's cgroups and hands them to root inside. In v2 puts pid 1 there. The keeper's part.
+    ///
+    /// # Errors
+    /// The refusal of step `cgroup <kind>`.
+    pub fn make_all(&mut self, setup: &'a Setup, pid: i32) -> Step {
+        for group in &setup.cgroups {
+            self.make(group, setup, pid).map_err(|(error, what)| failed(group, error, what))?;
+        }
+        Ok(())
+    }
+
+    /// Removes them with everything in them. Never fails: what stays is for the lease's cleanup to report.
+    pub fn remove_all(&self) {
+        self.0.iter().for_each(|group| remove(group));
+    }
+
+    fn make(&mut self, group: &'a Cgroup, setup: &Setup, pid: i32) -> Part<'a> {
+        let owner = match setup.users {
+            UserMap::Direct { first, .. } => Some(first),
+            _ => None,
+        };
+        let dir = make_dir(CWD, &group.path.0, owner).map_err(|error| (error, "mkdir"))?;
+        self.0.push(group);
+        if !is_v2(group) {
+            own(&dir, "tasks", owner).map_err(|error| (error, "chown"))?;
+            return apply(&dir, &group.settings);
+        }
+        if is_split(group) {
+            let supervisor = make_dir(dir.as_fd(), SUPERVISOR.as_bytes(), owner).map_err(|error| (error, "mkdir supervisor"))?;
+            make_dir(dir.as_fd(), COMMANDS.as_bytes(), owner).map_err(|error| (error, "mkdir commands"))?;
+            offer_controllers(group, &dir).map_err(|error| (error, "cgroup.subtree_control above"))?;
+            own(&supervisor, "cgroup.procs", owner).map_err(|error| (error, "chown"))?;
+            own(&dir, "cgroup.subtree_control", owner).map_err(|error| (error, "chown"))?;
+        }
+        own(&dir, "cgroup.procs", owner).map_err(|error| (error, "chown"))?;
+        write_at(dir.as_fd(), "cgroup.procs", &pid.to_string()).map_err(|error| (error, "cgroup.procs"))
+    }
 }
 
 fn failed(group: &Cgroup, error: io::Error, what: &str) -> Refusal {
@@ -58,27 +94,6 @@ fn failed(group: &Cgroup, error: io::Error, what: &str) -> Refusal {
 }
 
 type Part<'a, T = ()> = Result<T, (io::Error, &'a str)>;
-
-fn keepers_part<'a>(group: &'a Cgroup, setup: &Setup, pid: i32) -> Part<'a> {
-    let owner = match setup.users {
-        UserMap::Direct { first, .. } => Some(first),
-        _ => None,
-    };
-    let dir = make_dir(CWD, &group.path.0, owner).map_err(|error| (error, "mkdir"))?;
-    if !is_v2(group) {
-        own(&dir, "cgroup.procs", owner).map_err(|error| (error, "chown"))?;
-        return apply(&dir, &group.settings);
-    }
-    if is_split(group) {
-        let supervisor = make_dir(dir.as_fd(), SUPERVISOR.as_bytes(), owner).map_err(|error| (error, "mkdir supervisor"))?;
-        make_dir(dir.as_fd(), COMMANDS.as_bytes(), owner).map_err(|error| (error, "mkdir commands"))?;
-        offer_controllers(group, &dir).map_err(|error| (error, "cgroup.subtree_control above"))?;
-        own(&supervisor, "cgroup.procs", owner).map_err(|error| (error, "chown"))?;
-        own(&dir, "cgroup.subtree_control", owner).map_err(|error| (error, "chown"))?;
-    }
-    own(&dir, "cgroup.procs", owner).map_err(|error| (error, "chown"))?;
-    write_at(dir.as_fd(), "cgroup.procs", &pid.to_string()).map_err(|error| (error, "cgroup.procs"))
-}
 
 fn apply<'a>(dir: &OwnedFd, settings: &'a [(String, String)]) -> Part<'a> {
     for (name, value) in settings {
@@ -167,8 +182,7 @@ fn offer_controllers(group: &Cgroup, dir: &OwnedFd) -> io::Result<()> {
     }
 }
 
-/// Removes a cgroup with everything in it. Never fails: what stays is for the lease's cleanup to report.
-pub fn remove(group: &Cgroup) {
+fn remove(group: &Cgroup) {
     let path = group.path.0.as_slice();
     if !matches!(rustix::fs::unlinkat(CWD, path, AtFlags::REMOVEDIR), Err(Errno::BUSY | Errno::NOTEMPTY)) {
         return;

@@ -3,12 +3,12 @@
 use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
 
-use super::refusal::{AtStep, Refusal, Step};
+use super::refusal::{AtStep, Refusal, Step, shown};
 use crate::setup::{Setup, UserMap};
 use crate::wire::Blob;
 
@@ -54,8 +54,11 @@ pub fn write_for(pid: i32, users: &UserMap, caller: Caller) -> Step {
             write(&format!("/proc/{pid}/gid_map"), &map).at_with("uid map", || "groups".into())
         }
         UserMap::Helper { first_uid, uids, first_gid, gids, newuidmap, newgidmap } => {
-            helper(newuidmap, pid, [0, caller.uid, 1, 1, *first_uid, *uids])?;
-            helper(newgidmap, pid, [0, caller.gid, 1, 1, *first_gid, *gids])
+            // Side by side: each takes as long as the rest of the keeper's work.
+            let uids = start_helper(newuidmap, pid, [0, caller.uid, 1, 1, *first_uid, *uids])?;
+            let gids = start_helper(newgidmap, pid, [0, caller.gid, 1, 1, *first_gid, *gids]);
+            let uids = finish_helper(newuidmap, uids);
+            gids.and_then(|gids| finish_helper(newgidmap, gids)).and(uids)
         }
     }
 }
@@ -81,16 +84,21 @@ fn write(path: &str, text: &str) -> io::Result<()> {
     Ok(())
 }
 
-fn helper(program: &Blob, pid: i32, map: [u32; 6]) -> Step {
+fn start_helper(program: &Blob, pid: i32, map: [u32; 6]) -> Step<Child> {
     if !program.0.starts_with(b"/") {
         return Err(Refusal::because("uid map", "the helper's path is not absolute"));
     }
     let mut command = Command::new(OsStr::from_bytes(&program.0));
-    command.arg(pid.to_string()).args(map.map(|number| number.to_string()));
-    let output = command.env_clear().stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).output().at("uid map")?;
+    command.arg(pid.to_string()).args(map.map(|number| number.to_string())).env_clear();
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    command.spawn().at_with("uid map", || shown(&program.0))
+}
+
+fn finish_helper(program: &Blob, child: Child) -> Step {
+    let output = child.wait_with_output().at_with("uid map", || shown(&program.0))?;
     if output.status.success() {
         return Ok(());
     }
     let said: String = String::from_utf8_lossy(&output.stderr).chars().filter(|char| !char.is_control()).take(300).collect();
-    Err(Refusal::because("uid map", format!("{}: {said}", super::refusal::shown(&program.0))))
+    Err(Refusal::because("uid map", format!("{}: {said}", shown(&program.0))))
 }

@@ -4,14 +4,15 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::process::DumpableBehavior;
 
+use super::cgroup::Made;
 use super::idmap::{self, Caller};
 use super::listen::Listener;
 use super::refusal::{AtStep, Refusal, Step};
 use super::sources::Granted;
-use super::{EXIT_KILLED, EXIT_REFUSED, cgroup, crash, inside, intake, listen, refuse};
+use super::{EXIT_KILLED, EXIT_REFUSED, crash, inside, intake, listen, refuse};
 use crate::runtime::machine::Channel;
 use crate::runtime::sys::{self, Fork};
-use crate::setup::Setup;
+use crate::setup::{Net, Setup};
 
 /// The kernel that the mount calls need.
 const OLDEST_KERNEL: (u32, u32) = (5, 12);
@@ -64,6 +65,9 @@ pub fn run(setup: Setup, channel: Channel) -> u8 {
 
 fn prepare(setup: &Setup) -> Step<(Prepared, OwnedFd)> {
     check_kernel()?;
+    if setup.net == Net::Host {
+        return Err(Refusal::because("network namespace", "a container cannot have the host's network"));
+    }
     let (word, voice) = intake::pipe().at("pipe")?;
     let granted = Granted::take(setup)?;
     let listener = listen::open(setup)?;
@@ -100,7 +104,8 @@ fn keep(setup: &Setup, channel: Channel, prepared: Prepared, voice: &OwnedFd, pi
     drop(word);
     sys::ignore_signals(&IGNORED);
     crash::point(setup, "clone");
-    let support = support(setup, caller, &granted, voice, pid);
+    let mut made = Made::default();
+    let support = support(setup, caller, &granted, voice, pid, &mut made);
     if let Err(refusal) = &support {
         // Pid 1 first: it must not be heard after this.
         let _ = sys::kill(pid, libc::SIGKILL);
@@ -110,9 +115,7 @@ fn keep(setup: &Setup, channel: Channel, prepared: Prepared, voice: &OwnedFd, pi
     drop((channel, granted));
     let place = listener.map(|listener| listener.place);
     let ended = sys::wait_for(pid);
-    for group in &setup.cgroups {
-        cgroup::remove(group);
-    }
+    made.remove_all();
     if let Some(place) = place {
         place.remove();
     }
@@ -124,16 +127,14 @@ fn keep(setup: &Setup, channel: Channel, prepared: Prepared, voice: &OwnedFd, pi
 }
 
 /// What pid 1 cannot do for itself.
-fn support(setup: &Setup, caller: Caller, granted: &Granted, voice: &OwnedFd, pid: i32) -> Step {
+fn support<'a>(setup: &'a Setup, caller: Caller, granted: &Granted, voice: &OwnedFd, pid: i32, made: &mut Made<'a>) -> Step {
     if !idmap::is_self_written(&setup.users) {
         idmap::write_for(pid, &setup.users, caller)?;
         granted.translate_owners(pid);
         say(voice, &[MAPPED]);
     }
     crash::point(setup, "map");
-    for group in &setup.cgroups {
-        cgroup::make(group, setup, pid)?;
-    }
+    made.make_all(setup, pid)?;
     crash::point(setup, "cgroup");
     let mut word = [GROUPED; 5];
     word[1..].copy_from_slice(&pid.to_le_bytes());

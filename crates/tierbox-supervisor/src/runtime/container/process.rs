@@ -4,9 +4,11 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
+use super::cgroup::Made;
 use super::listen::Listener;
 use super::refusal::{AtStep, Step};
 use super::{EXIT_KILLED, EXIT_LEFTOVERS, cgroup, crash, guest, inside, intake, listen, refuse};
+use crate::protocol::Mechanism;
 use crate::runtime::machine::{CgroupDir, Channel, Machine};
 use crate::runtime::sys::{self, Fork};
 use crate::setup::Setup;
@@ -57,7 +59,9 @@ fn supervise(setup: Setup, channel: Channel, listener: Option<Listener>, word: &
         Err(refusal) => return refuse(&channel, &refusal),
     };
     crash::point(&setup, "ready");
-    let mechanisms = setup.cgroups.iter().map(cgroup::mechanism).collect();
+    let mut mechanisms: Vec<Mechanism> = setup.cgroups.iter().map(cgroup::mechanism).collect();
+    let detail = "what loses its parent comes to the supervisor and its keeper, who kill it";
+    mechanisms.push(Mechanism { name: "subreaper".into(), applied: 0, detail: detail.into() });
     let other_users = rustix::process::geteuid().is_root();
     let listener = listener.map(|listener| listener.socket);
     inside::announce_and_run(Machine { setup, channel, listener, cgroups, mechanisms, other_users })
@@ -67,7 +71,8 @@ fn keep(setup: &Setup, channel: Channel, listener: Option<Listener>, voice: Owne
     sys::ignore_signals(&super::keeper::IGNORED);
     sys::set_name(c"tierbox-keeper");
     crash::point(setup, "clone");
-    match setup.cgroups.iter().try_for_each(|group| cgroup::make(group, setup, pid)) {
+    let mut made = Made::default();
+    match made.make_all(setup, pid) {
         Ok(()) => {
             crash::point(setup, "cgroup");
             let _ = rustix::io::write(&voice, b"G");
@@ -81,7 +86,7 @@ fn keep(setup: &Setup, channel: Channel, listener: Option<Listener>, voice: Owne
     let place = listener.map(|listener| listener.place);
     let status = await_supervisor(pid);
     let gone = kill_descendants();
-    setup.cgroups.iter().for_each(cgroup::remove);
+    made.remove_all();
     place.inspect(super::listen::Place::remove);
     if gone { status } else { EXIT_LEFTOVERS }
 }

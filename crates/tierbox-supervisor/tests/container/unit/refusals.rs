@@ -3,7 +3,7 @@
 use std::process::Command;
 
 use tierbox_supervisor::protocol;
-use tierbox_supervisor::setup::{Bind, Cgroup, Root, Setup, UserMap};
+use tierbox_supervisor::setup::{Bind, Cgroup, Net, Root, Setup, UserMap};
 
 use crate::host::*;
 
@@ -70,6 +70,28 @@ fn paths_that_do_not_exist() {
     setup.cgroups = vec![Cgroup { path: blob("/nonexistent/group"), kind: "memory".into(), settings: Vec::new() }];
     let (step, errno, _) = refused(&setup);
     assert_eq!((step.as_str(), errno), ("cgroup memory", libc::ENOENT));
+}
+
+#[test]
+fn somebody_elses_cgroup_is_left_alone() {
+    let mut setup = usual();
+    let groups = cgroups(&setup.id);
+    let Some(last) = groups.last() else { return };
+    let theirs = std::path::PathBuf::from(String::from_utf8(last.path.0.clone()).unwrap());
+    std::fs::create_dir(&theirs).unwrap();
+    setup.cgroups = groups.clone();
+    let (step, errno, _) = refused(&setup);
+    assert_eq!((step, errno), (format!("cgroup {}", last.kind), libc::EEXIST));
+    assert!(theirs.exists());
+    std::fs::remove_dir(&theirs).unwrap();
+    assert!(!groups.iter().any(exists), "{groups:?}");
+}
+
+#[test]
+fn a_container_with_the_hosts_network() {
+    let mut setup = usual();
+    setup.net = Net::Host;
+    assert_eq!(refused(&setup).0, "network namespace");
 }
 
 #[test]

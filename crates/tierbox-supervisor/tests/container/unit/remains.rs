@@ -4,39 +4,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
-use tierbox_supervisor::setup::{Cgroup, Mode, Setup, UserMap};
+use tierbox_supervisor::setup::{Mode, Setup, UserMap};
 
 use crate::host::*;
-
-/// Directories for cgroups that this user can write, with what they are.
-fn cgroups(name: &str) -> Vec<Cgroup> {
-    let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
-    let mut groups = Vec::new();
-    for line in mounts.lines() {
-        let fields: Vec<&str> = line.split(' ').collect();
-        let (path, kind) = (fields[1], fields[2]);
-        let has = |option: &str| fields[3].split(',').any(|other| other == option);
-        let mut add = |kind: &str, settings: Vec<(String, String)>| {
-            groups.push(Cgroup { path: blob(&format!("{path}/{name}")), kind: kind.into(), settings });
-        };
-        match kind {
-            "cgroup" if has("memory") => add("memory", vec![("memory.limit_in_bytes".into(), "100000000".into())]),
-            "cgroup" if has("pids") => add("pids", vec![("pids.max".into(), "50".into())]),
-            "cgroup2" => add("v2", Vec::new()),
-            _ => {}
-        }
-    }
-    groups.retain(|group| {
-        let path = PathBuf::from(String::from_utf8(group.path.0.clone()).unwrap());
-        let made = std::fs::create_dir(&path).is_ok();
-        made && std::fs::remove_dir(&path).is_ok()
-    });
-    groups
-}
-
-fn exists(group: &Cgroup) -> bool {
-    Path::new(std::str::from_utf8(&group.path.0).unwrap()).exists()
-}
 
 #[test]
 fn cgroups_limit_and_are_removed() {
