@@ -62,7 +62,7 @@ mod unit {
             bench.make("file", b"old");
             let mut pipe = bench.begin_with_source(write_op("file", None));
             // More than the pipe holds, so the worker has begun.
-            pipe.write_all(&[1; 300_000]).unwrap();
+            pipe.write_all(&[1; 600_000]).unwrap();
             if kill {
                 bench.kill();
             }
@@ -205,7 +205,7 @@ mod unit {
             bench.make("file", &[7; 400_000]);
             let op = FileOp::Read { path: b"file".as_slice().into(), offset: 0, length: None, max, passed: true };
             let mut pipe = bench.begin_with_sink(op);
-            // The pipe holds 64 KiB, so the worker waits while the file grows.
+            // The pipe holds less, so the worker waits while the file grows.
             assert!(matches!(bench.next(), FromSupervisor::Opened { .. }));
             fs::OpenOptions::new().append(true).open(bench.path("file")).unwrap().write_all(&[8; 400_000]).unwrap();
             assert_eq!(read_all(&mut pipe).len(), length);
@@ -494,7 +494,7 @@ mod escape {
 
     use tierbox_supervisor::protocol::Failure;
 
-    use crate::support::{Answer, Bench, Forged, failure};
+    use crate::support::{Answer, Bench, Forged, failure, while_swapping};
 
     /// Unpacks a forged archive beside a canary; returns the answer.
     fn unpack(forge: impl FnOnce(&mut Forged)) -> (Bench, Answer) {
@@ -577,5 +577,36 @@ mod escape {
         assert_eq!(failure(answer), Failure::UnsafeArchive);
         let (_, answer) = unpack(|forged| forged.claim(b'L', "long", 1 << 40));
         assert_eq!(failure(answer), Failure::Invalid);
+    }
+
+    #[test]
+    fn a_directory_that_is_swapped_for_a_link_in_a_loop_leads_nowhere() {
+        let mut bench = Bench::new();
+        for dir in ["outside", "to", "to/way"] {
+            bench.make_dir(dir);
+        }
+        std::os::unix::fs::symlink("../outside", bench.path("to/other")).unwrap();
+        let mut forged = Forged::default();
+        for at in 0..50 {
+            forged.file(&format!("way/{at}"), b"data");
+            // Each entry walks anew, since the one before was elsewhere.
+            forged.file(&format!("file{at}"), b"data");
+        }
+        let archive = forged.finish();
+        let (one, other) = (bench.path("to/way"), bench.path("to/other"));
+        let (mut whole, mut refused) = (0, 0);
+        let swaps = while_swapping(one, other, || {
+            for _ in 0..60 {
+                match bench.unpack("to", &archive) {
+                    Answer::Finished => whole += 1,
+                    answer => {
+                        assert!(matches!(failure(answer), Failure::UnsafeArchive | Failure::NotFound));
+                        refused += 1;
+                    }
+                }
+            }
+        });
+        assert!(swaps > 0 && whole + refused == 60);
+        assert!(bench.names("outside").is_empty());
     }
 }

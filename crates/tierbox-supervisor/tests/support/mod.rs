@@ -280,3 +280,30 @@ impl Forged {
         self.0.extend_from_slice(header.as_bytes());
     }
 }
+
+/// Runs `work` while two names are exchanged as fast as can be; returns how often they were.
+pub fn while_swapping(one: PathBuf, other: PathBuf, work: impl FnOnce()) -> usize {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    struct Stop<'a>(&'a AtomicBool);
+    impl Drop for Stop<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let swapper = scope.spawn(|| {
+            let mut swaps = 0;
+            while !stop.load(Ordering::Relaxed) {
+                let exchange = rustix::fs::RenameFlags::EXCHANGE;
+                rustix::fs::renameat_with(rustix::fs::CWD, &one, rustix::fs::CWD, &other, exchange).unwrap();
+                swaps += 1;
+            }
+            swaps
+        });
+        let stopping = Stop(&stop);
+        work();
+        drop(stopping);
+        swapper.join().unwrap()
+    })
+}

@@ -78,9 +78,15 @@ fn path_of(op: &FileOp) -> &[u8] {
     }
 }
 
+/// How much a pipe should hold: fewer switches between its two ends. No more, since all pipes of a user share an allowance.
+const PIPE: usize = 256 << 10;
+
 /// The operation's pipe, or the failure that says it is missing.
 pub fn need(data: Option<OwnedFd>) -> Result<OwnedFd> {
-    data.ok_or_else(|| Fail::new(Failure::Invalid, "the operation needs a pipe for its data"))
+    let data = data.ok_or_else(|| Fail::new(Failure::Invalid, "the operation needs a pipe for its data"))?;
+    // Only faster, and no pipe at all where the host passed a socket.
+    let _ = rustix::pipe::fcntl_setpipe_size(&data, PIPE);
+    Ok(data)
 }
 
 /// The engine, as the worker sees it.
