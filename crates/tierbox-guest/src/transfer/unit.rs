@@ -336,3 +336,40 @@ async fn a_stream_that_breaks_off_is_an_error_on_both_sides() {
     drop(stream);
     assert_eq!(bridge::finished(sent).await.unwrap_err().kind(), ErrorKind::Cancelled);
 }
+
+#[cfg(all(target_os = "linux", feature = "descriptors"))]
+#[test]
+fn a_directory_that_is_swapped_for_a_link_in_a_loop_leads_nowhere() {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
+
+    /// Ends the other thread however this one ends.
+    struct Stop<'a>(&'a AtomicBool);
+    impl Drop for Stop<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+    let bench = Bench::new();
+    fs::create_dir_all(bench.path("to/way")).unwrap();
+    symlink("../outside", bench.path("to/other")).unwrap();
+    let archive = (0..40).fold(Forged::default(), |forged, at| forged.file(&format!("way/{at}"), b"bad")).finish();
+    let (one, other) = (bench.path("to/way"), bench.path("to/other"));
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                renameat_with(CWD, &one, CWD, &other, RenameFlags::EXCHANGE).unwrap();
+            }
+        });
+        let _stop = Stop(&stop);
+        for _ in 0..60 {
+            let result = unpack::unpack::<super::at::Held>(archive.as_slice(), &bench.path("to"), UnpackLimits::default());
+            if let Err(error) = result {
+                assert!(matches!(error.kind(), ErrorKind::UnsafeArchive | ErrorKind::NotFound), "{error}");
+            }
+        }
+    });
+    bench.check_canary();
+}

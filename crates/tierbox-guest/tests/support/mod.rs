@@ -1,0 +1,147 @@
+//! Machines for tests: the real supervisor, without isolation, over a socket and over pipes.
+
+use std::io::Write;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use tierbox_core::{Capabilities, HostIsolation, LimitCapabilities, Limits, Locality, MountSupport, Network, UserSupport};
+use tierbox_guest::{Channel, GuestConfig, GuestSandbox, SetupReply, driver, supervisor};
+use tierbox_supervisor::protocol::VERSION;
+use tierbox_supervisor::setup::{Agent, Mode, Net, Root, Setup, UserMap};
+use tierbox_supervisor::wire::Blob;
+
+/// No wait in these tests is longer.
+pub const LIMIT: Duration = Duration::from_secs(20);
+
+/// How a machine is reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Line {
+    /// A socket: descriptors are passed.
+    Socket,
+    /// Two pipes: everything is framed.
+    Pipes,
+}
+
+/// A machine, which ends with this.
+pub struct Machine {
+    pub sandbox: GuestSandbox,
+    pub dir: tempfile::TempDir,
+    child: std::process::Child,
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        self.sandbox.channel().close();
+        let _ = self.child.wait();
+    }
+}
+
+fn program() -> PathBuf {
+    static PROGRAM: OnceLock<(tempfile::TempDir, PathBuf)> = OnceLock::new();
+    let (_, path) = PROGRAM.get_or_init(|| {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("supervisor");
+        // Written by a child, so that no other test's fork can hold it open for writing while it is started.
+        let mut copy = Command::new("/bin/sh").args(["-c", "cat > \"$0\""]).arg(&path).stdin(Stdio::piped()).spawn().unwrap();
+        copy.stdin.take().unwrap().write_all(supervisor::BYTES.expect("embedded on Linux")).unwrap();
+        assert!(copy.wait().unwrap().success());
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        (dir, path)
+    });
+    path.clone()
+}
+
+fn setup(mode: Mode, dir: &std::path::Path) -> Setup {
+    use std::os::unix::ffi::OsStrExt;
+    let dir = Blob::from(dir.as_os_str().as_bytes());
+    let (uid, gid) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
+    let variable = |key: &str, value: &str| (Blob::from(key.as_bytes()), Blob::from(value.as_bytes()));
+    Setup {
+        version: VERSION,
+        mode,
+        id: "test".to_owned(),
+        users: UserMap::Single,
+        agent: Agent { name: "agent".to_owned(), uid, gid, home: dir.clone() },
+        env: vec![variable("PATH", "/usr/local/bin:/usr/bin:/bin"), variable("LANG", "C.UTF-8")],
+        workdir: dir,
+        root: Root::Host,
+        binds: Vec::new(),
+        files: Vec::new(),
+        writable: Vec::new(),
+        disk: None,
+        inodes: None,
+        rlimits: Vec::new(),
+        cgroups: Vec::new(),
+        net: Net::Host,
+        listen: None,
+        persist: false,
+        lifetime_ms: None,
+        crash_at: None,
+    }
+}
+
+fn connect(line: Line) -> (Channel, std::process::Child, Mode) {
+    match line {
+        Line::Socket => {
+            let (ours, theirs) = UnixStream::pair().unwrap();
+            let child = Command::new(program()).stdin(OwnedFd::from(theirs)).spawn().unwrap();
+            (Channel::socket(ours).unwrap(), child, Mode::Process)
+        }
+        Line::Pipes => {
+            let mut child = Command::new(program()).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+            let _inside = driver::handle().unwrap().enter();
+            let reader = tokio::process::ChildStdout::from_std(child.stdout.take().unwrap()).unwrap();
+            let writer = tokio::process::ChildStdin::from_std(child.stdin.take().unwrap()).unwrap();
+            (Channel::stream(Box::new(reader), Box::new(writer)).unwrap(), child, Mode::Guest)
+        }
+    }
+}
+
+/// Starts a machine.
+pub async fn machine(line: Line) -> Machine {
+    let dir = tempfile::tempdir().unwrap();
+    let (channel, child, mode) = connect(line);
+    let reply = channel.setup(&setup(mode, dir.path()), LIMIT).await.unwrap();
+    let SetupReply::Ready(ready) = reply else { panic!("{reply:?}") };
+    channel.hello(Duration::ZERO).unwrap();
+    let capabilities = Capabilities {
+        host: HostIsolation::H0,
+        networks: vec![Network::N0],
+        locality: Locality::Local,
+        kill_domain: ready.kill_domain,
+        streaming_output: true,
+        streaming_stdin: true,
+        pty: true,
+        signals: true,
+        idle_timeout: true,
+        detached_exec: true,
+        users: if ready.users { UserSupport::Any } else { UserSupport::DefaultOnly },
+        memory_outcome: ready.memory_outcome,
+        usage: true,
+        files: true,
+        archives: true,
+        dial: true,
+        mounts: MountSupport::None,
+        multi_machine: false,
+        detached: false,
+        limits: LimitCapabilities::default(),
+    };
+    let config = GuestConfig {
+        name: "main".to_owned(),
+        backend: "test",
+        capabilities,
+        limits: Limits::default(),
+        agent: "agent".to_owned(),
+    };
+    Machine { sandbox: GuestSandbox::new(channel, config), dir, child }
+}
+
+/// Bounds a wait.
+pub async fn soon<T>(work: impl Future<Output = T>) -> T {
+    tokio::time::timeout(LIMIT, work).await.expect("it ends in time")
+}
