@@ -119,11 +119,16 @@ impl Cgroups {
     }
 
     /// The places for a machine that needs these controllers, and a kill domain in any case.
+    ///
+    /// v1's freezer goes before a v2 directory without controllers: entering a v1 directory thread by thread is immediate,
+    /// while entering one of v2 waits for a grace period of the whole machine (some 10 ms).
     pub fn choose(&self, wanted: &[&str]) -> Chosen<'_> {
         let limits = |place: &Unified| wanted.iter().filter(|name| place.controllers.iter().any(|has| has == *name)).count();
-        // The nearest of the best: `rev` because `max_by_key` takes the last of equals.
-        let unified = self.unified.iter().rev().max_by_key(|place| limits(place));
         let has = |hierarchy: &Legacy, name: &str| hierarchy.controllers.iter().any(|has| has == name);
+        let freezer = self.legacy.iter().any(|hierarchy| has(hierarchy, "freezer"));
+        // The nearest of the best: `rev` because `max_by_key` takes the last of equals.
+        let best = self.unified.iter().rev().max_by_key(|place| limits(place));
+        let unified = best.filter(|place| !freezer || limits(place) > 0);
         let needs_freezer = unified.is_none() || !self.kill;
         let legacy = self
             .legacy
@@ -298,17 +303,17 @@ mod unit {
     }
 
     #[test]
-    fn hybrid_hosts_limit_by_v1_and_kill_by_v2() {
+    fn hybrid_hosts_limit_and_kill_by_v1() {
         let root = hybrid();
-        let cgroups = Cgroups::detect(root.path(), true);
+        let mut cgroups = Cgroups::detect(root.path(), true);
         let chosen = cgroups.choose(&["memory", "cpu", "pids"]);
         let dirs: Vec<String> = chosen.legacy.iter().map(|hierarchy| hierarchy.controllers.join(",")).collect();
-        assert_eq!(dirs, ["cpu,cpuacct", "memory", "pids"], "no freezer where v2 kills");
+        assert_eq!(dirs, ["cpu,cpuacct", "memory", "freezer", "pids"]);
         assert!(chosen.legacy[1].dir.ends_with("memory/some/where"));
-        assert!(chosen.unified.is_some());
+        assert!(chosen.unified.is_none());
         assert_eq!(chosen.enforcer("cpu"), Some("cgroup v1"));
-        let older = Cgroups { kill: false, ..cgroups.clone() };
-        assert_eq!(older.choose(&[]).legacy[0].controllers, ["freezer"]);
+        cgroups.legacy.retain(|hierarchy| hierarchy.controllers != ["freezer"]);
+        assert!(cgroups.choose(&[]).unified.is_some(), "v2 kills where v1 cannot freeze");
     }
 
     #[test]

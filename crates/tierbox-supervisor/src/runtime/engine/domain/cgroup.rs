@@ -32,7 +32,7 @@ struct Hierarchy {
 #[derive(Debug, Default)]
 pub struct Hierarchies {
     own: Vec<Hierarchy>,
-    /// `cgroup.procs` of directories in which all commands are together.
+    /// The doors of directories in which all commands are together.
     pub shared: Vec<OwnedFd>,
     made: u32,
 }
@@ -60,6 +60,13 @@ fn has(dir: BorrowedFd<'_>, name: &str) -> bool {
     rustix::fs::accessat(dir, name, rustix::fs::Access::EXISTS, AtFlags::empty()).is_ok()
 }
 
+/// The file to which a process with a single thread writes `0` to enter a directory. The older hierarchies move a thread
+/// through `tasks` at once, while `cgroup.procs` there, as everywhere, first waits for all processors to have been through the
+/// scheduler: some 10 ms on a machine that has not done it just before.
+fn door(dir: BorrowedFd<'_>, unified: bool) -> io::Result<OwnedFd> {
+    open(dir, if unified { "cgroup.procs" } else { "tasks" }, OFlags::WRONLY)
+}
+
 /// The number behind a key in the kernel's `key number` lines.
 fn keyed(text: &str, key: &str) -> Option<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' '))?;
@@ -84,7 +91,7 @@ impl Hierarchies {
             if uses.unified || uses.freezer || uses.memory {
                 candidates.push(Hierarchy { dir: dir.try_clone()?, uses });
             } else {
-                all.shared.push(open(dir.as_fd(), "cgroup.procs", OFlags::WRONLY)?);
+                all.shared.push(door(dir.as_fd(), false)?);
             }
         }
         for hierarchy in candidates {
@@ -113,7 +120,7 @@ impl Hierarchies {
         if uses.freezer || uses.memory || uses.unified {
             self.own.push(hierarchy);
         } else {
-            self.shared.push(open(hierarchy.dir.as_fd(), "cgroup.procs", OFlags::WRONLY)?);
+            self.shared.push(door(hierarchy.dir.as_fd(), false)?);
         }
         Ok(())
     }
@@ -190,7 +197,7 @@ pub struct Set {
 
 impl Member {
     fn new(dir: OwnedFd, hierarchy: usize, uses: Uses) -> io::Result<Self> {
-        let procs = open(dir.as_fd(), "cgroup.procs", OFlags::WRONLY)?;
+        let procs = door(dir.as_fd(), uses.unified)?;
         let population = if uses.unified { Some(open(dir.as_fd(), "cgroup.events", OFlags::RDONLY)?) } else { None };
         Ok(Self { hierarchy, uses, dir, procs, population, kills_before: 0 })
     }
