@@ -490,7 +490,7 @@ mod unit {
 
 mod escape {
     use std::fs;
-    use std::os::unix::fs::MetadataExt;
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
     use tierbox_supervisor::protocol::Failure;
 
@@ -567,6 +567,8 @@ mod escape {
         let mode = |name: &str| fs::metadata(bench.path("to").join(name)).unwrap().mode() & 0o7777;
         assert_eq!((mode("file"), mode("dir"), mode("shut")), (0o755, 0o755, 0o555));
         assert_eq!(fs::read(bench.path("to/file")).unwrap(), b"second");
+        // Otherwise a plain user could not remove the test's directory.
+        fs::set_permissions(bench.path("to/shut"), fs::Permissions::from_mode(0o755)).unwrap();
     }
 
     #[test]
