@@ -43,7 +43,7 @@ mod embed {
     fn constants(bytes: &str, sha256: &str) -> String {
         format!(
             "/// The program, a static executable for this host; `None` without feature `embed`, and where it cannot be built.\n\
-         pub const BYTES: Option<&[u8]> = {bytes};\n\
+         pub static BYTES: Option<&[u8]> = {bytes};\n\
          const SHA256: Option<[u8; 32]> = {sha256};\n"
         )
     }

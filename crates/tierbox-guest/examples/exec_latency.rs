@@ -14,14 +14,16 @@ use std::time::{Duration, Instant};
 
 use tierbox_core::{ExecRequest, SandboxExt};
 
-use support::{Line, machine};
+use support::{Line, machine_in};
+use tierbox_supervisor::setup::Cgroup;
+use tierbox_supervisor::wire::Blob;
 
 const ROUNDS: usize = 500;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() {
-    let passed = machine(Line::Socket).await;
-    let framed = machine(Line::Pipes).await;
+    let passed = machine_in(Line::Socket, cgroup()).await;
+    let framed = machine_in(Line::Pipes, Vec::new()).await;
     let (mut floor, mut by_socket, mut by_pipes) = (Vec::new(), Vec::new(), Vec::new());
     // In turns, so that whatever else the host does falls on all of them.
     for _ in 0..ROUNDS {
@@ -32,6 +34,20 @@ async fn main() {
     let floor = report("posix_spawn + wait", floor, None);
     report("run() over a socket", by_socket, Some(floor));
     report("run() over pipes", by_pipes, Some(floor));
+}
+
+/// A cgroup of the v2 hierarchy where one can be made, as a container has it.
+fn cgroup() -> Vec<Cgroup> {
+    let root = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"].into_iter().find(|root| {
+        let file = std::path::Path::new(root).join("cgroup.procs");
+        std::fs::OpenOptions::new().write(true).open(file).is_ok()
+    });
+    let group = |root| Cgroup {
+        path: Blob(format!("{root}/tierbox-latency-{}", std::process::id()).into_bytes()),
+        kind: "v2".to_owned(),
+        settings: Vec::new(),
+    };
+    root.map(group).into_iter().collect()
 }
 
 fn spawn_and_wait() -> Duration {

@@ -330,8 +330,11 @@ impl Shared {
         }
         let reason = self.reason();
         self.outgoing.finish();
-        end_all(lock(&self.table).drain(), &reason);
-        *lock(&self.control) = Control::default();
+        // Taken out first: nobody may be woken while a lock is held.
+        let calls = lock(&self.table).drain();
+        let awaited = std::mem::take(&mut *lock(&self.control));
+        end_all(calls, &reason);
+        drop(awaited);
         self.over.notify_waiters();
     }
 

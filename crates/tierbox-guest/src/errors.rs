@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::task::Waker;
 
 use tierbox_core::{Error, ErrorKind};
 use tierbox_supervisor::protocol::Failure;
@@ -10,6 +11,11 @@ use tierbox_supervisor::protocol::Failure;
 /// Locks what cannot be left inconsistent: every holder only moves values.
 pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Wakes those who wait. Called without any lock: whoever is woken may come back at once.
+pub(crate) fn wake(wakers: impl IntoIterator<Item = Option<Waker>>) {
+    wakers.into_iter().flatten().for_each(Waker::wake);
 }
 
 /// Text that came out of a machine, made fit to show: one line, printable, at most `max` characters.

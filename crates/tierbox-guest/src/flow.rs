@@ -11,7 +11,7 @@ use tierbox_supervisor::wire::Blob;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::channel::Channel;
-use crate::errors::{Fault, lock};
+use crate::errors::{Fault, lock, wake};
 
 /// Consumed bytes are granted again in pieces of at least this size.
 const GRANT: u32 = WINDOW / 4;
@@ -65,7 +65,9 @@ impl Inflow {
             return Ok(state.consumed(length));
         }
         state.buffer.extend(data);
-        state.wake();
+        let waker = state.waker.take();
+        drop(state);
+        wake([waker]);
         Ok(None)
     }
 
@@ -73,7 +75,9 @@ impl Inflow {
     pub(crate) fn end(&self, end: Result<(), Fault>) {
         let mut state = lock(&self.state);
         state.end.get_or_insert(end);
-        state.wake();
+        let waker = state.waker.take();
+        drop(state);
+        wake([waker]);
     }
 
     /// Throws away what is there and what comes. Returns what may be granted.
@@ -120,12 +124,6 @@ impl InState {
         let grant = std::mem::take(&mut self.owed);
         self.window += grant;
         Some(grant)
-    }
-
-    fn wake(&mut self) {
-        if let Some(waker) = self.waker.take() {
-            waker.wake();
-        }
     }
 }
 
@@ -189,7 +187,9 @@ impl Outflow {
     pub(crate) fn grant(&self, bytes: u32) -> Result<(), &'static str> {
         let mut state = lock(&self.0);
         state.credit = state.credit.checked_add(bytes).filter(|credit| *credit <= WINDOW).ok_or("more credit than was used")?;
-        state.wake();
+        let waker = state.waker.take();
+        drop(state);
+        wake([waker]);
         Ok(())
     }
 
@@ -197,7 +197,9 @@ impl Outflow {
     pub(crate) fn close(&self) {
         let mut state = lock(&self.0);
         state.closed = true;
-        state.wake();
+        let waker = state.waker.take();
+        drop(state);
+        wake([waker]);
     }
 
     fn poll_take(&self, cx: &mut Context<'_>, wanted: usize) -> Poll<io::Result<usize>> {
@@ -212,14 +214,6 @@ impl Outflow {
         let count = wanted.min(CHUNK).min(state.credit as usize);
         state.credit -= count as u32;
         Poll::Ready(Ok(count))
-    }
-}
-
-impl OutState {
-    fn wake(&mut self) {
-        if let Some(waker) = self.waker.take() {
-            waker.wake();
-        }
     }
 }
 

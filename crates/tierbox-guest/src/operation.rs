@@ -9,7 +9,7 @@ use tierbox_supervisor::protocol::{Entry, FromSupervisor, STDOUT, ToSupervisor};
 
 use crate::calls::{Sink, Step};
 use crate::channel::{Channel, Shared};
-use crate::errors::{Closed, Failed, Fault, lock};
+use crate::errors::{Closed, Failed, Fault, lock, wake};
 use crate::exec::wire_reason;
 use crate::flow::{Inflow, Outflow};
 
@@ -102,7 +102,9 @@ impl Operation {
             return Err("it answers one question twice");
         }
         state.answer = Some(message);
-        state.wake();
+        let wakers = std::mem::take(&mut state.wakers);
+        drop(state);
+        wake(wakers);
         Ok(())
     }
 
@@ -115,7 +117,9 @@ impl Operation {
         }
         let mut state = lock(&self.state);
         state.end.get_or_insert(end);
-        state.wake();
+        let wakers = std::mem::take(&mut state.wakers);
+        drop(state);
+        wake(wakers);
     }
 
     fn list(&self, entries: Vec<Entry>) -> Step {
@@ -179,10 +183,6 @@ impl State {
     fn wait<T>(&mut self, waiter: Waiter, cx: &mut Context<'_>) -> Poll<T> {
         self.wakers[waiter as usize] = Some(cx.waker().clone());
         Poll::Pending
-    }
-
-    fn wake(&mut self) {
-        self.wakers.iter_mut().filter_map(Option::take).for_each(Waker::wake);
     }
 }
 

@@ -6,7 +6,7 @@ include!(concat!(env!("OUT_DIR"), "/embedded.rs"));
 #[cfg(not(feature = "embed"))]
 mod absent {
     /// The program, a static executable for this host; `None` without feature `embed`, and where it cannot be built.
-    pub const BYTES: Option<&[u8]> = None;
+    pub static BYTES: Option<&[u8]> = None;
     pub(super) const SHA256: Option<[u8; 32]> = None;
 }
 #[cfg(not(feature = "embed"))]

@@ -9,7 +9,7 @@ use tierbox_supervisor::protocol::{Done, End, FromSupervisor, Killed, NotStarted
 
 use crate::calls::{Sink, Step};
 use crate::channel::Shared;
-use crate::errors::{Failed, Fault, lock};
+use crate::errors::{Closed, Failed, Fault, lock, wake};
 use crate::flow::{Inflow, Outflow};
 
 /// How much later than its time limit the machine may report a command's end.
@@ -31,6 +31,7 @@ pub(crate) enum Waiter {
     Stdin,
     Stdout,
     Stderr,
+    Start,
     End,
 }
 
@@ -52,7 +53,7 @@ struct State {
     /// Pipes that others hold open are given up from now on.
     drained: bool,
     draining: bool,
-    wakers: [Option<Waker>; 4],
+    wakers: [Option<Waker>; 5],
 }
 
 /// How a command stands for somebody who reads its pipes.
@@ -101,7 +102,7 @@ impl ExecCall {
             Some(ending) => Poll::Ready(Err(ending.clone())),
             None if state.started => Poll::Ready(Ok(())),
             None => {
-                state.wait(Waiter::End, waker);
+                state.wait(Waiter::Start, waker);
                 Poll::Pending
             }
         }
@@ -129,9 +130,7 @@ impl ExecCall {
 
     /// Its pipes are given up from now on.
     pub(crate) fn drained(&self) {
-        let mut state = lock(&self.state);
-        state.drained = true;
-        state.wake();
+        self.change(|state| state.drained = true);
     }
 
     /// Records the end. The first stands.
@@ -139,7 +138,7 @@ impl ExecCall {
         let flows_end = match &ending {
             Ending::Done(_) => Ok(()),
             Ending::Refused(failed) => Err(Fault::Failed(failed.clone())),
-            Ending::Lost => return self.lost(Fault::Closed(crate::errors::Closed::lost("the machine went away"))),
+            Ending::Lost => return self.lost(Fault::Closed(Closed::lost("the machine went away"))),
         };
         self.end(ending, flows_end);
     }
@@ -155,9 +154,16 @@ impl ExecCall {
         if let Some(stdin) = &self.stdin {
             stdin.close();
         }
+        self.change(|state| _ = state.ending.get_or_insert(ending));
+    }
+
+    /// Changes its state and wakes all who wait.
+    fn change(&self, change: impl FnOnce(&mut State)) {
         let mut state = lock(&self.state);
-        state.ending.get_or_insert(ending);
-        state.wake();
+        change(&mut state);
+        let wakers = std::mem::take(&mut state.wakers);
+        drop(state);
+        wake(wakers);
     }
 
     fn inflow(&self, stream: u8) -> Result<&Inflow, &'static str> {
@@ -172,9 +178,12 @@ impl ExecCall {
     fn take(&self, call: u32, message: FromSupervisor, shared: &Shared) -> Result<Step, &'static str> {
         match message {
             FromSupervisor::Started { .. } => {
+                // Only a detached launch waits for this; waking readers for it would cost every command.
                 let mut state = lock(&self.state);
                 state.started = true;
-                state.wake();
+                let waker = state.wakers[Waiter::Start as usize].take();
+                drop(state);
+                wake([waker]);
             }
             FromSupervisor::Output { stream, offset, data } => {
                 if let Some(bytes) = self.inflow(stream)?.push(offset, &data.0)? {
@@ -224,10 +233,6 @@ impl State {
             Some(known) if known.will_wake(waker) => {}
             slot => *slot = Some(waker.clone()),
         }
-    }
-
-    fn wake(&mut self) {
-        self.wakers.iter_mut().filter_map(Option::take).for_each(Waker::wake);
     }
 }
 

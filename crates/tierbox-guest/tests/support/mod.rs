@@ -12,7 +12,7 @@ use std::time::Duration;
 use tierbox_core::{Capabilities, HostIsolation, LimitCapabilities, Limits, Locality, MountSupport, Network, UserSupport};
 use tierbox_guest::{Channel, GuestConfig, GuestSandbox, SetupReply, driver, supervisor};
 use tierbox_supervisor::protocol::VERSION;
-use tierbox_supervisor::setup::{Agent, Mode, Net, Root, Setup, UserMap};
+use tierbox_supervisor::setup::{Agent, Cgroup, Mode, Net, Root, Setup, UserMap};
 use tierbox_supervisor::wire::Blob;
 
 /// No wait in these tests is longer.
@@ -104,9 +104,15 @@ fn connect(line: Line) -> (Channel, std::process::Child, Mode) {
 
 /// Starts a machine.
 pub async fn machine(line: Line) -> Machine {
+    machine_in(line, Vec::new()).await
+}
+
+/// Starts a machine whose commands go into these cgroups.
+pub async fn machine_in(line: Line, cgroups: Vec<Cgroup>) -> Machine {
     let dir = tempfile::tempdir().unwrap();
     let (channel, child, mode) = connect(line);
-    let reply = channel.setup(&setup(mode, dir.path()), LIMIT).await.unwrap();
+    let setup = Setup { cgroups, ..setup(mode, dir.path()) };
+    let reply = channel.setup(&setup, LIMIT).await.unwrap();
     let SetupReply::Ready(ready) = reply else { panic!("{reply:?}") };
     channel.hello(Duration::ZERO).unwrap();
     let capabilities = Capabilities {
