@@ -20,20 +20,13 @@ const BOUNDING: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::KILL)
     .union(CapabilitySet::AUDIT_WRITE);
 
-/// What pid 1 keeps, in its own user namespace only:
-/// - SETUID, SETGID, SETPCAP: to become the user of an exec or a file operation;
-/// - KILL: to signal and kill processes of every user;
-/// - CHOWN, FOWNER, DAC_OVERRIDE: to hand terminals over and to make what a user's directory needs;
-/// - SYS_PTRACE: not to trace, but because a process may only be traced by one that has all its capabilities. `root` inside
-///   cannot have this one, so nobody inside can read or change pid 1's memory.
-const KEPT: CapabilitySet = CapabilitySet::SETUID
-    .union(CapabilitySet::SETGID)
-    .union(CapabilitySet::SETPCAP)
-    .union(CapabilitySet::KILL)
-    .union(CapabilitySet::CHOWN)
-    .union(CapabilitySet::FOWNER)
-    .union(CapabilitySet::DAC_OVERRIDE)
-    .union(CapabilitySet::SYS_PTRACE);
+/// What pid 1 keeps, in its own user namespace only. The engine itself needs SETUID, SETGID and SETPCAP (to become the user of
+/// an exec or a file operation), KILL (to end processes of every user), CHOWN, FOWNER and DAC_OVERRIDE (to hand terminals over
+/// and to make what a user's directory needs). The rest is there for two reasons:
+/// - with no_new_privs a program gets nothing that its parent did not have, so `root` inside can have what pid 1 keeps, at most;
+/// - a process may only be traced by one that has all its capabilities. `root` inside cannot have SYS_PTRACE, so nobody inside
+///   can read or change pid 1's memory. Pid 1 does not use it.
+const KEPT: CapabilitySet = BOUNDING.union(CapabilitySet::SYS_PTRACE);
 
 /// How many capabilities the interface has room for.
 const ROOM: u32 = 64;

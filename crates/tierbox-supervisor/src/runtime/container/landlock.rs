@@ -39,8 +39,8 @@ pub fn restrict(writable: &[Vec<u8>], cgroups: &[CgroupDir]) -> io::Result<u32> 
     } else {
         allow(&open(b"/")?, LOOK)?;
         // Devices and the settings that a process has of itself; what may really be written there the kernel decides.
-        allow(&open(b"/dev")?, LOOK | WRITE_FILE)?;
-        allow(&open(b"/proc")?, LOOK | WRITE_FILE)?;
+        allow(&open(b"/dev")?, LOOK | WRITE_FILE | TRUNCATE)?;
+        allow(&open(b"/proc")?, LOOK | WRITE_FILE | TRUNCATE)?;
         for path in writable {
             let target = open(path)?;
             let directory = FileType::from_raw_mode(rustix::fs::fstat(&target)?.st_mode) == FileType::Directory;

@@ -56,7 +56,23 @@ fn a_command_has_no_rights_and_its_own_machine() {
         assert!(machine.shell("cat /proc/1/mem; cat /proc/1/environ; ls -l /proc/1/fd").matches("ermission denied").count() >= 2);
         assert_eq!(machine.shell("ls -A /sys; ls -A /proc/acpi; cat /proc/keys"), "");
         assert_eq!(machine.shell("ulimit -c; umask"), "0\n0022\n");
+        // What a process may change of itself: the shell truncates what it opens for writing.
+        assert_eq!(machine.shell("echo 500 > /proc/self/oom_score_adj && echo name > /proc/self/comm && echo yes"), "yes\n");
     }
+}
+
+#[test]
+fn root_inside_has_dockers_fewest_capabilities() {
+    if !is_root() {
+        return;
+    }
+    let mut machine = Machine::start(&container(direct()), None);
+    machine.ready();
+    let script = "id -u; grep -E 'Cap(Prm|Eff|Bnd)' /proc/self/status | cut -f2 | sort -u; touch /home/agent/f && chown 5:5 /home/agent/f && stat -c %u /home/agent/f";
+    assert_eq!(machine.shell_as(Some("root"), script), "0\n00000000a00005fb\n5\n");
+    let script =
+        "kill -9 1; cat /proc/1/environ || mount -t tmpfs none /tmp || chroot / true || echo 3 > /proc/sys/vm/drop_caches";
+    assert_eq!(machine.shell_as(Some("root"), &format!("({script}) 2>/dev/null || echo refused")), "refused\n");
 }
 
 #[test]
