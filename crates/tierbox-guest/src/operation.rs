@@ -96,12 +96,16 @@ impl Operation {
         std::mem::take(&mut lock(&self.state).entries)
     }
 
-    fn answer(&self, message: FromSupervisor) -> Result<(), &'static str> {
+    /// Records the answer; with `last`, and at the same moment, that nothing more comes.
+    fn answer(&self, message: FromSupervisor, last: bool) -> Result<(), &'static str> {
         let mut state = lock(&self.state);
         if std::mem::replace(&mut state.answered, true) {
             return Err("it answers one question twice");
         }
         state.answer = Some(message);
+        if last {
+            state.end.get_or_insert(Ok(()));
+        }
         let wakers = std::mem::take(&mut state.wakers);
         drop(state);
         wake(wakers);
@@ -142,11 +146,10 @@ impl Operation {
         use FromSupervisor as From;
         match message {
             From::Meta { .. } | From::Contents { .. } | From::Execs { .. } | From::Done { .. } => {
-                self.answer(message)?;
-                self.end(Ok(()));
+                self.answer(message, true)?;
                 return Ok(Step::Last);
             }
-            From::Opened { .. } | From::Dialed => self.answer(message)?,
+            From::Opened { .. } | From::Dialed => self.answer(message, false)?,
             From::Entries { entries } => return Ok(self.list(entries)),
             From::Output { stream: STDOUT, offset, data } => {
                 let output = self.output.as_ref().ok_or("it sends data that was not asked for")?;
