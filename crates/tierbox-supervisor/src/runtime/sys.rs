@@ -66,13 +66,20 @@ pub fn replace_standard(fd: BorrowedFd<'_>, target: RawFd) -> io::Result<()> {
 }
 
 /// Closes every descriptor from `first` on. To be called before any is opened.
-///
-/// # Errors
-/// As `close_range(2)`; ENOSYS before Linux 5.9.
-pub fn close_from(first: u32) -> io::Result<()> {
+pub fn close_from(first: u32) {
     // SAFETY: the program has opened nothing yet, so no owned descriptor is closed behind its owner's back.
-    check(unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0) }).map(drop)
+    if check(unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0) }).is_ok() {
+        return;
+    }
+    // Before Linux 5.9 one by one. Inherited numbers are low, whatever the limit is.
+    for fd in first..OLD_KERNELS_DESCRIPTORS {
+        // SAFETY: as above.
+        unsafe { libc::close(fd as RawFd) };
+    }
 }
+
+/// How many descriptors are looked at where the kernel cannot close a range.
+const OLD_KERNELS_DESCRIPTORS: u32 = 4096;
 
 /// Gives every signal its default action, but SIGPIPE which is ignored, and unblocks all.
 pub fn reset_signals() {

@@ -19,11 +19,11 @@ const FIRST_KEPT: i32 = 3;
 /// Forgets everything inherited but the channel, and finds out what kind of channel it is.
 ///
 /// # Errors
-/// If descriptor 0 is not open, or the kernel is older than Linux 5.9.
+/// If descriptor 0 is not open, or there is no null device.
 pub fn take_channel() -> io::Result<Channel> {
     let first = sys::take_inherited(0)?;
     let socket = FileType::from_raw_mode(rustix::fs::fstat(&first)?.st_mode) == FileType::Socket;
-    sys::close_from(FIRST_KEPT as u32)?;
+    sys::close_from(FIRST_KEPT as u32);
     sys::reset_signals();
     // No core files of this process or of what it runs, neither as files nor piped to a collector: the kernel takes 1 as
     // "never", while 0 still feeds a collector.
