@@ -14,31 +14,34 @@ use tierbox_supervisor::wire::Blob;
 use crate::plan::bytes;
 use crate::settings::invalid;
 
-/// What programs of the host's `/usr` read in `/etc`. Nothing here names people, keys or peers.
-const SHARED: &[&str] = &[
+/// What programs of the host's `/usr` read in `/etc`, bound singly. Nothing here names people, keys or peers.
+const BOUND: &[&str] = &[
     "/etc/alternatives",
-    "/etc/ca-certificates",
-    "/etc/ca-certificates.conf",
-    "/etc/debian_version",
     "/etc/fonts",
     "/etc/java-11-openjdk",
     "/etc/java-17-openjdk",
     "/etc/java-21-openjdk",
     "/etc/java-25-openjdk",
     "/etc/ld.so.cache",
-    "/etc/ld.so.conf",
     "/etc/ld.so.conf.d",
-    "/etc/localtime",
-    "/etc/mime.types",
-    "/etc/os-release",
     "/etc/pki/ca-trust/extracted",
     "/etc/pki/tls/certs",
+    "/etc/ssl/certs",
+];
+
+/// The same for small files that hardly ever change: a copy costs a start less than a mount does.
+const COPIED: &[&str] = &[
+    "/etc/debian_version",
+    "/etc/ld.so.conf",
+    "/etc/localtime",
+    "/etc/os-release",
     "/etc/protocols",
     "/etc/services",
-    "/etc/ssl/certs",
     "/etc/ssl/openssl.cnf",
-    "/etc/terminfo",
 ];
+
+/// The largest file that is copied.
+const LARGEST_COPY: u64 = 32 << 10;
 
 /// The longest `/etc/passwd` or `/etc/group` of a root directory that is read.
 const LONGEST_DATABASE: u64 = 1 << 20;
@@ -49,17 +52,21 @@ pub const AGENT: &str = "agent";
 /// The default user's id inside.
 pub const AGENT_ID: u32 = 1000;
 
-/// The binds of [`SHARED`] that exist on this host, found once per process.
-pub fn shared() -> &'static [Bind] {
-    static FOUND: OnceLock<Vec<Bind>> = OnceLock::new();
+/// What a container gets of the host's `/etc`, found once per process.
+pub fn shared() -> &'static (Vec<Bind>, Vec<MadeFile>) {
+    static FOUND: OnceLock<(Vec<Bind>, Vec<MadeFile>)> = OnceLock::new();
     FOUND.get_or_init(|| {
-        let there = SHARED.iter().map(Path::new).filter(|path| path.exists());
-        // Bound by their real path: `/etc/localtime` and others are links.
-        there
-            .filter_map(|path| {
-                Some(Bind { host: bytes(&path.canonicalize().ok()?), guest: bytes(path), writable: false, optional: true })
-            })
-            .collect()
+        // By their real path: `/etc/localtime` and others are links.
+        let real = |path: &&'static str| Some((Path::new(*path), Path::new(*path).canonicalize().ok()?));
+        let bind =
+            |(path, host): (&Path, PathBuf)| Bind { host: bytes(&host), guest: bytes(path), writable: false, optional: true };
+        let copy = |(path, host): (&Path, PathBuf)| {
+            let mut contents = Vec::new();
+            File::open(host).ok()?.take(LARGEST_COPY + 1).read_to_end(&mut contents).ok()?;
+            let whole = contents.len() as u64 <= LARGEST_COPY;
+            whole.then(|| MadeFile { path: bytes(path), mode: 0o644, contents: Blob(contents) })
+        };
+        (BOUND.iter().filter_map(real).map(bind).collect(), COPIED.iter().filter_map(real).filter_map(copy).collect())
     })
 }
 

@@ -199,9 +199,11 @@ pub fn plan(spec: &EnvironmentSpec, id: &str, found: &Cgroups, directory: impl F
     let sockets = listen.iter().map(|path| resource("socket", path.as_os_str().as_bytes()));
     let resources = made.chain(made_paths).chain(sockets).collect();
     let mounts = machine.binds.iter().map(shown_bind).collect();
-    let mut binds = machine.binds;
+    let (mut binds, mut files) = (machine.binds, machine.files);
     if mode == Mode::Container && settings.root.is_none() {
-        binds.splice(0..0, files::shared().iter().cloned());
+        let (shared_binds, copies) = files::shared();
+        binds.splice(0..0, shared_binds.iter().cloned());
+        files.extend_from_slice(copies);
     }
     let mut env = machine.env;
     env.extend(spec.env.clone());
@@ -218,7 +220,7 @@ pub fn plan(spec: &EnvironmentSpec, id: &str, found: &Cgroups, directory: impl F
         workdir: machine.workdir,
         root: machine.root,
         binds,
-        files: machine.files,
+        files,
         writable: Vec::new(),
         disk: planned_limits.disk,
         inodes: planned_limits.inodes,

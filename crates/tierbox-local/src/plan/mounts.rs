@@ -58,6 +58,9 @@ const GUEST_CLOSED_ROOTS: &[&str] = &["/", "/home", "/tmp", "/var", "/var/tmp", 
 /// # Errors
 /// `InvalidProfile` naming the path and the reason.
 pub fn plan(mounts: &[MountSpec], settings: &Settings) -> Result<Vec<Bind>> {
+    if mounts.is_empty() && settings.binds.is_empty() {
+        return Ok(Vec::new());
+    }
     let homes = homes();
     let mut binds = Vec::with_capacity(mounts.len() + settings.binds.len());
     for mount in mounts {
