@@ -204,9 +204,9 @@ mod unit {
     #[test]
     fn options_lie_over_the_profile() {
         let options =
-            StartOptions::new().env("TOKEN", "s3cret").set("limits.memory", "100MiB").lifetime(std::time::Duration::from_secs(9));
+            StartOptions::new().env("TOKEN", "s3cret").set("limits.pids", "50").lifetime(std::time::Duration::from_secs(9));
         let profile = load(options).unwrap();
-        assert_eq!(profile.limits().memory.unwrap().max, 100 << 20);
+        assert_eq!(profile.limits().pids.unwrap().max, 50);
         assert_eq!(profile.limits().lifetime.unwrap().as_secs(), 9);
         let shown = format!("{:?}", profile.values());
         assert!(shown.contains("TOKEN") && !shown.contains("s3cret"), "{shown}");
