@@ -127,6 +127,9 @@ fn lines(database: &[u8]) -> impl Iterator<Item = &str> {
 fn account(line: &str) -> Option<Identity> {
     let fields: Vec<&str> = line.split(':').collect();
     let [name, _, uid, gid, _, home, shell] = fields.as_slice() else { return None };
+    if line.contains('\0') {
+        return None;
+    }
     let gid = gid.parse().ok()?;
     let or = |text: &str, default: &str| if text.is_empty() { default } else { text }.as_bytes().to_vec();
     Some(Identity {

@@ -35,6 +35,8 @@ wire_struct! {
         pub groups: Vec<u32>,
         /// Whether stdin becomes the controlling terminal.
         pub terminal: bool,
+        /// Which of stdin, stdout and stderr come along as descriptors; the others are `/dev/null`.
+        pub stdio: [u8; 3],
     }
 }
 
@@ -54,6 +56,7 @@ impl Order {
             gid: identity.gid,
             groups: identity.groups.clone(),
             terminal: exec.pty.is_some(),
+            stdio: [0; 3],
         }
     }
 
@@ -100,7 +103,7 @@ pub struct Habitat {
     pub null: RawFd,
     /// `cgroup.procs` files of directories that all commands share.
     pub shared_cgroups: Vec<RawFd>,
-    /// Where a shim tells that its command ended and left something.
+    /// Where shims tell that their commands ended.
     pub shim_events: RawFd,
 }
 
@@ -110,6 +113,8 @@ pub struct Birth<'a> {
     pub habitat: &'a Habitat,
     /// Where it reports.
     pub slot: &'a Slot,
+    /// The number of its slot.
+    pub number: usize,
     /// `cgroup.procs` files of its own kill domain.
     pub cgroups: &'a [RawFd],
     /// Whether a shim stands between it and the supervisor.
@@ -136,7 +141,7 @@ impl Birth<'_> {
         }
         match sys::fork() {
             Ok(Fork::Child) => self.become_child(then),
-            Ok(Fork::Parent(pid)) => super::domain::shim::serve(pid, self.slot, self.habitat.shim_events),
+            Ok(Fork::Parent(pid)) => super::domain::shim::serve(pid, self.slot, self.number, self.habitat.shim_events),
             Err(error) => self.fail(Stage::Resources, &error),
         }
     }
@@ -144,11 +149,13 @@ impl Birth<'_> {
     fn become_child(&self, then: impl FnOnce(&Self)) -> ! {
         self.slot.pid.store(std::process::id() as i32, Release);
         for fd in self.cgroups.iter().chain(&self.habitat.shared_cgroups) {
-            if let Err(error) = sys::write_raw(*fd, b"0") {
-                self.fail(Stage::Attach, &error);
-            }
+            self.must(Stage::Attach, sys::write_raw(*fd, b"0"));
         }
         sys::new_session();
+        for (resource, soft, hard) in &self.habitat.rlimits {
+            self.must(Stage::Resources, sys::set_rlimit(*resource, *soft, *hard));
+        }
+        sys::umask(0o022);
         then(self);
         sys::exit(1)
     }
@@ -167,10 +174,6 @@ impl Birth<'_> {
         if command.terminal {
             self.must(Stage::Resources, sys::control_terminal(0));
         }
-        for (resource, soft, hard) in &self.habitat.rlimits {
-            self.must(Stage::Resources, sys::set_rlimit(*resource, *soft, *hard));
-        }
-        sys::umask(0o022);
         sys::close_from(3, true);
         self.must(Stage::Identity, command.identity.assume());
         self.must(Stage::Directory, sys::enter(&command.cwd));
@@ -182,7 +185,8 @@ impl Birth<'_> {
         sys::exit(if errno == libc::ENOENT { 127 } else { 126 })
     }
 
-    fn must(&self, stage: Stage, result: io::Result<()>) {
+    /// Ends this child if something failed, and reports that.
+    pub fn must(&self, stage: Stage, result: io::Result<()>) {
         if let Err(error) = result {
             self.fail(stage, &error);
         }

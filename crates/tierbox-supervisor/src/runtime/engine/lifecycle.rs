@@ -1,13 +1,13 @@
 //! A command's life: launch, kill, end.
 
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::atomic::Ordering::Acquire;
 use std::time::{Duration, Instant};
 
 use super::board::Stage;
 use super::domain::Domain;
 use super::exec::{self, Command, Follower};
-use super::launch::{Birth, Order, Prepared};
+use super::launch::{Birth, Order};
 use super::stream::Tap;
 use super::sys::{self, Rusage, Status};
 use super::timers::Timer;
@@ -26,6 +26,13 @@ const LONGEST_KILL: Duration = Duration::from_secs(5);
 
 /// How long pipes that background children hold open are waited for.
 const DRAIN: Duration = Duration::from_millis(100);
+
+/// A command's process (or its shim) as it was made.
+struct Birthright {
+    pid: i32,
+    slot: usize,
+    domain: Domain,
+}
 
 /// The end of a command that never ran.
 pub fn never_ran(cause: NotStarted) -> Done {
@@ -88,21 +95,13 @@ impl Engine {
             return Err(NotStarted::NoResources);
         }
         let identity = self.identify(exec.user.as_deref())?;
-        let command = Order::new(&self.setup, exec, &identity).prepare().ok_or(NotStarted::NoResources)?;
+        let order = Order::new(&self.setup, exec, &identity);
         let (stdio, framed) = self.stdio(exec, passed, &identity).map_err(|_| NotStarted::NoResources)?;
-        let fds = stdio.each_ref().map(|fd| fd.as_ref().map_or(self.habitat.null, AsRawFd::as_raw_fd));
-        let mut domain = self.domains.take().map_err(|_| NotStarted::NoResources)?;
-        let Some(slot) = self.board.take() else {
-            self.spent.push(domain);
-            return Err(NotStarted::NoResources);
-        };
-        let Some(pid) = self.fork(&domain, slot, &command, fds) else {
-            self.board.give_back(slot);
-            self.spent.push(domain);
-            return Err(NotStarted::NoResources);
+        let Birthright { pid, slot, domain } = match self.use_spare(&order, &stdio) {
+            Some(spare) => Birthright { pid: spare.pid, slot: spare.slot, domain: spare.domain },
+            None => self.fork(order, &stdio).ok_or(NotStarted::NoResources)?,
         };
         let shimmed = domain.wants_shim();
-        domain.shim = shimmed.then_some(pid);
         let key = self.commands.add(Command {
             id: exec.id,
             argv: exec::shown(&exec.argv),
@@ -129,13 +128,38 @@ impl Engine {
             done: None,
         });
         self.children.insert(pid, Child::Command(key));
+        if shimmed {
+            self.shimmed.insert(slot, key);
+        }
         Ok(key)
     }
 
-    fn fork(&self, domain: &Domain, slot: usize, command: &Prepared, stdio: [RawFd; 3]) -> Option<i32> {
-        let birth =
-            Birth { habitat: &self.habitat, slot: self.board.slot(slot), cgroups: &domain.doors(), shim: domain.wants_shim() };
-        birth.fork(|birth| birth.run(command, stdio)).ok()
+    fn fork(&mut self, order: Order, stdio: &[Option<OwnedFd>; 3]) -> Option<Birthright> {
+        let command = order.prepare()?;
+        let fds = stdio.each_ref().map(|fd| fd.as_ref().map_or(self.habitat.null, AsRawFd::as_raw_fd));
+        let mut domain = self.domains.take().ok()?;
+        let Some(slot) = self.board.take() else {
+            self.spent.push(domain);
+            return None;
+        };
+        let birth = Birth {
+            habitat: &self.habitat,
+            slot: self.board.slot(slot),
+            number: slot,
+            cgroups: &domain.doors(),
+            shim: domain.wants_shim(),
+        };
+        match birth.fork(|birth| birth.run(&command, fds)) {
+            Ok(pid) => {
+                domain.shim = domain.wants_shim().then_some(pid);
+                Some(Birthright { pid, slot, domain })
+            }
+            Err(_) => {
+                self.board.give_back(slot);
+                self.spent.push(domain);
+                None
+            }
+        }
     }
 
     fn identify(&self, user: Option<&str>) -> Result<Identity, NotStarted> {
@@ -357,6 +381,7 @@ impl Engine {
             self.connections.finish(connection, call, &FromSupervisor::Done { done: done.clone() });
         }
         if let Some(slot) = command.slot.take() {
+            self.shimmed.remove(&slot);
             self.board.give_back(slot);
         }
         if let Some(framed) = &mut command.framed {

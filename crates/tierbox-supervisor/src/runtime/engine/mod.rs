@@ -15,6 +15,7 @@ mod poll;
 mod pty;
 mod reap;
 mod requests;
+mod spare;
 mod stream;
 mod sys;
 mod timers;
@@ -25,7 +26,6 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use rustix::event::EventfdFlags;
 use rustix::fs::{Mode as FileMode, OFlags};
 
 use self::board::Board;
@@ -36,6 +36,7 @@ use self::exec::{Commands, MAX_LIVE};
 use self::files::Files;
 use self::launch::Habitat;
 use self::poll::{Interest, Poller, Ready, Token};
+use self::spare::Spares;
 use self::timers::{Timer, Timers};
 use super::identity::Identity;
 use super::machine::Machine;
@@ -53,6 +54,10 @@ enum Child {
     Leftover,
     /// A file worker.
     Worker(u32),
+    /// A child that waits to become a command.
+    Spare,
+    /// One that takes no orders, with its slot.
+    Dropped(usize),
     /// Something short-lived of the supervisor's own.
     Helper,
 }
@@ -67,7 +72,10 @@ struct Engine {
     connections: Connections,
     listener: Option<OwnedFd>,
     signals: OwnedFd,
-    shim_events: OwnedFd,
+    /// Where shims tell that their commands ended; the other end is theirs.
+    shim_events: (OwnedFd, OwnedFd),
+    /// Commands with shims, by slot.
+    shimmed: HashMap<usize, u32>,
     domains: Domains,
     board: Board,
     habitat: Habitat,
@@ -78,6 +86,7 @@ struct Engine {
     /// Domains in which something lives on.
     leftovers: Vec<Domain>,
     leftovers_timed: bool,
+    spares: Spares,
     files: Files,
     lines: Lines,
     lingering: HashMap<u32, OwnedFd>,
@@ -123,14 +132,14 @@ impl Engine {
         let poller = Poller::new()?;
         let signals = sys::child_signals()?;
         poller.add(&signals, Token::Children, Interest::READ)?;
-        let shim_events = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        poller.add(&shim_events, Token::Shims, Interest::READ)?;
+        let shim_events = stream::pipe(true)?;
+        poller.add(&shim_events.0, Token::Shims, Interest::READ)?;
         let domains = Domains::new(&machine.cgroups)?;
         let habitat = Habitat {
             rlimits: rlimits(&machine.setup),
             null: null.as_raw_fd(),
             shared_cgroups: domains.shared_doors(),
-            shim_events: shim_events.as_raw_fd(),
+            shim_events: shim_events.1.as_raw_fd(),
         };
         let mut engine = Self {
             agent: Identity::agent(&machine.setup.agent),
@@ -141,6 +150,7 @@ impl Engine {
             listener: machine.listener,
             signals,
             shim_events,
+            shimmed: HashMap::new(),
             domains,
             board: Board::new(MAX_LIVE + 64)?,
             habitat,
@@ -149,6 +159,7 @@ impl Engine {
             spent: Vec::new(),
             leftovers: Vec::new(),
             leftovers_timed: false,
+            spares: Spares::default(),
             files: Files::default(),
             lines: Lines::default(),
             lingering: HashMap::new(),
@@ -184,6 +195,7 @@ impl Engine {
             if !self.spent.is_empty() {
                 self.recycle();
             }
+            self.make_spare();
             let events = self.poller.wait(self.timers.next_wait())?;
             for (token, ready) in events {
                 self.on_event(token, ready);
@@ -225,6 +237,7 @@ impl Engine {
                 self.leftovers_timed = false;
                 self.recycle();
             }
+            Timer::Spare => self.add_spare_later(),
             Timer::Lifetime => self.ending = true,
             Timer::Abandoned => self.end_if_abandoned(),
             Timer::Dial(id) => self.give_up_dial(id),
@@ -236,6 +249,7 @@ impl Engine {
         if self.setup.mode == Mode::Container && std::process::id() == 1 {
             return;
         }
+        self.dismiss_spares();
         let deadline = Instant::now() + LAST_KILL;
         let shims: Vec<i32> = self.children.keys().copied().collect();
         while Instant::now() < deadline {

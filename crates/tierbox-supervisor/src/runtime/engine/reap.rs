@@ -13,6 +13,11 @@ impl Engine {
                 Some(Child::Command(key)) => self.on_command_child(key, pid, status, usage),
                 Some(Child::Leftover) => self.on_leftover_gone(pid),
                 Some(Child::Worker(desk)) => self.hear_worker(desk),
+                Some(Child::Spare) => self.on_spare_gone(pid),
+                Some(Child::Dropped(slot)) => {
+                    self.board.give_back(slot);
+                    self.on_leftover_gone(pid);
+                }
                 Some(Child::Helper) | None => {}
             }
         }
@@ -61,16 +66,24 @@ impl Engine {
         self.recycle();
     }
 
-    /// Shims say that their commands ended, but not everything that these started.
+    /// Shims say that their commands ended.
     pub(super) fn hear_shims(&mut self) {
-        // The count tells nothing; reading it only silences it.
-        let _ = rustix::io::read(&self.shim_events, &mut [0; 8]);
-        for key in self.commands.keys() {
-            let Some(command) = self.commands.get(key) else { continue };
-            let settled = command.slot.and_then(|slot| self.board.slot(slot).settled());
-            if let (None, Some((status, usage))) = (command.reaped, settled) {
-                self.on_reaped(key, status, usage);
-            }
+        let mut words = [0; 1024];
+        let count = rustix::io::read(&self.shim_events.0, &mut words).unwrap_or(0);
+        for word in words[..count].chunks_exact(4) {
+            let (slot, empty) = super::domain::shim::read_word([word[0], word[1], word[2], word[3]]);
+            self.on_shim_word(slot, empty);
         }
+    }
+
+    fn on_shim_word(&mut self, slot: usize, empty: bool) {
+        let Some(key) = self.shimmed.get(&slot).copied() else { return };
+        let Some(command) = self.commands.get(key) else { return };
+        // The word may be a former command's, whose shim's end was noticed first.
+        let Some((status, usage)) = self.board.slot(slot).settled() else { return };
+        if let Some(domain) = &mut command.domain {
+            domain.shim_idle = empty;
+        }
+        self.on_reaped(key, status, usage);
     }
 }

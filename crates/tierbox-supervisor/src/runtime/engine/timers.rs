@@ -22,6 +22,8 @@ pub enum Timer {
     Lifetime,
     /// The machine's own channel broke, and nobody came.
     Abandoned,
+    /// A good time to make spare children.
+    Spare,
     /// Opening a stream takes too long.
     Dial(u32),
 }

@@ -20,6 +20,8 @@ pub struct Domain {
     set: Option<Set>,
     /// The shim, where cgroups cannot kill.
     pub shim: Option<i32>,
+    /// Whether the shim said that nothing is left below it.
+    pub shim_idle: bool,
     shimmed: bool,
 }
 
@@ -66,7 +68,7 @@ impl Domains {
             Some(set) => Some(set),
             None => self.hierarchies.make()?,
         };
-        Ok(Domain { set, shim: None, shimmed: !self.by_cgroup() })
+        Ok(Domain { set, shim: None, shim_idle: false, shimmed: !self.by_cgroup() })
     }
 
     /// Takes a domain back. It comes back out if something still lives in it.
@@ -84,12 +86,12 @@ impl Domains {
         if self.hierarchies.remove(&set) {
             return None;
         }
-        Some(Domain { set: Some(set), shim: None, shimmed: domain.shimmed })
+        Some(Domain { set: Some(set), shim: None, shim_idle: false, shimmed: domain.shimmed })
     }
 
     /// Whether nothing lives in a domain.
     pub fn is_empty(&self, domain: &Domain) -> bool {
-        if domain.shimmed { domain.shim.is_none() } else { domain.set.as_ref().is_none_or(Set::is_empty) }
+        if domain.shimmed { domain.shim.is_none() || domain.shim_idle } else { domain.set.as_ref().is_none_or(Set::is_empty) }
     }
 
     /// Kills what lives in a domain. To be repeated until it is empty.

@@ -13,18 +13,27 @@ use crate::runtime::engine::sys::{self, Slot};
 const ROUNDS: usize = 64;
 
 /// Waits in a shim until the command and everything it left behind is gone.
-pub fn serve(command: i32, slot: &Slot, events: RawFd) -> ! {
+pub fn serve(command: i32, slot: &Slot, number: usize, events: RawFd) -> ! {
     sys::close_all_but(0, &mut [events]);
     while let Ok(Some((pid, status, usage))) = sys::wait_any() {
         if pid == command {
             slot.settle(status, usage);
-            // Nothing left means that the exit, which follows at once, tells it.
-            if sys::reap().is_ok() {
-                let _ = sys::write_raw(events, &1_u64.to_ne_bytes());
-            }
+            // The exit tells it too, but ending takes a process longer than writing.
+            let _ = sys::write_raw(events, &word(number, sys::reap().is_err()));
         }
     }
     sys::exit(0)
+}
+
+/// What a shim says: its slot, and whether nothing is left.
+fn word(slot: usize, empty: bool) -> [u8; 4] {
+    (slot as u32 | u32::from(empty) << 31).to_ne_bytes()
+}
+
+/// What a shim said.
+pub fn read_word(word: [u8; 4]) -> (usize, bool) {
+    let word = u32::from_ne_bytes(word);
+    ((word & !(1 << 31)) as usize, word >> 31 == 1)
 }
 
 /// The process tree as `/proc` shows it.
