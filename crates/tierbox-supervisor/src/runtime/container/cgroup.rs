@@ -59,6 +59,11 @@ impl<'a> Made<'a> {
         Ok(())
     }
 
+    /// Removes those in which nothing lives.
+    pub fn remove_empty(&mut self) {
+        self.0.retain(|group| !remove_empty(&group.path.0));
+    }
+
     /// Removes them with everything in them. Never fails: what stays is for the lease's cleanup to report.
     pub fn remove_all(&self) {
         self.0.iter().for_each(|group| remove(group));
@@ -184,42 +189,45 @@ fn offer_controllers(group: &Cgroup, dir: &OwnedFd) -> io::Result<()> {
 
 fn remove(group: &Cgroup) {
     let path = group.path.0.as_slice();
-    if !matches!(rustix::fs::unlinkat(CWD, path, AtFlags::REMOVEDIR), Err(Errno::BUSY | Errno::NOTEMPTY)) {
-        return;
-    }
-    let Ok(dir) = open_dir(CWD, path) else { return };
     let end = Instant::now() + REMOVAL;
-    loop {
-        empty(dir.as_fd(), DEPTH);
-        match rustix::fs::unlinkat(CWD, path, AtFlags::REMOVEDIR) {
-            Err(Errno::BUSY | Errno::NOTEMPTY) if Instant::now() < end => std::thread::sleep(Duration::from_millis(1)),
-            _ => return,
-        }
+    while !remove_empty(path) && Instant::now() < end {
+        let Ok(dir) = open_dir(CWD, path) else { return };
+        visit(dir.as_fd(), DEPTH, &kill_members);
+        std::thread::sleep(Duration::from_millis(1));
     }
 }
 
-/// Kills what is in a cgroup and removes the cgroups below it, as far as that goes at once.
-fn empty(dir: BorrowedFd<'_>, depth: u32) {
-    let mut names = Vec::new();
-    if let Ok(entries) = rustix::fs::Dir::read_from(dir) {
-        for entry in entries.flatten().filter(|entry| entry.file_type() == rustix::fs::FileType::Directory) {
-            let name = entry.file_name().to_bytes();
-            if name != b"." && name != b".." {
-                names.push(name.to_vec());
-            }
-        }
+/// Removes a cgroup and those below it, if nothing lives in any. Tells whether nothing is left to be done.
+fn remove_empty(path: &[u8]) -> bool {
+    let remove = || !matches!(rustix::fs::unlinkat(CWD, path, AtFlags::REMOVEDIR), Err(Errno::BUSY | Errno::NOTEMPTY));
+    if remove() {
+        return true;
     }
-    for name in names {
-        // Usually it is empty; otherwise its processes have to go first.
-        if rustix::fs::unlinkat(dir, name.as_slice(), AtFlags::REMOVEDIR).is_ok() || depth == 0 {
+    if let Ok(dir) = open_dir(CWD, path) {
+        visit(dir.as_fd(), DEPTH, &|_| ());
+    }
+    remove()
+}
+
+/// Removes the cgroups below one, as far as nothing lives there, and calls `act` on the others and on itself.
+fn visit(dir: BorrowedFd<'_>, depth: u32, act: &dyn Fn(BorrowedFd<'_>)) {
+    for name in children(dir) {
+        let remove = || rustix::fs::unlinkat(dir, name.as_slice(), AtFlags::REMOVEDIR);
+        if remove().is_ok() || depth == 0 {
             continue;
         }
         if let Ok(child) = open_dir(dir, &name) {
-            empty(child.as_fd(), depth - 1);
-            let _ = rustix::fs::unlinkat(dir, name.as_slice(), AtFlags::REMOVEDIR);
+            visit(child.as_fd(), depth - 1, act);
+            let _ = remove();
         }
     }
-    kill_members(dir);
+    act(dir);
+}
+
+fn children(dir: BorrowedFd<'_>) -> Vec<Vec<u8>> {
+    let Ok(entries) = rustix::fs::Dir::read_from(dir) else { return Vec::new() };
+    let directories = entries.flatten().filter(|entry| entry.file_type() == rustix::fs::FileType::Directory);
+    directories.map(|entry| entry.file_name().to_bytes().to_vec()).filter(|name| name != b"." && name != b"..").collect()
 }
 
 fn kill_members(dir: BorrowedFd<'_>) {

@@ -59,6 +59,7 @@ struct Room {
     listener: Option<rustix::fd::OwnedFd>,
     cgroups: Vec<CgroupDir>,
     mechanisms: Vec<Mechanism>,
+    word: rustix::fd::OwnedFd,
 }
 
 fn set_up(setup: &Setup, channel: &Channel, prepared: Prepared) -> Result<Room, Stop> {
@@ -91,7 +92,7 @@ fn set_up(setup: &Setup, channel: &Channel, prepared: Prepared) -> Result<Room, 
     drop(netlink);
     let mechanisms = close_the_door(setup, &new_root, &cgroups)?;
     crash::point(setup, "seccomp");
-    Ok(Room { listener: listener.map(|listener| listener.socket), cgroups, mechanisms })
+    Ok(Room { listener: listener.map(|listener| listener.socket), cgroups, mechanisms, word })
 }
 
 fn new_namespaces() -> Step {
@@ -190,8 +191,11 @@ fn confine_files(root: &NewRoot, cgroups: &[CgroupDir]) -> Step<Mechanism> {
 fn serve(setup: Setup, channel: Channel, room: Room) -> u8 {
     let other_users = !matches!(setup.users, UserMap::Single);
     crash::point(&setup, "ready");
-    let Room { listener, cgroups, mechanisms } = room;
-    announce_and_run(Machine { setup, channel, listener, cgroups, mechanisms, other_users })
+    let Room { listener, cgroups, mechanisms, word } = room;
+    let status = announce_and_run(Machine { setup, channel, listener, cgroups, mechanisms, other_users });
+    // Goodbye: the keeper begins to clear up.
+    let _ = rustix::net::shutdown(&word, rustix::net::Shutdown::Both);
+    status
 }
 
 /// Says that the machine is ready, and serves it.

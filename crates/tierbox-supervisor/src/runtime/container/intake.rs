@@ -32,6 +32,7 @@ pub fn take_channel() -> io::Result<Channel> {
     let read = rustix::io::fcntl_dupfd_cloexec(&first, FIRST_KEPT)?;
     std::mem::forget(first); // Its number is reused for the null device below.
     let channel = if socket {
+        keep_sign_of_life();
         Channel::Socket(read)
     } else {
         let write = rustix::io::fcntl_dupfd_cloexec(sys::take_inherited(1)?, FIRST_KEPT)?;
@@ -39,6 +40,18 @@ pub fn take_channel() -> io::Result<Channel> {
     };
     null_standard_streams(!socket)?;
     Ok(channel)
+}
+
+/// A pipe as descriptor 1 beside a socket is a sign of life: whoever holds its other end (a network helper) sees its end when
+/// the machine has ended. Nothing is written to it, and no command inherits it.
+fn keep_sign_of_life() {
+    let Ok(pipe) = sys::take_inherited(1) else { return };
+    if rustix::fs::fstat(&pipe).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Fifo)
+        && let Ok(kept) = rustix::io::fcntl_dupfd_cloexec(&pipe, FIRST_KEPT)
+    {
+        std::mem::forget(kept);
+    }
+    std::mem::forget(pipe); // Its number is reused for the null device.
 }
 
 /// Opens the null device as 0, 1 and 2. `keep_stderr` leaves 2 for the diagnostics of whoever started this program.
@@ -140,10 +153,12 @@ pub fn read_setup(channel: &Channel) -> Step<Setup> {
     Ok(setup)
 }
 
-/// The writing and reading end of a pipe between the keeper and pid 1.
+/// A pair of connected sockets between the keeper and the supervisor. Not a pipe: either side can end the conversation for all
+/// processes that hold its end.
 ///
 /// # Errors
 /// If no descriptors are left.
-pub fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
-    Ok(rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?)
+pub fn line() -> io::Result<(OwnedFd, OwnedFd)> {
+    let (unix, stream) = (rustix::net::AddressFamily::UNIX, rustix::net::SocketType::STREAM);
+    Ok(rustix::net::socketpair(unix, stream, rustix::net::SocketFlags::CLOEXEC, None)?)
 }

@@ -68,7 +68,7 @@ fn prepare(setup: &Setup) -> Step<(Prepared, OwnedFd)> {
     if setup.net == Net::Host {
         return Err(Refusal::because("network namespace", "a container cannot have the host's network"));
     }
-    let (word, voice) = intake::pipe().at("pipe")?;
+    let (word, voice) = intake::line().at("line to the keeper")?;
     let granted = Granted::take(setup)?;
     let listener = listen::open(setup)?;
     Ok((Prepared { caller: Caller::now(), granted, listener, word }, voice))
@@ -114,6 +114,9 @@ fn keep(setup: &Setup, channel: Channel, prepared: Prepared, voice: &OwnedFd, pi
     // The channel's end has to be seen by the host when pid 1 is gone, and pid 1 must see the host's.
     drop((channel, granted));
     let place = listener.map(|listener| listener.place);
+    await_goodbye(voice);
+    // While pid 1 dies, which takes as long again: its commands are dead already, or the second try is for them.
+    made.remove_empty();
     let ended = sys::wait_for(pid);
     made.remove_all();
     if let Some(place) = place {
@@ -142,6 +145,12 @@ fn support<'a>(setup: &'a Setup, caller: Caller, granted: &Granted, voice: &Owne
     // Its memory holds the set-up, secrets in the environment included.
     let _ = rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable);
     Ok(())
+}
+
+/// Waits until pid 1 says that it ends, or has ended.
+fn await_goodbye(voice: &OwnedFd) {
+    // It says nothing else, so the first thing to be read is the end.
+    let _ = rustix::io::retry_on_intr(|| rustix::io::read(voice, &mut [0; 1]));
 }
 
 /// Tells pid 1. If it is gone already, waiting for it tells more than this could.

@@ -42,7 +42,7 @@ pub fn run(setup: Setup, channel: Channel) -> u8 {
 fn prepare(setup: &Setup) -> Step<(Option<Listener>, OwnedFd, OwnedFd)> {
     sys::become_subreaper().at("subreaper")?;
     let listener = listen::open(setup)?;
-    let (word, voice) = intake::pipe().at("pipe")?;
+    let (word, voice) = intake::line().at("line to the keeper")?;
     Ok((listener, word, voice))
 }
 
