@@ -236,7 +236,9 @@ impl Reading<'_> {
         let environment = overlay::environment(&loader.schema, &loader.surroundings, &mut self.problems);
         let set = overlay::assignments(&loader.schema, &loader.assignments, &mut self.problems);
         for values in [environment, set] {
-            self.add(values, loader.surroundings.directory());
+            if values.root.table().is_some_and(|table| !table.is_empty()) {
+                self.add(values, loader.surroundings.directory());
+            }
         }
     }
 
@@ -358,7 +360,7 @@ pub(crate) fn known_backend(schema: &Value, backend: &str) -> Result<()> {
 }
 
 /// Tightening the network leaves the names that the profile allows without a use.
-fn leave_names_unused(profile: &Settings, after: &mut Settings) {
+pub(crate) fn leave_names_unused(profile: &Settings, after: &mut Settings) {
     if after.tier.network() > profile.tier.network() && after.allow == profile.allow {
         after.allow.clear();
     }

@@ -12,7 +12,7 @@ use crate::check::{check, check_table};
 use crate::diagnostic::{Diagnostic, Severity, first_error};
 use crate::inspect::{Mark, inspect};
 use crate::layer::Provenance;
-use crate::loader::{known_backend, of_code};
+use crate::loader::{known_backend, leave_names_unused, of_code};
 use crate::node::{Node, Place};
 use crate::secret::{SecretRef, names_a_secret};
 use crate::settings::{EnvValue, Settings};
@@ -111,6 +111,7 @@ impl Profile {
     pub fn with(&self, overrides: &Overrides) -> Result<Self> {
         let mut profile = self.clone();
         overrides.apply(&mut profile.settings);
+        leave_names_unused(&self.settings, &mut profile.settings);
         profile.settle(&self.settings)?;
         let changes = weaker(&self.settings, &profile.settings, &self.schema);
         profile.weakened.extend(changes.into_iter().map(|change| Weakening {

@@ -174,6 +174,9 @@ mod unit {
         let profile = world.loader().load("./p.toml").unwrap();
         assert_eq!(profile.tier().network(), Network::N2);
         assert!(profile.spec(&registry(), Hold::Process).unwrap().network.allow.is_empty());
+        let in_code = world.surroundings().without_user_files();
+        let profile = world.loader().surroundings(in_code).load("./p.toml").unwrap();
+        profile.with(&Overrides::new().tier("T0.H1.N2".parse().unwrap())).unwrap();
     }
 
     #[test]
