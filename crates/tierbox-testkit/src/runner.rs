@@ -12,6 +12,7 @@ use tokio::runtime::Runtime;
 use tokio::sync::OnceCell;
 
 use crate::case::{Case, Fail, Verdict};
+use crate::mutant::{Mutant, mutants};
 use crate::subject::{Absence, Factory, Subject};
 use crate::{conformance, escape, plain};
 
@@ -43,6 +44,17 @@ impl Suite {
     /// The escape corpus for a backend's minimum set of capabilities.
     pub fn escape(minimum: Capabilities, factory: Arc<dyn Factory>) -> Self {
         Self::new(escape::cases(&minimum), factory)
+    }
+
+    /// Every mutant over this backend: `conformance::mutants::<name>` passes if all its cases fail.
+    pub fn mutants(factory: Arc<dyn Factory>) -> Self {
+        let case = |mutant: &'static Mutant| {
+            let name = format!("conformance::mutants::{}", mutant.name());
+            Case::new(name, "Every case fails on a sandbox that breaks its promise.", &[], move |subject: Subject| async move {
+                mutant.prove(subject.environment, subject.factory).await
+            })
+        };
+        Self::new(mutants().iter().map(case).collect(), factory)
     }
 
     /// Names this configuration: `conformance::<variant>::<area>::<id>`.
@@ -170,12 +182,12 @@ impl Suite {
     }
 }
 
-/// Appends a skip to the file that `TIERBOX_SKIP_FILE` names, as one JSON object a line.
+/// Appends a skip to the file that `TIERBOX_SKIP_FILE` names: engine, test, reason and install command, between tabs.
 fn record_skip(engine: &str, test: &str, reason: &str, install: &str) -> std::io::Result<()> {
     let Some(path) = std::env::var_os("TIERBOX_SKIP_FILE") else { return Ok(()) };
-    let line = serde_json::json!({ "engine": engine, "test": test, "reason": reason, "install": install });
+    let fields = [engine, test, reason, install].map(|field| field.replace(['\t', '\n'], " "));
     let mut file = std::fs::OpenOptions::new().create(true).append(true).open(path)?;
-    file.write_all(format!("{line}\n").as_bytes())
+    file.write_all(format!("{}\n", fields.join("\t")).as_bytes())
 }
 
 /// Runs suites as this test program's arguments ask.

@@ -132,7 +132,7 @@ async fn write_with(s: &Subject, name: &str, contents: &'static str, options: Wr
 }
 
 async fn given_mode_is_set(s: Subject) -> Verdict {
-    for mode in [0o755, 0o600, 0o777, 0o400, 0o666] {
+    for mode in [0o755, 0o600, 0o777, 0o666, 0o400] {
         let options = WriteOptions { mode: Some(mode), ..WriteOptions::default() };
         write_with(&s, &format!("new-{mode:o}"), "x", options).await?;
         write_with(&s, "same", "x", options).await?;

@@ -1,6 +1,6 @@
 //! Limits of an environment.
 
-use tierbox_core::{ErrorKind, ExecRequest, KillReason, Limit, Outcome, SandboxExt};
+use tierbox_core::{ErrorKind, ExecRequest, KillReason, Limit, Limits, Outcome, SandboxExt};
 
 use crate::case::{Verdict, ensure, ensure_eq, ensure_kind};
 use crate::subject::Subject;
@@ -26,8 +26,14 @@ fn hold(mib: u64) -> String {
     format!("exec 2>/dev/null; tail -c {} /dev/zero | wc -c", mib * MIB)
 }
 
+/// Limits memory, and with it the writable areas that may be kept there.
+pub(super) fn memory(limits: &mut Limits, limit: Limit<u64>) {
+    limits.memory = Some(limit);
+    limits.disk = limits.disk.map(|disk| Limit { max: disk.max.min(16 * MIB), ..disk });
+}
+
 async fn memory_outcome_is_told(s: Subject) -> Verdict {
-    let own = s.another(&|spec| spec.limits.memory = Some(Limit::required(96 * MIB))).await?;
+    let own = s.another(&|spec| memory(&mut spec.limits, Limit::required(96 * MIB))).await?;
     let result = own.run(ExecRequest::new(["tail", "-c", &(400 * MIB).to_string(), "/dev/zero"])).await?;
     ensure_eq!(result.outcome(), Outcome::Killed(KillReason::Memory), "outcome");
     ensure_eq!(own.text("echo works").await?, "works", "the next command");
@@ -35,7 +41,7 @@ async fn memory_outcome_is_told(s: Subject) -> Verdict {
 }
 
 async fn memory_is_bounded(s: Subject) -> Verdict {
-    let own = s.another(&|spec| spec.limits.memory = Some(Limit::required(96 * MIB))).await?;
+    let own = s.another(&|spec| memory(&mut spec.limits, Limit::required(96 * MIB))).await?;
     let result = own.run(ExecRequest::shell(hold(400))).await?;
     ensure!(result.stdout.bytes() != format!("{}\n", 400 * MIB).into_bytes(), "400 MiB were held under a limit of 96 MiB");
     let result = own.run(ExecRequest::shell(hold(8))).await?;
@@ -131,7 +137,7 @@ fn milliseconds(part: &str) -> Option<u64> {
 async fn report_names_what_enforces(s: Subject) -> Verdict {
     let own = s
         .another(&|spec| {
-            spec.limits.memory = Some(Limit::best(256 * MIB));
+            memory(&mut spec.limits, Limit::best(256 * MIB));
             spec.limits.pids = Some(Limit::best(200));
             spec.limits.open_files = Some(Limit::best(500));
         })

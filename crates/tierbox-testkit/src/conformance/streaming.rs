@@ -77,8 +77,8 @@ async fn live(s: Subject, say: &str) -> Verdict {
     let live = if say.contains('&') { &mut stderr } else { &mut stdout };
     read_until(&s, live, "ready").await?;
     s.sh("touch go").await?;
-    read_until(&s, live, "done").await?;
-    drop((stdout, stderr));
+    read_until(&s, &mut stdout, "done").await?;
+    read_until(&s, &mut stderr, "done").await?;
     ensure_eq!(s.outcome(&mut handle).await?, Outcome::Exited(0), "outcome");
     Ok(())
 }

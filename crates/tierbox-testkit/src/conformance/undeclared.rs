@@ -65,7 +65,7 @@ async fn refused(s: &Subject, need: Need) -> Verdict {
         Need::Files => files(s).await,
         Need::Archives => archives(s).await,
         Need::Dial => ensure_kind(s.sandbox.dial(DialTarget::Tcp(80)).await.map(drop), ErrorKind::Unsupported, "dial"),
-        Need::LimitMemory => limit(s, "memory", |limits| limits.memory = Some(Limit::required(64 << 20))).await,
+        Need::LimitMemory => limit(s, "memory", |limits| super::limits::memory(limits, Limit::required(96 << 20))).await,
         Need::LimitCpu => limit(s, "cpu", |limits| limits.cpu_millis = Some(Limit::required(500))).await,
         Need::LimitPids => limit(s, "pids", |limits| limits.pids = Some(Limit::required(64))).await,
         Need::LimitDisk => limit(s, "disk", |limits| limits.disk = Some(Limit::required(8 << 20))).await,
