@@ -633,7 +633,7 @@ mod files_and_streams_inside {
         }
         echoing.join().unwrap();
         for (target, expected) in [
-            (Dial::Tcp { port }, Failure::Io),
+            (Dial::Tcp { port }, Failure::NotFound),
             (Dial::Unix { path: blob("no-such-socket") }, Failure::NotFound),
             (Dial::Unix { path: blob(vec![b'a'; 300]) }, Failure::Invalid),
         ] {

@@ -345,7 +345,7 @@ fn explain(error: &io::Error) -> (Failure, i32, &'static str) {
     match errno {
         libc::ENOENT | libc::ENOTDIR => (Failure::NotFound, errno, "there is no such socket"),
         libc::EACCES | libc::EPERM => (Failure::PermissionDenied, errno, "the sandbox's user may not connect to it"),
-        libc::ECONNREFUSED => (Failure::Io, errno, "nothing listens there"),
+        libc::ECONNREFUSED => (Failure::NotFound, errno, "nothing listens there"),
         libc::ENAMETOOLONG | libc::EINVAL => (Failure::Invalid, errno, "the path is no socket's"),
         libc::ETIMEDOUT => (Failure::Io, errno, "nothing answered in time"),
         _ => (Failure::Io, errno, "the stream cannot be opened"),

@@ -310,10 +310,11 @@ impl Engine {
 
     fn kill_by_id(&mut self, id: u32, call: u32, command_id: &Id, reason: Kill) {
         let found = self.commands.find(command_id);
-        if let Some(key) = found {
+        let running = found.filter(|key| self.commands.get(*key).is_some_and(|command| command.done.is_none()));
+        if let Some(key) = running {
             self.begin_kill(key, killed(&reason));
         }
-        let answer = found.map(drop).ok_or((Failure::NotFound, libc::ESRCH, "no such command, or it ended long ago"));
+        let answer = running.map(drop).ok_or((Failure::NotFound, libc::ESRCH, "no such command, or it has ended"));
         self.answer(id, call, answer);
     }
 
