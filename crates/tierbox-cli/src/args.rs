@@ -23,6 +23,7 @@ pub(crate) struct Cli {
 
 /// What every command takes.
 #[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Common options")]
 pub(crate) struct Global {
     /// Print results and errors as JSON
     #[arg(long, global = true)]
@@ -91,9 +92,9 @@ pub(crate) enum Command {
 #[derive(Debug, Clone, Args)]
 pub(crate) struct StartArgs {
     /// The profile: a name, or the path of a file
-    #[arg(short, long, value_name = "NAME", env = "TIERBOX_PROFILE", default_value = "local")]
+    #[arg(short, long, value_name = "NAME", env = "TIERBOX_PROFILE", hide_env_values = true, default_value = "local")]
     pub profile: String,
-    /// Set a value of the profile, such as limits.memory=512MiB; may be repeated
+    /// Set a value of the profile, such as limits.pids=64; may be repeated
     #[arg(long, value_name = "KEY=VALUE", value_parser = parse::setting)]
     pub set: Vec<(String, String)>,
     /// Permit --set, --mount and variables to weaken the profile; the report lists what they do
@@ -141,7 +142,7 @@ pub(crate) struct CommandArgs {
 Examples:
   tierbox run -- /bin/sh -c 'echo hello from $PWD'
   tierbox run --copy-in ./task --copy-out out --timeout 5m -- python3 task/main.py
-  tierbox run --set limits.memory=256MiB --json -- /usr/bin/make test
+  tierbox run --set limits.pids=64 --json -- /usr/bin/make test
 
 The exit status is the command's; see tierbox help exit-codes.")]
 pub(crate) struct RunArgs {
@@ -315,7 +316,7 @@ pub(crate) struct DoctorArgs {
 #[command(after_help = "Example:\n  tierbox config show local")]
 pub(crate) enum ConfigCommand {
     /// Print every value of a profile with where it comes from; secrets are masked
-    #[command(after_help = "Example:\n  tierbox config show local --set limits.memory=1GiB")]
+    #[command(after_help = "Example:\n  tierbox config show local --set limits.exec=5m")]
     Show {
         /// The profile: a name, or the path of a file
         #[arg(default_value = "local", env = "TIERBOX_PROFILE")]

@@ -6,8 +6,9 @@ use tierbox::{ErrorKind, KillReason, NotStartedCause, Outcome};
 pub(crate) const TABLE: &str = "\
 What the exit statuses mean
 
-The status of `run`, `exec`, `shell` and `logs -f` is the command's own, as a shell would show it: its exit code, or
-128 and the number of the signal that ended it. tierbox's own failures use these; --json tells the two apart for sure.
+The status of `run`, `exec`, `shell` and `logs -f` is the command's own, as a shell would
+show it: its exit code, or 128 and the number of the signal that ended it. tierbox's own
+failures use these; --json tells the two apart for sure.
 
    64  the command line is wrong
    65  the profile is wrong
@@ -66,7 +67,8 @@ pub(crate) fn of_outcome(outcome: Outcome) -> u8 {
 /// What to say about an outcome that is tierbox's doing; `None` for what the command did by itself.
 pub(crate) fn remark(outcome: Outcome) -> Option<String> {
     Some(match outcome {
-        Outcome::Exited(_) => return None,
+        // 13 is SIGPIPE: whoever read the output went away, as in `tierbox run … | head`, and knows it.
+        Outcome::Exited(_) | Outcome::Signaled(13) => return None,
         Outcome::Signaled(signal) => format!("the command was ended by signal {signal}"),
         Outcome::Killed(KillReason::Timeout) => "killed: the command's time was up".into(),
         Outcome::Killed(KillReason::Idle) => "killed: the command was silent too long".into(),

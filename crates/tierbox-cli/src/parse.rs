@@ -57,7 +57,7 @@ pub(crate) enum Side {
 }
 
 pub(crate) fn setting(text: &str) -> Result<(String, String), String> {
-    let (key, value) = text.split_once('=').ok_or("write KEY=VALUE, such as limits.memory=512MiB")?;
+    let (key, value) = text.split_once('=').ok_or("write KEY=VALUE, such as limits.pids=64")?;
     if key.is_empty() {
         return Err("the key is empty".into());
     }

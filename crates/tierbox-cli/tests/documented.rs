@@ -1,0 +1,26 @@
+//! The documents in `cmd/` run as they stand, on the local backend.
+#![cfg(all(feature = "local", target_os = "linux"))]
+
+mod support;
+
+mod conformance {
+    use crate::support::{able, tierbox};
+
+    #[test]
+    fn documented_commands_do_what_they_say() {
+        let state = tempfile::tempdir().unwrap();
+        if !able(state.path()) {
+            return;
+        }
+        for document in ["run", "up", "keep", "files", "help"] {
+            let state = state.path().join(document);
+            let cases = trycmd::TestCases::new();
+            cases.env("TIERBOX_STATE_DIR", state.to_str().unwrap()).env("HOME", "/nonexistent").env("NO_COLOR", "1");
+            cases.register_bin("tierbox", std::path::Path::new(env!("CARGO_BIN_EXE_tierbox")));
+            cases.case(format!("tests/cmd/{document}.md"));
+            cases.run();
+            let left = tierbox(&state).arg("ls").arg("--json").output().unwrap();
+            assert_eq!(String::from_utf8_lossy(&left.stdout), "{\"environments\":[],\"foreign\":[]}\n", "after {document}");
+        }
+    }
+}

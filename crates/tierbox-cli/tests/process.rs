@@ -1,0 +1,192 @@
+//! What only a process of its own shows: signals, streams, terminals.
+#![cfg(all(feature = "local", target_os = "linux"))]
+
+mod support;
+
+mod conformance {
+    use std::io::{Read, Write};
+    use std::path::Path;
+    use std::process::{Child, Stdio};
+    use std::time::{Duration, Instant};
+
+    use rustix::process::{Pid, Signal, kill_process};
+
+    use crate::support::{able, tierbox};
+
+    const LIMIT: Duration = Duration::from_secs(20);
+
+    fn fixture() -> Option<tempfile::TempDir> {
+        let state = tempfile::tempdir().unwrap();
+        able(&state.path().join("s")).then_some(state)
+    }
+
+    fn assert_empty(state: &Path) {
+        let left = tierbox(state).args(["ls", "--json"]).output().unwrap();
+        assert_eq!(String::from_utf8_lossy(&left.stdout), "{\"environments\":[],\"foreign\":[]}\n");
+    }
+
+    /// Starts a command that says when it runs, and waits for that.
+    fn running(state: &Path) -> Child {
+        let mut child = tierbox(state)
+            .args(["run", "--quiet", "--", "/bin/sh", "-c", "trap '' TERM INT; echo ready; sleep 1000; sleep 1000"])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut ready = [0; 6];
+        child.stdout.as_mut().unwrap().read_exact(&mut ready).unwrap();
+        child
+    }
+
+    fn send(child: &Child, signal: Signal) {
+        kill_process(Pid::from_child(child), signal).unwrap();
+    }
+
+    fn end(child: &mut Child) -> std::process::ExitStatus {
+        let started = Instant::now();
+        loop {
+            if let Some(status) = child.try_wait().unwrap() {
+                return status;
+            }
+            assert!(started.elapsed() < LIMIT, "it goes on");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    #[test]
+    fn signals_end_the_tree_and_clean_up() {
+        let Some(state) = fixture() else { return };
+        for (signal, status) in [(Signal::INT, 130), (Signal::TERM, 143), (Signal::HUP, 129)] {
+            let mut child = running(state.path());
+            send(&child, signal);
+            assert_eq!(end(&mut child).code(), Some(status));
+            assert_empty(state.path());
+        }
+    }
+
+    #[test]
+    fn what_a_kill_leaves_is_cleaned_up() {
+        let Some(state) = fixture() else { return };
+        let mut child = running(state.path());
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let cleaned = tierbox(state.path()).args(["cleanup", "--json"]).output().unwrap();
+        assert!(cleaned.status.success(), "{cleaned:?}");
+        assert_empty(state.path());
+    }
+
+    #[test]
+    fn stdin_that_is_no_terminal_is_forwarded() {
+        let Some(state) = fixture() else { return };
+        let mut child = tierbox(state.path())
+            .args(["run", "--quiet", "--", "/usr/bin/wc", "-c"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut stdin = child.stdin.take().unwrap();
+        let chunk = vec![b'x'; 1 << 20];
+        (0..4).for_each(|_| stdin.write_all(&chunk).unwrap());
+        drop(stdin);
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), "4194304");
+    }
+
+    #[test]
+    fn a_reader_that_goes_away_ends_the_command() {
+        let Some(state) = fixture() else { return };
+        let mut child = tierbox(state.path())
+            .args(["run", "--quiet", "--", "/usr/bin/yes"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut some = [0; 4096];
+        child.stdout.take().unwrap().read_exact(&mut some).unwrap();
+        let status = end(&mut child);
+        assert!(matches!(status.code(), Some(141 | 1)), "{status}");
+        assert_empty(state.path());
+    }
+
+    #[test]
+    fn output_that_is_no_terminal_is_not_changed() {
+        let Some(state) = fixture() else { return };
+        let script = r#"printf '\033]0;title\007\377'"#;
+        let output = tierbox(state.path()).args(["run", "--quiet", "--", "/bin/sh", "-c", script]).output().unwrap();
+        assert_eq!(output.stdout, b"\x1b]0;title\x07\xff");
+    }
+
+    /// Runs the program under a terminal of its own, made by `script`, and returns what that terminal showed.
+    fn on_a_terminal(state: &Path, command: &str, input: &str) -> String {
+        let program = env!("CARGO_BIN_EXE_tierbox");
+        let mut child = std::process::Command::new("script")
+            .args(["--quiet", "--return", "--command", &format!("{program} {command}"), "/dev/null"])
+            .env("TIERBOX_STATE_DIR", state)
+            .env("HOME", "/nonexistent")
+            .env("NO_COLOR", "1")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("`script` is part of every util-linux");
+        child.stdin.as_mut().unwrap().write_all(input.as_bytes()).unwrap();
+        let mut shown = Vec::new();
+        child.stdout.take().unwrap().read_to_end(&mut shown).unwrap();
+        child.wait().unwrap();
+        String::from_utf8_lossy(&shown).into_owned()
+    }
+
+    #[test]
+    fn terminal_escapes_are_shown_and_not_obeyed() {
+        let Some(state) = fixture() else { return };
+        let command = r#"run --quiet -- /bin/sh -c 'printf "\033]0;title\007x\n"'"#;
+        let shown = on_a_terminal(state.path(), command, "");
+        assert!(shown.contains("^[]0;title^Gx"), "{shown:?}");
+        assert!(!shown.contains("\u{1b}]0;title"), "{shown:?}");
+    }
+
+    #[test]
+    fn a_shell_has_a_terminal() {
+        let Some(state) = fixture() else { return };
+        let typed = "stty size; tty; exit 5\n";
+        let shown = on_a_terminal(state.path(), "shell --quiet", typed);
+        assert!(shown.contains("/dev/pts/"), "{shown:?}");
+        assert_empty(state.path());
+    }
+
+    #[test]
+    fn forwarded_ports_reach_inside() {
+        let Some(state) = fixture() else { return };
+        let up = tierbox(state.path()).args(["up", "--quiet", "--name", "served"]).output().unwrap();
+        assert!(up.status.success(), "{up:?}");
+        // Answers one line on a Unix socket that bash's and python's absence does not matter for: the program is perl.
+        let serve = "use IO::Socket::UNIX; my $s = IO::Socket::UNIX->new(Local => '/tmp/s', Listen => 1) or die; \
+                     while (my $c = $s->accept) { my $l = <$c>; print $c \"got $l\"; close $c }";
+        let detached = tierbox(state.path()).args(["exec", "-d", "served", "--", "/usr/bin/perl", "-e", serve]).output().unwrap();
+        assert!(detached.status.success(), "{detached:?}");
+        let mut forward = tierbox(state.path())
+            .args(["forward", "served", "0:/tmp/s"])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut address = String::new();
+        let mut line = std::io::BufReader::new(forward.stdout.take().unwrap());
+        std::io::BufRead::read_line(&mut line, &mut address).unwrap();
+        assert!(address.starts_with("127.0.0.1:"), "{address}");
+        let started = Instant::now();
+        let answer = loop {
+            let mut stream = std::net::TcpStream::connect(address.trim()).unwrap();
+            let mut answer = String::new();
+            if stream.write_all(b"ping\n").is_ok() && stream.read_to_string(&mut answer).is_ok() && !answer.is_empty() {
+                break answer;
+            }
+            assert!(started.elapsed() < LIMIT, "nobody answers");
+        };
+        assert_eq!(answer, "got ping\n");
+        send(&forward, Signal::INT);
+        assert_eq!(end(&mut forward).code(), Some(0));
+        assert!(tierbox(state.path()).args(["down", "served"]).status().unwrap().success());
+        assert_empty(state.path());
+    }
+}

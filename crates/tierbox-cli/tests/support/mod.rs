@@ -1,0 +1,27 @@
+//! What the tests of the command line share.
+
+use std::io::Write;
+use std::path::Path;
+use std::process::Command;
+
+/// The program, with a state directory of its own and nobody's configuration.
+pub fn tierbox(state: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tierbox"));
+    command.env("TIERBOX_STATE_DIR", state).env("HOME", "/nonexistent").env_remove("TIERBOX_LOG").env_remove("TIERBOX_PROFILE");
+    command
+}
+
+/// Whether this host can start sandboxes; if not, a line goes into the list of skipped tests.
+pub fn able(state: &Path) -> bool {
+    let tried = tierbox(state).args(["run", "--", "/bin/true"]).output().unwrap();
+    if tried.status.code() != Some(69) {
+        return true;
+    }
+    let said = String::from_utf8_lossy(&tried.stderr).replace(['\n', '\t'], " ");
+    let test = std::thread::current().name().unwrap_or("tierbox-cli").to_owned();
+    if let Some(path) = std::env::var_os("TIERBOX_SKIP_FILE") {
+        let mut file = std::fs::File::options().append(true).create(true).open(path).unwrap();
+        file.write_all(format!("local\t{test}\t{said}\ttierbox doctor\n").as_bytes()).unwrap();
+    }
+    false
+}
