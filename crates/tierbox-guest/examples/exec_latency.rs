@@ -1,4 +1,5 @@
-//! How long a command takes through a supervisor, beside the floor: `posix_spawn` and wait of the same file.
+//! How long a command takes through a supervisor, beside the floor: `posix_spawn` and wait of the same file; and how fast
+//! its output comes, beside a plain pipe.
 //!
 //! ```sh
 //! cargo run --release -p tierbox-guest --features descriptors,embed --example exec_latency
@@ -12,7 +13,8 @@ mod support;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use tierbox_core::{ExecRequest, SandboxExt};
+use tierbox_core::{ExecRequest, Sandbox, SandboxExt};
+use tokio::io::AsyncReadExt;
 
 use support::{Line, machine_in};
 use tierbox_supervisor::setup::Cgroup;
@@ -34,6 +36,53 @@ async fn main() {
     let floor = report("posix_spawn + wait", floor, None);
     report("run() over a socket", by_socket, Some(floor));
     report("run() over pipes", by_pipes, Some(floor));
+
+    let plain = plain_pipe();
+    println!("{:<22} {:>6.0} MiB/s", "plain pipe", plain);
+    for (name, machine) in [("handle over a socket", &passed), ("handle over pipes", &framed)] {
+        let rate = stream(machine).await;
+        println!("{name:<22} {rate:>6.0} MiB/s  {:.2}x", rate / plain);
+    }
+}
+
+const STREAMED: u64 = 1 << 30;
+
+fn rate(started: Instant) -> f64 {
+    (STREAMED >> 20) as f64 / started.elapsed().as_secs_f64()
+}
+
+fn plain_pipe() -> f64 {
+    let started = Instant::now();
+    let mut child = Command::new("head").args(["-c", "1G", "/dev/zero"]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut stdout = child.stdout.take().unwrap();
+    let mut buffer = vec![0; 64 << 10];
+    let mut total = 0;
+    loop {
+        match std::io::Read::read(&mut stdout, &mut buffer).unwrap() {
+            0 => break,
+            count => total += count as u64,
+        }
+    }
+    assert_eq!(total, STREAMED);
+    child.wait().unwrap();
+    rate(started)
+}
+
+async fn stream(machine: &support::Machine) -> f64 {
+    let started = Instant::now();
+    let mut handle = machine.sandbox.spawn(ExecRequest::new(["head", "-c", "1G", "/dev/zero"])).await.unwrap();
+    let mut stdout = handle.take_stdout().unwrap();
+    let mut buffer = vec![0; 64 << 10];
+    let mut total = 0;
+    loop {
+        match stdout.read(&mut buffer).await.unwrap() {
+            0 => break,
+            count => total += count as u64,
+        }
+    }
+    assert_eq!(total, STREAMED);
+    assert!(handle.wait().await.unwrap().outcome.success());
+    rate(started)
 }
 
 /// A cgroup of the v2 hierarchy where one can be made, as a container has it.

@@ -13,9 +13,15 @@ pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Wakes those who wait. Called without any lock: whoever is woken may come back at once.
-pub(crate) fn wake(wakers: impl IntoIterator<Item = Option<Waker>>) {
-    wakers.into_iter().flatten().for_each(Waker::wake);
+/// Wakes those who wait, each once: one task often waits for several things, and a wake-up is a system call. Called without
+/// any lock: whoever is woken may come back at once.
+pub(crate) fn wake<const N: usize>(mut wakers: [Option<Waker>; N]) {
+    for index in 0..N {
+        let Some(waker) = wakers[index].take() else { continue };
+        if !wakers[index + 1..].iter().flatten().any(|other| other.will_wake(&waker)) {
+            waker.wake();
+        }
+    }
 }
 
 /// Text that came out of a machine, made fit to show: one line, printable, at most `max` characters.

@@ -97,8 +97,18 @@ mod socket {
     }
 }
 
+/// Ends the line whatever becomes of its reader: a defect here must not leave anybody waiting.
+struct Reading(Arc<Shared>);
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        self.0.close(Closed::lost("the line to the machine is no longer read"));
+    }
+}
+
 /// Reads a channel until it ends.
 pub(crate) async fn run(shared: Arc<Shared>, source: impl Source, patience: Duration) {
+    let _reading = Reading(shared.clone());
     let reason = tokio::select! {
         reason = read(&shared, source) => reason,
         reason = watch(&shared, patience) => reason,

@@ -63,7 +63,9 @@ impl GuestSandbox {
         self.require(can.users == UserSupport::Any || !other, "exec", "running a command as another user")
     }
 
-    async fn launch(&self, request: ExecRequest, detached: bool) -> Result<exec::Handle> {
+    async fn launch(&self, mut request: ExecRequest, detached: bool) -> Result<exec::Handle> {
+        // The machine need not know its default user by name.
+        request.user = request.user.filter(|user| *user != self.config.agent);
         let timeout = request.timeout.or(self.config.limits.exec);
         exec::launch(&self.channel, NewExec { request, timeout, detached }).await
     }

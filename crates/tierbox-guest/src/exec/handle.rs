@@ -9,7 +9,8 @@ use std::task::{Context, Poll};
 
 use async_trait::async_trait;
 use tierbox_core::{
-    ByteReader, ByteWriter, Completed, Error, ErrorKind, ExecHandle, ExecId, KillReason, PtySize, Result, Signal,
+    ByteReader, ByteWriter, Completed, Error, ErrorKind, ExecHandle, ExecId, KillReason, NotStartedCause, Outcome, PtySize,
+    Result, Signal,
 };
 use tierbox_supervisor::protocol::{Kill, ToSupervisor, WinSize};
 use tokio::io::{AsyncRead, ReadBuf};
@@ -71,9 +72,7 @@ impl Handle {
     pub(crate) async fn started(&self) -> Result<()> {
         match poll_fn(|cx| self.call.poll_started(cx.waker())).await {
             Ok(()) => Ok(()),
-            Err(Ending::Done(completed)) => {
-                Err(Error::new(ErrorKind::InvalidInput, "exec", format!("the command {}", completed.outcome)))
-            }
+            Err(Ending::Done(completed)) => Err(never_ran(completed.outcome)),
             Err(Ending::Refused(failed)) => Err(Fault::Failed(failed).error("exec", "command")),
             Err(Ending::Lost) => Err(Error::new(ErrorKind::Lost, "exec", "the machine went away; the command may have run")),
         }
@@ -106,6 +105,22 @@ impl Handle {
             Ending::Refused(failed) => Err(Fault::Failed(failed).error("exec", "command")),
         })
     }
+}
+
+/// The error that says why a command never ran.
+fn never_ran(outcome: Outcome) -> Error {
+    let cause = if let Outcome::NotStarted { cause, .. } = outcome { Some(cause) } else { None };
+    let (kind, message) = match cause {
+        Some(NotStartedCause::BadCwd) => (ErrorKind::InvalidInput, "its working directory cannot be entered"),
+        Some(NotStartedCause::UnknownUser) => (ErrorKind::InvalidInput, "the machine has no such user"),
+        Some(NotStartedCause::UserNotMapped) => (ErrorKind::Unsupported, "this sandbox cannot run commands as that user"),
+        Some(NotStartedCause::TooBig) => (ErrorKind::TooLarge, "its arguments and variables are too long together"),
+        Some(NotStartedCause::NoResources) => (ErrorKind::LimitReached, "the machine could not make one more process"),
+        Some(NotStartedCause::AlreadyLaunched) => (ErrorKind::AlreadyExists, "a command of that id was launched before"),
+        _ => (ErrorKind::Cancelled, "it was cancelled before it was launched"),
+    };
+    let error = Error::new(kind, "exec", format!("the command never ran: {message}"));
+    if kind == ErrorKind::LimitReached { error.retryable() } else { error }
 }
 
 /// Why a command is killed, as far as the machine distinguishes it: what it decides itself cannot be claimed from here.

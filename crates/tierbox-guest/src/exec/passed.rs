@@ -26,7 +26,9 @@ const SCRATCH: usize = 16 << 10;
 
 /// Sends a command with pipes of this side's.
 pub(super) fn launch(channel: &Channel, mut new: NewExec) -> Result<Handle> {
-    let failed = |error: io::Error| Error::io("exec", error);
+    let failed = |error: io::Error| {
+        Error::io("exec", error).with_help("each running command takes up to 3 descriptors here: see `ulimit -n`").retryable()
+    };
     let stdin = std::mem::take(&mut new.request.stdin);
     let streams = launch::streams(&stdin);
     let mut descriptors = Vec::with_capacity(3);

@@ -4,6 +4,7 @@ mod commands;
 mod files;
 mod handshake;
 mod hostile;
+mod random;
 
 use std::io::{IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
