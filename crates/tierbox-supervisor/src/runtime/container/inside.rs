@@ -140,10 +140,14 @@ fn hear_pid(word: BorrowedFd<'_>) -> Result<u32, Stop> {
 /// Lets a helper give the network namespace a way out, and blocks what must not be reached through it.
 fn external_network(setup: &Setup, channel: &Channel, netlink: &Netlink, pid: u32) -> Step {
     let Net::External { blocked4, blocked6 } = &setup.net else { return Ok(()) };
+    // The helper has to open this process's namespaces, which the kernel grants nobody but root while it cannot be dumped.
+    // Nothing of the sandbox's runs yet.
+    rustix::process::set_dumpable_behavior(DumpableBehavior::Dumpable).at("dumpable")?;
     channel.send(&FromSupervisor::NetworkWanted { pid }).at("network helper")?;
-    match channel.receive().at("network helper")? {
-        ToSupervisor::NetworkReady => {}
-        _ => return Err(Refusal::because("network helper", "the host sent something else than NetworkReady")),
+    let answer = channel.receive().at("network helper")?;
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).at("dumpable")?;
+    if !matches!(answer, ToSupervisor::NetworkReady) {
+        return Err(Refusal::because("network helper", "the host sent something else than NetworkReady"));
     }
     for (address, length) in blocked4 {
         netlink.block(AddressFamily::INET, address, *length)?;
