@@ -638,7 +638,7 @@ impl Decoder {
     ///
     /// # Errors
     /// [`DecodeError`] for a frame that is too long or malformed. The stream is then useless.
-    pub fn next<M: Wire>(&mut self) -> Result<Option<Frame<M>>, DecodeError> {
+    pub fn next_frame<M: Wire>(&mut self) -> Result<Option<Frame<M>>, DecodeError> {
         let pending = &self.buffer[self.start..];
         let Some((length, rest)) = pending.split_first_chunk::<4>() else { return Ok(None) };
         let length = u32::from_le_bytes(*length) as usize;

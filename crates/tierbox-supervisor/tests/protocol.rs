@@ -327,7 +327,7 @@ fn survives<M: Wire + Clone + PartialEq + Debug>(
     let mut seen = Vec::new();
     for bytes in stream.chunks(piece) {
         decoder.push(bytes);
-        while let Some(frame) = decoder.next::<M>().map_err(|error| TestCaseError::fail(error.to_string()))? {
+        while let Some(frame) = decoder.next_frame::<M>().map_err(|error| TestCaseError::fail(error.to_string()))? {
             seen.push((frame.call, frame.message));
         }
     }
@@ -344,7 +344,7 @@ fn survives<M: Wire + Clone + PartialEq + Debug>(
         framed[..4].copy_from_slice(&longer.to_le_bytes());
         let mut decoder = Decoder::default();
         decoder.push(&framed);
-        prop_assert_eq!(decoder.next::<M>(), Err(DecodeError::Trailing));
+        prop_assert_eq!(decoder.next_frame::<M>(), Err(DecodeError::Trailing));
     }
     Ok(())
 }
@@ -355,7 +355,7 @@ fn bounded<M: Wire>(stream: &[u8], piece: usize) -> Result<(), TestCaseError> {
         let mut decoder = Decoder::default();
         for bytes in stream.chunks(piece) {
             decoder.push(bytes);
-            while let Ok(Some(_)) = decoder.next::<M>() {}
+            while let Ok(Some(_)) = decoder.next_frame::<M>() {}
         }
     });
     // A byte of input becomes at most one value in memory, of which the largest takes some hundred bytes; the rest is
@@ -437,7 +437,7 @@ mod unit {
         fn a_frame_that_is_too_long_is_refused_by_its_length_alone(excess in 1_u32..=u32::MAX - MAX_FRAME as u32) {
             let mut decoder = Decoder::default();
             decoder.push(&(MAX_FRAME as u32 + excess).to_le_bytes());
-            prop_assert_eq!(decoder.next::<ToSupervisor>(), Err(DecodeError::TooLong));
+            prop_assert_eq!(decoder.next_frame::<ToSupervisor>(), Err(DecodeError::TooLong));
         }
 
         #[test]
@@ -501,7 +501,7 @@ mod unit {
         let longest = try_encode(0, &message(MAX_FRAME - overhead)).unwrap();
         let mut decoder = Decoder::default();
         decoder.push(&longest);
-        assert!(decoder.next::<ToSupervisor>().unwrap().is_some());
+        assert!(decoder.next_frame::<ToSupervisor>().unwrap().is_some());
         assert_eq!(try_encode(0, &message(MAX_FRAME - overhead + 1)), None);
     }
 
@@ -513,7 +513,7 @@ mod unit {
             let (result, peak) = peak_of(|| {
                 let mut decoder = Decoder::default();
                 decoder.push(&frame);
-                decoder.next::<FromSupervisor>().map(|_| ())
+                decoder.next_frame::<FromSupervisor>().map(|_| ())
             });
             assert!(result.is_err());
             assert!(peak < 1024, "{peak} bytes");

@@ -36,7 +36,7 @@ impl Peer {
     /// The next frame; panics if none comes.
     fn hear(&mut self) -> (u32, ToSupervisor) {
         loop {
-            if let Some(frame) = self.decoder.next().expect("the host speaks well") {
+            if let Some(frame) = self.decoder.next_frame().expect("the host speaks well") {
                 return (frame.call, frame.message);
             }
             let mut buffer = vec![0; 64 << 10];

@@ -65,7 +65,7 @@ impl Machine {
     pub fn next(&mut self) -> Option<FromSupervisor> {
         let mut chunk = [0; 4096];
         loop {
-            if let Some(frame) = self.decoder.next().unwrap() {
+            if let Some(frame) = self.decoder.next_frame().unwrap() {
                 return Some(frame.message);
             }
             match self.channel.read(&mut chunk) {

@@ -123,7 +123,7 @@ impl Client {
     pub fn try_next(&mut self) -> Option<Frame<FromSupervisor>> {
         let deadline = Instant::now() + LIMIT;
         loop {
-            if let Some(frame) = self.decoder.next().unwrap() {
+            if let Some(frame) = self.decoder.next_frame().unwrap() {
                 return Some(frame);
             }
             let mut buffer = [0; 64 << 10];

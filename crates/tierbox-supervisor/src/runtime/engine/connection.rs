@@ -101,7 +101,7 @@ impl Connection {
     /// # Errors
     /// If what came is no frame.
     pub fn next_frame(&mut self) -> Result<Option<Frame<ToSupervisor>>, crate::wire::DecodeError> {
-        self.decoder.next()
+        self.decoder.next_frame()
     }
 
     /// The descriptors that a frame counts; `None` if they did not come.

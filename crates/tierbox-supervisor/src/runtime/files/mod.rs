@@ -90,7 +90,7 @@ impl Worker {
     pub fn receive(&mut self) -> io::Result<Vec<FromSupervisor>> {
         self.fill()?;
         let mut answers = Vec::new();
-        while let Some(frame) = self.decoder.next().map_err(io::Error::other)? {
+        while let Some(frame) = self.decoder.next_frame().map_err(io::Error::other)? {
             answers.push(frame.message);
         }
         if answers.is_empty() && self.closed { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(answers) }

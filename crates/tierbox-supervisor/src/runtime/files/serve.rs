@@ -118,7 +118,7 @@ impl Engine {
 
     fn next(&mut self) -> Result<ToSupervisor> {
         loop {
-            if let Some(frame) = self.decoder.next().map_err(|_| Fail::Gone)? {
+            if let Some(frame) = self.decoder.next_frame().map_err(|_| Fail::Gone)? {
                 return Ok(frame.message);
             }
             self.fill()?;

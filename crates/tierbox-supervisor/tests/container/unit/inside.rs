@@ -240,7 +240,7 @@ fn guest_mode_serves_its_own_standard_streams() {
     let mut decoder = tierbox_supervisor::protocol::Decoder::default();
     let mut chunk = [0; 4096];
     let first = loop {
-        if let Some(frame) = decoder.next::<FromSupervisor>().unwrap() {
+        if let Some(frame) = decoder.next_frame::<FromSupervisor>().unwrap() {
             break frame.message;
         }
         let read = std::io::Read::read(&mut from, &mut chunk).unwrap();
