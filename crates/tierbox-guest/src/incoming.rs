@@ -127,7 +127,7 @@ async fn read(shared: &Shared, mut source: impl Source) -> Closed {
             Err(error) => return Closed::lost(format!("the line to the machine broke: {error}")),
         }
         loop {
-            match decoder.next() {
+            match decoder.next_frame() {
                 Ok(Some(frame)) => {
                     if let Err(broken) = shared.dispatch(frame) {
                         return broken;
