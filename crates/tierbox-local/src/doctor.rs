@@ -153,6 +153,9 @@ fn subordinate_ids() -> Check {
 
 fn network_helper() -> Check {
     match network::find_helper(NetworkHelper::Auto, [10, 0, 2]) {
+        Ok(helper) if network::device_cause().is_some() => {
+            warn("network N0", format!("{} cannot make its device", helper.name()), network::device_cause().unwrap_or_default())
+        }
         Ok(helper) => ok("network N0", format!("{} at {}", helper.name(), helper.path.display())),
         Err(error) => warn("network N0", error.message(), error.help().unwrap_or_default()),
     }

@@ -143,7 +143,10 @@ fn helper_failed(program: &HelperProgram, log: &Path, ended: bool) -> Error {
     let what = if ended { "ended before the network was up" } else { "gave the sandbox no route in time" };
     Error::new(ErrorKind::HostUnable, "start network helper", format!("{} {what}: {}", program.name(), said.trim()))
         .with_backend(BACKEND)
-        .with_help("try the other helper (local.network = \"slirp4netns\" or \"pasta\"), or a profile with N2")
+        .with_help(
+            network::device_cause()
+                .unwrap_or("try the other helper (local.network = \"slirp4netns\" or \"pasta\"), or a profile with N2"),
+        )
 }
 
 #[cfg(test)]

@@ -187,3 +187,38 @@ async fn doctor_starts_a_container() {
     let containers = checks.iter().find(|check| check.name == "containers").unwrap();
     assert!(containers.detail.contains("seccomp"), "{checks:#?}");
 }
+
+/// Starts a machine with the whole network, if the helper is installed.
+async fn connected(helper: &str) {
+    let state = State::new();
+    let lease = state.lease(Hold::Process);
+    let mut spec = spec("T0.H1.N0");
+    spec.settings = serde_json::json!({"network": helper});
+    let environment = match LocalBackend::new().start(&spec, lease.clone(), &Silent).await {
+        Err(error)
+            if error.message().contains("not installed") || error.help().is_some_and(|help| help.contains("/dev/net/tun")) =>
+        {
+            eprintln!("skipped: {}", error.help().unwrap_or_default());
+            return;
+        }
+        other => other.unwrap(),
+    };
+    let sandbox = environment.primary();
+    let routes = sh(&*sandbox, "cat /proc/net/route | cut -f2; cat /etc/resolv.conf").await;
+    assert!(routes.lines().any(|line| line == "00000000") && routes.contains("nameserver 10."), "{routes}");
+    // 169.254.0.0 as the kernel prints it.
+    assert!(routes.lines().any(|line| line == "0000FEA9"), "metadata services are not routed away: {routes}");
+    let helper = lease.snapshot().data["helper"]["pid"].as_u64().expect("the helper is remembered");
+    environment.stop().await.unwrap();
+    assert!(!Path::new(&format!("/proc/{helper}")).exists(), "the helper ends with its machine");
+}
+
+#[tokio::test]
+async fn slirp4netns_connects_a_machine() {
+    connected("slirp4netns").await;
+}
+
+#[tokio::test]
+async fn pasta_connects_a_machine() {
+    connected("pasta").await;
+}

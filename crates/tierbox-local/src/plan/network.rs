@@ -69,6 +69,11 @@ impl HelperProgram {
                 words.extend(owned(&["-t", "none", "-u", "none", "-T", "none", "-U", "none"]));
                 words.extend(owned(&["-a", &self.address(100), "-n", "24", "-g", &self.address(2)]));
                 words.extend(owned(&["--dns-forward", &self.nameserver()]));
+                // Root's own choice would be `nobody`, who may not enter what root made. pasta gives up root's capabilities,
+                // and lives in the container's user namespace and an empty root of its own.
+                if rustix::process::geteuid().is_root() {
+                    words.extend(owned(&["--runas", "0:0"]));
+                }
                 words
             }
             HelperKind::Slirp4netns => {
@@ -200,6 +205,14 @@ fn local_addresses6(table: &str) -> Vec<[u8; 16]> {
             !address.is_loopback() && !address.is_unicast_link_local()
         })
         .collect()
+}
+
+/// Why no helper could make its device, if that is so.
+pub fn device_cause() -> Option<&'static str> {
+    use rustix::fs::{Access, access};
+    access("/dev/net/tun", Access::READ_OK | Access::WRITE_OK).is_err().then_some(
+        "/dev/net/tun cannot be opened: as root, modprobe tun, and chmod 0666 /dev/net/tun (udev does that on a desktop)",
+    )
 }
 
 /// Whether a helper has connected the namespace of a process: it then has a default route.
