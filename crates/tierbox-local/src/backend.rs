@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use tierbox_core::{
@@ -12,6 +13,7 @@ use tierbox_guest::Ready;
 
 use crate::environment::{LocalEnvironment, Memory, Parts, Remembered, to_data};
 use crate::plan::{self, Plan, cgroups::Cgroups, limits};
+use crate::reaper::Watched;
 use crate::scope::Scope;
 use crate::settings::{Mode, Settings};
 use crate::{BACKEND, crash, destroy, doctor, machine, spawn};
@@ -27,6 +29,9 @@ const REQUIRED: [&str; 8] = [
     "seccomp",
     "no_new_privs",
 ];
+
+/// How long a machine that did not come up may take to end by itself.
+const UNDO_PATIENCE: Duration = Duration::from_millis(500);
 
 /// The backend `local`: processes and containers on this machine.
 #[derive(Debug, Clone, Copy, Default)]
@@ -132,7 +137,7 @@ async fn scoped(spec: &EnvironmentSpec, mode: Mode, lease: &dyn LeaseHandle, lif
         Some(cgroups) => Ok(Some(Scoped { spawned, cgroups })),
         // It ends with its socket; the limits are then planned without it, and refused if they are required.
         None => {
-            spawned.keeper.kill_after(std::time::Duration::ZERO);
+            spawned.keeper.kill_after(Duration::ZERO);
             Ok(None)
         }
     }
@@ -164,6 +169,7 @@ async fn start(spec: &EnvironmentSpec, lease: Arc<dyn LeaseHandle>, progress: &d
         Some(scoped) => scoped.spawned,
         None => spawn::keeper(None, life)?,
     };
+    crash::point("spawned");
     let keeper = Remembered::from(&spawned.keeper);
     lease.set_data(to_data(&Memory { keeper, helper: None, detached: None })?)?;
     let log = if life { lease.directory()?.join("network.log") } else { PathBuf::new() };
@@ -171,11 +177,19 @@ async fn start(spec: &EnvironmentSpec, lease: Arc<dyn LeaseHandle>, progress: &d
     if let Some((helper, _)) = helper {
         progress.step(&format!("connecting the network with {}", helper.name()));
     }
-    let machine = machine::launch(spawned, &plan.setup, helper, spec.limits.startup).await?;
+    let watched = spawned.keeper.clone();
+    let launched = machine::launch(spawned, &plan.setup, helper, spec.limits.startup).await;
+    let machine = match launched.and_then(|machine| check_tier(spec, &machine.ready).map(|()| machine)) {
+        Ok(machine) => machine,
+        Err(error) => {
+            undo(&watched, &plan).await;
+            return Err(error);
+        }
+    };
+    crash::point("started");
     if let Some(helper) = &machine.helper {
         lease.set_data(to_data(&Memory { keeper, helper: Some(helper.into()), detached: None })?)?;
     }
-    check_tier(spec, &machine.ready)?;
     let mut capabilities = capabilities(spec, &settings, mode);
     capabilities.kill_domain = machine.ready.kill_domain;
     capabilities.memory_outcome = machine.ready.memory_outcome;
@@ -183,6 +197,16 @@ async fn start(spec: &EnvironmentSpec, lease: Arc<dyn LeaseHandle>, progress: &d
     let report = report(spec, &plan, &machine.ready, notes(&plan));
     directories.keep();
     Ok(LocalEnvironment::new(lease.id(), parts(spec, plan, machine, capabilities, report), lease.clone()))
+}
+
+/// Waits until nothing is left of a machine that did not come up. Its channel is closed already.
+async fn undo(keeper: &Watched, plan: &Plan) {
+    keeper.kill_after(UNDO_PATIENCE);
+    keeper.ended().await;
+    for made in plan.resources.iter().filter(|made| made.kind == "cgroup") {
+        // What is left now stands in the lease, and cleanup removes it.
+        let _ = destroy::remove_cgroup(Path::new(&made.id));
+    }
 }
 
 fn notes(plan: &Plan) -> Vec<String> {

@@ -75,16 +75,27 @@ pub fn cannot_spawn(error: &io::Error, program: &str) -> Error {
         .with_help(cause.remedy)
 }
 
-/// The error for a supervisor that went away before it answered.
+/// The error for a supervisor that went away before it answered. Nothing is left of it.
 pub fn silent(error: Error) -> Error {
-    let host = Host { root: Path::new("/"), is_root: rustix::process::geteuid().is_root() };
-    match host.confinement() {
-        Some(cause) if error.kind() == ErrorKind::Lost => {
-            let message = format!("the supervisor ended before it could answer; {}", cause.what);
-            Error::new(ErrorKind::HostUnable, "start sandbox", message).with_backend(BACKEND).with_help(cause.remedy)
-        }
-        _ => error.with_backend(BACKEND),
+    if error.kind() != ErrorKind::Lost {
+        return error.with_backend(BACKEND);
     }
+    let host = Host { root: Path::new("/"), is_root: rustix::process::geteuid().is_root() };
+    let (because, remedy) = match host.confinement() {
+        Some(cause) => (format!("; {}", cause.what), cause.remedy),
+        None => (String::new(), "try again; if it stays so, run `tierbox doctor` for what this host allows".to_owned()),
+    };
+    Error::new(ErrorKind::HostUnable, "start sandbox", format!("the supervisor was killed before it could answer{because}"))
+        .with_backend(BACKEND)
+        .with_help(remedy)
+        .with_source(error)
+}
+
+/// The error for a host without `/proc`.
+pub fn no_proc() -> Error {
+    Error::new(ErrorKind::HostUnable, "look at this host", "/proc is not mounted here, and every container needs one of its own")
+        .with_backend(BACKEND)
+        .with_help("as root: mount -t proc proc /proc")
 }
 
 /// Whether AppArmor keeps plain users from namespaces with capabilities, and this process is one of them.

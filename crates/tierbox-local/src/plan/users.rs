@@ -41,6 +41,8 @@ impl Extent {
 /// What the host says about this process's ids.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ids {
+    /// Whether `/proc` tells about this process at all.
+    pub readable: bool,
     /// The effective user id.
     pub uid: u32,
     /// The effective group id.
@@ -78,6 +80,7 @@ impl Ids {
         let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
         let map = read("/proc/self/uid_map");
         Self {
+            readable: std::fs::exists("/proc/self/uid_map").unwrap_or(false),
             uid,
             gid,
             uids: own_extents(&map),
@@ -150,6 +153,9 @@ fn subordinate(text: &str, name: Option<&str>, uid: u32) -> Option<Extent> {
 /// # Errors
 /// `HostUnable` if a range is required and there is none, or if the only possible agent would be the host's root.
 pub fn choose(ids: &Ids, users: Users, id: &str) -> Result<UserMap> {
+    if !ids.readable {
+        return Err(crate::refusal::no_proc());
+    }
     if !ids.uids.iter().any(|extent| extent.contains(ids.uid, 1)) {
         return Err(unmapped(ids.uid));
     }
@@ -247,6 +253,7 @@ mod unit {
 
     fn root() -> Ids {
         Ids {
+            readable: true,
             uid: 0,
             gid: 0,
             uids: vec![WHOLE],
@@ -289,6 +296,8 @@ mod unit {
     fn a_user_without_an_id_is_told_so() {
         let ids = Ids { uid: 65534, uids: Vec::new(), gids: Vec::new(), ..root() };
         assert!(choose(&ids, Users::Auto, "abc").unwrap_err().message().contains("no id"));
+        let blind = Ids { readable: false, ..ids };
+        assert!(choose(&blind, Users::Auto, "abc").unwrap_err().message().contains("/proc"));
     }
 
     #[test]
