@@ -646,3 +646,107 @@ mod files_and_streams_inside {
     trait ReadWrite: Read + Write {}
     impl<T: Read + Write> ReadWrite for T {}
 }
+
+mod containers {
+    use tierbox_supervisor::protocol::FileOp;
+    use tierbox_supervisor::setup::{MadeFile, Net, Setup, UserMap};
+
+    use super::*;
+
+    /// A container of root's, or `None` for a plain user, whose container has no other users.
+    fn container(change: impl FnOnce(&mut Setup)) -> Option<Machine> {
+        rustix::process::geteuid().is_root().then(|| {
+            Machine::start_with(Mode::Container, |setup| {
+                let passwd =
+                    "root:x:0:0::/root:/bin/sh\nagent:x:1000:1000::/home/agent:/bin/sh\nann:x:1001:1001::/home/ann:/bin/ash\n";
+                let file = |path: &str, contents: &str| MadeFile { path: blob(path), mode: 0o644, contents: blob(contents) };
+                setup.users = UserMap::Direct { first: 800_000, count: 65_536 };
+                (setup.agent.uid, setup.agent.gid) = (1000, 1000);
+                setup.agent.home = blob("/home/agent");
+                setup.workdir = blob("/workspace");
+                setup.files = vec![file("/etc/passwd", passwd), file("/etc/group", "ann:x:1001:\nteam:x:1100:agent,ann\n")];
+                setup.net = Net::Isolated;
+                change(setup);
+            })
+        })
+    }
+
+    #[test]
+    fn users_have_their_ids_groups_and_no_capabilities() {
+        let Some(mut machine) = container(|_| {}) else { return };
+        let show =
+            "id -u; id -g; id -G; echo $HOME $USER $SHELL; grep -E '^Cap(Inh|Prm|Eff|Amb)' /proc/self/status | cut -f2 | uniq";
+        let none = "0000000000000000\n";
+        let run =
+            |machine: &mut Machine, user: Option<&str>| machine.client.run(&Exec { user: user.map(str::to_owned), ..sh(show) });
+        assert_eq!(run(&mut machine, None).out(), format!("1000\n1000\n1000\n\n{none}"));
+        let ann = format!("1001\n1001\n1001 1100\n/home/ann ann /bin/ash\n{none}");
+        assert_eq!(run(&mut machine, Some("ann")).out(), ann);
+        assert_eq!(run(&mut machine, Some("1001")).out(), ann);
+        assert_eq!(run(&mut machine, Some("4242")).out(), format!("4242\n4242\n4242\n/ 4242 /bin/sh\n{none}"));
+        let root = run(&mut machine, Some("root")).out();
+        assert!(root.starts_with("0\n0\n0\n/root root /bin/sh\n0000000000000000\n"), "{root}");
+        let (kept, _) = root.lines().nth(5).unwrap().split_at(16);
+        let kept = u64::from_str_radix(kept, 16).unwrap();
+        assert!(kept & 1 == 1 && kept & (1 << 21 | 1 << 19) == 0, "chown, but neither sys_admin nor sys_ptrace: {kept:x}");
+        let unmapped = run(&mut machine, Some("70000"));
+        assert_eq!(unmapped.end(), End::NotStarted { cause: NotStarted::UserNotMapped });
+    }
+
+    /// All that a sandbox's user can do to processes; alone in it, that user has the supervisor's own number.
+    fn signals_harm_nobody_else(mut machine: Machine) {
+        let script = "(setsid sh -c 'sleep 60' &); kill -9 $PPID; sleep 60";
+        let collected = machine.client.run(&Exec { timeout_ms: Some(500), ..sh(script) });
+        assert!(matches!(collected.end(), End::Signaled { signal: 9 } | End::Killed { reason: Killed::Timeout }));
+        for script in ["kill -9 -1", "kill -STOP -1 & sleep 0.02", "kill -STOP -1; kill -9 -1", "kill -TERM -1"] {
+            machine.client.run(&Exec { timeout_ms: Some(500), ..sh(script) });
+            assert_eq!(machine.client.run(&sh("echo well")).out(), "well\n", "after {script}");
+        }
+        let op = FileOp::MakeDir { path: blob("made") };
+        for script in ["true", "kill -STOP -1", "kill -9 -1"] {
+            let call = machine.client.call();
+            machine.client.send(call, &ToSupervisor::File { op: op.clone() });
+            assert_eq!(machine.client.next_of(call), FromSupervisor::Finished, "before {script}");
+            machine.client.run(&Exec { timeout_ms: Some(500), ..sh(script) });
+        }
+        let left = machine.client.run(&sh("cat /proc/[0-9]*/comm"));
+        assert!(!left.out().contains("sleep"), "{}", left.out());
+        machine.shutdown();
+    }
+
+    #[test]
+    fn signals_of_a_user_among_others_harm_nobody_else() {
+        if let Some(machine) = container(|_| {}) {
+            signals_harm_nobody_else(machine);
+        }
+    }
+
+    #[test]
+    fn signals_of_a_user_who_is_alone_harm_nobody_else() {
+        if let Some(machine) = container(|setup| setup.users = UserMap::Single) {
+            signals_harm_nobody_else(machine);
+        }
+    }
+
+    #[test]
+    fn thousands_of_orphans_are_reaped() {
+        let Some(mut machine) = container(|_| {}) else { return };
+        let script =
+            "i=0; while [ $i -lt 40 ]; do (j=0; while [ $j -lt 50 ]; do (: & ) ; j=$((j+1)); done) & i=$((i+1)); done; wait";
+        assert_eq!(machine.client.run(&sh(script)).end(), End::Exited { code: 0 });
+        eventually("no zombie stays", || {
+            machine.client.run(&sh("grep -l '^State:.Z' /proc/[0-9]*/status 2>/dev/null | wc -l")).out().trim() == "0"
+        });
+    }
+
+    #[test]
+    fn nobody_inside_sees_into_the_supervisor_or_its_helpers() {
+        let Some(mut machine) = container(|_| {}) else { return };
+        let script = "for p in /proc/[0-9]*; do case $(cat $p/comm 2>/dev/null) in tierbox*) cat $p/environ $p/mem 2>&1; \
+            ls $p/fd 2>&1;; esac; done | grep -vc -i 'denied'";
+        for user in ["agent", "root"] {
+            let collected = machine.client.run(&Exec { user: Some(user.into()), ..sh(script) });
+            assert_eq!(collected.out(), "0\n", "{user}: {}", collected.err());
+        }
+    }
+}

@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use super::domain::Domain;
+use super::launch::Order;
 use super::stream::{Inlet, Outlet, Tap};
 use super::sys::Rusage;
 use super::timers::Timer;
@@ -57,6 +58,17 @@ pub struct Framed {
     pub last_output: Option<Instant>,
 }
 
+/// What it takes to launch a command.
+#[derive(Debug)]
+pub struct Retry {
+    /// The command, resolved.
+    pub order: Order,
+    /// Its stdin, stdout and stderr.
+    pub stdio: [Option<OwnedFd>; 3],
+    /// How often more.
+    pub left: u8,
+}
+
 /// A command.
 #[derive(Debug)]
 pub struct Command {
@@ -74,6 +86,8 @@ pub struct Command {
     pub idle: Option<Duration>,
     /// The client whose going kills it.
     pub owner: Option<u32>,
+    /// What it takes to launch it again, until it is known to run: somebody inside may kill it on its way.
+    pub retry: Option<Retry>,
     /// Its slot, until it is done.
     pub slot: Option<usize>,
     /// Its kill domain, until it is done.
@@ -152,9 +166,15 @@ pub struct Commands {
     ended: VecDeque<Id>,
     kept: VecDeque<u32>,
     live: usize,
+    most: usize,
 }
 
 impl Commands {
+    /// Room for so many at once.
+    pub fn new(most: usize) -> Self {
+        Self { most, ..Self::default() }
+    }
+
     /// Whether this identity was launched before.
     pub fn was_launched(&self, id: &Id) -> bool {
         self.ids.contains_key(id)
@@ -162,7 +182,7 @@ impl Commands {
 
     /// Whether one more would be too many.
     pub fn is_full(&self) -> bool {
-        self.live >= MAX_LIVE
+        self.live >= self.most
     }
 
     /// Whether any is not over.
@@ -254,6 +274,7 @@ mod unit {
             kill_leftovers: false,
             idle: None,
             owner: None,
+            retry: None,
             slot: None,
             domain: None,
             pid: None,

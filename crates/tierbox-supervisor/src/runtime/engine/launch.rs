@@ -2,7 +2,7 @@
 
 use std::ffi::CString;
 use std::io;
-use std::os::fd::RawFd;
+use std::os::fd::{OwnedFd, RawFd};
 use std::sync::atomic::Ordering::Release;
 
 use super::board::Stage;
@@ -42,7 +42,7 @@ wire_struct! {
 
 impl Order {
     /// Resolves a call.
-    pub fn new(setup: &Setup, exec: &Exec, identity: &Identity) -> Self {
+    pub fn new(setup: &Setup, exec: &Exec, identity: &Identity, stdio: &[Option<OwnedFd>; 3]) -> Self {
         let variables = Variables::of(setup, exec, identity);
         let name = exec.argv.first().cloned().unwrap_or_default();
         let blobs = |texts: Vec<Vec<u8>>| texts.into_iter().map(Blob).collect();
@@ -56,7 +56,7 @@ impl Order {
             gid: identity.gid,
             groups: identity.groups.clone(),
             terminal: exec.pty.is_some(),
-            stdio: [0; 3],
+            stdio: stdio.each_ref().map(|fd| u8::from(fd.is_some())),
         }
     }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::board::Stage;
 use super::domain::Domain;
-use super::exec::{self, Command, Follower};
+use super::exec::{self, Command, Follower, Retry};
 use super::launch::{Birth, Order};
 use super::stream::Tap;
 use super::sys::{self, Rusage, Status};
@@ -23,6 +23,9 @@ const SLOWEST_LOOK: Duration = Duration::from_millis(50);
 
 /// After this long the end is told even if something is left of a killed tree.
 const LONGEST_KILL: Duration = Duration::from_secs(5);
+
+/// How often a command is launched again that was killed before it ran.
+const RETRIES: u8 = 3;
 
 /// How long pipes that background children hold open are waited for.
 const DRAIN: Duration = Duration::from_millis(100);
@@ -95,11 +98,11 @@ impl Engine {
             return Err(NotStarted::NoResources);
         }
         let identity = self.identify(exec.user.as_deref())?;
-        let order = Order::new(&self.setup, exec, &identity);
         let (stdio, framed) = self.stdio(exec, passed, &identity).map_err(|_| NotStarted::NoResources)?;
+        let order = Order::new(&self.setup, exec, &identity, &stdio);
         let Birthright { pid, slot, domain } = match self.use_spare(&order, &stdio) {
             Some(spare) => Birthright { pid: spare.pid, slot: spare.slot, domain: spare.domain },
-            None => self.fork(order, &stdio).ok_or(NotStarted::NoResources)?,
+            None => self.fork(order.clone(), &stdio).ok_or(NotStarted::NoResources)?,
         };
         let shimmed = domain.wants_shim();
         let key = self.commands.add(Command {
@@ -110,6 +113,7 @@ impl Engine {
             kill_leftovers: exec.kill_leftovers,
             idle: exec.idle_ms.map(Duration::from_millis),
             owner: Some(connection),
+            retry: Some(Retry { order, stdio, left: RETRIES }),
             slot: Some(slot),
             domain: Some(domain),
             pid: (!shimmed).then_some(pid),
@@ -160,6 +164,23 @@ impl Engine {
                 None
             }
         }
+    }
+
+    /// Launches a command again whose child was killed before it could execute anything. Whether there is a child again.
+    fn relaunch(&mut self, key: u32, retry: Retry) -> bool {
+        let Some(left) = retry.left.checked_sub(1) else { return false };
+        let Some(Birthright { pid, slot, domain }) = self.fork(retry.order.clone(), &retry.stdio) else { return false };
+        self.release(key);
+        self.children.insert(pid, Child::Command(key));
+        let shimmed = domain.wants_shim();
+        if shimmed {
+            self.shimmed.insert(slot, key);
+        }
+        let Some(command) = self.commands.get(key) else { return false };
+        (command.slot, command.domain, command.pid) = (Some(slot), Some(domain), (!shimmed).then_some(pid));
+        (command.killing, command.orphaned) = (None, false);
+        command.retry = Some(Retry { left, ..retry });
+        true
     }
 
     fn identify(&self, user: Option<&str>) -> Result<Identity, NotStarted> {
@@ -213,6 +234,9 @@ impl Engine {
         let Some(pid) = self.pid_of(key) else { return };
         let Some(command) = self.commands.get(key) else { return };
         let ready = command.slot.is_some_and(|slot| self.board.slot(slot).reached().0 == Stage::Ready);
+        if ready {
+            command.retry = None;
+        }
         if !ready || std::mem::replace(&mut command.started, true) {
             return;
         }
@@ -305,9 +329,16 @@ impl Engine {
         if command.reaped.is_some() {
             return;
         }
+        let reached = command.slot.map_or((Stage::Ready, 0), |slot| self.board.slot(slot).reached());
+        let retry = command.retry.take();
+        if let (Stage::Preparing, None, Some(retry)) = (reached.0, &command.end, retry)
+            && self.relaunch(key, retry)
+        {
+            return;
+        }
+        let Some(command) = self.commands.get(key) else { return };
         command.reaped = Some(Instant::now());
         command.usage = Some(usage);
-        let reached = command.slot.map_or((Stage::Ready, 0), |slot| self.board.slot(slot).reached());
         let (end, cannot_execute) = end_of(reached, status);
         let killed = matches!(end, End::Signaled { signal: libc::SIGKILL } | End::Exited { code: 137 });
         let end = match &command.domain {
@@ -380,12 +411,22 @@ impl Engine {
         for (connection, call) in std::mem::take(&mut command.waiters) {
             self.connections.finish(connection, call, &FromSupervisor::Done { done: done.clone() });
         }
+        if let Some(framed) = &mut command.framed {
+            framed.input = None;
+        }
+        let keep = command.detached || command.owner.is_none();
+        self.release(key);
+        self.commands.over(key, keep);
+        self.ending |= self.lonely && !self.commands.any_live();
+        self.feed_followers(key);
+    }
+
+    /// Gives back what a command's process had.
+    fn release(&mut self, key: u32) {
+        let Some(command) = self.commands.get(key) else { return };
         if let Some(slot) = command.slot.take() {
             self.shimmed.remove(&slot);
             self.board.give_back(slot);
-        }
-        if let Some(framed) = &mut command.framed {
-            framed.input = None;
         }
         if let Some(domain) = command.domain.take() {
             if let Some(shim) = domain.shim {
@@ -393,10 +434,6 @@ impl Engine {
             }
             self.spent.push(domain);
         }
-        let keep = command.detached || command.owner.is_none();
-        self.commands.over(key, keep);
-        self.ending |= self.lonely && !self.commands.any_live();
-        self.feed_followers(key);
     }
 
     /// Looks whether the domains of commands that are done can be used again.
@@ -417,6 +454,7 @@ fn end_of((stage, errno): (Stage, i32), status: i32) -> (End, Option<i32>) {
     match stage {
         Stage::Ready | Stage::Preparing => match sys::status(status) {
             Status::Exited(code) => (End::Exited { code }, None),
+            Status::Stopped => (End::Signaled { signal: libc::SIGSTOP }, None),
             Status::Signaled(signal) => (End::Signaled { signal }, None),
         },
         Stage::Execute => match errno {

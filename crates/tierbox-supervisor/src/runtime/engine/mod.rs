@@ -20,6 +20,7 @@ mod stream;
 mod sys;
 mod timers;
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -44,6 +45,12 @@ use crate::setup::{Mode, Setup};
 
 /// How a machine's own commands die with it at `Shutdown`, where no namespace does it.
 const LAST_KILL: Duration = Duration::from_secs(3);
+
+/// Descriptors that are not for commands: what can come at once with a frame, clients, workers, the engine's own.
+const RESERVED: usize = 512;
+
+/// Descriptors of a command's streams: two outputs, an input or three for a terminal.
+const STREAMS: usize = 5;
 
 /// Who a child of the supervisor is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -102,12 +109,18 @@ struct Engine {
     _null: OwnedFd,
 }
 
-/// What kills a command's whole tree here (0 session, 1 subreaper, 2 cgroup), and whether a kill for want of memory can be told.
+thread_local! {
+    /// What [`describe`] found out, for [`run`].
+    static DESCRIBED: Cell<Option<Domains>> = const { Cell::new(None) };
+}
+
+/// What kills a command's whole tree here (0 session, 1 subreaper, 2 cgroup), and whether a kill for want of memory can be
+/// told. To be asked once, of the machine that is run next.
 pub fn describe(machine: &Machine) -> (u8, bool) {
-    match Domains::new(&machine.cgroups) {
-        Ok(domains) => (if domains.by_cgroup() { 2 } else { 1 }, domains.counts_memory()),
-        Err(_) => (0, false),
-    }
+    let Ok(domains) = Domains::new(&machine.cgroups) else { return (0, false) };
+    let answer = (if domains.by_cgroup() { 2 } else { 1 }, domains.counts_memory());
+    DESCRIBED.set(Some(domains));
+    answer
 }
 
 /// Serves the machine until it ends.
@@ -134,7 +147,11 @@ impl Engine {
         poller.add(&signals, Token::Children, Interest::READ)?;
         let shim_events = stream::pipe(true)?;
         poller.add(&shim_events.0, Token::Shims, Interest::READ)?;
-        let domains = Domains::new(&machine.cgroups)?;
+        let domains = match DESCRIBED.take() {
+            Some(domains) => domains,
+            None => Domains::new(&machine.cgroups)?,
+        };
+        let most = most_commands(domains.descriptors());
         let habitat = Habitat {
             rlimits: rlimits(&machine.setup),
             null: null.as_raw_fd(),
@@ -154,7 +171,7 @@ impl Engine {
             domains,
             board: Board::new(MAX_LIVE + 64)?,
             habitat,
-            commands: Commands::default(),
+            commands: Commands::new(most),
             children: HashMap::new(),
             spent: Vec::new(),
             leftovers: Vec::new(),
@@ -269,10 +286,17 @@ impl Engine {
     }
 }
 
+/// How many commands can be at once, so that descriptors are left for all that is not a command: a machine that cannot take
+/// in a descriptor any more loses its channel.
+fn most_commands(descriptors_of_domain: usize) -> usize {
+    let limit = sys::descriptor_limit().map_or(1024, |(soft, _)| usize::try_from(soft).unwrap_or(usize::MAX));
+    (limit.saturating_sub(RESERVED) / (descriptors_of_domain + STREAMS)).clamp(8, MAX_LIVE)
+}
+
 /// What every command gets: the machine's limits, and the descriptor limit as it was before the supervisor raised its own.
 fn rlimits(setup: &Setup) -> Vec<(u32, u64, u64)> {
     let mut limits: Vec<_> = setup.rlimits.iter().map(|limit| (limit.resource, limit.value, limit.value)).collect();
-    let descriptors = libc::RLIMIT_NOFILE as u32;
+    let descriptors = sys::DESCRIPTORS;
     if let Some((soft, hard)) = sys::descriptor_limit() {
         if !limits.iter().any(|(resource, ..)| *resource == descriptors) {
             limits.push((descriptors, soft, hard));

@@ -6,6 +6,7 @@ use super::exec::{Follower, Id};
 use super::output;
 use super::poll::Ready;
 use super::stream::Tap;
+use super::timers::Timer;
 use crate::protocol::{Exec, Failure, FileOp, Frame, FromSupervisor, Kill, Killed, NotStarted, STDERR, ToSupervisor, VERSION};
 
 /// Reads in a row from one client, before others have their turn.
@@ -227,11 +228,7 @@ impl Engine {
 
     fn on_exec_message(&mut self, id: u32, call: u32, key: u32, message: ToSupervisor) -> Handled {
         match message {
-            ToSupervisor::Input { data } => {
-                if !self.take_input(key, (id, call), &data.0) {
-                    return Err(Violation);
-                }
-            }
+            ToSupervisor::Input { data } if !self.take_input(key, (id, call), &data.0) => return Err(Violation),
             ToSupervisor::InputEnd => self.end_input(key),
             ToSupervisor::Credit { stream, bytes } => self.grant(id, call, key, stream, bytes),
             ToSupervisor::Kill { reason } => self.begin_kill(key, killed(&reason)),
@@ -274,7 +271,12 @@ impl Engine {
         if too_many || command.followers.len() >= MAX_FOLLOWERS {
             return self.fail_call(id, call, Failure::Invalid, 0, TOO_MANY);
         }
-        command.owner.get_or_insert(id);
+        if command.owner.is_none() {
+            command.owner = Some(id);
+            for (at, timer) in command.timers.extract_if(.., |(_, timer)| *timer == Timer::Grace(key)) {
+                self.timers.cancel(at, timer);
+            }
+        }
         command.followers.push(Follower { connection: id, call, taps: from.map(Tap::from) });
         if let (true, Some(pid)) = (command.started, pid) {
             self.connections.send(id, call, &FromSupervisor::Started { pid: pid as u32 });

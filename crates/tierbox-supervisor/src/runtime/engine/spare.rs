@@ -3,6 +3,7 @@
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::Ordering::Acquire;
 use std::time::{Duration, Instant};
 
 use rustix::net::{
@@ -63,21 +64,29 @@ impl Engine {
     pub(super) fn use_spare(&mut self, order: &Order, stdio: &[Option<OwnedFd>; 3]) -> Option<Spare> {
         self.spares.due = true;
         self.spares.used = Instant::now();
-        let order = Order { stdio: stdio.each_ref().map(|fd| u8::from(fd.is_some())), ..order.clone() }.to_bytes();
+        let order = order.to_bytes();
         if order.len() > MAX_ORDER {
             return None;
         }
         let fds: Vec<BorrowedFd<'_>> = stdio.iter().flatten().map(AsFd::as_fd).collect();
         while let Some(spare) = self.spares.ready.pop() {
             if send_order(&spare.socket, &order, &fds).is_ok() {
-                // Somebody inside may have stopped it.
-                let _ = sys::kill(spare.pid, libc::SIGCONT);
+                self.continue_spare(&spare);
                 return Some(spare);
             }
             self.drop_spare(spare);
         }
         self.spares.wanted = (self.spares.wanted + 1).min(MAX_SPARES);
         None
+    }
+
+    /// Sees that a spare child runs: somebody inside may have stopped it. The supervisor hears of that only if the child is
+    /// its own, not a shim's.
+    fn continue_spare(&self, spare: &Spare) {
+        let inner = self.board.slot(spare.slot).pid.load(Acquire);
+        if inner > 0 {
+            let _ = sys::kill(inner, libc::SIGCONT);
+        }
     }
 
     /// Makes a spare child if there is none, and sees that more are made in a quieter moment: making one takes something
@@ -152,9 +161,9 @@ impl Engine {
     fn drop_spare(&mut self, spare: Spare) {
         let Spare { pid, slot, domain, socket } = spare;
         drop(socket);
-        if self.children.contains_key(&pid) {
+        if let Some(child) = self.children.get_mut(&pid) {
             // It may use its slot until it is reaped.
-            self.children.insert(pid, Child::Dropped(slot));
+            *child = Child::Dropped(slot);
             self.domains.kill(&domain);
             let _ = sys::kill(pid, libc::SIGKILL);
         } else {

@@ -70,12 +70,12 @@ fn wait(options: c_int) -> io::Result<Option<Reaped>> {
     Ok((pid > 0).then_some((pid, status, usage)))
 }
 
-/// Reaps any child that has ended, without waiting.
+/// Reaps any child that has ended, or tells of one that was stopped, without waiting.
 ///
 /// # Errors
 /// ECHILD if there are no children.
 pub fn reap() -> io::Result<Option<Reaped>> {
-    wait(libc::WNOHANG)
+    wait(libc::WNOHANG | libc::WUNTRACED)
 }
 
 /// Waits for any child to end.
@@ -92,10 +92,15 @@ pub enum Status {
     Exited(i32),
     /// A signal ended it.
     Signaled(i32),
+    /// It did not end, but was stopped.
+    Stopped,
 }
 
-/// Reads a wait status of a process that ended.
+/// Reads a wait status.
 pub fn status(raw: i32) -> Status {
+    if libc::WIFSTOPPED(raw) {
+        return Status::Stopped;
+    }
     if libc::WIFSIGNALED(raw) { Status::Signaled(libc::WTERMSIG(raw)) } else { Status::Exited(libc::WEXITSTATUS(raw)) }
 }
 
@@ -171,6 +176,10 @@ pub fn set_rlimit(resource: u32, soft: u64, hard: u64) -> io::Result<()> {
     // SAFETY: `limit` is a live value that is only read.
     check(unsafe { libc::setrlimit(resource as _, &limit) }).map(drop)
 }
+
+/// The number of the limit of open descriptors, which C libraries type differently.
+pub const DESCRIPTORS: u32 = 7;
+const _: () = assert!(libc::RLIMIT_NOFILE as u64 == DESCRIPTORS as u64);
 
 /// Soft and hard limit of open descriptors.
 pub fn descriptor_limit() -> Option<(u64, u64)> {

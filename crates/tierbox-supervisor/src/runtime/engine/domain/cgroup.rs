@@ -21,6 +21,29 @@ struct Uses {
     memory: bool,
 }
 
+impl Uses {
+    /// What a hierarchy of this kind may be good for.
+    fn of(kind: &str) -> Self {
+        let has = |name: &str| kind.split(',').any(|controller| controller == name);
+        Self { unified: kind == "v2", freezer: kind == "v2" || has("freezer"), memory: kind == "v2" || has("memory") }
+    }
+
+    fn any(self) -> bool {
+        self.unified || self.freezer || self.memory
+    }
+
+    /// What of it is there in a directory.
+    fn found_in(self, dir: BorrowedFd<'_>) -> Self {
+        if self.unified {
+            // Kernels before 5.14 freeze, but do not kill.
+            let freezer = has(dir, "cgroup.kill") || has(dir, "cgroup.freeze");
+            return Self { unified: true, freezer, memory: has(dir, "memory.events") };
+        }
+        let counts = || keyed(&read(dir, "memory.oom_control"), "oom_kill").is_some();
+        Self { unified: false, freezer: self.freezer && has(dir, "freezer.state"), memory: self.memory && counts() }
+    }
+}
+
 /// A hierarchy in which every command gets a cgroup of its own.
 #[derive(Debug)]
 struct Hierarchy {
@@ -74,55 +97,44 @@ fn keyed(text: &str, key: &str) -> Option<u64> {
 }
 
 impl Hierarchies {
-    /// Finds out which of a machine's cgroup directories are good for what, by making a child in each.
+    /// Finds out which of a machine's cgroup directories are good for what, by making a child in each: the first set.
     ///
     /// # Errors
     /// If a directory of which all commands should be members cannot be used: its limit would not hold.
-    pub fn new(dirs: &[CgroupDir]) -> io::Result<Self> {
+    pub fn new(dirs: &[CgroupDir]) -> io::Result<(Self, Option<Set>)> {
         let mut all = Self::default();
-        let mut candidates: Vec<Hierarchy> = Vec::new();
-        for CgroupDir { kind, dir } in dirs {
-            let controllers: Vec<&str> = kind.split(',').collect();
-            let uses = Uses {
-                unified: kind == "v2",
-                freezer: controllers.contains(&"freezer"),
-                memory: controllers.contains(&"memory"),
-            };
-            if uses.unified || uses.freezer || uses.memory {
-                candidates.push(Hierarchy { dir: dir.try_clone()?, uses });
-            } else {
-                all.shared.push(door(dir.as_fd(), false)?);
-            }
+        let mut first = Set { name: all.next_name(), members: Vec::new() };
+        // The unified one first: where it can kill, the old freezer is not needed.
+        for CgroupDir { kind, dir } in dirs.iter().filter(|dir| dir.kind == "v2") {
+            all.adopt(dir, Uses::of(kind), &mut first)?;
         }
-        for hierarchy in candidates {
-            all.adopt(hierarchy)?;
+        for CgroupDir { kind, dir } in dirs.iter().filter(|dir| dir.kind != "v2") {
+            let mut uses = Uses::of(kind);
+            uses.freezer &= !all.can_kill();
+            all.adopt(dir, uses, &mut first)?;
         }
-        // The old freezer is a substitute for `cgroup.kill`, and costs as much to enter.
-        if all.own.iter().any(|hierarchy| hierarchy.uses.unified) {
-            all.own.retain(|hierarchy| hierarchy.uses != Uses { unified: false, freezer: true, memory: false });
-        }
-        Ok(all)
+        let any = !first.members.is_empty();
+        Ok((all, any.then_some(first)))
     }
 
-    fn adopt(&mut self, mut hierarchy: Hierarchy) -> io::Result<()> {
-        let name = self.next_name();
-        let probe = make(hierarchy.dir.as_fd(), &name)?;
-        let uses = &mut hierarchy.uses;
-        if uses.unified {
-            uses.memory = has(probe.as_fd(), "memory.events");
-            // Kernels before 5.14 freeze, but do not kill.
-            uses.freezer = has(probe.as_fd(), "cgroup.kill") || has(probe.as_fd(), "cgroup.freeze");
-        } else {
-            uses.memory &= keyed(&read(probe.as_fd(), "memory.oom_control"), "oom_kill").is_some();
-            uses.freezer &= has(probe.as_fd(), "freezer.state");
+    fn adopt(&mut self, dir: &OwnedFd, wanted: Uses, first: &mut Set) -> io::Result<()> {
+        if wanted.any() {
+            let made = make(dir.as_fd(), &first.name)?;
+            let uses = wanted.found_in(made.as_fd());
+            if uses.any() {
+                first.members.push(Member::new(made, self.own.len(), uses)?);
+                self.own.push(Hierarchy { dir: dir.try_clone()?, uses });
+                return Ok(());
+            }
+            rustix::fs::unlinkat(dir, &first.name, AtFlags::REMOVEDIR)?;
         }
-        rustix::fs::unlinkat(&hierarchy.dir, &name, AtFlags::REMOVEDIR)?;
-        if uses.freezer || uses.memory || uses.unified {
-            self.own.push(hierarchy);
-        } else {
-            self.shared.push(door(hierarchy.dir.as_fd(), false)?);
-        }
+        self.shared.push(door(dir.as_fd(), false)?);
         Ok(())
+    }
+
+    /// Descriptors that one set holds.
+    pub fn descriptors(&self) -> usize {
+        self.own.iter().map(|hierarchy| if hierarchy.uses.unified { 3 } else { 2 }).sum()
     }
 
     fn next_name(&mut self) -> String {

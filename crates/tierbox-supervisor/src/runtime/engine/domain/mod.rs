@@ -39,9 +39,9 @@ impl Domains {
     /// # Errors
     /// If a cgroup that the machine was given cannot be used.
     pub fn new(dirs: &[CgroupDir]) -> io::Result<Self> {
-        let hierarchies = Hierarchies::new(dirs)?;
+        let (hierarchies, first) = Hierarchies::new(dirs)?;
         let tree = if hierarchies.can_kill() { None } else { Some(Tree::open()?) };
-        Ok(Self { hierarchies, pool: Vec::new(), tree })
+        Ok(Self { hierarchies, pool: first.into_iter().collect(), tree })
     }
 
     /// Whether cgroups do it; otherwise shims.
@@ -52,6 +52,11 @@ impl Domains {
     /// Whether kills for want of memory are counted.
     pub fn counts_memory(&self) -> bool {
         self.hierarchies.counts_memory()
+    }
+
+    /// Descriptors that one domain holds.
+    pub fn descriptors(&self) -> usize {
+        self.hierarchies.descriptors()
     }
 
     /// `cgroup.procs` files of directories in which all commands are together.
