@@ -51,7 +51,11 @@ impl Suite {
         let case = |mutant: &'static Mutant| {
             let name = format!("conformance::mutants::{}", mutant.name());
             Case::new(name, "Every case fails on a sandbox that breaks its promise.", &[], move |subject: Subject| async move {
-                mutant.prove(subject.environment, subject.factory).await
+                // An environment of its own: what a mutant does must not reach the next one.
+                let own = subject.another(&|_| ()).await?;
+                let verdict = mutant.prove(own.environment.clone(), own.factory.clone()).await;
+                own.stop().await?;
+                verdict
             })
         };
         Self::new(mutants().iter().map(case).collect(), factory)

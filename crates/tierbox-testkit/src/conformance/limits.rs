@@ -27,7 +27,7 @@ fn hold(mib: u64) -> String {
 }
 
 /// Limits memory, and with it the writable areas that may be kept there.
-pub(super) fn memory(limits: &mut Limits, limit: Limit<u64>) {
+pub(crate) fn memory(limits: &mut Limits, limit: Limit<u64>) {
     limits.memory = Some(limit);
     limits.disk = limits.disk.map(|disk| Limit { max: disk.max.min(16 * MIB), ..disk });
 }

@@ -42,6 +42,10 @@ mod timeouts;
 mod undeclared;
 mod users;
 
+pub(crate) use archives::{archive, entry};
+pub(crate) use limits::memory as limit_memory;
+pub(crate) use streaming::read_until;
+
 /// Every case there is, whatever it needs.
 pub fn all() -> Vec<Case> {
     [

@@ -139,9 +139,9 @@ catalogue! {
     /// Loses what a command with a time limit printed.
     LosesPartialOutput => ["timeouts::partial_output_is_kept"];
     /// Kills the command alone when its time is up.
-    TimesOutTheChildOnly => ["timeouts::descendants_die"];
+    TimesOutTheChildOnly => ["timeouts::descendants_die", "timeouts::stopped_commands_die"];
     /// Asks with SIGTERM when time is up.
-    AsksWithTerm => ["timeouts::term_is_not_asked", "timeouts::stopped_commands_die"];
+    AsksWithTerm => ["timeouts::term_is_not_asked"];
     /// Is lost after a timeout.
     DiesOfTimeouts => ["timeouts::sandbox_stays_usable"];
     /// Takes every time limit for 30 ms.

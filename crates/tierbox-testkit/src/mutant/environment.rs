@@ -18,11 +18,12 @@ pub(super) struct Broken {
     machines: Vec<Arc<dyn Sandbox>>,
     report: Report,
     stopped: AtomicBool,
+    /// Somebody else's, who stops it.
     borrowed: bool,
 }
 
 impl Broken {
-    pub(super) fn new(inner: Arc<dyn Environment>, fault: Fault) -> Self {
+    pub(super) fn new(inner: Arc<dyn Environment>, fault: Fault, borrowed: bool) -> Self {
         let wrap = |machine| -> Arc<dyn Sandbox> { Arc::new(BrokenSandbox::new(machine, fault)) };
         let machines = inner.machines().into_iter().map(wrap).collect();
         let mut report = inner.report().clone();
@@ -34,7 +35,7 @@ impl Broken {
             Fault::HasNoLimits => report.limits.clear(),
             _ => (),
         }
-        Self { inner, fault, machines, report, stopped: AtomicBool::new(false), borrowed: false }
+        Self { inner, fault, machines, report, stopped: AtomicBool::new(false), borrowed }
     }
 }
 
@@ -145,9 +146,7 @@ impl Factory for BrokenFactory {
 
     async fn start(&self, adjust: Adjust<'_>) -> Result<Arc<dyn Environment>> {
         if self.fault == Fault::SharesEnvironments {
-            let mut shared = Broken::new(self.first.clone(), self.fault);
-            shared.borrowed = true;
-            return Ok(Arc::new(shared));
+            return Ok(Arc::new(Broken::new(self.first.clone(), self.fault, true)));
         }
         let others = self.starting.fetch_add(1, Ordering::SeqCst);
         if self.fault == Fault::StartsOneAtATime && others > 0 {
@@ -155,6 +154,6 @@ impl Factory for BrokenFactory {
         }
         let started = self.start_inner(adjust).await;
         self.starting.fetch_sub(1, Ordering::SeqCst);
-        Ok(Arc::new(Broken::new(started?, self.fault)))
+        Ok(Arc::new(Broken::new(started?, self.fault, false)))
     }
 }

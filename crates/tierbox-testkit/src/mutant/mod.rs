@@ -43,7 +43,7 @@ impl Mutant {
 
     /// Puts the layer over an environment.
     pub fn wrap(&self, environment: Arc<dyn Environment>) -> Arc<dyn Environment> {
-        Arc::new(environment::Broken::new(environment, self.fault))
+        Arc::new(environment::Broken::new(environment, self.fault, true))
     }
 
     /// Puts the layer over everything that a factory starts. `first` is an environment that a fault may give out again.

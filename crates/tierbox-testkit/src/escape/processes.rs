@@ -1,0 +1,224 @@
+//! Processes that will not go, or go for others.
+
+use std::time::Duration;
+
+use tierbox_core::{ExecRequest, KillReason, Leftovers, Limit, Outcome, SandboxExt};
+
+use super::{Canary, attacks};
+use crate::attack::{findings, install, nothing_leaked};
+use crate::case::{Fail, Verdict, ensure, ensure_eq};
+use crate::subject::{Mark, Subject};
+
+attacks! { "processes":
+    e14_double_forks [TreeKill] "Double-forked, setsid children with every descriptor closed die with the timeout.";
+    e14_after_killing_the_shim [TreeKill] "The same, after the command has killed its own parent.";
+    e15_held_stdout [] "A grandchild that holds stdout does not hold the call.";
+    e16_stubborn_processes [TreeKill] "Processes that ignore TERM, or are stopped, die when cancelled.";
+    e17_fork_bomb [LimitPids] "A fork bomb ends, and the next exec works.";
+    e18_orphans [Files] "Ten thousand orphans are reaped.";
+    e19_kill_everything [Isolation] "kill -9 -1 and signals to pid 1 do not end the sandbox.";
+    e19_kill_everything_as_root [Isolation, AnyUser] "Nor as root inside.";
+    e20_spy_on_pid_1 [Isolation, Files] "pid 1 cannot be traced, read or opened.";
+    e20_spy_on_pid_1_as_root [Isolation, Files, AnyUser] "Nor by root inside.";
+    e20_spy_on_others [Isolation, Files, AnyUser] "Another user's command cannot be traced, read or opened.";
+    e21_ends_that_race [] "When exit and timeout fall together there is exactly one outcome, a thousand times.";
+    e23_client_leaves_mid_stream [TreeKill] "A client that leaves in the middle of a stream leaves no process.";
+    e24_setuid [Isolation] "A setuid file gives nobody's rights.";
+    e24_setuid_of_root [Isolation, AnyUser] "Not even one that root inside made.";
+    e25_overwrite_the_runner [Isolation, Files] "The supervisor's own executable cannot be overwritten.";
+}
+
+/// Children that are nobody's: another session, adopted, without any descriptor.
+fn hidden(mark: Mark) -> String {
+    let sleep = mark.sleep();
+    format!("(setsid sh -c '({sleep} <&- >&- 2>&- &) ; exec {sleep} <&- >&- 2>&-' <&- >&- 2>&- &) ; ({sleep} <&- >&- 2>&- &) ; ")
+}
+
+async fn e14_double_forks(s: Subject, _: Canary) -> Verdict {
+    timed(&s, "").await
+}
+
+async fn e14_after_killing_the_shim(s: Subject, _: Canary) -> Verdict {
+    let own = s.another(&|_| ()).await?;
+    timed(&own, "kill -9 $PPID 2>/dev/null; ").await?;
+    ensure_eq!(own.text("echo works").await?, "works", "the next command");
+    own.stop().await
+}
+
+async fn timed(s: &Subject, first: &str) -> Verdict {
+    for order in [[first, ""], ["", first]] {
+        let mark = Mark::new();
+        let script = format!("{}{}{}sleep 1000", order[0], hidden(mark), order[1]);
+        let result = s.run(ExecRequest::shell(script).timeout(Duration::from_millis(400))).await?;
+        ensure!(
+            !matches!(result.outcome(), Outcome::Exited(0) | Outcome::NotStarted { .. }),
+            "the command ended as {}",
+            result.outcome()
+        );
+        s.gone(mark).await?;
+    }
+    Ok(())
+}
+
+async fn e15_held_stdout(s: Subject, _: Canary) -> Verdict {
+    let mark = Mark::new();
+    let result = s.run(ExecRequest::shell(format!("(setsid {} &); echo said", mark.sleep()))).await?;
+    ensure_eq!((result.outcome(), result.stdout.bytes()), (Outcome::Exited(0), b"said\n".to_vec()), "outcome and output");
+    Ok(())
+}
+
+async fn e16_stubborn_processes(s: Subject, _: Canary) -> Verdict {
+    let mark = Mark::new();
+    let script = format!(
+        "trap '' TERM INT HUP QUIT USR1 USR2; {} & kill -STOP $!; {}; while :; do sleep 1; done",
+        mark.sleep(),
+        hidden(mark)
+    );
+    let mut handle = s.spawn(ExecRequest::shell(script)).await?;
+    s.until(s.patience, "the processes run", || s.alive(mark)).await?;
+    handle.kill(KillReason::Cancelled);
+    ensure_eq!(s.outcome(&mut handle).await?, Outcome::Killed(KillReason::Cancelled), "outcome");
+    s.gone(mark).await
+}
+
+async fn e17_fork_bomb(s: Subject, _: Canary) -> Verdict {
+    let own = s.another(&|spec| spec.limits.pids = Some(Limit::required(200))).await?;
+    let mut request = ExecRequest::shell("b() { b | b & }; b 2>/dev/null; sleep 1000").timeout(Duration::from_millis(700));
+    request.leftovers = Leftovers::Kill;
+    let bomb = own.run(request).await?;
+    ensure!(!bomb.success(), "the fork bomb ended well: {bomb:?}");
+    own.until(Duration::from_secs(3), "the next command works", || async {
+        Ok(own.run(ExecRequest::shell("echo works")).await?.success())
+    })
+    .await?;
+    let count = || async { Ok::<u32, Fail>(own.text("ls -d /proc/[0-9]* | wc -l").await?.parse().unwrap_or(u32::MAX)) };
+    own.until(Duration::from_secs(2), "the bomb's processes are gone", || async { Ok(count().await? < 20) }).await?;
+    own.stop().await
+}
+
+async fn e18_orphans(s: Subject, _: Canary) -> Verdict {
+    let own = s.another(&|_| ()).await?;
+    let program = install(&own).await?;
+    let result = own.run(ExecRequest::new([program.as_str(), "orphans", "10000"])).await?;
+    ensure_eq!(result.stdout.bytes(), b"made 10000\n".to_vec(), "what was made");
+    let zombies = || async { own.text("cat /proc/[0-9]*/stat 2>/dev/null | grep -c ') Z '; :").await };
+    own.until(Duration::from_secs(5), "every orphan is reaped", || async { Ok(zombies().await? == "0") }).await?;
+    own.stop().await
+}
+
+async fn e19_kill_everything(s: Subject, _: Canary) -> Verdict {
+    kill_everything(&s, None).await
+}
+
+async fn e19_kill_everything_as_root(s: Subject, _: Canary) -> Verdict {
+    kill_everything(&s, Some("root")).await
+}
+
+async fn kill_everything(s: &Subject, user: Option<&str>) -> Verdict {
+    let own = s.another(&|_| ()).await?;
+    own.sh("echo kept > file").await?;
+    for script in [
+        "kill -9 1",
+        "kill -TERM 1; kill -INT 1; kill -HUP 1; kill -SEGV 1; kill -ABRT 1; kill -USR1 1",
+        "kill -STOP 1",
+        "kill -9 -1",
+        "kill -STOP -1",
+    ] {
+        let mut request = ExecRequest::shell(format!("{script}; exit 0")).timeout(Duration::from_secs(2));
+        request.user = user.map(str::to_owned);
+        let _ = own.run(request).await?;
+        ensure_eq!(own.text("cat file").await?, "kept", "the next command after {script}");
+        // A file worker may have been killed with the rest: one more call at most, and it serves again.
+        let _ = own.sandbox.read_bytes(own.path("file"), 100).await;
+        ensure_eq!(own.read("file").await?, b"kept\n".to_vec(), "the file after {script}");
+    }
+    own.stop().await
+}
+
+async fn e20_spy_on_pid_1(s: Subject, _: Canary) -> Verdict {
+    nothing_leaked(&findings(&s, |request| request, &["pid1"]).await?)
+}
+
+async fn e20_spy_on_pid_1_as_root(s: Subject, _: Canary) -> Verdict {
+    nothing_leaked(&findings(&s, |request| request.user("root"), &["pid1"]).await?)
+}
+
+async fn e20_spy_on_others(s: Subject, _: Canary) -> Verdict {
+    let mark = Mark::new();
+    let mut handle = s.spawn(ExecRequest::shell(format!("echo $$; exec {}", mark.sleep())).user("root")).await?;
+    let mut stdout = handle.take_stdout().ok_or_else(|| Fail::Broken("stdout is missing".into()))?;
+    let pid = crate::conformance::read_until(&s, &mut stdout, "\n").await?;
+    s.until(s.patience, "root's command runs", || s.alive(mark)).await?;
+    let verdict = nothing_leaked(&findings(&s, |request| request, &["other", pid.trim()]).await?);
+    handle.kill(KillReason::Cancelled);
+    s.outcome(&mut handle).await?;
+    verdict
+}
+
+async fn e21_ends_that_race(s: Subject, _: Canary) -> Verdict {
+    let mut tasks = tokio::task::JoinSet::new();
+    for _ in 0..8 {
+        let s = s.clone();
+        tasks.spawn(async move {
+            let mut seen = [0, 0];
+            for _ in 0..125 {
+                let mut handle = s.spawn(ExecRequest::new(["sleep", "0.008"]).timeout(Duration::from_millis(10))).await?;
+                let first = s.outcome(&mut handle).await?;
+                match first {
+                    Outcome::Exited(0) => seen[0] += 1,
+                    Outcome::Killed(KillReason::Timeout) => seen[1] += 1,
+                    other => return Err(Fail::Broken(format!("a command that exits or times out ended as {other}"))),
+                }
+                ensure_eq!(s.outcome(&mut handle).await?, first, "the outcome, asked again");
+            }
+            Ok(seen)
+        });
+    }
+    while let Some(done) = tasks.join_next().await {
+        done.map_err(|error| Fail::Broken(error.to_string()))??;
+    }
+    Ok(())
+}
+
+async fn e23_client_leaves_mid_stream(s: Subject, _: Canary) -> Verdict {
+    use tokio::io::AsyncReadExt;
+    let mark = Mark::new();
+    let mut handle = s.spawn(ExecRequest::shell(format!("{} {} & yes", hidden(mark), mark.sleep()))).await?;
+    let mut stdout = handle.take_stdout().ok_or_else(|| Fail::Broken("stdout is missing".into()))?;
+    s.soon("output", stdout.read_exact(&mut [0; 100_000])).await??;
+    s.until(s.patience, "the processes run", || s.alive(mark)).await?;
+    drop((stdout, handle));
+    s.gone(mark).await
+}
+
+async fn e24_setuid(s: Subject, _: Canary) -> Verdict {
+    let script = "cp /usr/bin/id tool; chmod 6755 tool; ./tool -u; id -u";
+    let ids = s.text(script).await?;
+    let mut lines = ids.lines();
+    ensure_eq!(lines.next(), lines.next(), "the ids by a setuid copy and by the plain program");
+    // The machine's own setuid programs run, but as whoever calls them.
+    let su = s.run(ExecRequest::new(["su", "root", "-c", "id -u"])).await?;
+    ensure!(su.stdout.bytes() != b"0\n", "su made the agent root");
+    Ok(())
+}
+
+async fn e24_setuid_of_root(s: Subject, _: Canary) -> Verdict {
+    let name = format!("/tmp/tierbox-setuid-{}", crate::subject::number());
+    let made = s
+        .run(ExecRequest::shell(format!("cp /usr/bin/id {name}; chown root:root {name}; chmod 6755 {name}")).user("root"))
+        .await?;
+    ensure!(made.success(), "root could not make the file: {made:?}");
+    ensure!(s.text(format!("{name} -u")).await? != "0", "a setuid file of root's made the agent root");
+    Ok(())
+}
+
+async fn e25_overwrite_the_runner(s: Subject, _: Canary) -> Verdict {
+    let own = s.another(&|_| ()).await?;
+    for target in ["/proc/1/exe", "/proc/self/exe", "/usr/bin/env"] {
+        let result = own.run(ExecRequest::shell(format!("cat /bin/true > {target}"))).await?;
+        ensure!(!result.success(), "{target} was overwritten");
+        ensure!(own.sandbox.write_bytes(target, "x").await.is_err(), "{target} was overwritten by a file operation");
+    }
+    ensure_eq!(own.text("echo works").await?, "works", "the next command");
+    own.stop().await
+}
