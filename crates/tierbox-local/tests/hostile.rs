@@ -1,13 +1,14 @@
 //! Hosts that deny what a container needs, each built from a namespace: one error of one kind, at once, with the remedy.
 #![cfg(target_os = "linux")]
 
+mod support;
+
 use std::process::{Command, Output, Stdio};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tierbox_core::{Backend, EnvironmentSpec, Hold, Limits, Silent};
-use tierbox_lease::{Journal, NewLease};
-use tierbox_local::LocalBackend;
+use tierbox_core::Hold;
+
+use support::{State, skip, spec, start};
 
 /// Set in the copy of this program that runs on the hostile host.
 const INSIDE: &str = "TIERBOX_TEST_INSIDE";
@@ -17,8 +18,7 @@ fn on_host(namespaces: &[&str], prepare: &str) -> (Output, Duration) {
     let started = Instant::now();
     let program = std::env::current_exe().unwrap();
     let mut command = Command::new("unshare");
-    if rustix_is_root() {
-        // From here on nothing of this process's directories may be entered, so the program is opened before.
+    if is_root() {
         command = Command::new("setpriv");
         command.args(["--reuid=54321", "--regid=54321", "--clear-groups", "unshare"]);
     }
@@ -28,18 +28,22 @@ fn on_host(namespaces: &[&str], prepare: &str) -> (Output, Duration) {
     (output, started.elapsed())
 }
 
-fn rustix_is_root() -> bool {
+fn is_root() -> bool {
     std::fs::metadata("/proc/self").is_ok_and(|metadata| std::os::unix::fs::MetadataExt::uid(&metadata) == 0)
 }
 
-/// Whether plain users may make namespaces on this host at all, and may read this program.
-fn can_try() -> bool {
-    let (output, _) = on_host(&["--user", "--map-root-user", "--mount"], "exit 0");
+/// Whether plain users may make namespaces on this host at all, and may run this program.
+fn can_try(test: &str) -> bool {
+    let (output, _) = on_host(&["--user", "--map-root-user", "--mount"], "test -x \"$1\"; exit");
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr);
+        skip("local", test, &format!("a plain user cannot make a namespace here: {}", said.trim()), "see `tierbox doctor`");
+    }
     output.status.success()
 }
 
-fn refused(namespaces: &[&str], prepare: &str, what: &str, remedy: &str) {
-    if !can_try() {
+fn refused(test: &str, namespaces: &[&str], prepare: &str, what: &str, remedy: &str) {
+    if !can_try(test) {
         return;
     }
     let (output, took) = on_host(namespaces, prepare);
@@ -62,29 +66,10 @@ async fn inside() {
     if std::env::var_os(INSIDE).is_none() {
         return;
     }
-    let dir = tempfile::tempdir().unwrap();
-    let journal = Journal::at(&dir.path().join("state")).unwrap();
-    let lease = Arc::new(journal.create(NewLease::new("local", "test", "T0.H1.N2")).unwrap());
-    let spec = EnvironmentSpec {
-        profile: "test".into(),
-        tier: "T0.H1.N2".parse().unwrap(),
-        backend: "local".into(),
-        limits: Limits::default(),
-        env: Default::default(),
-        workdir: None,
-        user: None,
-        mounts: Vec::new(),
-        files: Vec::new(),
-        network: Default::default(),
-        settings: serde_json::Value::Null,
-        base_dir: "/".into(),
-        hold: Hold::Process,
-        reason: None,
-        weakened: Vec::new(),
-        programs: Vec::new(),
-    };
+    let state = State::new();
+    let lease = state.lease(Hold::Process);
     let started = Instant::now();
-    match LocalBackend::new().start(&spec, lease, &Silent).await {
+    match start(&spec("T0.H1.N2"), &lease).await {
         Ok(environment) => {
             environment.stop().await.unwrap();
             println!("STARTED");
@@ -101,7 +86,7 @@ async fn inside() {
 
 #[test]
 fn a_namespace_inside_a_namespace_is_no_obstacle() {
-    if !can_try() {
+    if !can_try("a_namespace_inside_a_namespace_is_no_obstacle") {
         return;
     }
     let (output, _) = on_host(&["--user", "--map-root-user"], "");
@@ -112,21 +97,33 @@ fn a_namespace_inside_a_namespace_is_no_obstacle() {
 #[test]
 fn no_namespaces_left() {
     let prepare = "echo 0 > /proc/sys/user/max_user_namespaces";
-    refused(&["--user", "--map-root-user"], prepare, "max_user_namespaces is 0", "sysctl");
+    refused("no_namespaces_left", &["--user", "--map-root-user"], prepare, "max_user_namespaces is 0", "sysctl");
 }
 
 #[test]
 fn a_user_without_an_id() {
-    refused(&["--user"], "", "no id", "uid_map");
+    refused("a_user_without_an_id", &["--user"], "", "no id", "uid_map");
 }
 
 #[test]
 fn a_masked_proc() {
     let prepare = "mount -t tmpfs none /proc/acpi 2>/dev/null || mount -t tmpfs none /proc/fs";
-    refused(&["--user", "--map-root-user", "--mount"], prepare, "parts of /proc are covered", "systempaths=unconfined");
+    refused(
+        "a_masked_proc",
+        &["--user", "--map-root-user", "--mount"],
+        prepare,
+        "parts of /proc are covered",
+        "systempaths=unconfined",
+    );
 }
 
 #[test]
 fn no_proc_at_all() {
-    refused(&["--user", "--map-root-user", "--mount"], "mount -t tmpfs none /proc", "/proc is not mounted", "mount -t proc");
+    refused(
+        "no_proc_at_all",
+        &["--user", "--map-root-user", "--mount"],
+        "mount -t tmpfs none /proc",
+        "/proc is not mounted",
+        "mount -t proc",
+    );
 }
