@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
 
+use super::exec::Command;
 use super::sys::{self, Reaped, Rusage, Status};
 use super::{Child, Engine};
 
@@ -42,18 +43,18 @@ impl Engine {
         }
     }
 
-    /// A child was stopped. Commands may be; helpers of the supervisor's own go on.
+    /// A child was stopped. Commands may be; what is the supervisor's own goes on.
     fn on_stopped(&mut self, pid: i32) {
-        let helper = match self.children.get(&pid) {
-            Some(Child::Command(key)) => {
-                let domain = self.commands.get(*key).and_then(|command| command.domain.as_ref());
-                domain.is_some_and(|domain| domain.shim == Some(pid))
-            }
-            Some(_) => true,
-            None => false,
+        let command = match self.children.get(&pid) {
+            Some(Child::Command(key)) => self.commands.get(*key),
+            Some(_) => return drop(sys::kill(pid, libc::SIGCONT)),
+            None => return,
         };
-        if helper {
+        let Some(Command { domain: Some(domain), slot: Some(slot), .. }) = command else { return };
+        if domain.shim == Some(pid) {
             let _ = sys::kill(pid, libc::SIGCONT);
+        } else {
+            super::domain::shim::continue_launch(pid, self.board.slot(*slot));
         }
     }
 

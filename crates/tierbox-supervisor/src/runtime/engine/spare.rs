@@ -3,7 +3,6 @@
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::Ordering::Acquire;
 use std::time::{Duration, Instant};
 
 use rustix::net::{
@@ -71,22 +70,12 @@ impl Engine {
         let fds: Vec<BorrowedFd<'_>> = stdio.iter().flatten().map(AsFd::as_fd).collect();
         while let Some(spare) = self.spares.ready.pop() {
             if send_order(&spare.socket, &order, &fds).is_ok() {
-                self.continue_spare(&spare);
                 return Some(spare);
             }
             self.drop_spare(spare);
         }
         self.spares.wanted = (self.spares.wanted + 1).min(MAX_SPARES);
         None
-    }
-
-    /// Sees that a spare child runs: somebody inside may have stopped it. The supervisor hears of that only if the child is
-    /// its own, not a shim's.
-    fn continue_spare(&self, spare: &Spare) {
-        let inner = self.board.slot(spare.slot).pid.load(Acquire);
-        if inner > 0 {
-            let _ = sys::kill(inner, libc::SIGCONT);
-        }
     }
 
     /// Makes a spare child if there is none, and sees that more are made in a quieter moment: making one takes something

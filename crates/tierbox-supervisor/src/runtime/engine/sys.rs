@@ -78,12 +78,12 @@ pub fn reap() -> io::Result<Option<Reaped>> {
     wait(libc::WNOHANG | libc::WUNTRACED)
 }
 
-/// Waits for any child to end.
+/// Waits for any child to end or to be stopped.
 ///
 /// # Errors
 /// ECHILD if there are no children.
 pub fn wait_any() -> io::Result<Option<Reaped>> {
-    wait(0)
+    wait(libc::WUNTRACED)
 }
 
 /// How a wait status reads.

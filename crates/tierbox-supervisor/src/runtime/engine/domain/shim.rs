@@ -7,7 +7,8 @@ use std::os::fd::{AsFd, OwnedFd, RawFd};
 
 use rustix::fs::{Mode, OFlags};
 
-use crate::runtime::engine::sys::{self, Slot};
+use crate::runtime::engine::board::Stage;
+use crate::runtime::engine::sys::{self, Slot, Status};
 
 /// Rounds of looking for processes that were made while others were stopped.
 const ROUNDS: usize = 64;
@@ -16,13 +17,22 @@ const ROUNDS: usize = 64;
 pub fn serve(command: i32, slot: &Slot, number: usize, events: RawFd) -> ! {
     sys::close_all_but(0, &mut [events]);
     while let Ok(Some((pid, status, usage))) = sys::wait_any() {
-        if pid == command {
+        if matches!(sys::status(status), Status::Stopped) {
+            continue_launch(pid, slot);
+        } else if pid == command {
             slot.settle(status, usage);
             // The exit tells it too, but ending takes a process longer than writing.
             let _ = sys::write_raw(events, &word(number, sys::reap().is_err()));
         }
     }
     sys::exit(0)
+}
+
+/// Lets a process go on that was stopped before it was the command: nobody else can.
+pub fn continue_launch(pid: i32, slot: &Slot) {
+    if slot.reached().0 == Stage::Preparing {
+        let _ = sys::kill(pid, libc::SIGCONT);
+    }
 }
 
 /// What a shim says: its slot, and whether nothing is left.
