@@ -16,7 +16,7 @@ use crate::operation::{Operation, Running};
 use crate::pipe::{self, ReadEnd};
 
 /// How much is copied at once.
-const PIECE: usize = 64 << 10;
+const PIECE: usize = 256 << 10;
 
 fn wire_path(path: &GuestPath) -> Blob {
     Blob::from(path.as_bytes())

@@ -1,8 +1,8 @@
-//! How long a command takes through a supervisor, beside the floor: `posix_spawn` and wait of the same file; and how fast
-//! its output comes, beside a plain pipe.
+//! What a supervisor costs: a command beside `posix_spawn` and wait of the same file, its output beside a plain pipe, a file
+//! written and read beside `cp`.
 //!
 //! ```sh
-//! cargo run --release -p tierbox-guest --features descriptors,embed --example exec_latency
+//! cargo run --release -p tierbox-guest --features descriptors,embed --example measure
 //! ```
 #![allow(clippy::print_stdout, reason = "it prints a table")]
 
@@ -13,7 +13,7 @@ mod support;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use tierbox_core::{ExecRequest, Sandbox, SandboxExt};
+use tierbox_core::{ExecRequest, ReadOptions, Sandbox, SandboxExt};
 use tokio::io::AsyncReadExt;
 
 use support::{Line, machine_in};
@@ -43,6 +43,45 @@ async fn main() {
         let rate = stream(machine).await;
         println!("{name:<22} {rate:>6.0} MiB/s  {:.2}x", rate / plain);
     }
+
+    let copied = copy(&passed.dir);
+    println!("{:<22} {:>6.0} MiB/s", "cp", copied);
+    for (name, machine) in [("files over a socket", &passed), ("files over pipes", &framed)] {
+        let (written, read) = files(machine).await;
+        println!("{name:<22} write {written:>6.0} MiB/s {:.2}x  read {read:>6.0} MiB/s {:.2}x", written / copied, read / copied);
+    }
+}
+
+const FILE: usize = 100 << 20;
+
+fn file_rate(started: Instant) -> f64 {
+    (FILE >> 20) as f64 / started.elapsed().as_secs_f64()
+}
+
+fn copy(dir: &tempfile::TempDir) -> f64 {
+    std::fs::write(dir.path().join("from"), vec![1; FILE]).unwrap();
+    let started = Instant::now();
+    assert!(Command::new("cp").args(["from", "to"]).current_dir(dir.path()).status().unwrap().success());
+    file_rate(started)
+}
+
+async fn files(machine: &support::Machine) -> (f64, f64) {
+    let contents = bytes::Bytes::from(vec![2; FILE]);
+    let started = Instant::now();
+    machine.sandbox.write_bytes("file", contents).await.unwrap();
+    let written = file_rate(started);
+    let started = Instant::now();
+    let (_, mut reader) = machine.sandbox.read(&"file".into(), ReadOptions::default()).await.unwrap();
+    let mut buffer = vec![0; 256 << 10];
+    let mut total = 0;
+    loop {
+        match reader.read(&mut buffer).await.unwrap() {
+            0 => break,
+            count => total += count,
+        }
+    }
+    assert_eq!(total, FILE);
+    (written, file_rate(started))
 }
 
 const STREAMED: u64 = 1 << 30;
