@@ -1,15 +1,17 @@
 //! File operations: a few workers that do them, a queue before these, and the data on its way.
 
+mod flow;
+
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::os::fd::OwnedFd;
 
 use super::connection::Call;
 use super::poll::{Interest, Token};
-use super::stream::{self, Flow, Found, Inlet, Outlet, Tap};
+use super::stream::{self, Inlet, Outlet, Tap};
 use super::sys;
 use super::{Child, Engine};
-use crate::protocol::{Failure, FileOp, FromSupervisor, STDOUT, WINDOW};
+use crate::protocol::{Failure, FileOp, FromSupervisor};
 use crate::runtime::files::Worker;
 
 /// Workers that wait for something to do.
@@ -349,106 +351,6 @@ impl Engine {
         if let Some(desk) = job.desk.and_then(|desk| self.files.desks.get_mut(&desk)) {
             // If it is gone, its socket tells.
             let _ = desk.worker.commit();
-        }
-    }
-
-    /// The pipe of an operation has something to read, or takes more.
-    pub(super) fn on_file_data(&mut self, id: u32) {
-        match self.files.jobs.get(&id).map(|job| &job.data) {
-            Some(Data::Out(_)) => self.pump_file(id),
-            Some(Data::In(_)) => self.push_file(id),
-            _ => {}
-        }
-    }
-
-    fn pump_file(&mut self, id: u32) {
-        for _ in 0..BURST {
-            let Some(Job { data: Data::Out(out), .. }) = self.files.jobs.get_mut(&id) else { return };
-            let Some(source) = &out.source else { break };
-            let room = out.outlet.room();
-            if room == 0 {
-                if std::mem::replace(&mut out.watched, false) {
-                    self.poller.remove(source);
-                }
-                break;
-            }
-            let length = room.min(self.scratch.len());
-            match stream::read_some(source, &mut self.scratch[..length]) {
-                Found::Bytes(count) => out.outlet.push(&self.scratch[..count], false),
-                Found::Nothing => break,
-                Found::End => {
-                    self.poller.remove(source);
-                    out.source = None;
-                    out.outlet.closed = true;
-                }
-            }
-            self.feed_file(id);
-        }
-        self.feed_file(id);
-    }
-
-    fn feed_file(&mut self, id: u32) {
-        let Some(Job { data: Data::Out(out), connection, call, .. }) = self.files.jobs.get_mut(&id) else { return };
-        while !self.connections.is_busy(*connection)
-            && let Some(frame) = out.outlet.next_frame(&mut out.tap, STDOUT)
-        {
-            self.connections.send(*connection, *call, &frame);
-        }
-        out.outlet.forget(out.tap.acknowledged());
-        if let (Some(source), false, true) = (&out.source, out.watched, out.outlet.room() > 0 && out.outlet.total() > 0) {
-            out.watched = self.poller.add(source, Token::FileData(id), Interest::READ).is_ok();
-        }
-        if out.finished && out.outlet.exhausted_by(&out.tap) {
-            self.end_file(id, &FromSupervisor::Finished);
-        }
-    }
-
-    /// The client consumed data.
-    pub(super) fn grant_file(&mut self, id: u32, bytes: u32) {
-        if let Some(Job { data: Data::Out(out), .. }) = self.files.jobs.get_mut(&id) {
-            out.tap.grant(bytes);
-            self.feed_file(id);
-        }
-    }
-
-    /// Data from the client. False if that is more than it may send.
-    pub(super) fn take_file_data(&mut self, id: u32, data: &[u8]) -> bool {
-        let Some(Job { data: Data::In(inlet), .. }) = self.files.jobs.get_mut(&id) else { return true };
-        let allowed = inlet.push(data, WINDOW as usize);
-        self.push_file(id);
-        allowed
-    }
-
-    /// The client's data is complete.
-    pub(super) fn end_file_data(&mut self, id: u32) {
-        if let Some(Job { data: Data::In(inlet), .. }) = self.files.jobs.get_mut(&id) {
-            inlet.end();
-            self.push_file(id);
-        }
-    }
-
-    fn push_file(&mut self, id: u32) {
-        let Some(Job { data: Data::In(inlet), connection, call, .. }) = self.files.jobs.get_mut(&id) else { return };
-        let flow = inlet.pump();
-        if let Some(bytes) = inlet.credit() {
-            self.connections.send(*connection, *call, &FromSupervisor::InputCredit { bytes });
-        }
-        let blocked = flow == Flow::Blocked;
-        if let Some(fd) = &inlet.fd
-            && std::mem::replace(&mut inlet.blocked, blocked) != blocked
-        {
-            self.poller.change(fd, Token::FileData(id), if blocked { Interest::WRITE } else { Interest::GONE });
-        }
-        if matches!(flow, Flow::Ended | Flow::Broken)
-            && let Some(fd) = inlet.close()
-        {
-            self.poller.remove(&fd);
-            drop(fd);
-            match flow {
-                Flow::Ended => self.commit_file(id),
-                // Why, the worker says.
-                _ => self.connections.send(*connection, *call, &FromSupervisor::InputClosed),
-            }
         }
     }
 }

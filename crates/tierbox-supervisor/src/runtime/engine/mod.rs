@@ -5,6 +5,7 @@ mod clients;
 mod connection;
 mod dial;
 mod domain;
+mod ending;
 mod environment;
 mod exec;
 mod files;
