@@ -54,17 +54,43 @@ mod embed {
         constants(&format!("Some(include_bytes!({:?}))", program.display().to_string()), &format!("Some({hash:?})"))
     }
 
-    /// Where the supervisor's sources are: inside this package when it was published (`supervisor-src/`, a workspace of its own
-    /// with its own lock file, put there by the packaging task), else in the workspace around it.
-    fn manifest() -> PathBuf {
+    /// The manifest of the workspace that holds the supervisor.
+    ///
+    /// In a checkout that is the workspace around this package. A published package carries the sources in `supervisor-src/`,
+    /// a small workspace with its lock file, put there by the packaging task. Cargo leaves directories with a `Cargo.toml` out
+    /// of packages, so manifests are called `Cargo.toml.packaged` there and get their name back in a copy.
+    fn manifest(out: &Path) -> PathBuf {
         let here = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets CARGO_MANIFEST_DIR"));
         let packaged = here.join("supervisor-src");
-        let root = if packaged.is_dir() { packaged } else { here.join("../..") };
-        let sources = if root.join("crates").is_dir() { root.join("crates/tierbox-supervisor") } else { root.clone() };
+        if packaged.is_dir() {
+            println!("cargo::rerun-if-changed={}", packaged.display());
+            let copy = out.join("supervisor-src");
+            let _ = fs::remove_dir_all(&copy);
+            copy_tree(&packaged, &copy).unwrap_or_else(|error| panic!("cannot copy {}: {error}", packaged.display()));
+            return copy.join("Cargo.toml");
+        }
+        let root = here.join("../..");
+        let sources = root.join("crates/tierbox-supervisor");
         for watched in [root.join("Cargo.lock"), sources.join("Cargo.toml"), sources.join("src")] {
             println!("cargo::rerun-if-changed={}", watched.display());
         }
         root.join("Cargo.toml")
+    }
+
+    fn copy_tree(from: &Path, to: &Path) -> std::io::Result<()> {
+        fs::create_dir_all(to)?;
+        for entry in fs::read_dir(from)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            if entry.file_type()?.is_dir() {
+                copy_tree(&entry.path(), &to.join(name))?;
+            } else if name == "Cargo.toml.packaged" {
+                fs::copy(entry.path(), to.join("Cargo.toml"))?;
+            } else {
+                fs::copy(entry.path(), to.join(name))?;
+            }
+        }
+        Ok(())
     }
 
     fn build(out: &Path) -> PathBuf {
@@ -79,7 +105,7 @@ mod embed {
             .arg("--target-dir")
             .arg(&target_dir)
             .arg("--manifest-path")
-            .arg(manifest())
+            .arg(manifest(out))
             .env("RUSTFLAGS", "-C target-feature=+crt-static")
             .env("CARGO_PROFILE_RELEASE_PANIC", "abort")
             .env("CARGO_PROFILE_RELEASE_LTO", "true")
