@@ -1,0 +1,40 @@
+//! The rows.
+
+mod files;
+mod latency;
+mod parallel;
+mod program;
+mod stream;
+
+use crate::bench::{Bench, Failure};
+use crate::report::Row;
+
+/// One row, or a few that are measured together.
+pub(crate) struct Case {
+    pub name: &'static str,
+    /// The bar of its (first) row.
+    pub bar: f64,
+    /// Whether it takes minutes, and so must be asked for.
+    pub needs_build: bool,
+    pub measure: fn(&Bench) -> Result<Vec<Row>, Failure>,
+}
+
+const fn case(name: &'static str, bar: f64, measure: fn(&Bench) -> Result<Vec<Row>, Failure>) -> Case {
+    Case { name, bar, needs_build: false, measure }
+}
+
+/// Every row, in the order of the table.
+pub(crate) const ALL: &[Case] = &[
+    case("exec", 2.0, latency::exec),
+    case("start + exec + stop", 1.0, latency::lifecycle),
+    case("tierbox run", 1.5, program::run),
+    case("8 at once", 1.0, parallel::throughput),
+    case("200 alive", 1.0, parallel::alive),
+    case("stream 1 GiB", 2.0, stream::handle),
+    case("collect 1 GiB", 1.0, stream::collected),
+    case("write 100 MiB", 2.0, files::write),
+    case("read 100 MiB", 2.0, files::read),
+    case("program size", 1.0, program::size),
+    case("tierbox --help", 1.0, program::help),
+    Case { name: "release build", bar: 1.0, needs_build: true, measure: program::build },
+];
