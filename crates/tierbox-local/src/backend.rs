@@ -63,7 +63,7 @@ fn capabilities(spec: &EnvironmentSpec, settings: &Settings, mode: Mode) -> Capa
         signals: true,
         idle_timeout: true,
         detached_exec: true,
-        users: if plan::other_users(mode, settings) { UserSupport::Any } else { UserSupport::DefaultOnly },
+        users: if plan::other_users(spec, mode, settings) { UserSupport::Any } else { UserSupport::DefaultOnly },
         memory_outcome: limits::capabilities(&spec.limits, means).memory && spec.limits.memory.is_some(),
         usage: true,
         files: true,

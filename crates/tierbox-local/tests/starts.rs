@@ -3,6 +3,7 @@
 
 mod support;
 
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -195,4 +196,57 @@ async fn slirp4netns_connects_a_machine() {
 #[tokio::test]
 async fn pasta_connects_a_machine() {
     connected("pasta").await;
+}
+
+#[tokio::test]
+async fn a_writable_mount_takes_the_agents_files() {
+    let state = State::new();
+    let lease = state.lease(Hold::Process);
+    let data = tempfile::tempdir().unwrap();
+    // As root; a plain user owns it already.
+    let _ = std::os::unix::fs::chown(data.path(), Some(1234), Some(1234));
+    let owner = data.path().metadata().unwrap().uid();
+    let mut spec = spec("T0.H1.N2");
+    spec.mounts = vec![MountSpec { host: data.path().into(), guest: "/workspace/out".into(), writable: true }];
+    let Some(environment) = start_or_skip("a_writable_mount_takes_the_agents_files", &spec, &lease).await else { return };
+    sh(&*environment.primary(), "echo result > out/file").await;
+    environment.stop().await.unwrap();
+    assert_eq!(std::fs::read_to_string(data.path().join("file")).unwrap(), "result\n");
+    assert_eq!(data.path().join("file").metadata().unwrap().uid(), owner, "what the agent makes is the directory's owner's");
+}
+
+#[tokio::test]
+async fn a_root_directory_is_copied_on_write() {
+    let state = State::new();
+    let lease = state.lease(Hold::Process);
+    let root = tempfile::tempdir().unwrap();
+    open_to_all(root.path());
+    for dir in ["etc", "opt"] {
+        std::fs::create_dir(root.path().join(dir)).unwrap();
+    }
+    std::fs::write(root.path().join("etc/passwd"), "root:x:0:0::/root:/bin/sh\napp:x:1001:1001::/opt:/bin/sh\n").unwrap();
+    std::fs::write(root.path().join("opt/original"), "untouched").unwrap();
+    let mut spec = spec("T0.H1.N2");
+    spec.user = Some("app".into());
+    spec.workdir = Some("/opt/work".into());
+    spec.settings = serde_json::json!({"root": root.path()});
+    let Some(environment) = start_or_skip("a_root_directory_is_copied_on_write", &spec, &lease).await else { return };
+    // No program is in this root, which is said as for any missing program.
+    let result = environment.primary().run(ExecRequest::new(["/bin/sh", "-c", "true"])).await.unwrap();
+    assert_eq!(result.completed.outcome, Outcome::Exited(127));
+    environment.primary().write_bytes("/opt/work/made", "inside").await.unwrap();
+    environment.stop().await.unwrap();
+    assert!(!root.path().join("opt/work").exists(), "the host's directory is untouched");
+}
+
+#[tokio::test]
+async fn a_required_limit_that_cannot_hold_is_refused_before_anything_is_made() {
+    let state = State::new();
+    let lease = state.lease(Hold::Process);
+    let mut spec = spec("T0.H0.N0");
+    spec.limits.disk = Some(Limit::required(1 << 30));
+    let error = start(&spec, &lease).await.err().unwrap();
+    assert_eq!(error.kind(), ErrorKind::LimitRefused);
+    assert!(error.message().contains("limits.disk"), "{error}");
+    assert!(lease.snapshot().resources.is_empty());
 }

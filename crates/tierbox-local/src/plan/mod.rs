@@ -258,7 +258,7 @@ struct Machine {
 fn container(spec: &EnvironmentSpec, settings: &Settings, id: &str, helper: Option<&HelperProgram>) -> Result<Machine> {
     let root = settings.root_path(&spec.base_dir).map(|root| root.canonicalize().unwrap_or(root));
     let people = files::users(spec.user.as_deref(), root.as_deref())?;
-    let map = users::choose(own_ids(), settings.users, id)?;
+    let map = users::choose(own_ids(), wanted_users(spec, settings), id)?;
     if !holds(&map, &people.agent) {
         return Err(Error::new(
             ErrorKind::HostUnable,
@@ -280,6 +280,14 @@ fn container(spec: &EnvironmentSpec, settings: &Settings, id: &str, helper: Opti
         directories: Vec::new(),
         agent: people.agent,
     })
+}
+
+/// A plain user's files are writable inside only for himself: with a writable mount he is the agent, unless a range is asked
+/// for. Root's mounts are lent to the agent whoever owns them.
+fn wanted_users(spec: &EnvironmentSpec, settings: &Settings) -> Users {
+    let lends = own_ids().can_map;
+    let writes = spec.mounts.iter().any(|mount| mount.writable);
+    if settings.users == Users::Auto && writes && !lends { Users::Single } else { settings.users }
 }
 
 /// Whether a map holds the agent. With a single id the agent is that one, whatever its number.
@@ -344,8 +352,9 @@ fn shown_bind(bind: &Bind) -> String {
 }
 
 /// Whether commands can run as other users than the default one.
-pub fn other_users(mode: Mode, settings: &Settings) -> bool {
-    mode == Mode::Container && users::choose(own_ids(), settings.users, "capabilities").is_ok_and(|map| map != UserMap::Single)
+pub fn other_users(spec: &EnvironmentSpec, mode: Mode, settings: &Settings) -> bool {
+    mode == Mode::Container
+        && users::choose(own_ids(), wanted_users(spec, settings), "capabilities").is_ok_and(|map| map != UserMap::Single)
 }
 
 #[cfg(test)]

@@ -119,8 +119,8 @@ fn check_host(path: &Path, writable: bool, homes: &[PathBuf]) -> Result<PathBuf>
     if let Some(why) = contents_refusal(&real) {
         return refuse(&why);
     }
-    if writable && READ_ONLY.iter().any(|root| real.starts_with(root)) {
-        return refuse("the host runs programs from there, so it can only be mounted read-only");
+    if writable && let Some(why) = writable_refusal(&real) {
+        return refuse(&why);
     }
     Ok(real)
 }
@@ -143,6 +143,20 @@ fn refusal(path: &Path, homes: &[PathBuf]) -> Option<String> {
         .iter()
         .any(|home| KEY_PATHS.iter().any(|keys| path == home.join(keys)))
         .then(|| "it holds keys and tokens; name what you need below it".to_owned())
+}
+
+fn writable_refusal(path: &Path) -> Option<String> {
+    use std::os::unix::fs::MetadataExt;
+    if READ_ONLY.iter().any(|root| path.starts_with(root)) {
+        return Some("the host runs programs from there, so it can only be mounted read-only".to_owned());
+    }
+    let owner = path.metadata().map(|metadata| metadata.uid());
+    // What the agent makes in a writable mount belongs to the mount's owner on the host, setuid programs included.
+    let owned_by_root = rustix::process::geteuid().is_root() && owner.is_ok_and(|owner| owner == 0);
+    owned_by_root.then(|| {
+        let path = path.display();
+        format!("it belongs to root, so the sandbox could make root's programs on this host; give it to a plain user: chown 1000:1000 {path}")
+    })
 }
 
 fn contents_refusal(path: &Path) -> Option<String> {
@@ -266,7 +280,7 @@ mod unit {
     #[test]
     fn sockets_and_what_holds_them_are_refused() {
         let dir = tempfile::tempdir().unwrap();
-        assert!(check_host(dir.path(), true, &homes()).is_ok());
+        assert!(check_host(dir.path(), false, &homes()).is_ok());
         let socket = dir.path().join("docker.sock");
         let _listener = UnixListener::bind(&socket).unwrap();
         assert!(check_host(&socket, false, &homes()).is_err());
@@ -277,6 +291,13 @@ mod unit {
     fn programs_of_the_host_are_never_writable() {
         assert!(check_host(Path::new("/usr/share"), false, &homes()).is_ok());
         assert!(check_host(Path::new("/usr/share"), true, &homes()).is_err());
+        let dir = tempfile::tempdir().unwrap();
+        let is_root = rustix::process::geteuid().is_root();
+        assert_eq!(check_host(dir.path(), true, &homes()).is_err(), is_root, "root's own directories least of all");
+        if is_root {
+            std::os::unix::fs::chown(dir.path(), Some(1000), Some(1000)).unwrap();
+            assert!(check_host(dir.path(), true, &homes()).is_ok());
+        }
     }
 
     #[test]

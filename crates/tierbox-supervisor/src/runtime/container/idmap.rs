@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::process::{Child, Command, Stdio};
 
@@ -9,6 +10,7 @@ use rustix::fs::{CWD, Mode, OFlags};
 use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
 
 use super::refusal::{AtStep, Refusal, Step, shown};
+use crate::runtime::sys::{self, Fork};
 use crate::setup::{Setup, UserMap};
 use crate::wire::Blob;
 
@@ -75,6 +77,27 @@ pub fn assume_root(users: &UserMap) -> Step {
     set_thread_res_gid(rustix::fs::Gid::ROOT, rustix::fs::Gid::ROOT, rustix::fs::Gid::ROOT)
         .at_with("uid map", || "setgid".into())?;
     set_thread_res_uid(rustix::fs::Uid::ROOT, rustix::fs::Uid::ROOT, rustix::fs::Uid::ROOT).at_with("uid map", || "setuid".into())
+}
+
+/// A user namespace that only says: what belongs to `from` (user and group) in a file system appears as `to` on the host.
+///
+/// # Errors
+/// As `clone(2)`, and as writing the maps.
+pub fn lens(from: (u32, u32), to: (u32, u32)) -> io::Result<OwnedFd> {
+    let pid = match sys::fork_into(libc::CLONE_NEWUSER)? {
+        Fork::Parent(pid) => pid,
+        Fork::Child => {
+            let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
+            std::thread::sleep(std::time::Duration::from_secs(10));
+            sys::kill_self()
+        }
+    };
+    let made = write(&format!("/proc/{pid}/uid_map"), &format!("{} {} 1", from.0, to.0))
+        .and_then(|()| write(&format!("/proc/{pid}/gid_map"), &format!("{} {} 1", from.1, to.1)))
+        .and_then(|()| Ok(rustix::fs::open(format!("/proc/{pid}/ns/user"), OFlags::CLOEXEC, Mode::empty())?));
+    let _ = sys::kill(pid, libc::SIGKILL);
+    let _ = sys::wait_for(pid);
+    made
 }
 
 fn write(path: &str, text: &str) -> io::Result<()> {

@@ -134,6 +134,7 @@ fn support<'a>(setup: &'a Setup, caller: Caller, granted: &Granted, voice: &Owne
     if !idmap::is_self_written(&setup.users) {
         idmap::write_for(pid, &setup.users, caller)?;
         granted.translate_owners(pid);
+        granted.lend_to_agent(setup);
         say(voice, &[MAPPED]);
     }
     crash::point(setup, "map");

@@ -79,6 +79,21 @@ impl Granted {
         // and no reason to refuse.
         let _ = sys::mount_setattr(tree.as_fd(), true, MountAttr { set: MOUNT_ATTR_IDMAP, userns_fd, ..MountAttr::default() });
     }
+
+    /// Makes what belongs to the owner of a writable bind the agent's inside, where kernel and file system can. What the agent
+    /// makes there belongs to that owner on the host. Without it the agent may do there what others may.
+    pub fn lend_to_agent(&self, setup: &Setup) {
+        let UserMap::Direct { first, .. } = setup.users else { return };
+        let agent = (first + setup.agent.uid, first + setup.agent.gid);
+        for (_, tree) in setup.binds.iter().zip(&self.binds).filter(|(bind, _)| bind.writable) {
+            let Some(tree) = tree else { continue };
+            let Ok(stat) = rustix::fs::fstat(tree) else { continue };
+            let Ok(lens) = super::idmap::lens((stat.st_uid, stat.st_gid), agent) else { continue };
+            let userns_fd = rustix::fd::AsRawFd::as_raw_fd(&lens) as u64;
+            let _ =
+                sys::mount_setattr(tree.as_fd(), true, MountAttr { set: MOUNT_ATTR_IDMAP, userns_fd, ..MountAttr::default() });
+        }
+    }
 }
 
 impl Sources {
