@@ -230,10 +230,29 @@ impl Subject {
     /// Waits until no process of this mark is alive inside, for the two seconds that a kill may take.
     ///
     /// # Errors
-    /// [`Fail`] if one survives.
+    /// [`Fail`] if one survives, with its state; also if it dies too late.
     pub async fn gone(&self, mark: Mark) -> Verdict {
-        self.until(Duration::from_secs(2), "every process of the command is gone", || async { Ok(!self.alive(mark).await?) })
-            .await
+        let start = Instant::now();
+        while self.alive(mark).await? {
+            let waited = start.elapsed();
+            if waited > Duration::from_secs(2) {
+                return Err(Fail::Broken(format!(
+                    "a process of the command is alive after {waited:?}: {}",
+                    self.describe(mark).await?
+                )));
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        Ok(())
+    }
+
+    /// What is known of the processes of a mark.
+    async fn describe(&self, mark: Mark) -> Verdict<String> {
+        let script = "for p in /proc/[0-9]*; do grep -q \"$1\" $p/cmdline 2>/dev/null && [ $p != /proc/$$ ] && \
+                      grep -E '^(Pid|PPid|State|SigBlk|SigIgn|ShdPnd|SigPnd):' $p/status | tr '\\n\\t' '  ' && tr '\\n' ' ' < $p/cgroup; done; :";
+        let number = mark.sleep().split_off("sleep ".len());
+        let found = self.run(ExecRequest::new(["/bin/sh", "-c", script, "sh", &number])).await?;
+        Ok(found.stdout.text())
     }
 
     /// Starts an environment of the case's own, as `adjust` wants it, and gives a subject on it.

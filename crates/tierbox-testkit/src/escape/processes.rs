@@ -11,7 +11,8 @@ use crate::subject::{Mark, Subject};
 
 attacks! { "processes":
     e14_double_forks [TreeKill] "Double-forked, setsid children with every descriptor closed die with the timeout.";
-    e14_after_killing_the_shim [TreeKill] "The same, after the command has killed its own parent.";
+    e14_after_killing_the_shim [TreeKill, Isolation] "The same, after the command has killed its own parent.";
+    e14_after_killing_the_supervisor [TreeKill, LocalMachine] "If the command can kill its supervisor, nothing of it survives on the host.";
     e15_held_stdout [] "A grandchild that holds stdout does not hold the call.";
     e16_stubborn_processes [TreeKill] "Processes that ignore TERM, or are stopped, die when cancelled.";
     e17_fork_bomb [LimitPids] "A fork bomb ends, and the next exec works.";
@@ -31,7 +32,7 @@ attacks! { "processes":
 /// Children that are nobody's: another session, adopted, without any descriptor.
 fn hidden(mark: Mark) -> String {
     let sleep = mark.sleep();
-    format!("(setsid sh -c '({sleep} <&- >&- 2>&- &) ; exec {sleep} <&- >&- 2>&-' <&- >&- 2>&- &) ; ({sleep} <&- >&- 2>&- &) ; ")
+    format!("(setsid sh -c '({sleep} <&- >&- 2>&- &) ; exec {sleep} <&- >&- 2>&-' <&- >&- 2>&- &); ({sleep} <&- >&- 2>&- &) ")
 }
 
 async fn e14_double_forks(s: Subject, _: Canary) -> Verdict {
@@ -48,7 +49,7 @@ async fn e14_after_killing_the_shim(s: Subject, _: Canary) -> Verdict {
 async fn timed(s: &Subject, first: &str) -> Verdict {
     for order in [[first, ""], ["", first]] {
         let mark = Mark::new();
-        let script = format!("{}{}{}sleep 1000", order[0], hidden(mark), order[1]);
+        let script = format!("{}{}; sleep 0.2; {}sleep 1000", order[0], hidden(mark), order[1]);
         let result = s.run(ExecRequest::shell(script).timeout(Duration::from_millis(400))).await?;
         ensure!(
             !matches!(result.outcome(), Outcome::Exited(0) | Outcome::NotStarted { .. }),
@@ -58,6 +59,17 @@ async fn timed(s: &Subject, first: &str) -> Verdict {
         s.gone(mark).await?;
     }
     Ok(())
+}
+
+async fn e14_after_killing_the_supervisor(s: Subject, _: Canary) -> Verdict {
+    let own = s.another(&|_| ()).await?;
+    let mark = Mark::new();
+    let script = format!("{}; sleep 0.2; kill -9 $PPID; p=$(ps -o ppid= -p $PPID); kill -9 $p; sleep 1000", hidden(mark));
+    let mut handle = own.spawn(ExecRequest::shell(script).timeout(Duration::from_millis(800))).await?;
+    own.until(own.patience, "the processes run", || async { Ok(mark.is_on_host()) }).await?;
+    own.outcome(&mut handle).await?;
+    own.stop().await?;
+    own.until(Duration::from_secs(2), "nothing survives on the host", || async { Ok(!mark.is_on_host()) }).await
 }
 
 async fn e15_held_stdout(s: Subject, _: Canary) -> Verdict {
@@ -183,12 +195,15 @@ async fn e21_ends_that_race(s: Subject, _: Canary) -> Verdict {
 async fn e23_client_leaves_mid_stream(s: Subject, _: Canary) -> Verdict {
     use tokio::io::AsyncReadExt;
     let mark = Mark::new();
-    let mut handle = s.spawn(ExecRequest::shell(format!("{} {} & yes", hidden(mark), mark.sleep()))).await?;
+    let mut handle = s.spawn(ExecRequest::shell(format!("{}; {} & yes", hidden(mark), mark.sleep()))).await?;
     let mut stdout = handle.take_stdout().ok_or_else(|| Fail::Broken("stdout is missing".into()))?;
     s.soon("output", stdout.read_exact(&mut [0; 100_000])).await??;
     s.until(s.patience, "the processes run", || s.alive(mark)).await?;
-    drop((stdout, handle));
-    s.gone(mark).await
+    // The stream stays open for a moment: a command that a closed pipe ends has ended by itself, and may leave what it likes.
+    drop(handle);
+    s.gone(mark).await?;
+    drop(stdout);
+    Ok(())
 }
 
 async fn e24_setuid(s: Subject, _: Canary) -> Verdict {
