@@ -25,6 +25,7 @@ pub(crate) struct Interrupts {
     interrupt: Signal,
     terminate: Signal,
     hangup: Signal,
+    received: u32,
 }
 
 impl Interrupts {
@@ -34,16 +35,24 @@ impl Interrupts {
             interrupt: listen(SignalKind::interrupt())?,
             terminate: listen(SignalKind::terminate())?,
             hangup: listen(SignalKind::hangup())?,
+            received: 0,
         })
     }
 
     /// Waits for the next signal and returns its number.
-    pub async fn next(&mut self) -> u8 {
-        tokio::select! {
+    async fn next(&mut self) -> u8 {
+        let number = tokio::select! {
             _ = self.interrupt.recv() => 2,
             _ = self.terminate.recv() => 15,
             _ = self.hangup.recv() => 1,
-        }
+        };
+        self.received += 1;
+        number
+    }
+
+    /// Whether somebody asked again, and so does not want to wait for an orderly end.
+    pub fn hurry(&self) -> bool {
+        self.received > 1
     }
 
     /// Does the work, or drops it when a signal comes.

@@ -1,14 +1,19 @@
 //! The tierbox command line, as a library: ten lines make a `tierbox` that carries a backend of your own.
 //!
 //! ```no_run
+//! # mod my_backend { pub use tierbox::local::LocalBackend as MyBackend; }
 //! use std::process::ExitCode;
+//! use std::sync::Arc;
 //!
 //! fn main() -> ExitCode {
-//!     let registry = tierbox::Registry::linked();
-//!     // registry.register(std::sync::Arc::new(MyBackend::new()));
+//!     let mut registry = tierbox::Registry::linked();
+//!     registry.register(Arc::new(my_backend::MyBackend::new()));
 //!     tierbox_cli::main_with(registry)
 //! }
 //! ```
+//!
+//! A backend that registers itself (`tierbox::register_backend!`) needs no such line: linking its crate is enough, and
+//! [`main`] serves it.
 #![deny(missing_docs)]
 #![forbid(unsafe_code)]
 
@@ -82,7 +87,7 @@ fn run(cli: Cli, registry: Registry) -> Result<u8, Failure> {
         }
         let mut context = Context { client: builder.build()?, global: cli.global, interrupts: Interrupts::listen()? };
         let outcome = dispatch(&mut context, cli.command).await;
-        if outcome.is_err() {
+        if outcome.is_err() && !context.interrupts.hurry() {
             // What was dropped half-way ends in the background; a second interrupt does not wait for it.
             let _ = context.interrupts.guard(async { Ok(tierbox::settle(SETTLE).await) }).await;
         }

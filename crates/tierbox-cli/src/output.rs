@@ -5,6 +5,8 @@ use std::io::{IsTerminal, Write};
 
 use serde::Serialize;
 use tierbox::{Error, ErrorKind};
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::prelude::*;
 
 use crate::args::Global;
 use crate::exit;
@@ -110,9 +112,11 @@ pub(crate) fn start_log(global: &Global) {
         (None, 1) => "tierbox=info".to_owned(),
         (None, _) => "tierbox=debug,tierbox_local=debug,tierbox_guest=debug,tierbox_lease=debug".to_owned(),
     };
-    let filter = tracing_subscriber::EnvFilter::try_new(&filter).unwrap_or_else(|error| {
+    // Targets and levels, which is all that is needed: filters on spans and fields would bring a regex engine.
+    let targets = filter.parse::<Targets>().unwrap_or_else(|error| {
         remark(&format!("TIERBOX_LOG is not understood, so that nothing is logged: {error}"));
-        tracing_subscriber::EnvFilter::new("off")
+        Targets::new()
     });
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours()).init();
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(colours());
+    tracing_subscriber::registry().with(lines.with_filter(targets)).init();
 }

@@ -120,10 +120,9 @@ impl Running {
             Some(lease) => lease.clone(),
             None => Arc::new(parts.journal.adopt(&self.id)?),
         };
-        parts.environment.stop().await?;
-        let record = lease.snapshot();
-        if !record.resources.is_empty() {
-            destroy(parts.backend.as_ref(), &record).await?;
+        if parts.environment.stop().await.is_err() {
+            // What it could not end from inside may be ended from outside; if not, this says what is in the way.
+            destroy(parts.backend.as_ref(), &lease.snapshot()).await?;
         }
         lease.remove()?;
         tracing::info!(target: "tierbox::op", id = self.id, "stopped");
