@@ -1,7 +1,8 @@
 //! The host's side, as small as it can be.
 
+use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -32,10 +33,11 @@ pub struct Machine {
 impl Machine {
     /// Starts one as this user, or as another.
     pub fn start(setup: &Setup, user: Option<u32>) -> Self {
-        let mut command = Command::new(SUPERVISOR);
-        if let Some(user) = user {
-            command.uid(user).gid(user);
-        }
+        let Some(user) = user else { return Self::start_by(Command::new(SUPERVISOR), setup) };
+        // By descriptor: the build directory may be one that only its owner can enter.
+        let program = File::open(SUPERVISOR).unwrap();
+        let mut command = Command::new(format!("/proc/self/fd/{}", program.as_raw_fd()));
+        command.uid(user).gid(user);
         Self::start_by(command, setup)
     }
 
