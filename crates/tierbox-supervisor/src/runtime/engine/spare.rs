@@ -44,6 +44,8 @@ pub struct Spare {
 pub struct Spares {
     ready: Vec<Spare>,
     wanted: usize,
+    /// Whether commands came at all: a machine may be there for a single one, which spares would only hold up.
+    launches: usize,
     /// Whether one was used or missed since the last was made. One that dies is not replaced before: somebody inside may be
     /// killing them as fast as they come.
     due: bool,
@@ -54,7 +56,7 @@ pub struct Spares {
 
 impl Default for Spares {
     fn default() -> Self {
-        Self { ready: Vec::new(), wanted: 2, due: true, timed: false, used: Instant::now() }
+        Self { ready: Vec::new(), wanted: 2, launches: 0, due: false, timed: false, used: Instant::now() }
     }
 }
 
@@ -62,6 +64,7 @@ impl Engine {
     /// Gives an order to a spare child. `None` if there is none that takes it; the order was then not carried out.
     pub(super) fn use_spare(&mut self, order: &Order, stdio: &[Option<OwnedFd>; 3]) -> Option<Spare> {
         self.spares.due = true;
+        self.spares.launches = self.spares.launches.saturating_add(1);
         self.spares.used = Instant::now();
         let order = order.to_bytes();
         if order.len() > MAX_ORDER {
@@ -84,7 +87,7 @@ impl Engine {
         if !self.spares.due {
             return;
         }
-        if self.spares.ready.is_empty() {
+        if self.spares.ready.is_empty() && self.spares.launches > 1 {
             self.add_spare();
         }
         if self.spares.due && !std::mem::replace(&mut self.spares.timed, true) {
