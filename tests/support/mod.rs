@@ -1,6 +1,7 @@
 //! What the suites share: factories for the local backend's modes, and for a supervisor behind pipes.
 #![allow(dead_code, reason = "every suite uses a part")]
 
+pub mod again;
 pub mod framed;
 
 use std::sync::Arc;
@@ -32,4 +33,9 @@ pub fn containers_absent() -> Option<Absence> {
     let checks = runtime.block_on(tierbox::local::LocalBackend::new().doctor());
     let failed = checks.into_iter().find(|check| check.status == CheckStatus::Fail)?;
     Some(Absence { reason: format!("{}: {}", failed.name, failed.detail), install: failed.remedy })
+}
+
+/// Writes a skip down, and fails it on CI for an engine that must be there.
+pub fn skip(engine: &str, test: &str, absence: &Absence) -> Result<(), String> {
+    tierbox_testkit::skipped(engine, test, absence, REQUIRED)
 }

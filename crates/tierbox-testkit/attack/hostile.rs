@@ -48,7 +48,9 @@ fn program(what: &str) -> Option<Vec<u64>> {
             refuse_flags(&mut program, nr::CLONE, 0x1000_0000, sys::EPERM);
         }
         "memfd" => refuse(&mut program, nr::MEMFD_CREATE, sys::ENOSYS),
-        "mount" => refuse(&mut program, nr::MOUNT, sys::EPERM),
+        "mount" => [nr::MOUNT, nr::FSOPEN, nr::OPEN_TREE, nr::MOVE_MOUNT, nr::MOUNT_SETATTR]
+            .into_iter()
+            .for_each(|number| refuse(&mut program, number, sys::EPERM)),
         "seccomp" => refuse(&mut program, nr::SECCOMP, sys::ENOSYS),
         _ => return None,
     }

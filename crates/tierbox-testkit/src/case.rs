@@ -208,6 +208,11 @@ impl Need {
         }
     }
 
+    /// Whether a host may lack it through no fault of the backend: limits rest on cgroups that not everybody may write to.
+    pub fn depends_on_the_host(self) -> bool {
+        matches!(self, Self::MemoryOutcome | Self::LimitMemory | Self::LimitCpu | Self::LimitPids)
+    }
+
     /// Whether these capabilities hold it.
     pub fn is_met(self, by: &Capabilities) -> bool {
         match self {

@@ -31,5 +31,5 @@ mod subject;
 
 pub use case::{Case, Fail, Need, Verdict, skip};
 pub use factory::BackendFactory;
-pub use runner::{Suite, run, run_with};
+pub use runner::{Suite, run, run_with, skipped};
 pub use subject::{Absence, Adjust, Factory, Mark, Subject};

@@ -39,7 +39,10 @@ pub fn local_container_plain() -> Capabilities {
     }
 }
 
-/// Mode `container` of the local backend as root.
+/// Mode `container` of the local backend as root, who has cgroups. Where the host gives root none to write to, the cases of
+/// these limits are skipped with that reason.
 pub fn local_container_root() -> Capabilities {
-    Capabilities { users: UserSupport::Any, ..local_container_plain() }
+    let plain = local_container_plain();
+    let limits = LimitCapabilities { memory: true, cpu: true, pids: true, ..plain.limits };
+    Capabilities { users: UserSupport::Any, memory_outcome: true, limits, ..plain }
 }

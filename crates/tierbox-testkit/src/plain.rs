@@ -106,17 +106,29 @@ fn prepare() -> Result<Place, String> {
 /// # Errors
 /// If the user or its directory cannot be made.
 pub fn this_program() -> Result<Command, String> {
+    this_program_under(&[], &[])
+}
+
+/// The same, with other programs before it: `outer` is run as root, `inner` as the plain user. Each must run what follows it.
+///
+/// # Errors
+/// If the user or its directory cannot be made.
+pub fn this_program_under(outer: &[&str], inner: &[&str]) -> Result<Command, String> {
     let mut kept = KEPT.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     if kept.is_none() {
         *kept = Some(prepare()?);
     }
     let place = kept.as_ref().ok_or("no place for the plain user's tests")?;
-    Ok(command(&place.program, place.home.path()))
+    let become_plain = ["setpriv", "--reuid", USER, "--regid", USER, "--init-groups", "--inh-caps=-all", "--"];
+    let mut words = outer.iter().chain(&become_plain).chain(inner);
+    let mut command = Command::new(words.next().ok_or("no program")?);
+    command.args(words).arg(&place.program);
+    surround(&mut command, place.home.path());
+    Ok(command)
 }
 
-fn command(program: &Path, home: &Path) -> Command {
-    let mut command = Command::new("setpriv");
-    command.args(["--reuid", USER, "--regid", USER, "--init-groups", "--inh-caps=-all", "--"]).arg(program);
+/// Gives a command the plain user's environment, and nothing of root's.
+fn surround(command: &mut Command, home: &Path) {
     command.env_clear().env("PATH", "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin");
     command.env("HOME", home).env("USER", USER).env("LOGNAME", USER).env("TIERBOX_STATE_DIR", home.join("state"));
     command.env("TIERBOX_SKIP_FILE", home.join("skips")).env(MARK, "1");
@@ -128,7 +140,6 @@ fn command(program: &Path, home: &Path) -> Command {
         }
     }
     command.current_dir(home).stdin(Stdio::null());
-    command
 }
 
 /// Runs one test of this program as the plain user.
@@ -159,6 +170,6 @@ fn pass_skips_on() -> io::Result<()> {
 }
 
 /// Removes what [`this_program`] made, but for the user.
-pub(crate) fn clean() {
+pub fn clean() {
     KEPT.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
 }

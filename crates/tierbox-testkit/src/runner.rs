@@ -25,14 +25,14 @@ pub struct Suite {
     factory: Arc<dyn Factory>,
     variant: Option<String>,
     as_plain_user: bool,
-    required: Vec<String>,
+    required: String,
     expected: BTreeMap<String, String>,
     shared: Shared,
 }
 
 impl Suite {
     fn new(cases: Vec<Case>, factory: Arc<dyn Factory>) -> Self {
-        let (required, expected) = (Vec::new(), BTreeMap::new());
+        let (required, expected) = (String::new(), BTreeMap::new());
         Self { cases, factory, variant: None, as_plain_user: false, required, expected, shared: Shared::default() }
     }
 
@@ -78,8 +78,7 @@ impl Suite {
     /// Engines that must be present on CI, one a line; `#` begins a remark. There a skip for one of these fails.
     #[must_use]
     pub fn required(mut self, engines: &str) -> Self {
-        let names = engines.lines().map(|line| line.split('#').next().unwrap_or_default().trim()).filter(|line| !line.is_empty());
-        self.required = names.map(str::to_owned).collect();
+        engines.clone_into(&mut self.required);
         self
     }
 
@@ -108,8 +107,7 @@ impl Suite {
     }
 
     fn must_be_present(&self) -> bool {
-        std::env::var_os("CI").is_some_and(|value| !value.is_empty())
-            && self.required.iter().any(|name| name == self.factory.engine())
+        is_required(self.factory.engine(), &self.required)
     }
 
     fn trials(&self, runtime: &Arc<Runtime>) -> Vec<Trial> {
@@ -133,7 +131,11 @@ impl Suite {
         if self.as_plain_user && !plain::is_child() {
             return plain::run_test(&name).map_err(Failed::from);
         }
-        let verdict = runtime.block_on(async { case.run(self.subject().await?).await });
+        let verdict = runtime.block_on(async {
+            let subject = self.subject().await?;
+            declared(case, subject.capabilities())?;
+            case.run(subject).await
+        });
         self.judge(&name, case, verdict)
     }
 
@@ -149,16 +151,8 @@ impl Suite {
     }
 
     fn skipped(&self, name: &str, reason: &str, install: &str) -> Result<(), Failed> {
-        record_skip(self.factory.engine(), name, reason, install)?;
-        // A case may have reasons of its own (the default user is root); only an absent engine is a fault of CI's.
-        if self.must_be_present() && !install.is_empty() {
-            return Err(format!(
-                "{} must be present here, and is not: {reason}. Install it with: {install}",
-                self.factory.engine()
-            )
-            .into());
-        }
-        Ok(())
+        let absence = Absence { reason: reason.to_owned(), install: install.to_owned() };
+        Ok(skipped(self.factory.engine(), name, &absence, &self.required)?)
     }
 
     async fn subject(&self) -> Verdict<Subject> {
@@ -184,6 +178,46 @@ impl Suite {
             _ => Ok(()),
         }
     }
+}
+
+/// Holds a sandbox to its backend's minimum: a case is listed because of that, so it must be declared.
+fn declared(case: &Case, by: &Capabilities) -> Verdict {
+    let missing: Vec<_> = case.needs.iter().filter(|need| !need.is_met(by)).collect();
+    let names = missing.iter().map(|need| need.name()).collect::<Vec<_>>().join(", ");
+    if missing.is_empty() {
+        return Ok(());
+    }
+    if missing.iter().all(|need| need.depends_on_the_host()) {
+        let reason = format!("this host gives no way to enforce {names}");
+        return Err(Fail::Skipped {
+            reason,
+            install: "run the tests where cgroups can be written (see `tierbox doctor`)".to_owned(),
+        });
+    }
+    Err(Fail::Broken(format!("the sandbox declares less than its backend must be able to do: {names}")))
+}
+
+/// Whether this is CI, and the engine is on its list: one a line, `#` begins a remark.
+fn is_required(engine: &str, list: &str) -> bool {
+    let on_ci = std::env::var_os("CI").is_some_and(|value| !value.is_empty());
+    on_ci && list.lines().any(|line| line.split('#').next().unwrap_or_default().trim() == engine)
+}
+
+/// Writes down that a test was skipped, for a test program of its own kind. `required` is the list of engines that CI must
+/// have.
+///
+/// # Errors
+/// On CI, when the engine must be there. A test may have a reason of its own (the default user is root), for which there is
+/// nothing to install; that never fails.
+pub fn skipped(engine: &str, test: &str, absence: &Absence, required: &str) -> Result<(), String> {
+    let Absence { reason, install } = absence;
+    // Such a reason is no engine's absence, and is listed apart.
+    let listed = if install.is_empty() { format!("{engine} (not for this configuration)") } else { engine.to_owned() };
+    record_skip(&listed, test, reason, install).map_err(|error| format!("the skip could not be written down: {error}"))?;
+    if !install.is_empty() && is_required(engine, required) {
+        return Err(format!("{engine} must be present here, and is not: {reason}. Install it with: {install}"));
+    }
+    Ok(())
 }
 
 /// Appends a skip to the file that `TIERBOX_SKIP_FILE` names: engine, test, reason and install command, between tabs.

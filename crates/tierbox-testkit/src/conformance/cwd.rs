@@ -39,7 +39,8 @@ async fn default_is_the_workdir(s: Subject) -> Verdict {
 }
 
 async fn profile_workdir_is_used(s: Subject) -> Verdict {
-    let own = s.another(&|spec| spec.workdir = Some("/tmp/tierbox-own-workdir".into())).await;
+    let wanted = format!("/tmp/tierbox-workdir-{}", crate::subject::number());
+    let own = s.another(&|spec| spec.workdir = Some(wanted.clone())).await;
     let own = match own {
         Err(crate::case::Fail::Broken(message)) if message.contains("Unsupported") => {
             return skip("the backend takes no workdir");
@@ -47,7 +48,9 @@ async fn profile_workdir_is_used(s: Subject) -> Verdict {
         other => other?,
     };
     let seen = pwd(&own, physical()).await?;
-    ensure_eq!(String::from_utf8_lossy(&seen), "/tmp/tierbox-own-workdir", "where a command starts");
+    ensure_eq!(String::from_utf8_lossy(&seen), wanted, "where a command starts");
+    // Without isolation the directory is the host's.
+    own.run(ExecRequest::new(["rm", "-rf", &wanted]).cwd("/")).await?;
     own.stop().await
 }
 

@@ -21,9 +21,10 @@ cases! { "limits":
 
 const MIB: u64 = 1 << 20;
 
-/// Holds this many MiB in the memory of one process.
-fn hold(mib: u64) -> String {
-    format!("exec 2>/dev/null; tail -c {} /dev/zero | wc -c", mib * MIB)
+/// A script that holds so many MiB in the memory of one process, and then prints how many bytes they were.
+pub(crate) fn hold(mib: u64) -> String {
+    let bytes = mib * MIB;
+    format!("head -c {} /dev/zero | {{ tail -c {bytes} || kill -9 $$; }} | wc -c", bytes + MIB)
 }
 
 /// Limits memory, and with it the writable areas that may be kept there.
@@ -34,7 +35,7 @@ pub(crate) fn memory(limits: &mut Limits, limit: Limit<u64>) {
 
 async fn memory_outcome_is_told(s: Subject) -> Verdict {
     let own = s.another(&|spec| memory(&mut spec.limits, Limit::required(96 * MIB))).await?;
-    let result = own.run(ExecRequest::new(["tail", "-c", &(400 * MIB).to_string(), "/dev/zero"])).await?;
+    let result = own.run(ExecRequest::shell(hold(400))).await?;
     ensure_eq!(result.outcome(), Outcome::Killed(KillReason::Memory), "outcome");
     ensure_eq!(own.text("echo works").await?, "works", "the next command");
     own.stop().await

@@ -43,7 +43,7 @@ mod undeclared;
 mod users;
 
 pub(crate) use archives::{archive, entry};
-pub(crate) use limits::memory as limit_memory;
+pub(crate) use limits::{hold, memory as limit_memory};
 pub(crate) use streaming::read_until;
 
 /// Every case there is, whatever it needs.

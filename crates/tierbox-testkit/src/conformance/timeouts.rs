@@ -65,7 +65,8 @@ async fn term_is_not_asked(s: Subject) -> Verdict {
 
 async fn stopped_commands_die(s: Subject) -> Verdict {
     let mark = Mark::new();
-    let result = s.run(ExecRequest::shell(format!("{} & kill -STOP $! $$", mark.sleep())).timeout(SHORT)).await?;
+    let result =
+        s.run(ExecRequest::shell(format!("trap '' HUP; {} & sleep 0.1; kill -STOP $! $$", mark.sleep())).timeout(SHORT)).await?;
     ensure_eq!(result.outcome(), Outcome::Killed(KillReason::Timeout), "outcome");
     s.gone(mark).await
 }

@@ -13,17 +13,7 @@ use crate::subject::Subject;
 
 /// The case for a capability that is not declared, where there is something to refuse.
 pub(super) fn case(need: Need, missing: BTreeSet<Need>) -> Option<Case> {
-    // These describe what is there; no call asks for them.
-    if matches!(
-        need,
-        Need::TreeKill
-            | Need::Isolation
-            | Need::LocalMachine
-            | Need::MemoryOutcome
-            | Need::Usage
-            | Need::StreamingOutput
-            | Need::Mounts
-    ) {
+    if !can_be_refused(need) {
         return None;
     }
     let name = format!("conformance::undeclared::{}", need.name());
@@ -33,6 +23,12 @@ pub(super) fn case(need: Need, missing: BTreeSet<Need>) -> Option<Case> {
     }))
 }
 
+/// Whether some call asks for it. The others describe what is there.
+fn can_be_refused(need: Need) -> bool {
+    use Need::{Isolation, LocalMachine, MemoryOutcome, Mounts, StreamingOutput, TreeKill, Usage};
+    !matches!(need, Isolation | LocalMachine | MemoryOutcome | Mounts | StreamingOutput | TreeKill | Usage)
+}
+
 async fn refused_or_kept(s: Subject, need: Need, missing: &BTreeSet<Need>) -> Verdict {
     if !s.can(need) {
         return refused(&s, need).await;
@@ -40,7 +36,8 @@ async fn refused_or_kept(s: Subject, need: Need, missing: &BTreeSet<Need>) -> Ve
     // This sandbox declares more than its backend's minimum, and is held to it. Cases that also need another capability
     // beyond the minimum run with the last of those.
     let due = |case: &Case| {
-        let beyond: Vec<Need> = case.needs.iter().copied().filter(|need| missing.contains(need)).collect();
+        let beyond: Vec<Need> =
+            case.needs.iter().copied().filter(|need| missing.contains(need) && can_be_refused(*need)).collect();
         beyond.last() == Some(&need)
     };
     for case in super::all().into_iter().filter(|case| case.is_met(s.capabilities()) && due(case)) {

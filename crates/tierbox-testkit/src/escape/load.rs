@@ -24,7 +24,7 @@ async fn e26_memory(s: Subject, _: Canary) -> Verdict {
     let own = s.another(&|spec| crate::conformance::limit_memory(&mut spec.limits, Limit::required(96 * MIB))).await?;
     let mut quiet = own.spawn(ExecRequest::new(["sleep", "1000"])).await?;
     for _ in 0..2 {
-        let eater = own.run(ExecRequest::new(["tail", "-c", &(300 * MIB).to_string(), "/dev/zero"])).await?;
+        let eater = own.run(ExecRequest::shell(crate::conformance::hold(300))).await?;
         ensure_eq!(eater.outcome(), Outcome::Killed(KillReason::Memory), "outcome");
     }
     let blameless = own.run(ExecRequest::shell("kill -9 $$")).await?;
