@@ -121,6 +121,10 @@ fn outer_id(map: &str, id: u32) -> Option<u32> {
 
 impl Helper {
     fn find(uid: u32) -> std::result::Result<Self, String> {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+        if is_confined(&status) {
+            return Err("no_new_privs is set, under which newuidmap has no rights".to_owned());
+        }
         let name = crate::plan::user_name(uid);
         let extent = |path: &str| {
             let text = std::fs::read_to_string(path).unwrap_or_default();
@@ -134,6 +138,11 @@ impl Helper {
             newgidmap: program("newgidmap")?,
         })
     }
+}
+
+/// Whether setuid programs give this process nothing, as in a container started with `no-new-privileges`.
+fn is_confined(status: &str) -> bool {
+    status.lines().filter_map(|line| line.strip_prefix("NoNewPrivs:")).any(|value| value.trim() == "1")
 }
 
 /// The largest range that a subuid file gives to a user, by name or number.
@@ -266,6 +275,13 @@ mod unit {
 
     fn plain() -> Ids {
         Ids { uid: 1000, gid: 1000, can_map: false, is_host_root: false, ..root() }
+    }
+
+    #[test]
+    fn setuid_helpers_do_not_count_under_no_new_privs() {
+        assert!(is_confined("Name:\tx\nNoNewPrivs:\t1\n"));
+        assert!(!is_confined("Name:\tx\nNoNewPrivs:\t0\n"));
+        assert!(!is_confined(""));
     }
 
     #[test]
