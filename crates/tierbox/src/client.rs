@@ -161,7 +161,10 @@ impl Tierbox {
     ///
     /// # Errors
     /// As [`start_with`](Self::start_with).
-    pub async fn start_spec(&self, spec: EnvironmentSpec, options: StartOptions) -> Result<Running> {
+    pub async fn start_spec(&self, mut spec: EnvironmentSpec, options: StartOptions) -> Result<Running> {
+        if let Some(hold) = options.hold {
+            spec.hold = hold;
+        }
         let backend = self.backend(&spec)?;
         start::preflight(backend.as_ref(), &spec)?;
         let hold = options.hold.unwrap_or(Hold::Process);
