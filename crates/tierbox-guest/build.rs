@@ -54,40 +54,44 @@ mod embed {
         constants(&format!("Some(include_bytes!({:?}))", program.display().to_string()), &format!("Some({hash:?})"))
     }
 
-    /// The manifest of the workspace that holds the supervisor.
+    /// The supervisor's manifest, in the sources of the package `tierbox-supervisor` that this build depends on.
     ///
-    /// In a checkout that is the workspace around this package. A published package carries the sources in `supervisor-src/`,
-    /// a small workspace with its lock file, put there by the packaging task. Cargo leaves directories with a `Cargo.toml` out
-    /// of packages, so manifests are called `Cargo.toml.packaged` there and get their name back in a copy.
+    /// In a checkout these are part of the workspace, whose lock file counts. A published package has a lock file of its own,
+    /// and is built from a copy: it must belong to no workspace, and vendored sources lie in the one that vendors them.
     fn manifest(out: &Path) -> PathBuf {
-        let here = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets CARGO_MANIFEST_DIR"));
-        let packaged = here.join("supervisor-src");
-        if packaged.is_dir() {
-            println!("cargo::rerun-if-changed={}", packaged.display());
-            let copy = out.join("supervisor-src");
-            let _ = fs::remove_dir_all(&copy);
-            copy_tree(&packaged, &copy).unwrap_or_else(|error| panic!("cannot copy {}: {error}", packaged.display()));
-            return copy.join("Cargo.toml");
-        }
-        let root = here.join("../..");
-        let sources = root.join("crates/tierbox-supervisor");
-        for watched in [root.join("Cargo.lock"), sources.join("Cargo.toml"), sources.join("src")] {
+        println!("cargo::rerun-if-env-changed=DEP_TIERBOX_SUPERVISOR_SOURCE");
+        let source = PathBuf::from(env::var_os("DEP_TIERBOX_SUPERVISOR_SOURCE").expect("tierbox-supervisor tells where it is"));
+        let lock = source.ancestors().map(|dir| dir.join("Cargo.lock")).find(|path| path.is_file());
+        for watched in [source.join("Cargo.toml"), source.join("src")].into_iter().chain(lock) {
             println!("cargo::rerun-if-changed={}", watched.display());
         }
-        root.join("Cargo.toml")
+        // Cargo puts this file into every package that it makes.
+        if !source.join("Cargo.toml.orig").is_file() {
+            return source.join("Cargo.toml");
+        }
+        let copy = out.join("supervisor-package");
+        copied(&source, &copy).unwrap_or_else(|error| panic!("cannot copy {}: {error}", source.display()))
+    }
+
+    fn copied(package: &Path, copy: &Path) -> std::io::Result<PathBuf> {
+        let _ = fs::remove_dir_all(copy);
+        copy_tree(package, copy)?;
+        let manifest = copy.join("Cargo.toml");
+        let text = fs::read_to_string(package.join("Cargo.toml"))?;
+        fs::write(&manifest, format!("{text}\n[workspace]\n"))?;
+        Ok(manifest)
     }
 
     fn copy_tree(from: &Path, to: &Path) -> std::io::Result<()> {
         fs::create_dir_all(to)?;
         for entry in fs::read_dir(from)? {
             let entry = entry?;
-            let name = entry.file_name();
+            let target = to.join(entry.file_name());
             if entry.file_type()?.is_dir() {
-                copy_tree(&entry.path(), &to.join(name))?;
-            } else if name == "Cargo.toml.packaged" {
-                fs::copy(entry.path(), to.join("Cargo.toml"))?;
+                copy_tree(&entry.path(), &target)?;
             } else {
-                fs::copy(entry.path(), to.join(name))?;
+                // The contents alone: a registry's files may be read-only.
+                fs::write(target, fs::read(entry.path())?)?;
             }
         }
         Ok(())
