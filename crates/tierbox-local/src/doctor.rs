@@ -132,11 +132,13 @@ fn cgroup_kind() -> Check {
     let chosen = found.choose(&CONTROLLERS);
     let missing: Vec<&str> = CONTROLLERS.into_iter().filter(|name| chosen.enforcer(name).is_none()).collect();
     if missing.is_empty() {
-        return ok("cgroups", format!("{}: memory, cpu and pids can be limited", found.summary()));
+        return ok("cgroups", chosen.summary(&CONTROLLERS));
     }
+    let able = chosen.summary(&CONTROLLERS);
+    let why = if found.missing.is_empty() { found.summary() } else { found.missing.join("; ") };
     warn(
         "cgroups",
-        format!("{}; not limited for a whole sandbox: {}", found.summary(), missing.join(", ")),
+        format!("{able}; not limited for a whole sandbox: {} ({why})", missing.join(", ")),
         "run as root, or as a user of a systemd session (its scopes are asked for by themselves), or under \
          `systemd-run --user --scope -p Delegate=yes`",
     )
@@ -152,12 +154,13 @@ fn subordinate_ids() -> Check {
 }
 
 fn network_helper() -> Check {
-    match network::find_helper(NetworkHelper::Auto, [10, 0, 2]) {
-        Ok(helper) if network::device_cause().is_some() => {
-            warn("network N0", format!("{} cannot make its device", helper.name()), network::device_cause().unwrap_or_default())
+    match (network::find_helper(NetworkHelper::Auto, [10, 0, 2]), network::device_cause()) {
+        (Ok(helper), Some(cause)) => {
+            let detail = format!("{} needs /dev/net/tun, and {}", helper.name(), cause.what());
+            warn("network N0", detail, cause.remedy())
         }
-        Ok(helper) => ok("network N0", format!("{} at {}", helper.name(), helper.path.display())),
-        Err(error) => warn("network N0", error.message(), error.help().unwrap_or_default()),
+        (Ok(helper), None) => ok("network N0", format!("{} at {}", helper.name(), helper.path.display())),
+        (Err(error), _) => warn("network N0", error.message(), error.help().unwrap_or_default()),
     }
 }
 

@@ -96,14 +96,22 @@ async fn attach_helper(program: &HelperProgram, pid: u32, life: Option<OwnedFd>,
     };
     let life = life.ok_or_else(|| unexpected("the network helper would outlive its machine"))?;
     let output = File::create(log).map_err(failed)?;
+    let watched_life = life.try_clone().map_err(failed)?;
     let mut command = helper_command(program, pid);
     command.env_clear().current_dir("/").stdin(life).stderr(output.try_clone().map_err(failed)?).stdout(output);
     let helper = watch_child(command.spawn().map_err(failed)?)?;
     let deadline = tokio::time::Instant::now() + HELPER_PATIENCE;
     while !network::is_connected(pid) {
-        if helper.has_ended() || tokio::time::Instant::now() >= deadline {
+        // Looked at before the helper is killed, so that the error names what happened first.
+        let ended = helper.has_ended();
+        if ended || tokio::time::Instant::now() >= deadline {
             helper.kill();
-            return Err(helper_failed(program, log, helper.has_ended()));
+            // A machine that ends takes its helper with it: what the helper then says is not the cause.
+            return Err(if is_over(&watched_life) {
+                refusal::silent(Error::new(ErrorKind::Lost, "start sandbox", "it ended while its network was made"))
+            } else {
+                helper_failed(program, log, ended)
+            });
         }
         tokio::time::sleep(HELPER_STEP).await;
     }
@@ -136,6 +144,14 @@ helper=$!
 exec 3<&-
 wait "$helper""#;
 
+/// Whether the machine that holds the other end of this pipe has ended.
+fn is_over(life: &OwnedFd) -> bool {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let mut waiting = [PollFd::new(life, PollFlags::empty())];
+    let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+    poll(&mut waiting, Some(&at_once)).is_ok() && waiting[0].revents().contains(PollFlags::HUP)
+}
+
 fn helper_failed(program: &HelperProgram, log: &Path, ended: bool) -> Error {
     let said = std::fs::read(log).unwrap_or_default();
     let said: String =
@@ -143,10 +159,7 @@ fn helper_failed(program: &HelperProgram, log: &Path, ended: bool) -> Error {
     let what = if ended { "ended before the network was up" } else { "gave the sandbox no route in time" };
     Error::new(ErrorKind::HostUnable, "start network helper", format!("{} {what}: {}", program.name(), said.trim()))
         .with_backend(BACKEND)
-        .with_help(
-            network::device_cause()
-                .unwrap_or("try the other helper (local.network = \"slirp4netns\" or \"pasta\"), or a profile with N2"),
-        )
+        .with_help("try the other helper (local.network = \"slirp4netns\" or \"pasta\"), or a profile with N2")
 }
 
 #[cfg(test)]
@@ -169,6 +182,16 @@ mod unit {
             attach_helper(&program(HelperKind::Pasta, "/nonexistent/pasta"), 4_000_000, Some(reader), &log).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::HostUnable);
         assert!(error.message().contains("/nonexistent/pasta"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_machine_that_ends_is_not_blamed_on_its_helper() {
+        let dir = tempfile::tempdir().unwrap();
+        let (reader, writer) = rustix::pipe::pipe().unwrap();
+        drop(writer);
+        let helper = program(HelperKind::Pasta, "/bin/sleep");
+        let error = attach_helper(&helper, 4_000_000, Some(reader), &dir.path().join("log")).await.unwrap_err();
+        assert!(error.message().contains("was killed before"), "{error}");
     }
 
     #[tokio::test]

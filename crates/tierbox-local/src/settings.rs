@@ -67,6 +67,7 @@ pub enum NetworkHelper {
 #[serde(untagged)]
 pub enum BindSetting {
     /// The same path on the host and inside; `~/` is the caller's home on the host.
+    #[schemars(extend("x-path" = true))]
     Same(String),
     /// Different paths.
     Moved(MovedBind),
@@ -76,7 +77,8 @@ pub enum BindSetting {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct MovedBind {
-    /// An absolute path on the host, or one that starts with `~/`.
+    /// A path on the host; relative to the profile's directory, or to the home if it starts with `~/`.
+    #[schemars(extend("x-path" = true))]
     pub host: String,
     /// An absolute path inside.
     pub guest: String,
@@ -90,8 +92,10 @@ pub struct Settings {
     pub mode: Option<Mode>,
     /// A directory that becomes the container's root, copy on write; relative to the profile's directory. The host's
     /// `/usr`, read-only, by default.
+    #[schemars(extend("x-path" = true))]
     pub root: Option<PathBuf>,
-    /// Toolchains outside `/usr`, for example under the home directory: host paths, or `{ host, guest }`. Always read-only.
+    /// Toolchains outside `/usr`, for example `~/.rustup`: host paths, or `{ host, guest }`. Always read-only. A home
+    /// directory as a whole, and what holds keys or tokens, is refused.
     pub binds: Vec<BindSetting>,
     /// `auto` (default), `single` or `range`: which users exist inside a container.
     pub users: Users,
@@ -195,6 +199,16 @@ mod unit {
             assert_eq!(Settings::from_value(&value).unwrap_err().kind(), ErrorKind::InvalidProfile, "{bad}");
         }
         assert_eq!(Settings::from_value(&serde_json::Value::Null).unwrap(), Settings::default());
+    }
+
+    /// Whoever reads the profile makes such paths absolute, starting at the file that states them.
+    #[test]
+    fn host_paths_are_marked_in_the_schema() {
+        let schema = Settings::schema();
+        let marked = |pointer: &str| schema.pointer(pointer).is_some_and(|place| place["x-path"] == true);
+        assert!(marked("/properties/root"));
+        assert!(marked("/$defs/BindSetting/anyOf/0"));
+        assert!(marked("/$defs/MovedBind/properties/host") && !marked("/$defs/MovedBind/properties/guest"));
     }
 
     #[test]

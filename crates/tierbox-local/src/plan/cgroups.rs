@@ -153,6 +153,23 @@ impl Cgroups {
 }
 
 impl Chosen<'_> {
+    /// Which hierarchy does what, in one line for people.
+    pub fn summary(&self, wanted: &[&str]) -> String {
+        let by = |enforcer: &str| {
+            let names: Vec<&str> = wanted.iter().copied().filter(|name| self.enforcer(name) == Some(enforcer)).collect();
+            (!names.is_empty()).then(|| format!("{enforcer} limits {}", listed(&names)))
+        };
+        // The unified hierarchy goes first for killing: that is what the supervisor does too.
+        let freezer = self.legacy.iter().any(|hierarchy| hierarchy.controllers.iter().any(|name| name == "freezer"));
+        let killer = match (self.unified.is_some(), freezer) {
+            (true, _) => "cgroup v2 kills commands",
+            (false, true) => "the freezer of cgroup v1 kills commands",
+            (false, false) => "no cgroup kills commands: they are found by descent",
+        };
+        let parts: Vec<String> = ["cgroup v2", "cgroup v1"].into_iter().filter_map(by).chain([killer.to_owned()]).collect();
+        parts.join("; ")
+    }
+
     /// `cgroup v2` or `cgroup v1` if a controller is there.
     pub fn enforcer(&self, controller: &str) -> Option<&'static str> {
         let has = |controllers: &[String]| controllers.iter().any(|name| name == controller);
@@ -161,6 +178,14 @@ impl Chosen<'_> {
         }
         let legacy = self.legacy.iter().find(|hierarchy| has(&hierarchy.controllers))?;
         (controller != "cpu" || legacy.quota).then_some("cgroup v1")
+    }
+}
+
+/// Names in a sentence: `a, b and c`.
+fn listed(names: &[&str]) -> String {
+    match names {
+        [most @ .., last] if !most.is_empty() => format!("{} and {last}", most.join(", ")),
+        _ => names.join(", "),
     }
 }
 
@@ -282,6 +307,11 @@ mod unit {
         assert_eq!(cgroups.choose(&["memory"]).enforcer("memory"), Some("cgroup v2"));
         assert_eq!(cgroups.choose(&["memory"]).enforcer("cpu"), None);
         assert!(cgroups.unified[0].swap);
+        assert_eq!(
+            cgroups.choose(&CONTROLLERS).summary(&CONTROLLERS),
+            "cgroup v2 limits memory, cpu and pids; cgroup v2 kills commands"
+        );
+        assert!(Chosen::default().summary(&CONTROLLERS).starts_with("no cgroup kills"));
     }
 
     const HYBRID: &str = "32 31 0:29 / /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct\n\
@@ -312,6 +342,8 @@ mod unit {
         assert!(chosen.legacy[1].dir.ends_with("memory/some/where"));
         assert!(chosen.unified.is_none());
         assert_eq!(chosen.enforcer("cpu"), Some("cgroup v1"));
+        let summary = chosen.summary(&CONTROLLERS);
+        assert_eq!(summary, "cgroup v1 limits memory, cpu and pids; the freezer of cgroup v1 kills commands");
         cgroups.legacy.retain(|hierarchy| hierarchy.controllers != ["freezer"]);
         assert!(cgroups.choose(&[]).unified.is_some(), "v2 kills where v1 cannot freeze");
     }

@@ -24,14 +24,14 @@ const MORE_CLOSED_ROOTS: &[&str] = &["/usr", "/var", "/var/lib", "/var/tmp", "/v
 const READ_ONLY: &[&str] = &["/bin", "/lib", "/lib32", "/lib64", "/libx32", "/opt", "/sbin", "/usr", "/var/lib", "/var/spool"];
 
 /// Names of directories that hold keys, wherever they are.
-const KEY_NAMES: &[&str] = &[".ssh", ".gnupg", ".aws", ".azure", ".kube", ".docker", ".password-store", ".mozilla"];
+const KEY_NAMES: &[&str] = &[".ssh", ".gnupg", ".aws", ".azure", ".kube", ".docker", ".password-store", ".mozilla", ".pki"];
 
-/// Paths below a home directory that hold keys or tokens.
+/// Paths below a home directory that hold keys or tokens: they, what is below them and what they are below.
 const KEY_PATHS: &[&str] =
-    &[".config", ".config/gcloud", ".config/gh", ".local", ".local/share", ".local/share/keyrings", ".config/tierbox"];
+    &[".config/gcloud", ".config/gh", ".config/containers", ".config/tierbox", ".local/share/keyrings", ".cargo/credentials"];
 
-/// Files that hold tokens: a directory that contains one of them is refused.
-const TOKEN_FILES: &[&str] = &["credentials.toml", ".netrc", ".git-credentials", ".npmrc", ".pypirc"];
+/// Files that hold tokens, wherever they are: they and a directory that contains one of them are refused.
+const TOKEN_FILES: &[&str] = &["credentials.toml", ".netrc", ".git-credentials", ".npmrc", ".pypirc", ".vault-token"];
 
 /// Sockets of engines that would obey the sandbox: a directory that contains one of them is refused.
 const ENGINE_SOCKETS: &[&str] = &[
@@ -135,14 +135,38 @@ fn refusal(path: &Path, homes: &[PathBuf]) -> Option<String> {
     if homes.iter().any(|home| home.starts_with(path)) {
         return Some("it is or holds a home directory; name a directory below it".to_owned());
     }
+    if is_home_root(path) {
+        return Some("it is a home directory; name a directory below it".to_owned());
+    }
     let named = |component: Component<'_>| KEY_NAMES.iter().any(|name| component.as_os_str() == *name);
     if path.components().any(named) {
         return Some("it holds keys".to_owned());
     }
-    homes
-        .iter()
-        .any(|home| KEY_PATHS.iter().any(|keys| path == home.join(keys)))
-        .then(|| "it holds keys and tokens; name what you need below it".to_owned())
+    if path.file_name().is_some_and(|file| TOKEN_FILES.iter().any(|name| file == *name)) {
+        return Some("it holds tokens".to_owned());
+    }
+    let inner = below_home(path, homes)?;
+    // A directory above keys that are not there is harmless, but it cannot be known to stay so. `.cargo` is a toolchain first.
+    let meets = |keys: &&&str| {
+        let above = Path::new(keys).starts_with(&inner);
+        inner.starts_with(keys) || (above && (!keys.starts_with(".cargo/") || path.join("credentials").exists()))
+    };
+    let keys = KEY_PATHS.iter().find(meets)?;
+    Some(format!("~/{keys} holds keys and tokens; name what you need beside it"))
+}
+
+/// `/home/NAME`, `/Users/NAME`.
+fn is_home_root(path: &Path) -> bool {
+    ["/home", "/Users"].iter().any(|all| path.parent() == Some(Path::new(all)))
+}
+
+/// What a path is called below the home directory that it is in, anybody's.
+fn below_home(path: &Path, homes: &[PathBuf]) -> Option<PathBuf> {
+    if let Some(inner) = homes.iter().find_map(|home| path.strip_prefix(home).ok()) {
+        return Some(inner.to_path_buf());
+    }
+    let inner = ["/home", "/Users"].iter().find_map(|all| path.strip_prefix(all).ok())?;
+    Some(inner.components().skip(1).collect())
 }
 
 fn writable_refusal(path: &Path) -> Option<String> {
@@ -262,6 +286,55 @@ mod unit {
         }
         for good in ["/data/people/ann/project", "/data/sets", "/opt/tool", "/usr/local/share", "/root/work"] {
             assert_eq!(refusal(Path::new(good), &homes()), None, "{good}");
+        }
+    }
+
+    #[test]
+    fn toolchains_below_a_home_may_be_seen_and_keys_may_not() {
+        for good in [".cargo", ".cargo/bin", ".rustup", ".pyenv", ".nvm", ".local/bin", ".local/share/uv", ".config/nvim"] {
+            for home in ["/data/people/ann", "/home/bob", "/root"] {
+                assert_eq!(refusal(&Path::new(home).join(good), &homes()), None, "{home}/{good}");
+            }
+        }
+        for bad in [
+            "",
+            ".ssh",
+            ".ssh/id",
+            ".config",
+            ".config/gh/hosts.yml",
+            ".local",
+            ".local/share",
+            ".local/share/keyrings/x",
+            ".netrc",
+            ".vault-token",
+            ".cargo/credentials",
+            ".cargo/credentials.toml",
+        ] {
+            for home in ["/data/people/ann", "/home/bob", "/root"] {
+                assert!(refusal(&Path::new(home).join(bad), &homes()).is_some(), "{home}/{bad} was allowed");
+            }
+        }
+    }
+
+    #[test]
+    fn a_toolchain_that_holds_a_token_is_refused() {
+        for token in ["credentials", "credentials.toml"] {
+            let home = tempfile::tempdir().unwrap();
+            let homes = [home.path().to_path_buf()];
+            let cargo = home.path().join(".cargo");
+            std::fs::create_dir_all(cargo.join("bin")).unwrap();
+            assert!(check_host(&cargo, false, &homes).is_ok());
+            std::fs::write(cargo.join(token), "token").unwrap();
+            assert!(check_host(&cargo, false, &homes).is_err(), "{token}");
+            assert!(check_host(&cargo.join("bin"), false, &homes).is_ok());
+        }
+    }
+
+    #[test]
+    fn binds_pass_the_same_checks_as_mounts() {
+        for bad in ["/etc", "/", "/root/.ssh", "~/", "~/.ssh", "relative"] {
+            let settings = Settings { binds: vec![BindSetting::Same(bad.into())], ..Settings::default() };
+            assert!(plan(&[], &settings).is_err(), "{bad} was allowed");
         }
     }
 

@@ -126,6 +126,9 @@ pub fn plan(tier: Tier, mode: Mode, wanted: NetworkHelper) -> Result<PlannedNetw
     let own4 = local_addresses4(&trie);
     let own6 = local_addresses6(&std::fs::read_to_string("/proc/net/if_inet6").unwrap_or_default());
     let helper = find_helper(wanted, prefix_for(&own4))?;
+    if let Some(cause) = device_cause() {
+        return Err(no_device(&helper, cause));
+    }
     let blocked4 = METADATA4.into_iter().chain(own4.into_iter().map(|address| (address, 32))).collect();
     let blocked6 = METADATA6.into_iter().chain(own6.into_iter().map(|address| (address, 128))).collect();
     Ok(PlannedNetwork { net: Net::External { blocked4, blocked6 }, helper: Some(helper) })
@@ -207,12 +210,49 @@ fn local_addresses6(table: &str) -> Vec<[u8; 16]> {
         .collect()
 }
 
+fn no_device(helper: &HelperProgram, cause: DeviceCause) -> Error {
+    let message = format!("N0 in a container needs {TUN}, from which {} makes its device, and {}", helper.name(), cause.what());
+    Error::new(ErrorKind::HostUnable, "plan network", message).with_backend(BACKEND).with_help(cause.remedy())
+}
+
+/// The device of which every helper makes the container's network device.
+const TUN: &str = "/dev/net/tun";
+
+/// Why no helper can make its device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeviceCause {
+    /// The kernel's driver is not there.
+    Missing,
+    /// It is not for this user.
+    Denied,
+}
+
+impl DeviceCause {
+    /// What is wrong.
+    pub fn what(self) -> &'static str {
+        match self {
+            Self::Missing => "it does not exist",
+            Self::Denied => "this user may not open it",
+        }
+    }
+
+    /// What to do.
+    pub fn remedy(self) -> &'static str {
+        match self {
+            Self::Missing => "as root, modprobe tun, and chmod 0666 /dev/net/tun; or use a profile with N2",
+            Self::Denied => "as root, chmod 0666 /dev/net/tun (udev does that on most systems); or use a profile with N2",
+        }
+    }
+}
+
 /// Why no helper could make its device, if that is so.
-pub fn device_cause() -> Option<&'static str> {
+pub fn device_cause() -> Option<DeviceCause> {
     use rustix::fs::{Access, access};
-    access("/dev/net/tun", Access::READ_OK | Access::WRITE_OK).is_err().then_some(
-        "/dev/net/tun cannot be opened: as root, modprobe tun, and chmod 0666 /dev/net/tun (udev does that on a desktop)",
-    )
+    match access(TUN, Access::READ_OK | Access::WRITE_OK) {
+        Ok(()) => None,
+        Err(rustix::io::Errno::NOENT) => Some(DeviceCause::Missing),
+        Err(_) => Some(DeviceCause::Denied),
+    }
 }
 
 /// Whether a helper has connected the namespace of a process: it then has a default route.
@@ -248,6 +288,15 @@ mod unit {
         assert!(has_default(&format!("{header}eth0\t00000000\t010200C0\t0003\t0\t0\t0\t00000000\t0\t0\t0\n")));
         assert!(!has_default(&format!("{header}eth0\t000200C0\t00000000\t0001\t0\t0\t0\t00FFFFFF\t0\t0\t0\n")));
         assert!(!has_default(""));
+    }
+
+    #[test]
+    fn a_device_that_cannot_be_opened_is_named_with_the_remedy() {
+        let helper = HelperProgram { kind: HelperKind::Pasta, path: "/x".into(), prefix: [10, 0, 2] };
+        let error = no_device(&helper, DeviceCause::Denied);
+        assert_eq!(error.kind(), ErrorKind::HostUnable);
+        assert!(error.message().contains("/dev/net/tun") && error.help().unwrap().contains("chmod 0666"), "{error}");
+        assert!(no_device(&helper, DeviceCause::Missing).help().unwrap().contains("modprobe"));
     }
 
     #[test]
