@@ -57,7 +57,7 @@ pub fn main_with(registry: Registry) -> ExitCode {
     output::start_log(&cli.global);
     let json = cli.global.json;
     match run(cli, registry) {
-        Ok(status) => ExitCode::from(status),
+        Ok(status) => ExitCode::from(output::settled(status)),
         Err(failure) => ExitCode::from(output::failure(&failure, json)),
     }
 }

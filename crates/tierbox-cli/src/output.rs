@@ -2,6 +2,7 @@
 #![expect(clippy::print_stderr, reason = "this is where the program talks")]
 
 use std::io::{IsTerminal, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::Serialize;
 use tierbox::{Error, ErrorKind};
@@ -13,16 +14,32 @@ use crate::exit;
 use crate::interrupt::Failure;
 use crate::neutral;
 
+/// Whether output got lost that somebody may still be waiting for.
+static LOST: AtomicBool = AtomicBool::new(false);
+
 /// Prints a line to stdout. A reader that went away is no failure of ours.
 pub(crate) fn line(text: impl AsRef<str>) {
     let mut out = std::io::stdout().lock();
-    let _ = writeln!(out, "{}", text.as_ref()).and_then(|()| out.flush());
+    writeln!(out, "{}", text.as_ref()).and_then(|()| out.flush()).unwrap_or_else(|error| lost(&error));
 }
 
 /// Prints bytes to stdout as they are.
 pub(crate) fn raw(bytes: &[u8]) {
     let mut out = std::io::stdout().lock();
-    let _ = out.write_all(bytes).and_then(|()| out.flush());
+    out.write_all(bytes).and_then(|()| out.flush()).unwrap_or_else(|error| lost(&error));
+}
+
+/// Notes that output could not be written: a full disk is a failure, a reader that went away is none.
+pub(crate) fn lost(error: &std::io::Error) {
+    if error.kind() != std::io::ErrorKind::BrokenPipe && !LOST.swap(true, Ordering::Relaxed) {
+        // Not by a macro, which would panic where stderr is what is full.
+        let _ = writeln!(std::io::stderr(), "{} write output: {error}", style("error:", "1;31"));
+    }
+}
+
+/// The exit status of a command that ended so, if what it printed was not lost.
+pub(crate) fn settled(status: u8) -> u8 {
+    if status == 0 && LOST.load(Ordering::Relaxed) { exit::of_error(ErrorKind::Io) } else { status }
 }
 
 /// Prints a result as one JSON value.

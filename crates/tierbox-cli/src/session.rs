@@ -56,10 +56,10 @@ pub(crate) async fn follow(handle: &mut dyn ExecHandle, is_terminal: bool) -> Re
     handle.wait().await
 }
 
-/// Prints what comes until nothing has come for `quiet`.
+/// Prints what is retained of a command's output, waiting no more than `quiet` for it.
 pub(crate) async fn drain(handle: &mut dyn ExecHandle, quiet: Duration) {
-    let stdout = streams::forward_until_quiet(handle.take_stdout(), Target::Stdout, quiet);
-    let stderr = streams::forward_until_quiet(handle.take_stderr(), Target::Stderr, quiet);
+    let stdout = streams::forward_retained(handle.take_stdout(), Target::Stdout, quiet);
+    let stderr = streams::forward_retained(handle.take_stderr(), Target::Stderr, quiet);
     tokio::join!(stdout, stderr);
 }
 

@@ -2,7 +2,7 @@
 
 use std::io::{IsTerminal, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tierbox::{ByteReader, ByteWriter};
@@ -10,9 +10,13 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
 
 use crate::neutral::Neutralizer;
+use crate::output;
 
 /// How much is read at once.
 const CHUNK: usize = 64 << 10;
+
+/// The most of one stream that a machine retains for those who come later.
+const RETAINED: usize = 1 << 20;
 
 /// What a pipe takes without blocking when it says that it is ready.
 const PIPE_ATOMIC: usize = 4096;
@@ -31,22 +35,30 @@ pub(crate) async fn forward_output(reader: Option<ByteReader>, target: Target, r
     let mut chunk = vec![0; CHUNK];
     // What became of the machine when reading fails, the outcome tells.
     while let Ok(count @ 1..) = reader.read(&mut chunk).await {
-        if sink.write(&chunk[..count]).await.is_err() {
+        if let Err(error) = sink.write(&chunk[..count]).await {
             // Nobody reads us any more. Closing the command's pipe tells it so, as a shell's pipeline would.
-            return;
+            return output::lost(&error);
         }
     }
     sink.finish().await;
 }
 
-/// Copies a command's output until none has come for `quiet`.
-pub(crate) async fn forward_until_quiet(reader: Option<ByteReader>, target: Target, quiet: Duration) {
+/// Copies what a machine retains of a command's output, which comes at once: not more than it can hold, and not waiting for
+/// more than `quiet` altogether. A command that goes on printing is not followed.
+pub(crate) async fn forward_retained(reader: Option<ByteReader>, target: Target, quiet: Duration) {
     let Some(mut reader) = reader else { return };
     let mut sink = Sink::new(target, false);
     let mut chunk = vec![0; CHUNK];
-    while let Ok(Ok(count @ 1..)) = tokio::time::timeout(quiet, reader.read(&mut chunk)).await {
-        if sink.write(&chunk[..count]).await.is_err() {
-            return;
+    let (mut patience, mut room) = (quiet, RETAINED);
+    while room > 0 {
+        let asked = Instant::now();
+        let wanted = room.min(CHUNK);
+        let Ok(Ok(count @ 1..)) = tokio::time::timeout(patience, reader.read(&mut chunk[..wanted])).await else { break };
+        // Only waiting for the machine counts: whoever reads us may take their time.
+        patience = patience.saturating_sub(asked.elapsed());
+        room -= count;
+        if let Err(error) = sink.write(&chunk[..count]).await {
+            return output::lost(&error);
         }
     }
     sink.finish().await;
@@ -154,5 +166,34 @@ pub(crate) fn forward_input(mut to: ByteWriter) {
             }
             let _ = to.shutdown().await;
         });
+    }
+}
+
+#[cfg(test)]
+mod unit {
+    use super::*;
+
+    /// Prints without end: as much as is read, or one byte at a time with a rest before each.
+    struct Endless(Option<Duration>);
+
+    impl Endless {
+        fn reader(self) -> ByteReader {
+            let (mut end, reader) = tokio::io::duplex(CHUNK);
+            tokio::spawn(async move {
+                let chunk = vec![b'\n'; if self.0.is_some() { 1 } else { CHUNK }];
+                while end.write_all(&chunk).await.is_ok() {
+                    tokio::time::sleep(self.0.unwrap_or_default()).await;
+                }
+            });
+            Box::new(reader)
+        }
+    }
+
+    #[tokio::test]
+    async fn a_command_that_goes_on_printing_is_not_followed() {
+        for rest in [None, Some(Duration::from_millis(20))] {
+            let forwarded = forward_retained(Some(Endless(rest).reader()), Target::Stderr, Duration::from_millis(100));
+            assert!(tokio::time::timeout(Duration::from_secs(30), forwarded).await.is_ok(), "{rest:?}");
+        }
     }
 }

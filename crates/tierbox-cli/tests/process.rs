@@ -77,6 +77,43 @@ mod conformance {
     }
 
     #[test]
+    fn output_that_is_lost_is_a_failure() {
+        let Some(state) = fixture() else { return };
+        for json in [&["--quiet"][..], &["--json"]] {
+            let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+            let mut command = tierbox(state.path());
+            let lost = command.args(["run"]).args(json).args(["--", "/bin/echo", "hi"]).stdout(full).output().unwrap();
+            assert_eq!(lost.status.code(), Some(74), "{json:?}");
+            assert!(String::from_utf8_lossy(&lost.stderr).contains("write output"), "{lost:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_copied_out_goes_through_no_link() {
+        let Some(state) = fixture() else { return };
+        let dir = tempfile::tempdir().unwrap();
+        let (elsewhere, link) = (dir.path().join("elsewhere"), dir.path().join("link"));
+        std::fs::create_dir(&elsewhere).unwrap();
+        std::os::unix::fs::symlink(&elsewhere, &link).unwrap();
+        let copy_out = |to: String| {
+            let mut command = tierbox(state.path());
+            command.args(["run", "--quiet", "--copy-out", &format!("/etc/passwd:{to}"), "--", "/bin/true"]).output().unwrap()
+        };
+        let refused = copy_out(link.display().to_string());
+        assert!(!refused.status.success() && elsewhere.read_dir().unwrap().next().is_none(), "{refused:?}");
+        assert!(copy_out(format!("{}/", link.display())).status.success());
+        assert!(elsewhere.join("passwd").exists());
+    }
+
+    #[test]
+    fn a_state_directory_cannot_be_mounted() {
+        let Some(state) = fixture() else { return };
+        let mount = format!("{}:/mnt/x", state.path().display());
+        let refused = tierbox(state.path()).args(["run", "--mount", &mount, "--", "/bin/true"]).output().unwrap();
+        assert_eq!(refused.status.code(), Some(65), "{refused:?}");
+    }
+
+    #[test]
     fn stdin_that_is_no_terminal_is_forwarded() {
         let Some(state) = fixture() else { return };
         let mut child = tierbox(state.path())

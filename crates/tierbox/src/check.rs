@@ -1,5 +1,7 @@
 //! Whether a backend can keep what a specification promises. Refusals happen here, before anything exists.
 
+use std::path::Path;
+
 use tierbox_core::{
     Capabilities, Enforce, EnvironmentSpec, Error, ErrorKind, Hold, HostIsolation, KillDomain, Limit, MountSupport, Network,
     Result, Tier,
@@ -10,6 +12,23 @@ pub(crate) fn check(spec: &EnvironmentSpec, capabilities: &Capabilities) -> Resu
     check_tier(spec, capabilities)?;
     check_limits(spec, capabilities)?;
     check_features(spec, capabilities)
+}
+
+/// Refuses a mount that would show a machine a state directory: who can reach the sockets there commands other machines, and
+/// those without isolation are this host. Read-only does not keep anybody from connecting to a socket.
+pub(crate) fn check_state(spec: &EnvironmentSpec, states: &[&Path]) -> Result<()> {
+    let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
+    let states: Vec<_> = states.iter().map(|state| real(state)).collect();
+    let meets = |path: &Path| states.iter().any(|state| state.starts_with(path) || path.starts_with(state));
+    match spec.mounts.iter().find(|mount| meets(&real(&mount.host))) {
+        None => Ok(()),
+        Some(mount) => {
+            let message = format!("{} cannot be mounted: it holds or is tierbox's state directory", mount.host.display());
+            Err(Error::new(ErrorKind::InvalidProfile, "check profile", message)
+                .with_backend(spec.backend.clone())
+                .with_help("name a directory beside it, or keep the state elsewhere (TIERBOX_STATE_DIR)"))
+        }
+    }
 }
 
 fn check_tier(spec: &EnvironmentSpec, capabilities: &Capabilities) -> Result<()> {
@@ -101,6 +120,7 @@ fn check_features(spec: &EnvironmentSpec, capabilities: &Capabilities) -> Result
 #[cfg(test)]
 mod unit {
     use std::collections::BTreeMap;
+    use std::path::PathBuf;
 
     use tierbox_core::{LimitCapabilities, Limits, Locality, MountSpec, NetworkSpec, UserSupport};
 
@@ -197,5 +217,25 @@ mod unit {
         assert_eq!(refusal(&mounted, &container()).0, ErrorKind::Unsupported);
         let detached = EnvironmentSpec { hold: Hold::Kept, ..spec("T0.H1.N2") };
         assert_eq!(refusal(&detached, &container()).0, ErrorKind::Unsupported);
+    }
+
+    #[test]
+    fn a_state_directory_is_nobodys_to_see() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = dir.path().join("a/state");
+        std::fs::create_dir_all(state.join("env")).unwrap();
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink(dir.path().join("a"), &link).unwrap();
+        let mounting = |host: PathBuf| EnvironmentSpec {
+            mounts: vec![MountSpec { host, guest: "/mnt/x".into(), writable: false }],
+            ..spec("T0.H1.N2")
+        };
+        for host in [state.clone(), state.join("env"), dir.path().join("a"), link] {
+            let refused = check_state(&mounting(host.clone()), &[&state]).unwrap_err();
+            assert_eq!(refused.kind(), ErrorKind::InvalidProfile, "{}", host.display());
+        }
+        std::fs::create_dir(dir.path().join("a/state2")).unwrap();
+        assert!(check_state(&mounting(dir.path().join("a/state2")), &[&state]).is_ok());
+        assert!(check_state(&spec("T0.H1.N2"), &[&state]).is_ok());
     }
 }

@@ -1,6 +1,6 @@
 //! The client: from a profile to a running environment.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
@@ -10,7 +10,7 @@ use tierbox_profile::{Loader, Profile};
 
 use crate::profiles::{ProfileSource, Profiles};
 use crate::running::{Running, destroy};
-use crate::{StartOptions, memo, start};
+use crate::{StartOptions, check, memo, start};
 
 /// Starts and finds environments. Cheap to clone; clones share everything.
 ///
@@ -167,6 +167,7 @@ impl Tierbox {
         }
         let backend = self.backend(&spec)?;
         start::preflight(backend.as_ref(), &spec)?;
+        self.keep_state_private(&spec)?;
         let hold = options.hold.unwrap_or(Hold::Process);
         let journal = self.journal()?;
         self.make_room(&spec).await?;
@@ -202,7 +203,9 @@ impl Tierbox {
     /// # Errors
     /// As [`start_with`](Self::start_with), as far as can be told without starting.
     pub fn check(&self, spec: &EnvironmentSpec) -> Result<Capabilities> {
-        start::preflight(self.backend(spec)?.as_ref(), spec)
+        let capabilities = start::preflight(self.backend(spec)?.as_ref(), spec)?;
+        self.keep_state_private(spec)?;
+        Ok(capabilities)
     }
 
     /// Finds a detached environment by its id or name.
@@ -262,6 +265,16 @@ impl Tierbox {
             checks.push((backend.name(), backend.doctor().await));
         }
         checks
+    }
+
+    /// No mount may show this client's state directory, nor the one that others use by default.
+    fn keep_state_private(&self, spec: &EnvironmentSpec) -> Result<()> {
+        if spec.mounts.is_empty() {
+            return Ok(());
+        }
+        let (own, usual) = (self.state_path()?, StateDir::locate().ok());
+        let states: Vec<&Path> = usual.as_deref().into_iter().chain([own.as_path()]).collect();
+        check::check_state(spec, &states)
     }
 
     fn backend(&self, spec: &EnvironmentSpec) -> Result<Arc<dyn Backend>> {

@@ -35,12 +35,13 @@ pub(crate) async fn cp(context: &mut Context, args: CpArgs) -> Result<u8, Failur
     Ok(0)
 }
 
-/// Copies a file or directory out. Into an existing directory it goes under its own name.
+/// Copies a file or directory out. Into an existing directory it goes under its own name. A link is not followed, whoever made
+/// it: one that names a directory is only with a slash behind it.
 pub(crate) async fn out(sandbox: &dyn Sandbox, path: &[u8], to: &Path) -> Result<()> {
     use std::os::unix::ffi::OsStrExt;
     let name = Path::new(std::ffi::OsStr::from_bytes(path)).file_name();
     let to = match name {
-        Some(name) if to.is_dir() => to.join(name),
+        Some(name) if to.symlink_metadata().is_ok_and(|found| found.is_dir()) => to.join(name),
         _ => to.to_owned(),
     };
     tierbox::transfer::download(sandbox, &path.into(), &to, UnpackLimits::default()).await.map(drop)

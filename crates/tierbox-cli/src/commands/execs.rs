@@ -9,7 +9,7 @@ use crate::args::{KillArgs, LogsArgs, PsArgs};
 use crate::interrupt::Failure;
 use crate::{Context, exit, neutral, output, session, table};
 
-/// `logs` without `-f` ends when nothing has come for so long: what is retained comes at once.
+/// `logs` without `-f` waits so long at most: what is retained comes at once.
 const QUIET: Duration = Duration::from_millis(300);
 
 /// So much of an id is shown.
