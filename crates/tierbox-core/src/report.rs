@@ -70,7 +70,7 @@ pub struct Report {
 }
 
 impl Report {
-    /// One line for people: tier, backend, and what enforces it.
+    /// One line for people: tier, backend, what enforces it, and which limits are not held as they were asked for.
     pub fn summary(&self) -> String {
         let enforced: Vec<&str> = self
             .mechanisms
@@ -79,6 +79,47 @@ impl Report {
             .map(|mechanism| mechanism.name.as_str())
             .collect();
         let by = if enforced.is_empty() { "nothing".to_owned() } else { enforced.join(", ") };
-        format!("{} on {}, enforced by {by}", self.tier, self.backend)
+        let limits = |applied: Applied| self.limits.iter().filter(move |limit| limit.applied == applied);
+        let weaker: Vec<String> = limits(Applied::Weaker).map(|limit| format!("{} by {}", limit.name, limit.by)).collect();
+        let absent: Vec<&str> = limits(Applied::Absent).map(|limit| limit.name.as_str()).collect();
+        let mut line = format!("{} on {}, enforced by {by}", self.tier, self.backend);
+        for (what, which) in [("limited more weakly", weaker.join(", ")), ("not limited", absent.join(", "))] {
+            if !which.is_empty() {
+                line.push_str(&format!("; {what}: {which}"));
+            }
+        }
+        line
+    }
+}
+
+#[cfg(test)]
+mod unit {
+    use super::*;
+
+    fn limit(name: &str, by: &str, applied: Applied) -> LimitReport {
+        LimitReport { name: name.into(), value: "1".into(), by: by.into(), applied }
+    }
+
+    #[test]
+    fn a_limit_that_is_not_held_as_asked_for_is_said() {
+        let mut report = Report {
+            profile: "p".into(),
+            tier: "T0.H1.N2".parse().unwrap(),
+            backend: "b".into(),
+            locality: Locality::Local,
+            kill_domain: KillDomain::Cgroup,
+            mechanisms: vec![Mechanism { name: "seccomp".into(), applied: Applied::Enforced, detail: String::new() }],
+            limits: vec![limit("disk", "tmpfs", Applied::Enforced)],
+            mounts: Vec::new(),
+            copied_in: Vec::new(),
+            weakened: Vec::new(),
+            reason: None,
+            notes: Vec::new(),
+        };
+        assert_eq!(report.summary(), "T0.H1.N2 on b, enforced by seccomp");
+        report.limits.push(limit("memory", "rlimit", Applied::Weaker));
+        report.limits.push(limit("cpu", "nothing", Applied::Absent));
+        let said = "T0.H1.N2 on b, enforced by seccomp; limited more weakly: memory by rlimit; not limited: cpu";
+        assert_eq!(report.summary(), said);
     }
 }

@@ -76,6 +76,20 @@ fn capabilities(spec: &EnvironmentSpec, settings: &Settings, mode: Mode) -> Capa
     }
 }
 
+/// The same as a promise: a scope that can be asked for counts, and the start refuses if it is not given.
+fn declared(spec: &EnvironmentSpec, settings: &Settings, mode: Mode) -> Result<Capabilities> {
+    let mut declared = capabilities(spec, settings, mode);
+    let means = plan::means(mode);
+    if Scope::wanted("check", &limits::wanted_controllers(&spec.limits), means.cgroups).is_some() {
+        let can = &mut declared.limits;
+        (can.memory, can.cpu, can.pids) = (true, true, true);
+    } else {
+        // Refused from here, a required limit has its cause named, and what would help on this host.
+        limits::plan(&spec.limits, means, "check")?;
+    }
+    Ok(declared)
+}
+
 /// Checks that what was made is what the tier says.
 fn check_tier(spec: &EnvironmentSpec, ready: &Ready) -> Result<()> {
     if spec.tier.host() != HostIsolation::H1 {
@@ -271,7 +285,7 @@ impl Backend for LocalBackend {
 
     fn capabilities(&self, spec: &EnvironmentSpec) -> Result<Capabilities> {
         let (settings, mode) = plan::validate(spec)?;
-        Ok(capabilities(spec, &settings, mode))
+        declared(spec, &settings, mode)
     }
 
     async fn start(

@@ -24,7 +24,7 @@ pub struct Scope {
 }
 
 impl Scope {
-    /// The scope for a plain user who needs controllers that no writable cgroup has.
+    /// The scope for a plain user who needs controllers that no writable cgroup has. Asks nobody yet.
     pub fn wanted(id: &str, wanted: &[&str], cgroups: &Cgroups) -> Option<Self> {
         let served = |name: &&str| cgroups.choose(wanted).enforcer(name).is_some();
         let unified = fs::metadata("/sys/fs/cgroup/cgroup.controllers").is_ok();
