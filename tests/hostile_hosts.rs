@@ -16,6 +16,7 @@ fn main() -> std::process::ExitCode {
     use tierbox_testkit::{BackendFactory, Suite, minimum, run};
 
     match support::again::role().as_deref() {
+        Some("watched") => trials::watched(),
         Some("cli") => tierbox_cli::main(),
         // The suite as a newcomer runs it: on a hostile host it must skip.
         Some("suite") => {

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -13,6 +13,7 @@ use tierbox::{CleanupOptions, ExecRequest, SandboxExt, Tierbox};
 use tierbox_testkit::Mark;
 
 use crate::support::again;
+use crate::support::remains::{self, names};
 
 type Outcome = Result<(), String>;
 
@@ -207,7 +208,7 @@ impl Judge {
         if report.failed.is_empty() { Ok(()) } else { Err(format!("cleanup could not remove: {:?}", report.failed)) }
     }
 
-    /// No mount, cgroup, directory or lease.
+    /// No process, mount, cgroup, directory, socket or lease.
     fn nothing_left(&self) -> Outcome {
         let state = self.state_dir();
         for part in ["leases", "env"] {
@@ -217,42 +218,11 @@ impl Judge {
                 return Err(format!("left in {part}: {left:?}"));
             }
         }
-        let mounts = fs::read_to_string("/proc/self/mountinfo").map_err(|error| error.to_string())?;
         let ids = self.ids.lock().expect("nobody panics with it").clone();
-        let known =
-            |text: &str| ids.iter().any(|id| id.len() > 6 && text.contains(id)) || text.contains(&*state.to_string_lossy());
-        if let Some(line) = mounts.lines().find(|line| known(line)) {
-            return Err(format!("left mounted: {line}"));
-        }
-        let mut groups = Vec::new();
-        find_directories(Path::new("/sys/fs/cgroup"), 6, &|name| known(name), &mut groups);
-        if !groups.is_empty() {
-            return Err(format!("left of cgroups: {groups:?}"));
-        }
-        for place in [std::env::temp_dir(), PathBuf::from("/run"), PathBuf::from("/dev/shm"), PathBuf::from("/var/tmp")] {
-            if let Some(name) = names(&place).into_iter().find(|name| known(name)) {
-                return Err(format!("left in {}: {name}", place.display()));
-            }
-        }
-        Ok(())
-    }
-}
-
-fn names(dir: &Path) -> Vec<String> {
-    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
-    entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
-}
-
-fn find_directories(dir: &Path, depth: u32, wanted: &dyn Fn(&str) -> bool, found: &mut Vec<PathBuf>) {
-    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
-        if !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            continue;
-        }
-        if wanted(&entry.file_name().to_string_lossy()) {
-            found.push(entry.path());
-        } else if depth > 0 {
-            find_directories(&entry.path(), depth - 1, wanted, found);
-        }
+        let place = state.to_string_lossy().into_owned();
+        let known = |text: &str| ids.iter().any(|id| id.len() > 6 && text.contains(id)) || text.contains(&*place);
+        let left = remains::anywhere(&known);
+        if left.is_empty() { Ok(()) } else { Err(format!("left: {left:?}")) }
     }
 }
 

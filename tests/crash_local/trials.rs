@@ -1,5 +1,6 @@
 //! The experiments, as tests.
 
+use std::io::Write;
 use std::process::Command;
 use std::time::SystemTime;
 
@@ -9,11 +10,11 @@ use tierbox_testkit::plain;
 use crate::support::{self, again};
 
 /// Points in the harness and in the supervisor's halves, by the profile that passes them.
-const CONTAINER: &[&str] = &["lease", "clone", "map", "cgroup", "mount", "pivot", "seccomp", "ready"];
-const PROCESS: &[&str] = &["lease", "clone", "cgroup", "ready"];
+const CONTAINER: &[&str] = &["lease", "spawned", "clone", "map", "cgroup", "mount", "pivot", "seccomp", "ready", "started"];
+const PROCESS: &[&str] = &["lease", "spawned", "clone", "cgroup", "ready", "started"];
 
 /// How many random moments a run tries; a hundred for the slow one.
-const FEW: usize = 10;
+const FEW: usize = 20;
 const MANY: usize = 100;
 
 /// Every experiment.
@@ -51,10 +52,10 @@ struct Plan {
 
 impl Plan {
     fn run(self) -> Result<(), Failed> {
-        if self.profile == "local" {
-            if let Some(absence) = support::containers_absent() {
-                return support::skip("local-container", "crash", &absence).map_err(Failed::from);
-            }
+        if self.profile == "local"
+            && let Some(absence) = support::containers_absent()
+        {
+            return support::skip("local-container", "crash", &absence).map_err(Failed::from);
         }
         let mut judge = if self.as_plain {
             let mut command = plain::this_program()?;
@@ -63,9 +64,10 @@ impl Plan {
         } else {
             again::this_program_under(&[], "judge")
         };
-        let seed = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(1, |now| now.as_nanos() as u64);
+        let seed = seed()?;
         judge.env("CRASH_PROFILE", self.profile).env("CRASH_PLAN", self.kind).env("CRASH_MOMENTS", moments(seed, self.moments));
         match self.kind {
+            "random" => drop(writeln!(std::io::stderr(), "TIERBOX_TEST_SEED={seed} repeats these moments")),
             "cleanup" => drop(judge.env("CRASH_CLEANUP_AT", self.point)),
             _ if !self.point.is_empty() => drop(judge.env("TIERBOX_CRASH_AT", self.point)),
             _ => (),
@@ -74,12 +76,20 @@ impl Plan {
     }
 }
 
+/// The seed of the random moments: `TIERBOX_TEST_SEED`, or another each time.
+fn seed() -> Result<u64, Failed> {
+    match std::env::var("TIERBOX_TEST_SEED") {
+        Ok(text) => text.parse().map_err(|_| format!("TIERBOX_TEST_SEED={text:?} is no number").into()),
+        Err(_) => Ok(SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(1, |now| now.as_nanos() as u64)),
+    }
+}
+
 fn judged(mut judge: Command, seed: u64) -> Result<(), Failed> {
     let output = judge.output()?;
     if output.status.success() {
         return Ok(());
     }
-    Err(format!("seed {seed}, {}: {}", output.status, String::from_utf8_lossy(&output.stderr)).into())
+    Err(format!("TIERBOX_TEST_SEED={seed}, {}: {}", output.status, String::from_utf8_lossy(&output.stderr)).into())
 }
 
 /// Moments in microseconds after the harness began: dense at first, where the start is.

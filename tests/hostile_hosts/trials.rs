@@ -1,18 +1,22 @@
 //! The hosts, and what must come of them.
 
-use std::os::unix::process::ExitStatusExt;
+use std::io::Write;
 use std::process::{Command, Output};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use libtest_mimic::{Failed, Trial};
-use tierbox_testkit::plain;
+use rustix::process::{Pid, WaitOptions, waitpid};
+use tierbox_testkit::{Absence, plain};
 
-use crate::support::again;
+use crate::support::{self, again};
 
 /// This host cannot do it, or an engine is missing.
 const HOST_UNABLE: i32 = 69;
 /// Refused: the tier, a required limit.
 const REFUSED: i32 = 77;
+/// This test's own: something that the program started was alive after it, or a signal ended it.
+const LEFT_PROCESSES: i32 = 99;
 
 /// A message must come within this time.
 const LIMIT: Duration = Duration::from_secs(1);
@@ -21,7 +25,8 @@ const LIMIT: Duration = Duration::from_secs(1);
 const MASKED_PROC: &str = "mount -t tmpfs -o ro none /proc/sys && exec \"$@\"";
 const NO_SUBUID: &str = "mount --bind /dev/null /etc/subuid && mount --bind /dev/null /etc/subgid && exec \"$@\"";
 const NO_CGROUP: &str = "for m in $(grep -E ' - cgroup2? ' /proc/self/mountinfo | cut -d' ' -f5); do mount -o remount,bind,ro $m || exit 99; done; exec \"$@\"";
-const READ_ONLY_SYS: &str = "mount -o remount,bind,ro /sys && exec \"$@\"";
+/// As in a container of Docker's: everything below /sys.
+const READ_ONLY_SYS: &str = "for m in $(cut -d' ' -f5 /proc/self/mountinfo | grep -E '^/sys(/|$)'); do mount -o remount,bind,ro $m || exit 99; done; exec \"$@\"";
 const NO_PROC: &str = "umount -l /proc && exec \"$@\"";
 /// What a user namespace of its own changes.
 const NO_NAMESPACES: &str = "echo 0 > /proc/sys/user/max_user_namespaces && exec \"$@\"";
@@ -42,76 +47,134 @@ enum Before {
     NoNewPrivileges,
 }
 
+/// What must come of a start there.
+#[derive(Clone, Copy)]
+enum Then {
+    /// It works, with everything that the tier needs, and says what is not as asked for.
+    Starts { says: &'static [&'static str] },
+    /// It ends with this status, and a message with all these words and a remedy with those.
+    Refused { status: i32, says: &'static [&'static str], remedy: &'static str },
+    /// No such host can be made for this user.
+    None,
+}
+
+use Then::{Refused, Starts};
+
+const UNABLE_BY_SECCOMP: Then = Refused { status: HOST_UNABLE, says: &["seccomp filter"], remedy: "seccomp=unconfined" };
+
 #[derive(Clone, Copy)]
 struct Host {
     name: &'static str,
     before: Before,
-    /// Whether a start may succeed all the same, with everything that the tier needs.
-    may_work: bool,
-    /// Words of which the message must have one.
-    says: &'static [&'static str],
     /// What is asked of `tierbox run` beside the command.
     options: &'static [&'static str],
+    plain: Then,
+    root: Then,
 }
 
 const HOSTS: &[Host] = &[
-    Host { name: "as_it_is", before: Before::Nothing, may_work: true, says: &[], options: &[] },
+    Host { name: "as_it_is", before: Before::Nothing, options: &[], plain: Starts { says: &[] }, root: Starts { says: &[] } },
     Host {
         name: "namespaces_denied_by_seccomp",
         before: Before::Filter("namespaces"),
-        may_work: false,
-        says: &["seccomp"],
         options: &[],
+        plain: UNABLE_BY_SECCOMP,
+        root: UNABLE_BY_SECCOMP,
     },
     Host {
         name: "user_namespaces_denied_by_seccomp",
         before: Before::Filter("user-namespaces"),
-        may_work: false,
-        says: &["seccomp"],
         options: &[],
+        plain: UNABLE_BY_SECCOMP,
+        root: UNABLE_BY_SECCOMP,
     },
-    Host { name: "mounts_denied_by_seccomp", before: Before::Filter("mount"), may_work: false, says: &["seccomp"], options: &[] },
     Host {
-        name: "no_memory_files",
-        before: Before::Filter("memfd"),
-        may_work: true,
-        says: &["memory file", "memfd"],
+        name: "mounts_denied_by_seccomp",
+        before: Before::Filter("mount"),
         options: &[],
+        plain: UNABLE_BY_SECCOMP,
+        root: UNABLE_BY_SECCOMP,
     },
+    Host { name: "no_memory_files", before: Before::Filter("memfd"), options: &[], plain: NO_MEMFD, root: NO_MEMFD },
     Host {
         name: "no_more_user_namespaces",
         before: Before::OwnUsers(NO_NAMESPACES),
-        may_work: false,
-        says: &["max_user_namespaces"],
         options: &[],
+        plain: Refused {
+            status: HOST_UNABLE,
+            says: &["user.max_user_namespaces is 0"],
+            remedy: "sysctl -w user.max_user_namespaces",
+        },
+        root: Then::None,
+    },
+    Host {
+        name: "inside_a_user_namespace",
+        before: Before::OwnUsers("exec \"$@\""),
+        options: &[],
+        plain: Starts { says: &[] },
+        root: Then::None,
     },
     Host {
         name: "nobody_in_a_user_namespace",
         before: Before::Nobody,
-        may_work: false,
-        says: &["user namespace", "namespace"],
         options: &[],
+        plain: Refused { status: HOST_UNABLE, says: &["user namespace", "no id"], remedy: "uid_map" },
+        root: Then::None,
     },
-    Host { name: "masked_proc", before: Before::Mounts(MASKED_PROC), may_work: false, says: &["/proc"], options: &[] },
-    Host { name: "no_proc", before: Before::Mounts(NO_PROC), may_work: false, says: &["/proc"], options: &[] },
-    Host { name: "no_new_privileges", before: Before::NoNewPrivileges, may_work: true, says: &["no_new_privs"], options: &[] },
-    Host { name: "no_subordinate_ids", before: Before::Mounts(NO_SUBUID), may_work: true, says: &["subuid"], options: &[] },
-    Host { name: "no_writable_cgroup", before: Before::Mounts(NO_CGROUP), may_work: true, says: &["cgroup"], options: &[] },
+    Host { name: "masked_proc", before: Before::Mounts(MASKED_PROC), options: &[], plain: PROC_MASKED, root: PROC_MASKED },
+    Host { name: "no_proc", before: Before::Mounts(NO_PROC), options: &[], plain: PROC_MISSING, root: PROC_MISSING },
+    Host {
+        name: "no_new_privileges",
+        before: Before::NoNewPrivileges,
+        options: &[],
+        plain: Starts { says: &[] },
+        root: Starts { says: &[] },
+    },
+    Host {
+        name: "no_subordinate_ids",
+        before: Before::Mounts(NO_SUBUID),
+        options: &[],
+        plain: Starts { says: &[] },
+        root: Starts { says: &[] },
+    },
+    Host {
+        name: "no_subordinate_ids_and_a_required_range",
+        before: Before::Mounts(NO_SUBUID),
+        options: &["--allow-weaker", "--set", "local.users=\"range\""],
+        plain: Refused { status: HOST_UNABLE, says: &["/etc/subuid has no line for this user"], remedy: "usermod --add-subuids" },
+        // Root needs no helper.
+        root: Starts { says: &[] },
+    },
+    Host {
+        name: "no_writable_cgroup",
+        before: Before::Mounts(NO_CGROUP),
+        options: &[],
+        plain: Starts { says: &["limited more weakly: memory by rlimit", "not limited: cpu"] },
+        root: Starts { says: &["limited more weakly: memory by rlimit", "not limited: cpu"] },
+    },
     Host {
         name: "no_writable_cgroup_and_a_required_limit",
         before: Before::Mounts(NO_CGROUP),
-        may_work: false,
-        says: &["memory"],
         options: &["--set", "limits.memory=\"2GiB\""],
+        plain: MEMORY_UNLIMITED,
+        root: MEMORY_UNLIMITED,
     },
     Host {
         name: "read_only_sys",
         before: Before::Mounts(READ_ONLY_SYS),
-        may_work: true,
-        says: &["/sys", "cgroup"],
         options: &[],
+        plain: Starts { says: &["not limited: cpu"] },
+        root: Starts { says: &["not limited: cpu"] },
     },
 ];
+
+const NO_MEMFD: Then =
+    Refused { status: HOST_UNABLE, says: &["memory files", "memfd_create"], remedy: "sudo tierbox doctor --install" };
+const PROC_MASKED: Then =
+    Refused { status: HOST_UNABLE, says: &["parts of /proc are covered", "/proc/sys"], remedy: "systempaths=unconfined" };
+const PROC_MISSING: Then = Refused { status: HOST_UNABLE, says: &["/proc is not mounted"], remedy: "mount -t proc proc /proc" };
+const MEMORY_UNLIMITED: Then =
+    Refused { status: REFUSED, says: &["limits.memory = 2GiB is required", "cgroups here: none"], remedy: "enforce = \"best\"" };
 
 /// Every host as a plain user, and where it makes a difference as root.
 pub fn all() -> Vec<Trial> {
@@ -119,18 +182,17 @@ pub fn all() -> Vec<Trial> {
     for host in HOSTS {
         // A plain user's tests cannot change the host's mounts; root inside a user namespace is no root.
         let plain_works = plain::is_root() || !matches!(host.before, Before::Mounts(_));
-        trials.push(
-            Trial::test(format!("crash::hosts::plain::{}", host.name), || run(*host, true)).with_ignored_flag(!plain_works),
-        );
-        if !matches!(host.before, Before::OwnUsers(_) | Before::Nobody) {
-            trials.push(
-                Trial::test(format!("crash::hosts::root::{}", host.name), || run(*host, false))
-                    .with_ignored_flag(!plain::is_root()),
-            );
+        for (who, then, as_plain, works) in
+            [("plain", host.plain, true, plain_works), ("root", host.root, false, plain::is_root())]
+        {
+            if !matches!(then, Then::None) {
+                let name = format!("crash::hostile::{who}::{}", host.name);
+                trials.push(Trial::test(name, move || run(*host, then, as_plain)).with_ignored_flag(!works));
+            }
         }
     }
-    trials.push(Trial::test("crash::hosts::the_suite_skips_and_stays_green", suite_skips));
-    trials.push(Trial::test("crash::hosts::the_suite_fails_where_the_engine_is_required", suite_fails_on_ci));
+    trials.push(Trial::test("crash::hostile::the_suite_skips_and_stays_green", suite_skips));
+    trials.push(Trial::test("crash::hostile::the_suite_fails_where_the_engine_is_required", suite_fails_on_ci));
     trials
 }
 
@@ -156,56 +218,131 @@ fn command(before: Before, as_plain: bool, role: &str, dir: &std::path::Path) ->
     Ok(command)
 }
 
-fn timed(command: &mut Command) -> std::io::Result<(Output, Duration)> {
-    let start = Instant::now();
-    let output = command.output()?;
-    Ok((output, start.elapsed()))
+/// What came of a run: its output without the log, the environment's id from that, and how long it took.
+struct Ran {
+    output: Output,
+    said: String,
+    id: Option<String>,
+    took: Duration,
 }
 
-fn run(host: Host, as_plain: bool) -> Result<(), Failed> {
-    let mut slowest = Duration::MAX;
+fn timed(command: &mut Command) -> std::io::Result<Ran> {
+    let start = Instant::now();
+    let output = command.env("TIERBOX_LOG", "tierbox::op=info").output()?;
+    let took = start.elapsed();
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    let (log, said): (Vec<&str>, Vec<&str>) = text.lines().partition(|line| line.contains(" tierbox::op: "));
+    let id = log.iter().find_map(|line| Some(line.split_once(" start id=\"")?.1.split('"').next()?.to_owned()));
+    Ok(Ran { said: said.join("\n"), id, took, output })
+}
+
+/// Why this user has no containers on the host as it is: then nothing made of it says anything.
+fn absent(as_plain: bool) -> Result<Option<Absence>, Failed> {
+    static FOUND: [OnceLock<Option<Absence>>; 2] = [const { OnceLock::new() }; 2];
+    let found = &FOUND[usize::from(as_plain)];
+    if let Some(absence) = found.get() {
+        return Ok(absence.clone());
+    }
+    let dir = tempfile::tempdir()?;
+    let output = command(Before::Nothing, as_plain, "cli", dir.path())?.args(["run", "--", "/bin/true"]).output()?;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    let (reason, remedy) = said.trim_end().split_once("\nhelp: ").unwrap_or((&said, "see `tierbox doctor`"));
+    let absence = Absence { reason: reason.to_owned(), install: remedy.to_owned() };
+    Ok(found.get_or_init(|| (!output.status.success()).then_some(absence)).clone())
+}
+
+fn run(host: Host, then: Then, as_plain: bool) -> Result<(), Failed> {
+    if let Some(absence) = absent(as_plain)? {
+        return support::skip("local-container", host.name, &absence).map_err(Failed::from);
+    }
+    let mut fastest = Duration::MAX;
     // A busy machine may need a second look; what is really slow is slow each time.
     for _ in 0..3 {
         let dir = tempfile::tempdir()?;
-        let mut command = command(host.before, as_plain, "cli", dir.path())?;
+        let mut command = command(host.before, as_plain, "watched", dir.path())?;
         command.arg("run").args(host.options).args(["--", "/bin/echo", "inside"]);
-        let (output, took) = timed(&mut command)?;
-        judge(host, &output)?;
-        slowest = slowest.min(took);
-        if slowest < LIMIT {
+        let ran = timed(&mut command)?;
+        judge(then, &ran)?;
+        nothing_left(&ran, &command)?;
+        fastest = fastest.min(ran.took);
+        if fastest < LIMIT {
+            let _ = writeln!(std::io::stderr(), "{}: {} ms", host.name, fastest.as_millis());
             return Ok(());
         }
     }
-    Err(format!("it took {slowest:?}, three times").into())
+    Err(format!("it took {fastest:?} or more, three times").into())
 }
 
-fn judge(host: Host, output: &Output) -> Result<(), Failed> {
-    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    let fail = |what: &str| Err(Failed::from(format!("{what}\n  status: {}\n  stdout: {out}\n  stderr: {err}", output.status)));
-    if output.status.signal().is_some() || err.contains("panicked") {
+fn judge(then: Then, ran: &Ran) -> Result<(), Failed> {
+    let (out, err) = (String::from_utf8_lossy(&ran.output.stdout), &ran.said);
+    let fail =
+        |what: &str| Err(Failed::from(format!("{what}\n  status: {}\n  stdout: {out}\n  stderr: {err}", ran.output.status)));
+    let code = ran.output.status.code();
+    if code.is_none() || code == Some(LEFT_PROCESSES) || err.contains("panicked") {
         return fail("it did not end in an orderly way");
     }
-    match output.status.code() {
-        Some(0) if host.may_work => {
-            if out != "inside\n" || !err.contains("T0.H1.N2") {
-                return fail("it says that it worked, and shows no command of T0.H1.N2");
+    match then {
+        Then::None => fail("this host was not to be made"),
+        Starts { says } => {
+            if code != Some(0) || out != "inside\n" || !err.contains("tierbox: T0.H1.N2 on local") {
+                return fail("it did not run a command under T0.H1.N2");
+            }
+            match says.iter().find(|word| !err.contains(**word)) {
+                Some(word) => fail(&format!("it does not say {word:?}")),
+                None => Ok(()),
             }
         }
-        Some(0) => return fail("it worked where it cannot: it must have fallen back"),
-        Some(HOST_UNABLE | REFUSED) => {
-            if !out.is_empty() {
-                return fail("a refusal prints nothing on stdout");
+        Refused { status, says, remedy } => {
+            if code == Some(0) {
+                return fail("it worked where it cannot: it must have fallen back");
             }
-            if err.matches("help:").count() != 1 {
+            if code != Some(status) || !out.is_empty() {
+                return fail(&format!("a refusal has status {status} and prints nothing on stdout"));
+            }
+            let Some((message, help)) = err.split_once("\nhelp: ") else { return fail("there is no remedy") };
+            if err.matches("error:").count() != 1 || help.contains("help:") {
                 return fail("a refusal is one message with one remedy");
             }
-            if !host.says.iter().any(|word| err.contains(word)) {
-                return fail(&format!("the message names none of {:?}", host.says));
+            if let Some(word) = says.iter().find(|word| !message.contains(**word)) {
+                return fail(&format!("the message does not say {word:?}"));
             }
+            if help.contains(remedy) { Ok(()) } else { fail(&format!("the remedy does not say {remedy:?}")) }
         }
-        _ => return fail("the status is not one of those documented for this"),
     }
-    Ok(())
+}
+
+/// Neither lease nor directory, cgroup, process in one, or mount. Processes elsewhere were waited for.
+fn nothing_left(ran: &Ran, command: &Command) -> Result<(), Failed> {
+    let Some(id) = &ran.id else {
+        // What is refused before anything was made never had an id.
+        return if ran.output.status.success() { Err("the log tells no id".into()) } else { Ok(()) };
+    };
+    let state = command.get_envs().find_map(|(name, value)| (name == "TIERBOX_STATE_DIR").then_some(value?));
+    let state = std::path::Path::new(state.ok_or("the state directory is not known")?);
+    let mut left = support::remains::of_environment(id);
+    left.extend([format!("leases/{id}.json"), format!("env/{id}")].into_iter().filter(|path| state.join(path).exists()));
+    if left.is_empty() { Ok(()) } else { Err(format!("left of {id}: {left:?}").into()) }
+}
+
+/// Runs `tierbox` and waits until everything that it started has ended, which must be soon.
+pub fn watched() -> std::process::ExitCode {
+    let own = rustix::process::getpid();
+    rustix::process::set_child_subreaper(Some(own)).expect("this kernel has subreapers");
+    let mut arguments = std::env::args_os();
+    // Not by /proc, which this host may lack.
+    let program = arguments.next().expect("a program has a name");
+    let status = Command::new(program).args(arguments).env(again::ROLE, "cli").status().expect("this program can be run");
+    let ended = Instant::now();
+    loop {
+        match waitpid(None::<Pid>, WaitOptions::NOHANG) {
+            Err(_) => break,
+            Ok(Some(_)) => {}
+            Ok(None) if ended.elapsed() > Duration::from_secs(2) => return u8::try_from(LEFT_PROCESSES).unwrap_or(1).into(),
+            Ok(None) => std::thread::sleep(Duration::from_millis(2)),
+        }
+    }
+    let code = status.code().unwrap_or(LEFT_PROCESSES);
+    u8::try_from(code).unwrap_or(1).into()
 }
 
 /// Runs one test of the suite where namespaces are denied. Returns the output and what was written down as skipped.

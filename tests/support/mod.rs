@@ -3,6 +3,7 @@
 
 pub mod again;
 pub mod framed;
+pub mod remains;
 
 use std::sync::Arc;
 
