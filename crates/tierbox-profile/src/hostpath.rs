@@ -8,7 +8,7 @@ use tierbox_core::{Error, ErrorKind, Result};
 
 use crate::surroundings::Surroundings;
 
-/// Directories under a home that hold keys.
+/// Directories under a home that hold keys, or the sockets by which other sandboxes are commanded.
 const KEY_DIRECTORIES: &[&str] = &[
     ".ssh",
     ".gnupg",
@@ -21,6 +21,7 @@ const KEY_DIRECTORIES: &[&str] = &[
     ".config/containers",
     ".password-store",
     ".local/share/keyrings",
+    ".local/state/tierbox",
     ".netrc",
     ".git-credentials",
     ".pki",
@@ -174,6 +175,8 @@ mod unit {
             "/srv/people/ann/.ssh/id",
             "/home/bob/.aws",
             "/home/bob/.config",
+            "/home/bob/.local/state",
+            "/srv/people/ann/.local/state/tierbox/env",
             "/root/.gnupg",
             "/run/docker.sock",
             "/var/run/docker.sock",
