@@ -1,13 +1,14 @@
 //! The experiments, as tests.
 
 use std::io::Write;
+use std::path::Path;
 use std::process::Command;
 use std::time::SystemTime;
 
 use libtest_mimic::{Failed, Trial};
 use tierbox_testkit::plain;
 
-use crate::support::{self, again};
+use crate::support::{self, again, remains};
 
 /// Points in the harness and in the supervisor's halves, by the profile that passes them.
 const CONTAINER: &[&str] = &["lease", "spawned", "clone", "map", "cgroup", "mount", "pivot", "seccomp", "ready", "started"];
@@ -19,7 +20,7 @@ const MANY: usize = 100;
 
 /// Every experiment.
 pub fn all() -> Vec<Trial> {
-    let mut trials = Vec::new();
+    let mut trials = vec![Trial::test("crash::what_is_left_is_seen", what_is_left_is_seen)];
     for (who, as_plain) in [("", false), ("plain::", true)] {
         for (profile, points) in [("local", CONTAINER), ("local-process", PROCESS)] {
             let mode = if profile == "local" { "container" } else { "process" };
@@ -74,6 +75,27 @@ impl Plan {
         }
         judged(judge, seed)
     }
+}
+
+/// The judge's own control: it finds a file and, where one can be made, a cgroup.
+fn what_is_left_is_seen() -> Result<(), Failed> {
+    let left = tempfile::Builder::new().prefix("tierbox-left-").tempdir()?;
+    let id = left.path().file_name().ok_or("a directory has a name")?.to_string_lossy().into_owned();
+    let group = ["/sys/fs/cgroup/freezer", "/sys/fs/cgroup/unified", "/sys/fs/cgroup"]
+        .map(|parent| Path::new(parent).join(&id))
+        .into_iter()
+        .find(|group| std::fs::create_dir(group).is_ok());
+    let found = remains::of_environment(&id);
+    let expected = 1 + usize::from(group.is_some());
+    if let Some(group) = &group {
+        std::fs::remove_dir(group)?;
+    }
+    drop(left);
+    if found.len() != expected {
+        return Err(format!("{expected} remains were made, and found were {found:?}").into());
+    }
+    let still = remains::of_environment(&id);
+    if still.is_empty() { Ok(()) } else { Err(format!("what is gone is still found: {still:?}").into()) }
 }
 
 /// The seed of the random moments: `TIERBOX_TEST_SEED`, or another each time.
