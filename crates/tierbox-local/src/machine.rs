@@ -141,8 +141,12 @@ const PASTA_WRAPPER: &str = r#"exec 3<&0
 "$@" </dev/null 3<&- &
 helper=$!
 { read -r _ <&3; kill "$helper" 2>/dev/null; } &
+watcher=$!
 exec 3<&-
-wait "$helper""#;
+wait "$helper"
+status=$?
+kill "$watcher" 2>/dev/null
+exit "$status""#;
 
 /// Whether the machine that holds the other end of this pipe has ended.
 fn is_over(life: &OwnedFd) -> bool {
@@ -176,7 +180,7 @@ mod unit {
     async fn a_helper_that_fails_is_quoted() {
         let dir = tempfile::tempdir().unwrap();
         let log = dir.path().join("log");
-        let (reader, _writer) = rustix::pipe::pipe().unwrap();
+        let (reader, _writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
         // The shell of the wrapper says that the program does not exist.
         let error =
             attach_helper(&program(HelperKind::Pasta, "/nonexistent/pasta"), 4_000_000, Some(reader), &log).await.unwrap_err();
@@ -187,7 +191,7 @@ mod unit {
     #[tokio::test]
     async fn a_machine_that_ends_is_not_blamed_on_its_helper() {
         let dir = tempfile::tempdir().unwrap();
-        let (reader, writer) = rustix::pipe::pipe().unwrap();
+        let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
         drop(writer);
         let helper = program(HelperKind::Pasta, "/bin/sleep");
         let error = attach_helper(&helper, 4_000_000, Some(reader), &dir.path().join("log")).await.unwrap_err();
