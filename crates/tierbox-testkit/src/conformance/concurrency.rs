@@ -83,7 +83,7 @@ async fn an_unread_file_stalls_nobody_else(s: Subject) -> Verdict {
     s.sh("head -c 20000000 /dev/zero > big; echo x > small").await?;
     let mut open = Vec::new();
     for _ in 0..3 {
-        open.push(s.sandbox.read(&s.path("big"), ReadOptions::default()).await?);
+        open.push(s.soon("a reader", s.sandbox.read(&s.path("big"), ReadOptions::default())).await??);
     }
     for _ in 0..5 {
         ensure_eq!(s.read("small").await?, b"x\n".to_vec(), "another file");

@@ -116,7 +116,7 @@ async fn cores_are_off(s: Subject) -> Verdict {
 }
 
 async fn cpu_is_bounded(s: Subject) -> Verdict {
-    let own = s.another(&|spec| spec.limits.cpu_millis = Some(Limit::required(200))).await?;
+    let own = s.another(&|spec| spec.limits.cpu_millis = Some(Limit::required(50))).await?;
     // The shell counts its own CPU time; `times` prints it as 0m0.123s.
     let script = "end=$(($(date +%s%N)+1500000000)); while [ $(date +%s%N) -lt $end ]; do :; done; times";
     let result = own.run(ExecRequest::shell(script)).await?;
@@ -124,7 +124,8 @@ async fn cpu_is_bounded(s: Subject) -> Verdict {
     let used_ms: u64 = text.split_whitespace().filter_map(milliseconds).sum();
     ensure!(used_ms > 0, "the shell counted no CPU time: {text:?}");
     let wall_ms = result.completed.usage.wall.as_millis() as u64;
-    ensure!(used_ms * 100 < wall_ms * 45, "{used_ms} ms of CPU in {wall_ms} ms under a limit of a fifth");
+    // So low a limit that a busy machine gives more than twice as much to whoever has none.
+    ensure!(used_ms * 100 < wall_ms * 11, "{used_ms} ms of CPU in {wall_ms} ms under a limit of a twentieth");
     own.stop().await
 }
 

@@ -105,3 +105,39 @@ pub fn unproved() -> Vec<String> {
     all.extend(conformance::refusals());
     all.iter().map(|case| case.local_name().to_owned()).filter(|name| !broken.contains(name.as_str())).collect()
 }
+
+#[cfg(test)]
+mod unit {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    /// Cases that no mutant breaks. This list may only become shorter.
+    const UNPROVED: &[&str] = &[];
+
+    #[test]
+    fn every_case_is_proved_by_a_mutant() {
+        assert_eq!(unproved(), UNPROVED);
+    }
+
+    #[test]
+    fn mutants_name_cases_that_exist() {
+        let mut all = conformance::all();
+        all.extend(conformance::refusals());
+        let names: BTreeSet<&str> = all.iter().map(Case::local_name).collect();
+        for mutant in mutants() {
+            for case in mutant.breaks {
+                assert!(names.contains(case), "{} breaks {case}, which is no case", mutant.name());
+            }
+        }
+    }
+
+    #[test]
+    fn names_are_stable_and_unique() {
+        let all = [conformance::all(), conformance::refusals(), crate::escape::all()].concat();
+        let names: BTreeSet<&str> = all.iter().map(|case| case.name.as_str()).collect();
+        assert_eq!(names.len(), all.len(), "two cases have one name");
+        assert!(names.iter().all(|name| name.split("::").count() == 3), "a name is not <marker>::<area>::<id>");
+        assert!(conformance::all().len() >= 80, "the suite has shrunk");
+    }
+}
