@@ -55,7 +55,7 @@ pub enum Stdin {
     Null,
     /// These bytes, then end of file. Empty bytes are a pipe that is at its end, which differs from [`Stdin::Null`].
     Bytes(Bytes),
-    /// Whatever is written to [`ExecHandle::stdin`].
+    /// Whatever is written to [`ExecHandle::take_stdin`].
     Stream,
 }
 
