@@ -113,6 +113,20 @@ mod conformance {
         assert_eq!(refused.status.code(), Some(65), "{refused:?}");
     }
 
+    /// No `fixture`: nothing is started, so any host will do.
+    #[test]
+    fn what_the_agent_may_not_run_is_refused_before_a_sandbox_exists() {
+        let place = tempfile::tempdir().unwrap();
+        let state = place.path().join("s");
+        let profile = place.path().join("text-only.toml");
+        std::fs::write(&profile, "tier = \"T2.H1.N2\"\nextends = \"local\"\n").unwrap();
+        let refused = tierbox(&state).arg("run").arg("--profile").arg(&profile).args(["--", "/bin/true"]).output().unwrap();
+        let said = String::from_utf8_lossy(&refused.stderr);
+        assert_eq!(refused.status.code(), Some(77), "{said}");
+        assert!(said.contains("T2 allows no execution") && !said.contains("enforced by"), "{said}");
+        assert!(!state.exists(), "a state directory was made");
+    }
+
     #[test]
     fn stdin_that_is_no_terminal_is_forwarded() {
         let Some(state) = fixture() else { return };

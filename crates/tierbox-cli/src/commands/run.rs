@@ -1,9 +1,9 @@
 //! `tierbox run`.
 
-use tierbox::{Result, Running};
+use tierbox::{ExecRequest, Result, Running};
 
 use crate::actor::Actor;
-use crate::args::{CommandArgs, Keep, RunArgs};
+use crate::args::{Keep, RunArgs};
 use crate::commands::{cp, starting};
 use crate::interrupt::Failure;
 use crate::parse::CopyOutArg;
@@ -12,9 +12,12 @@ use crate::{Context, output, session};
 pub(crate) async fn run(context: &mut Context, args: RunArgs) -> Result<u8, Failure> {
     let mut options = starting::options(context, &args.start);
     options.keepable = args.keep.is_some();
-    let mut running = starting::start(context, &args.start, options).await?;
+    let as_harness = args.command.as_harness;
+    let request = session::request(args.command, Vec::new());
+    request.validate()?;
+    let mut running = starting::start(context, &args.start, options, (!as_harness).then_some(&request)).await?;
     let json = context.global.json;
-    let done = context.interrupts.guard(command(&running, args.command, &args.copy_out, json)).await;
+    let done = context.interrupts.guard(command(&running, request, as_harness, &args.copy_out, json)).await;
     let failed = !matches!(done, Ok(0));
     let interrupted = matches!(done, Err(Failure::Interrupted(_)));
     let keep = match args.keep {
@@ -31,9 +34,8 @@ pub(crate) async fn run(context: &mut Context, args: RunArgs) -> Result<u8, Fail
     done
 }
 
-async fn command(running: &Running, args: CommandArgs, copy_out: &[CopyOutArg], json: bool) -> Result<u8> {
-    let actor = Actor::in_primary(running, args.as_harness);
-    let request = session::request(args, Vec::new());
+async fn command(running: &Running, request: ExecRequest, as_harness: bool, copy_out: &[CopyOutArg], json: bool) -> Result<u8> {
+    let actor = Actor::in_primary(running, as_harness);
     let status = if json {
         session::collect(&actor, request, starting::describe(running)).await?
     } else {

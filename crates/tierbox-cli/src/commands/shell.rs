@@ -18,7 +18,8 @@ pub(crate) async fn shell(context: &mut Context, args: ShellArgs) -> Result<u8, 
         return context.interrupts.guard(work).await;
     }
     let options = starting::options(context, &args.start);
-    let running = starting::start(context, &args.start, options).await?;
+    let for_agent = (!args.as_harness).then(|| ExecRequest::shell(SCRIPT));
+    let running = starting::start(context, &args.start, options, for_agent.as_ref()).await?;
     let done = context.interrupts.guard(terminal_in(&running, &args)).await;
     context.interrupts.guard(running.stop()).await?;
     done

@@ -1,7 +1,7 @@
 //! A start, as `run`, `up` and `shell` have in common.
 
 use serde_json::json;
-use tierbox::{CopyIn, MountSpec, Running, StartOptions};
+use tierbox::{AgentPolicy, CopyIn, ExecRequest, MountSpec, Running, StartOptions};
 
 use crate::args::StartArgs;
 use crate::interrupt::Failure;
@@ -25,10 +25,20 @@ pub(crate) fn options(context: &Context, args: &StartArgs) -> StartOptions {
     options
 }
 
-/// Starts it, and says on stderr what it runs under.
-pub(crate) async fn start(context: &mut Context, args: &StartArgs, options: StartOptions) -> Result<Running, Failure> {
+/// Starts it, and says on stderr what it runs under. A command that the agent will be told to run in it is checked before
+/// anything is made.
+pub(crate) async fn start(
+    context: &mut Context,
+    args: &StartArgs,
+    options: StartOptions,
+    for_agent: Option<&ExecRequest>,
+) -> Result<Running, Failure> {
     let client = context.client.clone();
-    let running = context.interrupts.guard(client.start_with(args.profile.as_str(), options)).await?;
+    let spec = client.resolve(args.profile.as_str(), &options)?;
+    if let Some(request) = for_agent {
+        AgentPolicy::new(spec.tier.tooling(), spec.programs.clone()).check(request)?;
+    }
+    let running = context.interrupts.guard(client.start_spec(spec, options)).await?;
     if !context.global.quiet && !context.global.json {
         output::remark(&running.report().summary());
         for weakened in &running.report().weakened {

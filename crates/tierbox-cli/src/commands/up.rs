@@ -20,7 +20,7 @@ pub(crate) async fn up(context: &mut Context, args: UpArgs) -> Result<u8, Failur
     let lifetime = stated.unwrap_or(LIFETIME);
     options.lifetime = Some(lifetime);
     options.hold = Some(Hold::Until(SystemTime::now() + lifetime));
-    let running = starting::start(context, &args.start, options).await?;
+    let running = starting::start(context, &args.start, options, None).await?;
     if context.global.json {
         output::json(&starting::describe(&running));
     } else {
