@@ -212,8 +212,7 @@ impl Judge {
     fn nothing_left(&self) -> Outcome {
         let state = self.state_dir();
         for part in ["leases", "env"] {
-            // A file that has no lease's name yet is left to the next clean-up, lest it be somebody's who is about to lock it.
-            let left: Vec<String> = names(&state.join(part)).into_iter().filter(|name| !name.starts_with(".new-")).collect();
+            let left = names(&state.join(part));
             if !left.is_empty() {
                 return Err(format!("left in {part}: {left:?}"));
             }

@@ -76,15 +76,32 @@ async fn collect(handle: &mut dyn ExecHandle, limit: OutputLimit) -> Result<Exec
             tokio::join!(out.drain(stdout, &overflow), err.drain(stderr, &overflow));
         };
         tokio::pin!(drain);
+        let mut running = CancelOnDrop { handle: &*handle, armed: true };
         loop {
             tokio::select! {
                 () = &mut drain => break,
                 () = overflow.notified() => handle.kill(KillReason::OutputLimit),
             }
         }
+        running.armed = false;
     }
     let completed: Completed = handle.wait().await?;
     Ok(ExecResult { completed, stdout: out.finish(), stderr: err.finish() })
+}
+
+/// Cancels a command whose collector is dropped before the streams are. The other way round a chatty command would die of
+/// its closed pipe first, by itself, and the cancel would spare what it started in the background.
+struct CancelOnDrop<'a> {
+    handle: &'a dyn ExecHandle,
+    armed: bool,
+}
+
+impl Drop for CancelOnDrop<'_> {
+    fn drop(&mut self) {
+        if self.armed {
+            self.handle.kill(KillReason::Cancelled);
+        }
+    }
 }
 
 /// Retains the first and the last part of a stream.

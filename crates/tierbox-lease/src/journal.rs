@@ -5,16 +5,14 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, RenameFlags};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use rustix::io::Errno;
 use tierbox_core::{Error, ErrorKind, Hold, LeaseRecord, Result};
 
 use crate::lease::Lease;
 use crate::lock::Gate;
+use crate::unpublished::{UNFINISHED, Unpublished};
 use crate::{StateDir, id, lines, lock, owner};
-
-/// Files under construction have names that begin so.
-const UNFINISHED: &str = ".new-";
 
 /// What a new lease says.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -314,20 +312,19 @@ impl Journal {
         };
         let failed = |error: std::io::Error| Error::io("write lease", error).with_context("path", self.state.leases().display());
         let line = lines::first_line(&record, &new.memo).map_err(|error| failed(error.into()))?;
-        let unfinished = self.state.leases().join(format!("{UNFINISHED}{}", record.id));
-        let file = create_new(&unfinished).map_err(failed)?;
+        let new = Unpublished::make(&self.state.leases(), &record.id).map_err(failed)?;
         let written = (|| {
-            if !lock::try_exclusive(&file)? {
+            if !lock::try_exclusive(&new.file)? {
                 return Err(Error::new(ErrorKind::AlreadyExists, "write lease", "somebody else locked it"));
             }
-            std::os::unix::fs::FileExt::write_all_at(&file, &line, 0).map_err(failed)?;
-            rename_new(&unfinished, &self.path_of(&record.id)?).map_err(failed)
+            std::os::unix::fs::FileExt::write_all_at(&new.file, &line, 0).map_err(failed)?;
+            new.publish(&self.path_of(&record.id)?).map_err(failed)
         })();
         if let Err(error) = written {
-            let _ = std::fs::remove_file(&unfinished);
+            new.discard();
             return Err(error);
         }
-        Ok(Lease::held(self.clone(), record, file))
+        Ok(Lease::held(self.clone(), record, new.file))
     }
 
     /// Reads a lease's file. `None` if it is gone.
@@ -368,11 +365,6 @@ fn unreadable(path: &Path, problem: String) -> Error {
         .with_help(format!("look at {}: tierbox removes nothing that it did not write", path.display()))
 }
 
-fn create_new(path: &Path) -> std::io::Result<File> {
-    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    Ok(rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR)?.into())
-}
-
 /// Opens a file that should be a lease, without side effects whatever it is. `None` if there is none.
 fn open_lease(path: &Path) -> Result<Option<File>, String> {
     let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
@@ -411,16 +403,6 @@ pub(crate) fn is_same_file(file: &File, path: &Path) -> bool {
 }
 
 /// Gives a finished file its name, unless that name is taken.
-fn rename_new(from: &Path, to: &Path) -> std::io::Result<()> {
-    match rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
-        Err(Errno::INVAL | Errno::NOSYS) => {
-            std::fs::hard_link(from, to)?;
-            std::fs::remove_file(from)
-        }
-        other => Ok(other?),
-    }
-}
-
 fn remove_if_dead(path: &Path) -> bool {
     let old = |file: &File| {
         let modified = file.metadata().and_then(|meta| meta.modified());

@@ -37,6 +37,7 @@ mod reaper;
 mod slots;
 mod state;
 mod tree;
+mod unpublished;
 
 pub use id::check_id;
 pub use journal::{Entry, Foreign, Journal, Listing, NewLease, Standing};

@@ -40,6 +40,24 @@ mod conformance {
     }
 
     #[tokio::test]
+    async fn a_collected_command_that_is_given_up_takes_its_children_along() {
+        let fixture = fixture();
+        let Some(running) = started(fixture.client.start("local").await) else { return };
+        for round in 10..40 {
+            let mark = format!("4242.2{round}7");
+            let chatty =
+                running.run(ExecRequest::shell(format!("/bin/sleep {mark} & exec yes")));
+            tokio::select! {
+                ended = chatty => panic!("it ended by itself: {ended:?}"),
+                () = here(&mark) => {}
+            }
+            gone(&mark).await;
+        }
+        running.stop().await.unwrap();
+        fixture.assert_empty().await;
+    }
+
+    #[tokio::test]
     async fn a_start_that_is_given_up_is_undone() {
         let fixture = fixture();
         if started(fixture.client.start("local").await).is_none() {
