@@ -45,9 +45,14 @@ fn main() -> ExitCode {
     }
 }
 
-/// The workspace's root, whatever directory the task is run from.
+/// The workspace's root, whatever directory the task is run from. Asked when it runs: checkouts that share a target
+/// directory share this program.
 fn root() -> &'static std::path::Path {
-    std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+    static ROOT: std::sync::OnceLock<std::path::PathBuf> = std::sync::OnceLock::new();
+    ROOT.get_or_init(|| {
+        let own = std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+        std::path::PathBuf::from(own).join("..")
+    })
 }
 
 /// A cargo command in the workspace's root, with the cargo that runs this task.
