@@ -45,8 +45,7 @@ mod conformance {
         let Some(running) = started(fixture.client.start("local").await) else { return };
         for round in 10..40 {
             let mark = format!("4242.2{round}7");
-            let chatty =
-                running.run(ExecRequest::shell(format!("/bin/sleep {mark} & exec yes")));
+            let chatty = running.run(ExecRequest::shell(format!("/bin/sleep {mark} & exec yes")));
             tokio::select! {
                 ended = chatty => panic!("it ended by itself: {ended:?}"),
                 () = here(&mark) => {}
