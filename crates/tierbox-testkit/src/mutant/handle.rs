@@ -249,6 +249,10 @@ impl ExecHandle for BrokenHandle {
     }
 
     fn kill(&self, reason: KillReason) {
+        // A collected command that is given up is cancelled by this before its handle is dropped.
+        if self.world.fault == Fault::ForgetsDropped && reason == KillReason::Cancelled {
+            return;
+        }
         self.killed.store(true, Ordering::Relaxed);
         match self.world.fault {
             Fault::SparesTheTalkative if reason == KillReason::OutputLimit => (),
