@@ -1,6 +1,7 @@
 //! Tasks for people who work on tierbox. `cargo xtask` lists them.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "this program talks to a terminal")]
 
+mod engines;
 mod package;
 mod readme;
 mod skips;
@@ -14,7 +15,8 @@ cargo xtask TASK
 
   test [ARGS]   run the tests: with cargo-nextest where it is installed, else with cargo test. Closes with a list of
                 the engines that were missing, the tests skipped for them, and the command that installs each.
-                ARGS go to the runner. --slow runs the tests marked slow:: too.
+                ARGS go to the runner. --slow runs the tests marked slow:: too. --engine NAME (may be repeated) installs,
+                starts and afterwards stops an engine by tests/engines/NAME.sh; it asks before it installs, unless --yes
   package       check that what is published builds alone: packs every package, and builds the packed ones outside the
                 workspace, with the supervisor made from its own package
   readme        run every command of README.md that stands in an `sh` block, in order, in one shell

@@ -2,12 +2,13 @@
 
 use std::process::Stdio;
 
+use crate::engines::Engines;
 use crate::{cargo, check, skips};
 
 /// Runs all tests, then the documentation's (which nextest does not run), then lists what was skipped and why.
 pub fn run(args: Vec<String>) -> Result<(), String> {
-    let slow = args.iter().any(|arg| arg == "--slow");
-    let rest: Vec<&String> = args.iter().filter(|arg| *arg != "--slow").collect();
+    let Options { slow, yes, engines, rest } = Options::parse(args)?;
+    let engines = Engines::start(&engines, yes)?;
     let skips = skips::Record::start()?;
     let with_nextest = has_nextest();
     let mut runner = cargo();
@@ -22,6 +23,7 @@ pub fn run(args: Vec<String>) -> Result<(), String> {
         runner.args(&rest);
     }
     skips.pass_to(&mut runner);
+    engines.pass_to(&mut runner);
     let tests = check(&mut runner);
     let docs = if rest.is_empty() {
         let mut docs = cargo();
@@ -33,6 +35,31 @@ pub fn run(args: Vec<String>) -> Result<(), String> {
     };
     let required = skips.finish();
     tests.and(docs).and(required)
+}
+
+/// What the arguments ask for.
+#[derive(Default)]
+struct Options {
+    slow: bool,
+    yes: bool,
+    engines: Vec<String>,
+    rest: Vec<String>,
+}
+
+impl Options {
+    fn parse(args: Vec<String>) -> Result<Self, String> {
+        let mut options = Self::default();
+        let mut args = args.into_iter();
+        while let Some(arg) = args.next() {
+            match arg.as_str() {
+                "--slow" => options.slow = true,
+                "--yes" => options.yes = true,
+                "--engine" => options.engines.push(args.next().ok_or("--engine needs a name")?),
+                _ => options.rest.push(arg),
+            }
+        }
+        Ok(options)
+    }
 }
 
 fn has_nextest() -> bool {

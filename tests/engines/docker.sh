@@ -1,0 +1,115 @@
+#!/usr/bin/env bash
+# Docker Engine for the tests: Debian's packages, a daemon in network and mount namespaces of its own, and images that are
+# built here from Debian packages, so that nothing is pulled from an image registry.
+#
+#   docker.sh install   installs the packages (root, idempotent)
+#   docker.sh start     starts the daemon and makes the images (idempotent); prints KEY=value lines for the tests
+#   docker.sh stop      ends the daemon; what it stored stays for the next start
+#
+# TIERBOX_ENGINE_DIR says where it keeps its things (default /var/lib/tierbox-engines).
+set -euo pipefail
+[ "$(id -u)" = 0 ] || exec sudo -n --preserve-env=TIERBOX_ENGINE_DIR "$0" "$@"
+
+home="${TIERBOX_ENGINE_DIR:-/var/lib/tierbox-engines}/docker"
+socket="$home/docker.sock"
+docker() { command docker -H "unix://$socket" "$@"; }
+
+install_packages() {
+  local missing=()
+  for pair in dockerd:docker.io docker:docker.io containerd:containerd runc:runc iptables:iptables mmdebstrap:mmdebstrap busybox:busybox-static; do
+    command -v "${pair%%:*}" >/dev/null || missing+=("${pair#*:}")
+  done
+  [ "${#missing[@]}" = 0 ] && return
+  export DEBIAN_FRONTEND=noninteractive
+  # No daemon of the host's is started: the tests bring their own.
+  local policy=/usr/sbin/policy-rc.d
+  [ -e "$policy" ] || { printf '#!/bin/sh\nexit 101\n' >"$policy"; chmod 755 "$policy"; trap "rm -f $policy" EXIT; }
+  apt-get update -qq >&2
+  apt-get install -y -qq --no-install-recommends "${missing[@]}" >&2
+}
+
+answers() { docker version >/dev/null 2>&1; }
+
+# Waits for at most 30 s until a command succeeds.
+wait_for() {
+  local end=$((SECONDS + 30))
+  until "$@"; do
+    if [ "$SECONDS" -ge "$end" ]; then return 1; fi
+    sleep 0.05
+  done
+}
+
+start_daemon() {
+  if answers; then return; fi
+  mkdir -p "$home"
+  rm -f "$home/dockerd.pid" "$socket"
+  # Its own network: the host's bridges and packet filter stay untouched. cgroupfs: there may be no systemd.
+  setsid unshare --net --mount --propagation private sh -c "ip link set lo up; exec dockerd \
+    --host unix://$socket --data-root $home/data --exec-root $home/exec --pidfile $home/dockerd.pid \
+    --exec-opt native.cgroupdriver=cgroupfs --storage-driver overlay2 --shutdown-timeout 2" >"$home/dockerd.log" 2>&1 </dev/null &
+  if ! wait_for answers; then
+    echo "dockerd did not come up; the end of $home/dockerd.log:" >&2
+    tail -n 20 "$home/dockerd.log" >&2
+    exit 1
+  fi
+}
+
+has() { docker image inspect "$1" >/dev/null 2>&1; }
+
+# A small Debian: what most images are made of.
+debian_image() {
+  local tar="$home/debian.tar"
+  [ -s "$tar" ] || { mmdebstrap --variant=minbase --format=tar --quiet --dpkgopt='path-exclude=/usr/share/doc/*' \
+    --dpkgopt='path-exclude=/usr/share/locale/*' --dpkgopt='path-exclude=/usr/share/man/*' \
+    --aptopt='Acquire::Languages "none"' "${TIERBOX_TEST_SUITE:-bookworm}" "$home/debian.new.tar" >&2 && mv "$home/debian.new.tar" "$tar"; }
+  docker import -c 'CMD ["/bin/sh"]' "$tar" tierbox-test/debian:1 >/dev/null
+}
+
+# busybox with its applets, a user, variables and a working directory of its own.
+busybox_image() {
+  local root
+  root=$(mktemp -d)
+  mkdir -p "$root"/{bin,etc,tmp,home/app,srv/data}
+  chmod 1777 "$root/tmp"
+  cp "$(command -v busybox)" "$root/bin/busybox"
+  for applet in $(busybox --list); do [ "$applet" = busybox ] || ln -s busybox "$root/bin/$applet"; done
+  printf 'root:x:0:0:root:/:/bin/sh\napp:x:4242:4242:app:/home/app:/bin/sh\n' >"$root/etc/passwd"
+  printf 'root:x:0:\napp:x:4242:\n' >"$root/etc/group"
+  chown -R 4242:4242 "$root/home/app" "$root/srv/data"
+  tar -C "$root" -c . | docker import -c 'CMD ["/bin/sh"]' -c 'USER app' -c 'WORKDIR /srv/data' -c 'ENV GREETING=hello' - tierbox-test/busybox:1 >/dev/null
+  rm -r "$root"
+}
+
+# Nothing but one static program: no shell, no passwd, no /tmp.
+scratch_image() {
+  local root
+  root=$(mktemp -d)
+  cp "$(command -v busybox)" "$root/program"
+  tar -C "$root" -c program | docker import -c 'ENTRYPOINT ["/program"]' - tierbox-test/scratch:1 >/dev/null
+  rm -r "$root"
+}
+
+start() {
+  start_daemon
+  has tierbox-test/debian:1 || debian_image
+  has tierbox-test/busybox:1 || busybox_image
+  has tierbox-test/scratch:1 || scratch_image
+  echo "TIERBOX_DOCKER_HOST=unix://$socket"
+}
+
+stop() {
+  [ -f "$home/dockerd.pid" ] || return 0
+  local pid
+  pid=$(cat "$home/dockerd.pid")
+  # Only the daemon that was started with this directory.
+  tr '\0' ' ' <"/proc/$pid/cmdline" 2>/dev/null | grep -qF "$home/data" || return 0
+  kill "$pid"
+  wait_for test ! -d "/proc/$pid" || kill -9 "$pid"
+}
+
+case "${1:-}" in
+  install) install_packages ;;
+  start) start ;;
+  stop) stop ;;
+  *) echo "usage: $0 install|start|stop" >&2; exit 2 ;;
+esac
