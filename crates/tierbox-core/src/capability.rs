@@ -111,6 +111,9 @@ pub struct Capabilities {
     pub multi_machine: bool,
     /// An environment can outlive the process that started it.
     pub detached: bool,
+    /// A running environment can be saved, and put back to what was saved.
+    #[serde(default)]
+    pub snapshots: bool,
     /// Which limits can be enforced.
     pub limits: LimitCapabilities,
 }

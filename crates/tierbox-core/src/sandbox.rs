@@ -174,6 +174,23 @@ pub trait Environment: Send + Sync {
         Err(Error::unsupported("detach environment", "a detached environment"))
     }
 
+    /// Saves the state of all machines under a name: memory, processes and disks. They run on.
+    ///
+    /// # Errors
+    /// `Unsupported` without the capability `snapshots`; `AlreadyExists` for a name that is taken; `InvalidInput` for one that
+    /// is no name (letters, digits and dashes, at most 63).
+    async fn snapshot(&self, _name: &str) -> Result<()> {
+        Err(Error::unsupported("save snapshot", "a snapshot"))
+    }
+
+    /// Puts all machines back to what was saved. Commands that run meanwhile are lost; handles on machines stay valid.
+    ///
+    /// # Errors
+    /// `Unsupported` without the capability `snapshots`; `NotFound` for a name that was never saved.
+    async fn restore(&self, _name: &str) -> Result<()> {
+        Err(Error::unsupported("restore snapshot", "a snapshot"))
+    }
+
     /// Waits until the environment has ended by itself, for at most `limit`. Returns whether it ended.
     async fn ended(&self, limit: Duration) -> bool;
 

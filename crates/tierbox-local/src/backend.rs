@@ -72,6 +72,7 @@ fn capabilities(spec: &EnvironmentSpec, settings: &Settings, mode: Mode) -> Capa
         mounts: if mode == Mode::Container { MountSupport::ReadWrite } else { MountSupport::None },
         multi_machine: false,
         detached: true,
+        snapshots: false,
         limits: limits::capabilities(&spec.limits, means),
     }
 }

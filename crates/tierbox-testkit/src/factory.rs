@@ -89,6 +89,14 @@ impl Environment for Leased {
         self.inner.detach().await
     }
 
+    async fn snapshot(&self, name: &str) -> Result<()> {
+        self.inner.snapshot(name).await
+    }
+
+    async fn restore(&self, name: &str) -> Result<()> {
+        self.inner.restore(name).await
+    }
+
     async fn ended(&self, limit: Duration) -> bool {
         self.inner.ended(limit).await
     }

@@ -24,6 +24,7 @@ pub fn local_process() -> Capabilities {
         mounts: MountSupport::None,
         multi_machine: false,
         detached: true,
+        snapshots: false,
         limits: LimitCapabilities { file_size: true, open_files: true, ..LimitCapabilities::default() },
     }
 }

@@ -168,6 +168,7 @@ mod unit {
             mounts: MountSupport::ReadOnly,
             multi_machine: false,
             detached: false,
+            snapshots: false,
             limits: LimitCapabilities { memory: true, ..LimitCapabilities::default() },
         }
     }

@@ -104,6 +104,22 @@ impl Running {
         self.parts().lease.is_some()
     }
 
+    /// Saves the state of all machines under a name.
+    ///
+    /// # Errors
+    /// As [`Environment::snapshot`].
+    pub async fn snapshot(&self, name: &str) -> Result<()> {
+        self.parts().environment.snapshot(name).await
+    }
+
+    /// Puts all machines back to what was saved. Commands that run meanwhile are lost.
+    ///
+    /// # Errors
+    /// As [`Environment::restore`].
+    pub async fn restore(&self, name: &str) -> Result<()> {
+        self.parts().environment.restore(name).await
+    }
+
     /// Waits until it has ended by itself, for at most `limit`. Returns whether it ended.
     pub async fn ended(&self, limit: Duration) -> bool {
         self.parts().environment.ended(limit).await

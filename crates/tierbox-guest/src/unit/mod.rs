@@ -127,6 +127,7 @@ fn capabilities() -> Capabilities {
         mounts: MountSupport::None,
         multi_machine: false,
         detached: false,
+        snapshots: false,
         limits: LimitCapabilities::default(),
     }
 }

@@ -135,6 +135,7 @@ pub async fn machine_in(line: Line, cgroups: Vec<Cgroup>) -> Machine {
         mounts: MountSupport::None,
         multi_machine: false,
         detached: false,
+        snapshots: false,
         limits: LimitCapabilities::default(),
     };
     let config = GuestConfig {
