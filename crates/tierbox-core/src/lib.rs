@@ -14,6 +14,7 @@
 #![deny(missing_docs)]
 #![forbid(unsafe_code)]
 
+mod audit;
 mod backend;
 mod capability;
 mod error;
@@ -28,6 +29,7 @@ mod report;
 mod sandbox;
 mod tier;
 
+pub use audit::{Audit, AuditData, AuditEntry, AuditOperation, AuditOutcome, Principal, audit_text};
 pub use backend::{
     Backend, Check, CheckStatus, CopyIn, DestroyReport, EnvironmentSpec, MountSpec, NetworkSpec, Progress, Silent,
 };
