@@ -87,24 +87,6 @@ fn program(dir: &std::path::Path) -> Result<PathBuf> {
     Ok(path)
 }
 
-fn refuse_limits(spec: &EnvironmentSpec) -> Result<()> {
-    let limits = &spec.limits;
-    let asked = [
-        ("memory", limits.memory),
-        ("cpu", limits.cpu_millis),
-        ("pids", limits.pids),
-        ("disk", limits.disk),
-        ("inodes", limits.inodes),
-    ];
-    let required = asked.iter().find(|(_, limit)| limit.is_some_and(|limit| limit.enforce == tierbox_core::Enforce::Required));
-    match required {
-        Some((name, _)) => {
-            Err(Error::new(ErrorKind::LimitRefused, "start machine", format!("a limit on {name} cannot be enforced here")))
-        }
-        None => Ok(()),
-    }
-}
-
 fn report(spec: &EnvironmentSpec, capabilities: &Capabilities) -> Report {
     let limits = &spec.limits;
     let asked =
@@ -146,7 +128,7 @@ impl Backend for Framed {
     fn validate(&self, spec: &EnvironmentSpec) -> Result<()> {
         match spec.settings.as_object().and_then(|table| table.keys().next()) {
             Some(key) => Err(Error::new(ErrorKind::InvalidProfile, "check settings", format!("unknown setting {key}"))),
-            None => refuse_limits(spec),
+            None => Ok(()),
         }
     }
 

@@ -14,6 +14,7 @@
 #![deny(missing_docs)]
 #![forbid(unsafe_code)]
 
+mod admit;
 mod audit;
 mod backend;
 mod capability;
@@ -29,6 +30,7 @@ mod report;
 mod sandbox;
 mod tier;
 
+pub use admit::malformed_path;
 pub use audit::{Audit, AuditData, AuditEntry, AuditOperation, AuditOutcome, Principal, audit_text};
 pub use backend::{
     Backend, Check, CheckStatus, CopyIn, DestroyReport, EnvironmentSpec, MountSpec, NetworkSpec, Progress, Silent,

@@ -35,12 +35,23 @@ pub struct GuestConfig {
 pub struct GuestSandbox {
     channel: Channel,
     config: GuestConfig,
+    agent_id: Option<u32>,
 }
 
 impl GuestSandbox {
     /// A sandbox over a channel on which [`Channel::hello`] was said.
     pub fn new(channel: Channel, config: GuestConfig) -> Self {
-        Self { channel, config }
+        Self { channel, config, agent_id: None }
+    }
+
+    /// Says the number of the default user, so that it can be named by its number too.
+    #[must_use]
+    pub fn with_agent_id(self, uid: u32) -> Self {
+        Self { agent_id: Some(uid), ..self }
+    }
+
+    fn is_agent(&self, user: &str) -> bool {
+        user == self.config.agent || self.agent_id.is_some_and(|uid| user == uid.to_string())
     }
 
     /// The channel to its supervisor.
@@ -59,13 +70,13 @@ impl GuestSandbox {
         self.require(can.streaming_stdin || !streams, "exec", "writing to stdin while a command runs")?;
         self.require(can.pty || request.pty.is_none(), "exec", "a pseudo-terminal")?;
         self.require(can.idle_timeout || request.idle_timeout.is_none(), "exec", "a limit on silence")?;
-        let other = request.user.as_ref().is_some_and(|user| *user != self.config.agent);
+        let other = request.user.as_ref().is_some_and(|user| !self.is_agent(user));
         self.require(can.users == UserSupport::Any || !other, "exec", "running a command as another user")
     }
 
     async fn launch(&self, mut request: ExecRequest, detached: bool) -> Result<exec::Handle> {
         // The machine need not know its default user by name.
-        request.user = request.user.filter(|user| *user != self.config.agent);
+        request.user = request.user.filter(|user| !self.is_agent(user));
         let timeout = request.timeout.or(self.config.limits.exec);
         exec::launch(&self.channel, NewExec { request, timeout, detached }).await
     }

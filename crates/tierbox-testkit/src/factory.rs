@@ -38,6 +38,7 @@ impl Factory for BackendFactory {
         let mut spec = self.spec.clone();
         adjust(&mut spec);
         self.backend.validate(&spec)?;
+        self.backend.capabilities(&spec)?.admit(&spec)?;
         let lease = MemoryLease::new(self.backend.name(), &spec.profile, spec.tier.to_string())
             .map_err(|error| tierbox_core::Error::io("make lease", error))?;
         let lease = Arc::new(lease);

@@ -1,18 +1,8 @@
-//! Whether a backend can keep what a specification promises. Refusals happen here, before anything exists.
+//! What a profile may not show its machines.
 
 use std::path::Path;
 
-use tierbox_core::{
-    Capabilities, Enforce, EnvironmentSpec, Error, ErrorKind, Hold, HostIsolation, KillDomain, Limit, MountSupport, Network,
-    Result, Tier,
-};
-
-/// Compares a specification with what its backend declares for it.
-pub(crate) fn check(spec: &EnvironmentSpec, capabilities: &Capabilities) -> Result<()> {
-    check_tier(spec, capabilities)?;
-    check_limits(spec, capabilities)?;
-    check_features(spec, capabilities)
-}
+use tierbox_core::{EnvironmentSpec, Error, ErrorKind, Result};
 
 /// Refuses a mount that would show a machine a state directory: who can reach the sockets there commands other machines, and
 /// those without isolation are this host. Read-only does not keep anybody from connecting to a socket.
@@ -31,98 +21,12 @@ pub(crate) fn check_state(spec: &EnvironmentSpec, states: &[&Path]) -> Result<()
     }
 }
 
-fn check_tier(spec: &EnvironmentSpec, capabilities: &Capabilities) -> Result<()> {
-    let tier = spec.tier;
-    let clause = if capabilities.host < tier.host() {
-        format!(
-            "{} asks for a {}, and the boundary here is {} ({})",
-            tier.host(),
-            tier.host().meaning(),
-            capabilities.host,
-            capabilities.host.meaning()
-        )
-    } else if capabilities.kill_domain == KillDomain::Session && tier.host() > HostIsolation::H0 {
-        format!("{} asks that no process survives its command, and here only its session can be killed", tier.host())
-    } else if !capabilities.networks.contains(&tier.network()) {
-        let there: Vec<String> = capabilities.networks.iter().map(ToString::to_string).collect();
-        format!("{} ({}) cannot be enforced here, only {}", tier.network(), tier.network().meaning(), there.join(", "))
-    } else {
-        return Ok(());
-    };
-    let refused = Error::new(ErrorKind::TierRefused, "check tier", format!("{tier} is refused: {clause}"))
-        .with_backend(spec.backend.clone())
-        .with_context("profile", &spec.profile);
-    Err(match nearest(tier, capabilities) {
-        Some(nearest) => refused
-            .with_help(format!("the nearest tier that {} can enforce with this profile here is {nearest}", spec.backend))
-            .with_context("nearest", nearest),
-        None => refused.with_help("run `tierbox doctor` to see what this host can enforce"),
-    })
-}
-
-/// The tier closest to the one that was asked for: as strict as possible, but no stricter than asked on any axis where
-/// that can be had.
-fn nearest(tier: Tier, capabilities: &Capabilities) -> Option<Tier> {
-    let mut host = capabilities.host.min(tier.host());
-    if capabilities.kill_domain == KillDomain::Session {
-        host = HostIsolation::H0;
-    }
-    let below = capabilities.networks.iter().copied().filter(|network| *network <= tier.network()).max();
-    let network = below.or_else(|| capabilities.networks.iter().copied().min())?;
-    let network = if host == HostIsolation::H0 { Network::N0 } else { network };
-    Tier::new(tier.tooling(), host, network).ok()
-}
-
-fn check_limits(spec: &EnvironmentSpec, capabilities: &Capabilities) -> Result<()> {
-    let (limits, can) = (&spec.limits, &capabilities.limits);
-    let table: [(&str, Option<Limit<u64>>, bool); 7] = [
-        ("memory", limits.memory, can.memory),
-        ("cpu", limits.cpu_millis, can.cpu),
-        ("pids", limits.pids, can.pids),
-        ("disk", limits.disk, can.disk),
-        ("inodes", limits.inodes, can.inodes),
-        ("file-size", limits.file_size, can.file_size),
-        ("open-files", limits.open_files, can.open_files),
-    ];
-    for (name, limit, enforceable) in table {
-        if !enforceable && limit.is_some_and(|limit| limit.enforce == Enforce::Required) {
-            return Err(Error::new(
-                ErrorKind::LimitRefused,
-                "check limits",
-                format!("limits.{name} is required, and cannot be enforced here"),
-            )
-            .with_backend(spec.backend.clone())
-            .with_help(format!(
-                "run `tierbox doctor` to see why, or write `{name} = {{ max = …, enforce = \"best\" }}` to do without where need be"
-            )));
-        }
-    }
-    Ok(())
-}
-
-fn check_features(spec: &EnvironmentSpec, capabilities: &Capabilities) -> Result<()> {
-    let can_copy = capabilities.files && capabilities.archives;
-    let writable = spec.mounts.iter().any(|mount| mount.writable);
-    let missing = if !spec.mounts.is_empty() && capabilities.mounts == MountSupport::None {
-        "mounting host directories"
-    } else if writable && capabilities.mounts == MountSupport::ReadOnly {
-        "mounting host directories writable"
-    } else if !spec.files.is_empty() && !can_copy {
-        "copying files in"
-    } else if spec.hold != Hold::Process && !capabilities.detached {
-        "a detached environment"
-    } else {
-        return Ok(());
-    };
-    Err(Error::unsupported("start environment", missing).with_backend(spec.backend.clone()))
-}
-
 #[cfg(test)]
 mod unit {
     use std::collections::BTreeMap;
     use std::path::PathBuf;
 
-    use tierbox_core::{LimitCapabilities, Limits, Locality, MountSpec, NetworkSpec, UserSupport};
+    use tierbox_core::{Hold, Limits, MountSpec, NetworkSpec};
 
     use super::*;
 
@@ -145,79 +49,6 @@ mod unit {
             weakened: Vec::new(),
             programs: Vec::new(),
         }
-    }
-
-    fn container() -> Capabilities {
-        Capabilities {
-            host: HostIsolation::H1,
-            networks: vec![Network::N0, Network::N2],
-            locality: Locality::Local,
-            kill_domain: KillDomain::Cgroup,
-            streaming_output: true,
-            streaming_stdin: true,
-            pty: true,
-            signals: true,
-            idle_timeout: true,
-            detached_exec: true,
-            users: UserSupport::Any,
-            memory_outcome: true,
-            usage: true,
-            files: true,
-            archives: true,
-            dial: true,
-            mounts: MountSupport::ReadOnly,
-            multi_machine: false,
-            detached: false,
-            snapshots: false,
-            limits: LimitCapabilities { memory: true, ..LimitCapabilities::default() },
-        }
-    }
-
-    fn refusal(spec: &EnvironmentSpec, capabilities: &Capabilities) -> (ErrorKind, String) {
-        let error = check(spec, capabilities).unwrap_err();
-        (error.kind(), error.to_string())
-    }
-
-    #[test]
-    fn each_clause_of_a_tier_is_checked_and_the_nearest_is_named() {
-        for fine in ["T0.H1.N2", "T2.H1.N0", "T0.H0.N0"] {
-            check(&spec(fine), &container()).unwrap();
-        }
-        for (tier, clause, nearest) in
-            [("T0.H3.N2", "H3", "T0.H1.N2"), ("T1.H1.N1", "N1", "T1.H1.N0"), ("T0.H2.N1", "H2", "T0.H1.N0")]
-        {
-            let (kind, text) = refusal(&spec(tier), &container());
-            assert_eq!(kind, ErrorKind::TierRefused);
-            assert!(text.contains(&format!("refused: {clause}")) && text.ends_with(nearest), "{text}");
-        }
-        let session = Capabilities { kill_domain: KillDomain::Session, ..container() };
-        let (_, text) = refusal(&spec("T0.H1.N2"), &session);
-        assert!(text.contains("session") && text.ends_with("T0.H0.N0"), "{text}");
-        let no_network = Capabilities { networks: Vec::new(), ..container() };
-        assert!(refusal(&spec("T0.H1.N2"), &no_network).1.contains("doctor"));
-    }
-
-    #[test]
-    fn required_limits_are_refused_by_name_and_best_ones_are_not() {
-        let mut limited = spec("T0.H1.N2");
-        limited.limits.memory = Some(Limit::required(1));
-        limited.limits.pids = Some(Limit::best(1));
-        check(&limited, &container()).unwrap();
-        limited.limits.pids = Some(Limit::required(1));
-        let (kind, text) = refusal(&limited, &container());
-        assert_eq!(kind, ErrorKind::LimitRefused);
-        assert!(text.contains("limits.pids"), "{text}");
-    }
-
-    #[test]
-    fn what_is_not_declared_is_unsupported() {
-        let mut mounted = spec("T0.H1.N2");
-        mounted.mounts = vec![MountSpec { host: "/h".into(), guest: "/g".into(), writable: false }];
-        check(&mounted, &container()).unwrap();
-        mounted.mounts[0].writable = true;
-        assert_eq!(refusal(&mounted, &container()).0, ErrorKind::Unsupported);
-        let detached = EnvironmentSpec { hold: Hold::Kept, ..spec("T0.H1.N2") };
-        assert_eq!(refusal(&detached, &container()).0, ErrorKind::Unsupported);
     }
 
     #[test]

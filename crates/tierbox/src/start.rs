@@ -8,14 +8,14 @@ use tierbox_core::{
 };
 use tierbox_lease::{Journal, Lease, NewLease};
 
+use crate::memo;
 use crate::running::Running;
 use crate::undertaker::{Burial, bury};
-use crate::{check, memo};
 
 /// Checks a specification without side effects.
 pub(crate) fn preflight(backend: &dyn Backend, spec: &EnvironmentSpec) -> Result<Capabilities> {
     let capabilities = backend.capabilities(spec)?;
-    check::check(spec, &capabilities)?;
+    capabilities.admit(spec)?;
     Ok(capabilities)
 }
 

@@ -32,9 +32,6 @@ const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 /// Where programs of the host are looked for: never in the caller's own `PATH`.
 const PROGRAM_DIRS: [&str; 6] = ["/usr/local/bin", "/usr/bin", "/bin", "/usr/local/sbin", "/usr/sbin", "/sbin"];
 
-/// The most that a profile's variables may take, so that commands still start.
-const LARGEST_ENV: usize = 256 << 10;
-
 /// The longest path of a Unix socket, with room for the closing NUL.
 const LONGEST_SOCKET: usize = 107;
 
@@ -93,7 +90,7 @@ pub fn validate(spec: &EnvironmentSpec) -> Result<(Settings, Mode)> {
     let mode = settings.mode_for(spec.tier)?;
     network::validate(spec.tier)?;
     limits::validate(&spec.limits, mode)?;
-    validate_env(&spec.env)?;
+    spec.check_values()?;
     match mode {
         Mode::Process => validate_process(spec, &settings)?,
         Mode::Container => validate_container(spec, &settings)?,
@@ -116,10 +113,7 @@ fn validate_process(spec: &EnvironmentSpec, settings: &Settings) -> Result<()> {
             .with_backend(BACKEND)
             .with_help("copy what is needed in, or use mode \"container\" (H1)"));
     }
-    match &spec.workdir {
-        Some(workdir) => check_path("workdir", workdir),
-        None => Ok(()),
-    }
+    Ok(())
 }
 
 fn validate_container(spec: &EnvironmentSpec, settings: &Settings) -> Result<()> {
@@ -130,7 +124,6 @@ fn validate_container(spec: &EnvironmentSpec, settings: &Settings) -> Result<()>
     }
     files::users(spec.user.as_deref(), root.as_deref())?;
     let Some(workdir) = &spec.workdir else { return Ok(()) };
-    check_path("workdir", workdir)?;
     // With a root of its own the whole tree is private, and images keep their work below /usr or /opt.
     if root.is_none() { mounts::check_workdir(workdir) } else { Ok(()) }
 }
@@ -143,29 +136,6 @@ fn validate_root(root: &Path) -> Result<()> {
     if real == Path::new("/") || homes().iter().any(|home| home.starts_with(&real)) {
         return Err(invalid(format!("local.root = {} holds this host's own files", root.display()))
             .with_help("leave local.root out for a root made from the host's /usr, or unpack an image into a directory"));
-    }
-    Ok(())
-}
-
-fn check_path(key: &str, path: &str) -> Result<()> {
-    match mounts::malformed(path) {
-        Some(why) => Err(invalid(format!("{key} = {:?}: {why}", mounts::shown(path.as_bytes())))),
-        None => Ok(()),
-    }
-}
-
-fn validate_env(env: &BTreeMap<String, String>) -> Result<()> {
-    for (key, value) in env {
-        if key.is_empty() || key.contains(['=', '\0']) {
-            return Err(invalid(format!("env: {:?} is not a variable's name", mounts::shown(key.as_bytes()))));
-        }
-        if value.contains('\0') {
-            return Err(invalid(format!("env.{key} contains a NUL byte")));
-        }
-    }
-    let total: usize = env.iter().map(|(key, value)| key.len() + value.len() + 2).sum();
-    if total > LARGEST_ENV {
-        return Err(invalid(format!("env takes {}, more than {}", limits::size(total as u64), limits::size(LARGEST_ENV as u64))));
     }
     Ok(())
 }
@@ -454,7 +424,7 @@ pub(crate) mod unit {
             assert_eq!(validate(&spec).unwrap_err().kind(), ErrorKind::InvalidProfile, "{key:?}");
         }
         let mut spec = spec("T0.H1.N2");
-        spec.env.insert("BIG".into(), "x".repeat(LARGEST_ENV));
+        spec.env.insert("BIG".into(), "x".repeat(256 << 10));
         assert!(validate(&spec).is_err());
     }
 }

@@ -5,7 +5,7 @@
 
 use std::path::{Component, Path, PathBuf};
 
-use tierbox_core::{MountSpec, Result};
+use tierbox_core::{MountSpec, Result, malformed_path};
 use tierbox_supervisor::setup::Bind;
 use tierbox_supervisor::wire::Blob;
 
@@ -204,7 +204,7 @@ fn contents_refusal(path: &Path) -> Option<String> {
 /// `InvalidProfile` naming the path and the reason.
 pub fn check_guest(path: &str) -> Result<()> {
     let refuse = |why: &str| Err(invalid(format!("nothing can be mounted at {}: {why}", shown(path.as_bytes()))));
-    if let Some(why) = malformed(path) {
+    if let Some(why) = malformed_path(path) {
         return refuse(why);
     }
     let path = Path::new(path);
@@ -226,21 +226,6 @@ pub fn check_workdir(path: &str) -> Result<()> {
         Some(root) => Err(invalid(format!("workdir = {:?}: {root} inside is made by the set-up", shown(path.as_bytes())))),
         None => Ok(()),
     }
-}
-
-/// Why a path inside is not one, for paths that may be anywhere.
-pub fn malformed(path: &str) -> Option<&'static str> {
-    if !path.starts_with('/') {
-        return Some("the path is not absolute");
-    }
-    if path.contains('\0') {
-        return Some("it contains a NUL byte");
-    }
-    if path.len() > 4095 || path.split('/').any(|part| part.len() > 255) {
-        return Some("it is too long");
-    }
-    let odd = path.split('/').any(|part| part == ".." || part == ".") || path.contains("//");
-    odd.then_some("it is not in its plain form (`.`, `..` or `//`)")
 }
 
 /// A path for a message: bounded, without control characters.
