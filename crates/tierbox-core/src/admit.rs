@@ -182,6 +182,8 @@ mod unit {
             reason: None,
             weakened: Vec::new(),
             programs: Vec::new(),
+            agent: Default::default(),
+            code: Default::default(),
         }
     }
 
@@ -200,6 +202,7 @@ mod unit {
             users: UserSupport::Any,
             memory_outcome: true,
             usage: true,
+            confined_exec: false,
             files: true,
             archives: true,
             dial: true,

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
-use crate::{Capabilities, Environment, Hold, LeaseHandle, LeaseRecord, Limits, Result, Tier};
+use crate::{AgentSettings, Capabilities, CodeSettings, Environment, Hold, LeaseHandle, LeaseRecord, Limits, Result, Tier};
 
 /// A host directory that is visible inside.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -74,6 +74,12 @@ pub struct EnvironmentSpec {
     pub weakened: Vec<String>,
     /// T1: programs that the agent may run.
     pub programs: Vec<String>,
+    /// What else binds the agent: T1's rules and approvals.
+    #[serde(default)]
+    pub agent: AgentSettings,
+    /// Code tasks.
+    #[serde(default)]
+    pub code: CodeSettings,
 }
 
 impl fmt::Debug for EnvironmentSpec {
@@ -96,6 +102,8 @@ impl fmt::Debug for EnvironmentSpec {
             .field("reason", &self.reason)
             .field("weakened", &self.weakened)
             .field("programs", &self.programs)
+            .field("agent", &self.agent)
+            .field("code", &self.code)
             .finish()
     }
 }

@@ -99,6 +99,9 @@ pub struct Capabilities {
     pub memory_outcome: bool,
     /// CPU time and peak memory of a command are reported.
     pub usage: bool,
+    /// The kernel can keep a command to named executables, without writing ([`ExecRequest::confine`](crate::ExecRequest::confine)).
+    #[serde(default)]
+    pub confined_exec: bool,
     /// Files can be read, written, listed and removed.
     pub files: bool,
     /// Directories can be moved in and out as tar streams.

@@ -133,6 +133,10 @@ pub struct ExecRequest {
     pub leftovers: Leftovers,
     /// A pseudo-terminal for all three streams; stderr then carries nothing.
     pub pty: Option<PtySize>,
+    /// The only files that the command, and whatever it starts, may execute, by absolute path: programs and their loaders.
+    /// It can then write no file at all (devices such as `/dev/null` excepted). The machine's kernel enforces this; needs the
+    /// capability [`confined_exec`](crate::Capabilities::confined_exec). No such restriction where `None`.
+    pub confine: Option<Vec<GuestPath>>,
 }
 
 impl ExecRequest {
@@ -150,6 +154,7 @@ impl ExecRequest {
             output_limit: None,
             leftovers: Leftovers::default(),
             pty: None,
+            confine: None,
         }
     }
 
@@ -225,11 +230,18 @@ impl ExecRequest {
         self
     }
 
+    /// Lets it and what it starts execute these files only, and write none.
+    #[must_use]
+    pub fn confine(mut self, executables: impl IntoIterator<Item = GuestPath>) -> Self {
+        self.confine = Some(executables.into_iter().collect());
+        self
+    }
+
     /// Checks what can be checked without a machine. Backends call it before any side effect.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidInput`] for an empty argv, a NUL byte in an argument, variable, user or directory, a variable
-    /// name that is empty or holds `=`, a zero-sized terminal, or a timeout of zero.
+    /// name that is empty or holds `=`, a zero-sized terminal, a timeout of zero, or an executable by a relative path.
     pub fn validate(&self) -> Result<()> {
         let bad = |message: String| Err(Error::new(ErrorKind::InvalidInput, "exec", message));
         if self.argv.first().is_none_or(Vec::is_empty) {
@@ -258,6 +270,13 @@ impl ExecRequest {
         }
         if self.pty.is_some_and(|size| size.rows == 0 || size.cols == 0) {
             return bad("a terminal needs at least one row and one column".to_owned());
+        }
+        let executables = self.confine.iter().flatten();
+        if let Some(path) = executables.into_iter().find(|path| path.validate().is_err() || !path.as_bytes().starts_with(b"/")) {
+            return bad(format!("{path} cannot name what may be executed: an absolute path is needed"));
+        }
+        if self.confine.as_ref().is_some_and(|executables| executables.len() > 256) {
+            return bad("at most 256 files can be named as what may be executed".to_owned());
         }
         Ok(())
     }

@@ -15,9 +15,11 @@
 #![forbid(unsafe_code)]
 
 mod admit;
+mod agent;
 mod audit;
 mod backend;
 mod capability;
+mod code;
 mod error;
 mod exec;
 mod ext;
@@ -31,11 +33,13 @@ mod sandbox;
 mod tier;
 
 pub use admit::malformed_path;
+pub use agent::{AgentSettings, Approval, ApprovalRule, Preset, ProgramRule, Sensitive};
 pub use audit::{Audit, AuditData, AuditEntry, AuditOperation, AuditOutcome, Principal, audit_text};
 pub use backend::{
     Backend, Check, CheckStatus, CopyIn, DestroyReport, EnvironmentSpec, MountSpec, NetworkSpec, Progress, Silent,
 };
 pub use capability::{Capabilities, KillDomain, LimitCapabilities, Locality, MountSupport, UserSupport};
+pub use code::{CodeSettings, Runtime};
 pub use error::{Error, ErrorKind, Result};
 pub use exec::{
     Captured, Completed, ExecHandle, ExecId, ExecInfo, ExecRequest, ExecResult, ExecState, KillReason, Leftovers,

@@ -124,6 +124,8 @@ fn trial_spec() -> Result<EnvironmentSpec> {
         reason: None,
         weakened: Vec::new(),
         programs: Vec::new(),
+        agent: Default::default(),
+        code: Default::default(),
     })
 }
 

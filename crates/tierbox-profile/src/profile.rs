@@ -180,6 +180,8 @@ impl Profile {
             reason: settings.reason.clone(),
             weakened: self.weakened.iter().map(ToString::to_string).collect(),
             programs: settings.programs.clone(),
+            agent: settings.agent.clone(),
+            code: settings.code.clone(),
         };
         backend.validate(&spec)?;
         Ok(spec)

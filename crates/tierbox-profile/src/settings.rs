@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde_json::Value;
-use tierbox_core::{CopyIn, Enforce, Error, Limit, Limits, MountSpec, Tier};
+use tierbox_core::{AgentSettings, CodeSettings, CopyIn, Enforce, Error, Limit, Limits, MountSpec, Tier};
 
 use crate::document::{Document, LimitDocument, LimitsDocument, Written};
 use crate::secret::{Secret, SecretRef, names_a_secret};
@@ -33,6 +33,8 @@ pub(crate) struct Settings {
     pub env: BTreeMap<String, EnvValue>,
     pub allow: Vec<String>,
     pub programs: Vec<String>,
+    pub agent: AgentSettings,
+    pub code: CodeSettings,
     pub mounts: Vec<MountSpec>,
     pub files: Vec<CopyIn>,
     /// The table of every backend that has one.
@@ -62,6 +64,8 @@ impl Settings {
             env: BTreeMap::new(),
             allow: Vec::new(),
             programs: Vec::new(),
+            agent: AgentSettings::default(),
+            code: CodeSettings::default(),
             mounts: Vec::new(),
             files: Vec::new(),
             tables: BTreeMap::new(),

@@ -18,6 +18,7 @@ pub fn local_process() -> Capabilities {
         users: UserSupport::DefaultOnly,
         memory_outcome: false,
         usage: true,
+        confined_exec: false,
         files: true,
         archives: true,
         dial: true,

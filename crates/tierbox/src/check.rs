@@ -48,6 +48,8 @@ mod unit {
             reason: None,
             weakened: Vec::new(),
             programs: Vec::new(),
+            agent: Default::default(),
+            code: Default::default(),
         }
     }
 

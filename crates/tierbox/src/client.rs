@@ -8,9 +8,10 @@ use tierbox_core::{Backend, Capabilities, Check, DestroyReport, EnvironmentSpec,
 use tierbox_lease::{CleanupOptions, CleanupReport, Entry, Foreign, Journal, Standing, StateDir};
 use tierbox_profile::{Loader, Profile};
 
+use crate::memo::Memo;
 use crate::profiles::{ProfileSource, Profiles};
 use crate::running::{Running, destroy};
-use crate::{StartOptions, check, memo, start};
+use crate::{StartOptions, check, start};
 
 /// Starts and finds environments. Cheap to clone; clones share everything.
 ///
@@ -219,7 +220,7 @@ impl Tierbox {
         let environment = backend.attach(&entry.record).await?;
         let report = environment.report().clone();
         tracing::info!(target: "tierbox::op", id = entry.record.id, "attach");
-        Ok(Running::new(environment, backend, journal.clone(), None, report, memo::programs(&entry.memo)))
+        Ok(Running::new(environment, backend, journal.clone(), None, report, Memo::from_value(&entry.memo)))
     }
 
     /// All environments in the state directory.

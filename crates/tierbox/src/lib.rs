@@ -62,6 +62,7 @@ pub use client::{Listed, Listing, Tierbox, TierboxBuilder};
 pub use options::StartOptions;
 pub use profiles::ProfileSource;
 pub use running::Running;
+pub use tierbox_code as code;
 pub use tierbox_core::*;
 pub use tierbox_guest::transfer;
 pub use tierbox_lease::{CleanupOptions, CleanupReport, Foreign, Standing, StateDir};

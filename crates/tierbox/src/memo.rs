@@ -1,14 +1,55 @@
 //! What the facade notes in a lease, to serve an environment that another process started.
 
-use tierbox_core::EnvironmentSpec;
+use serde::{Deserialize, Serialize};
+use tierbox_core::{AgentSettings, CodeSettings, EnvironmentSpec};
 
-/// What [`programs`] reads.
-pub(crate) fn note(spec: &EnvironmentSpec) -> serde_json::Value {
-    serde_json::json!({ "programs": spec.programs })
+/// What outlives the process that started an environment. What is not noted allows nothing.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct Memo {
+    /// The programs that T1 allows the agent.
+    pub programs: Vec<String>,
+    /// What else binds the agent.
+    pub agent: AgentSettings,
+    /// Code tasks.
+    pub code: CodeSettings,
 }
 
-/// The programs that T1 allows the agent. None if the note does not tell, which allows nothing.
-pub(crate) fn programs(memo: &serde_json::Value) -> Vec<String> {
-    let listed = memo["programs"].as_array().into_iter().flatten();
-    listed.filter_map(|program| program.as_str().map(str::to_owned)).collect()
+impl Default for Memo {
+    /// Code tasks have no runtime by default: a note that cannot be read must not widen anything.
+    fn default() -> Self {
+        let code = CodeSettings { runtimes: Vec::new(), ..CodeSettings::default() };
+        let agent = AgentSettings { preset: tierbox_core::Preset::Prod, ..AgentSettings::default() };
+        Self { programs: Vec::new(), agent, code }
+    }
+}
+
+impl Memo {
+    pub fn of(spec: &EnvironmentSpec) -> Self {
+        Self { programs: spec.programs.clone(), agent: spec.agent.clone(), code: spec.code.clone() }
+    }
+
+    /// As a lease keeps it.
+    pub fn to_value(&self) -> serde_json::Value {
+        serde_json::to_value(self).unwrap_or_default()
+    }
+
+    /// What a lease says.
+    pub fn from_value(value: &serde_json::Value) -> Self {
+        serde_json::from_value(value.clone()).unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod unit {
+    use super::*;
+
+    #[test]
+    fn a_note_that_says_nothing_allows_nothing() {
+        for value in [serde_json::Value::Null, serde_json::json!({ "programs": 7 })] {
+            let memo = Memo::from_value(&value);
+            assert!(memo.programs.is_empty() && memo.code.runtimes.is_empty());
+            assert_eq!(memo.agent.preset, tierbox_core::Preset::Prod);
+        }
+    }
 }

@@ -4,10 +4,14 @@ use std::ops::Deref;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use tierbox_core::{Backend, Connection, Environment, Error, ErrorKind, Hold, LeaseRecord, Report, Result, Sandbox, Tooling};
+use tierbox_code::CodeRunner;
+use tierbox_core::{
+    Backend, CodeSettings, Connection, Environment, Error, ErrorKind, Hold, LeaseRecord, Report, Result, Sandbox, Tooling,
+};
 use tierbox_lease::{Journal, Lease};
 
 use crate::AgentSandbox;
+use crate::memo::Memo;
 use crate::undertaker::{Burial, bury};
 
 /// An environment that runs, and what can be done with it.
@@ -20,7 +24,7 @@ pub struct Running {
     primary: Arc<dyn Sandbox>,
     report: Report,
     tooling: Tooling,
-    programs: Vec<String>,
+    memo: Memo,
 }
 
 struct Parts {
@@ -38,14 +42,14 @@ impl Running {
         journal: Journal,
         lease: Option<Arc<Lease>>,
         report: Report,
-        programs: Vec<String>,
+        memo: Memo,
     ) -> Self {
         Self {
             id: environment.id().to_owned(),
             primary: environment.primary(),
             tooling: report.tier.tooling(),
             report,
-            programs,
+            memo,
             parts: Some(Parts { environment, backend, journal, lease }),
         }
     }
@@ -80,7 +84,7 @@ impl Running {
 
     /// The primary machine, as the agent may use it.
     pub fn agent(&self) -> AgentSandbox {
-        AgentSandbox::new(self.primary.clone(), self.tooling, self.programs.clone())
+        AgentSandbox::new(self.primary.clone(), self.tooling, self.memo.programs.clone())
     }
 
     /// A machine by its name, as the agent may use it.
@@ -88,7 +92,21 @@ impl Running {
     /// # Errors
     /// As [`machine`](Self::machine).
     pub fn agent_on(&self, name: &str) -> Result<AgentSandbox> {
-        Ok(AgentSandbox::new(self.machine(name)?, self.tooling, self.programs.clone()))
+        Ok(AgentSandbox::new(self.machine(name)?, self.tooling, self.memo.programs.clone()))
+    }
+
+    /// Runs code tasks in the primary machine, as the harness. Does nothing by itself; [`CodeRunner::attach`] also removes
+    /// tasks that expired.
+    ///
+    /// # Errors
+    /// `InvalidInput` if the environment was started by a version of tierbox whose settings make no sense to this one.
+    pub fn code(&self) -> Result<CodeRunner> {
+        CodeRunner::new(self.primary.clone(), self.memo.code.clone())
+    }
+
+    /// What the profile says of code tasks.
+    pub fn code_settings(&self) -> &CodeSettings {
+        &self.memo.code
     }
 
     /// How a person gets a shell in a machine.

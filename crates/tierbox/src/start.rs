@@ -8,7 +8,7 @@ use tierbox_core::{
 };
 use tierbox_lease::{Journal, Lease, NewLease};
 
-use crate::memo;
+use crate::memo::Memo;
 use crate::running::Running;
 use crate::undertaker::{Burial, bury};
 
@@ -33,7 +33,7 @@ pub(crate) async fn start(
         name,
         lifetime: spec.limits.lifetime,
         max_environments: spec.limits.max_environments,
-        memo: memo::note(&spec),
+        memo: Memo::of(&spec).to_value(),
         ..NewLease::new(&spec.backend, &spec.profile, spec.tier.to_string())
     })?);
     tracing::info!(target: "tierbox::op", id = lease.id(), profile = spec.profile, tier = %spec.tier, backend = spec.backend, "start");
@@ -41,7 +41,7 @@ pub(crate) async fn start(
     match run(&backend, &spec, &mut attempt, progress).await {
         Ok(report) => {
             let environment = attempt.finish();
-            let mut running = Running::new(environment, backend, journal.clone(), Some(lease), report, spec.programs);
+            let mut running = Running::new(environment, backend, journal.clone(), Some(lease), report, Memo::of(&spec));
             if hold != Hold::Process {
                 running.let_go(hold).await?;
             }

@@ -121,6 +121,7 @@ fn capabilities() -> Capabilities {
         users: UserSupport::DefaultOnly,
         memory_outcome: false,
         usage: true,
+        confined_exec: false,
         files: true,
         archives: true,
         dial: true,

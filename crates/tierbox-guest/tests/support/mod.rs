@@ -129,6 +129,7 @@ pub async fn machine_in(line: Line, cgroups: Vec<Cgroup>) -> Machine {
         users: if ready.users { UserSupport::Any } else { UserSupport::DefaultOnly },
         memory_outcome: ready.memory_outcome,
         usage: true,
+        confined_exec: false,
         files: true,
         archives: true,
         dial: true,

@@ -351,6 +351,8 @@ pub(crate) mod unit {
             reason: None,
             weakened: Vec::new(),
             programs: Vec::new(),
+            agent: Default::default(),
+            code: Default::default(),
         }
     }
 

@@ -50,6 +50,8 @@ pub fn spec(tier: &str) -> EnvironmentSpec {
         reason: None,
         weakened: Vec::new(),
         programs: Vec::new(),
+        agent: Default::default(),
+        code: Default::default(),
     }
 }
 
