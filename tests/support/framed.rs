@@ -1,8 +1,9 @@
 //! A backend whose machine is a supervisor behind two pipes: what every remote machine looks like from here.
 
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -71,20 +72,14 @@ fn setup(spec: &EnvironmentSpec, dir: &std::path::Path) -> Setup {
     }
 }
 
-fn program(dir: &std::path::Path) -> Result<PathBuf> {
-    let path = dir.join("supervisor");
-    let bytes = supervisor::BYTES.ok_or_else(|| Error::new(ErrorKind::Internal, "start machine", "no supervisor is embedded"))?;
-    let failed = |error| Error::io("write supervisor", error);
-    // Written by a child, so that no other fork of this process holds it open for writing while it is started.
-    let mut copy = Command::new("/bin/sh")
-        .args(["-c", "cat > \"$0\" && chmod 755 \"$0\""])
-        .arg(&path)
-        .stdin(Stdio::piped())
-        .spawn()
-        .map_err(failed)?;
-    std::io::Write::write_all(&mut copy.stdin.take().expect("stdin is piped"), bytes).map_err(failed)?;
-    copy.wait().map_err(failed)?;
-    Ok(path)
+/// The supervisor, to be executed by a child.
+fn program() -> Result<PathBuf> {
+    static PROGRAM: OnceLock<OwnedFd> = OnceLock::new();
+    if PROGRAM.get().is_none() {
+        let made = supervisor::memory_file().map_err(|error| Error::io("make a memory file for the supervisor", error))?;
+        let _ = PROGRAM.set(made);
+    }
+    Ok(PathBuf::from(format!("/proc/self/fd/{}", PROGRAM.get().expect("it was just made").as_raw_fd())))
 }
 
 fn report(spec: &EnvironmentSpec, capabilities: &Capabilities) -> Report {
@@ -138,7 +133,7 @@ impl Backend for Framed {
 
     async fn start(&self, spec: &EnvironmentSpec, lease: Arc<dyn LeaseHandle>, _: &dyn Progress) -> Result<Box<dyn Environment>> {
         let dir = tempfile::tempdir().map_err(|error| Error::io("make directory", error))?;
-        let (program, work) = (program(dir.path())?, dir.path().join("work"));
+        let (program, work) = (program()?, dir.path().join("work"));
         std::fs::create_dir(&work).map_err(|error| Error::io("make directory", error))?;
         let spawned = Command::new(program).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
         let mut child = spawned.map_err(|error| Error::io("start supervisor", error))?;

@@ -56,7 +56,8 @@ impl Backend for TwoAtOnce {
     }
 }
 
-fn main() -> ExitCode {
+/// The whole program.
+pub fn main() -> ExitCode {
     let mut registry = Registry::linked();
     registry.register(Arc::new(TwoAtOnce { inner: LocalBackend::new(), places: Semaphore::new(2) }));
     tierbox_cli::main_with(registry)

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueHint};
+use tierbox::transfer::UnpackLimits;
 
 use crate::parse::{self, CopyInArg, CopyOutArg, EnvArg, MountArg};
 
@@ -228,6 +229,9 @@ pub(crate) struct CpArgs {
     /// To: a path on this host, or SANDBOX:PATH
     #[arg(value_hint = ValueHint::AnyPath)]
     pub to: OsString,
+    /// The most that may come out of a sandbox, such as 64GiB, or `none` [default: 16GiB in a million files]
+    #[arg(long, value_name = "SIZE", value_parser = parse::bound)]
+    pub max: Option<UnpackLimits>,
 }
 
 #[derive(Debug, Clone, Args)]

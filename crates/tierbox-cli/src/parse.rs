@@ -5,6 +5,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use tierbox::transfer::UnpackLimits;
 use tierbox::{DialTarget, Signal};
 
 /// `--copy-in SRC[:PATH]`.
@@ -78,6 +79,14 @@ pub(crate) fn env(text: &str) -> Result<EnvArg, String> {
 pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let duration = tierbox::profile::units::parse_duration(text).map_err(|error| error.message().to_owned())?;
     if duration.is_zero() { Err("it is zero".into()) } else { Ok(duration) }
+}
+
+pub(crate) fn bound(text: &str) -> Result<UnpackLimits, String> {
+    if text == "none" {
+        return Ok(UnpackLimits::NONE);
+    }
+    let bytes = tierbox::profile::units::parse_size(text).map_err(|error| error.message().to_owned())?;
+    Ok(UnpackLimits { bytes, ..UnpackLimits::NONE })
 }
 
 pub(crate) fn copy_in(text: &str) -> Result<CopyInArg, String> {

@@ -206,21 +206,6 @@ mod conformance {
     }
 
     #[test]
-    fn a_program_with_a_backend_of_its_own_does_the_same() {
-        let Some(state) = fixture() else { return };
-        let programs = Path::new(env!("CARGO_BIN_EXE_tierbox")).parent().unwrap();
-        let example = programs.join("examples/own_backend");
-        let output = std::process::Command::new(&example)
-            .args(["run", "--quiet", "--", "/bin/echo", "hello"])
-            .env("TIERBOX_STATE_DIR", state.path())
-            .env("HOME", "/nonexistent")
-            .output()
-            .unwrap_or_else(|error| panic!("{} (`cargo build --examples` makes it): {error}", example.display()));
-        assert_eq!(String::from_utf8_lossy(&output.stdout), "hello\n", "{output:?}");
-        assert_empty(state.path());
-    }
-
-    #[test]
     fn a_second_signal_does_not_wait() {
         let Some(state) = fixture() else { return };
         let mut child = running(state.path());

@@ -19,6 +19,28 @@ pub fn sha256() -> Option<[u8; 32]> {
     SHA256
 }
 
+/// The program as a sealed memory file, which nobody can change and a child can execute as `/proc/self/fd/N`.
+///
+/// # Errors
+/// `Unsupported` where the program is not embedded; what the kernel says where memory files are forbidden.
+#[cfg(all(target_os = "linux", feature = "embed"))]
+pub fn memory_file() -> std::io::Result<std::os::fd::OwnedFd> {
+    use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+    use std::io::Write;
+    let bytes = BYTES.ok_or(std::io::ErrorKind::Unsupported)?;
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let file = match memfd_create("tierbox-supervisor", flags | MemfdFlags::EXEC) {
+        // Kernels before 6.3 do not know the flag, and need none.
+        Err(rustix::io::Errno::INVAL) => memfd_create("tierbox-supervisor", flags)?,
+        other => other?,
+    };
+    let mut file = std::fs::File::from(file);
+    file.write_all(bytes)?;
+    let file = std::os::fd::OwnedFd::from(file);
+    fcntl_add_seals(&file, SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE)?;
+    Ok(file)
+}
+
 #[cfg(all(test, feature = "embed", target_os = "linux", target_pointer_width = "64", target_endian = "little"))]
 mod unit {
     /// The type of a program header that names an interpreter, which only dynamic executables have.

@@ -7,6 +7,9 @@ use tierbox_core::{Error, ErrorKind, Result};
 /// Digits and letters that nobody confuses.
 const ALPHABET: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
 
+/// So many characters of an id are random.
+const RANDOM: usize = 6;
+
 /// The longest id; it is also used as a host name.
 const MAX: usize = 63;
 
@@ -25,18 +28,27 @@ pub fn check_id(text: &str) -> Result<()> {
     Ok(())
 }
 
-/// A new id for an environment of this backend.
-pub(crate) fn random_id(backend: &str) -> String {
-    let prefix: String =
-        backend.chars().filter(|letter| letter.is_ascii_lowercase() || letter.is_ascii_digit()).take(32).collect();
-    let prefix = if prefix.is_empty() { "env" } else { &prefix };
-    format!("{prefix}-{}", random_text())
+/// Whether a text is shaped like the ids that environments of this backend get, so that it could come to mean another one.
+pub fn is_shaped_like_id(text: &str, backend: &str) -> bool {
+    let rest = text.strip_prefix(prefix(backend).as_str()).and_then(|rest| rest.strip_prefix('-'));
+    rest.is_some_and(|rest| rest.len() == RANDOM && rest.bytes().all(|byte| ALPHABET.contains(&byte)))
 }
 
-/// Six random characters. The hasher's keys are random; ids need to differ, not to be secret, and a clash is noticed.
+fn prefix(backend: &str) -> String {
+    let prefix: String =
+        backend.chars().filter(|letter| letter.is_ascii_lowercase() || letter.is_ascii_digit()).take(32).collect();
+    if prefix.is_empty() { "env".to_owned() } else { prefix }
+}
+
+/// A new id for an environment of this backend.
+pub(crate) fn random_id(backend: &str) -> String {
+    format!("{}-{}", prefix(backend), random_text())
+}
+
+/// Random characters. The hasher's keys are random; ids need to differ, not to be secret, and a clash is noticed.
 fn random_text() -> String {
     let random = RandomState::new().build_hasher().finish();
-    (0..6).map(|index| char::from(ALPHABET[(random >> (5 * index)) as usize % ALPHABET.len()])).collect()
+    (0..RANDOM).map(|index| char::from(ALPHABET[(random >> (5 * index)) as usize % ALPHABET.len()])).collect()
 }
 
 #[cfg(test)]
@@ -50,6 +62,12 @@ mod unit {
         for backend in ["local", "", "Ünïcode/../x", &"x".repeat(200)] {
             let id = random_id(backend);
             check_id(&id).unwrap();
+            assert!(is_shaped_like_id(&id, backend), "{id}");
+        }
+        for name in
+            ["local", "local-", "local-web", "local-7f3k2", "local-7f3k2mm", "local-server-7f3k2m", "my-7f3k2m", "local-lloopp"]
+        {
+            assert!(!is_shaped_like_id(name, "local"), "{name}");
         }
         assert!(random_id("local").starts_with("local-"));
     }

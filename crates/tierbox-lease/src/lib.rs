@@ -39,7 +39,7 @@ mod state;
 mod tree;
 mod unpublished;
 
-pub use id::check_id;
+pub use id::{check_id, is_shaped_like_id};
 pub use journal::{Entry, Foreign, Journal, Listing, NewLease, Standing};
 pub use lease::Lease;
 pub use reaper::{CleanupOptions, CleanupReport, cleanup};

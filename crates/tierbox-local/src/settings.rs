@@ -98,6 +98,7 @@ pub struct Settings {
     /// directory as a whole, and what holds keys or tokens, is refused.
     pub binds: Vec<BindSetting>,
     /// `auto` (default), `single` or `range`: which users exist inside a container.
+    #[schemars(extend("x-weakest-first" = ["single", "auto", "range"]))]
     pub users: Users,
     /// `auto` (default), `pasta` or `slirp4netns`: the helper that gives a container with N0 its way out.
     pub network: NetworkHelper,
@@ -209,6 +210,15 @@ mod unit {
         assert!(marked("/properties/root"));
         assert!(marked("/$defs/BindSetting/anyOf/0"));
         assert!(marked("/$defs/MovedBind/properties/host") && !marked("/$defs/MovedBind/properties/guest"));
+    }
+
+    /// Demanding a range of users tightens; the default may not be loosened to a single one.
+    #[test]
+    fn users_are_ranked_in_the_schema() {
+        let schema = Settings::schema();
+        let users = &schema["properties"]["users"];
+        assert_eq!(users["x-weakest-first"], serde_json::json!(["single", "auto", "range"]));
+        assert_eq!(users["default"], "auto");
     }
 
     #[test]

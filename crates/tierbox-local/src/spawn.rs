@@ -1,7 +1,5 @@
 //! Starts keepers: the supervisor from a sealed memory file, or from its installed copy.
 
-use std::fs::File;
-use std::io::Write;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
@@ -9,8 +7,6 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
-use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
-use rustix::io::Errno;
 use tierbox_core::{Error, ErrorKind, Result};
 use tierbox_guest::supervisor;
 
@@ -67,25 +63,11 @@ fn make_program() -> Result<Program> {
     {
         return Ok(Program::Installed(path));
     }
-    let bytes = supervisor::BYTES.ok_or_else(launcher::no_supervisor)?;
-    match memory_file(bytes) {
+    supervisor::BYTES.ok_or_else(launcher::no_supervisor)?;
+    match supervisor::memory_file() {
         Ok(file) => Ok(Program::Memory(file)),
         Err(error) => launcher::find().map(Program::Installed).map_err(|why| no_memory_file(&error, &why)),
     }
-}
-
-fn memory_file(bytes: &[u8]) -> std::io::Result<OwnedFd> {
-    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-    let file = match memfd_create("tierbox-supervisor", flags | MemfdFlags::EXEC) {
-        // Kernels before 6.3 do not know the flag, and need none.
-        Err(Errno::INVAL) => memfd_create("tierbox-supervisor", flags)?,
-        other => other?,
-    };
-    let mut file = File::from(file);
-    file.write_all(bytes)?;
-    let file = OwnedFd::from(file);
-    fcntl_add_seals(&file, SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE)?;
-    Ok(file)
 }
 
 fn no_memory_file(error: &std::io::Error, launcher: &str) -> Error {
@@ -155,7 +137,10 @@ pub fn keeper(scope: Option<&Scope>, life: bool) -> Result<Spawned> {
 
 #[cfg(test)]
 mod unit {
-    use std::io::Read;
+    use std::fs::File;
+    use std::io::{Read, Write};
+
+    use rustix::fs::SealFlags;
 
     use super::*;
 

@@ -65,10 +65,39 @@ pub(crate) fn accepts(root: &Value, schema: &Value, kind: &str) -> bool {
     }
 }
 
+/// The texts of a value that its schema marks `x-path`: paths on the host.
+pub(crate) fn host_paths<'v>(root: &Value, schema: &Value, value: &'v Value, found: &mut Vec<&'v str>) {
+    let target = follow(root, schema);
+    if let (true, Some(path)) = (annotated(root, schema, "x-path"), value.as_str()) {
+        found.push(path);
+    }
+    for branch in branches(target).into_iter().chain(target.get("allOf").and_then(Value::as_array)).flatten() {
+        host_paths(root, branch, value, found);
+    }
+    for item in value.as_array().into_iter().flatten() {
+        target.get("items").into_iter().for_each(|items| host_paths(root, items, item, found));
+    }
+    for (key, inner) in value.as_object().into_iter().flatten() {
+        let known = target.get("properties").and_then(|properties| properties.get(key));
+        let schema = known.or_else(|| target.get("additionalProperties").filter(|rest| rest.is_object()));
+        schema.into_iter().for_each(|schema| host_paths(root, schema, inner, found));
+    }
+}
+
 /// Whether an annotation stands at a schema or at what it refers to.
 pub(crate) fn annotated(root: &Value, schema: &Value, name: &str) -> bool {
     let holds = |schema: &Value| schema.get(name) == Some(&Value::Bool(true));
     holds(schema) || holds(follow(root, schema))
+}
+
+/// Whether a schema that ranks its values (`x-weakest-first`) says that `after` is at least as strict as `before`; a value that is
+/// not written is the default.
+pub(crate) fn is_at_least_as_strict(root: &Value, schema: &Value, before: Option<&Value>, after: &Value) -> bool {
+    let find = |name: &str| schema.get(name).or_else(|| follow(root, schema).get(name));
+    let Some(ranks) = find("x-weakest-first").and_then(Value::as_array) else { return false };
+    let rank = |value: &Value| ranks.iter().position(|ranked| ranked == value);
+    let before = before.filter(|value| !value.is_null()).or_else(|| find("default")).and_then(rank);
+    matches!((before, rank(after)), (Some(before), Some(after)) if after >= before)
 }
 
 fn follow<'a>(root: &'a Value, mut schema: &'a Value) -> &'a Value {

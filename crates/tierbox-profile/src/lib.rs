@@ -40,7 +40,7 @@ pub use loader::{Listed, Loader, Summary};
 pub use node::Place;
 pub use overlay::PLAIN_VARIABLES;
 pub use profile::{Profile, ShownValue};
-pub use schema::schema;
+pub use schema::{host_paths, schema};
 pub use secret::{Secret, SecretRef};
 pub use surroundings::Surroundings;
 pub use template::template;

@@ -1,5 +1,6 @@
 //! The JSON Schema of profiles, with one table per backend.
 
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use schemars::generate::SchemaSettings;
@@ -7,6 +8,14 @@ use serde_json::{Value, json};
 use tierbox_core::Registry;
 
 use crate::document::Document;
+
+/// The paths on the host that a backend's settings name, as its schema marks them (`x-path`); relative ones start from
+/// `base_dir`.
+pub fn host_paths(settings_schema: &Value, settings: &Value, base_dir: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    crate::inspect::host_paths(settings_schema, settings_schema, settings, &mut found);
+    found.into_iter().map(|path| base_dir.join(path)).collect()
+}
 
 /// The JSON Schema (draft 2020-12) of a profile, with the settings table of every backend in the registry.
 ///
@@ -18,6 +27,7 @@ use crate::document::Document;
 /// | `x-env` | a table of environment variables: values whose key names a secret are references |
 /// | `x-path` | a path on the host, relative to the file that states it; it reaches the backend absolute |
 /// | `x-tunable` | layers above the profile may change it freely; any other setting counts as weakening when they change it |
+/// | `x-weakest-first` | the values of a setting in the order of their strictness; with a `default`; moving to a later one is no weakening |
 /// | `x-variable` | a plain environment variable that sets it |
 /// | `x-expects` | what to write, for messages |
 pub fn schema(registry: &Registry) -> Value {

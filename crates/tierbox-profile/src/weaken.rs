@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::Value;
 use tierbox_core::{Enforce, Limit, Limits, MountSpec, Network, Tooling};
 
-use crate::inspect::{annotated, schema_at};
+use crate::inspect::{annotated, is_at_least_as_strict, schema_at};
 use crate::layer::Provenance;
 use crate::settings::{EnvValue, Settings, limit_entries, shown_mount};
 
@@ -143,15 +143,18 @@ impl Changes {
         }
     }
 
-    /// What a backend's setting means is the backend's to say: one that is not marked tunable may hold the wall up.
+    /// What a backend's setting means is the backend's to say: one that is neither marked tunable nor
+    /// ranked may hold the wall up.
     fn table(&mut self, before: &Settings, after: &Settings, schema: &Value) {
         let backend = &after.backend;
         let empty = Value::Null;
         let old = before.tables.get(backend).unwrap_or(&empty);
         for (key, value) in after.tables.get(backend).and_then(Value::as_object).into_iter().flatten() {
             let path = [backend.clone(), key.clone()];
-            let tunable = schema_at(schema, &path).is_some_and(|setting| annotated(schema, setting, "x-tunable"));
-            if old.get(key) != Some(value) && !tunable {
+            let harmless = schema_at(schema, &path).is_some_and(|setting| {
+                annotated(schema, setting, "x-tunable") || is_at_least_as_strict(schema, setting, old.get(key), value)
+            });
+            if old.get(key) != Some(value) && !harmless {
                 let from = old.get(key).map_or("not set".to_owned(), Value::to_string);
                 self.add(path.join("."), from, value);
             }

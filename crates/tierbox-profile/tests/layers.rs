@@ -131,6 +131,7 @@ mod unit {
             ("files", "files=[{ host = \"/opt/x\" }]"),
             ("env.LD_PRELOAD", "env.LD_PRELOAD=/workspace/x.so"),
             ("local.binds", "local.binds=[\"/opt\"]"),
+            ("local.users", "local.users=single"),
         ] {
             let loader = world.loader().set(flag).unwrap();
             let error = loader.load("./p.toml").unwrap_err();
@@ -160,6 +161,8 @@ mod unit {
             "workdir=/w",
             "reason=because",
             "vm.max-startups=9",
+            "local.users=range",
+            "local.users=auto",
         ] {
             let profile = world.loader().set(flag).unwrap().load("./p.toml").unwrap_or_else(|error| panic!("{flag}: {error}"));
             assert!(profile.weakened().is_empty(), "{flag}");

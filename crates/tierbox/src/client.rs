@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
-use tierbox_core::{Backend, Capabilities, Check, DestroyReport, EnvironmentSpec, Hold, LeaseRecord, Registry, Result};
+use tierbox_core::{
+    Backend, Capabilities, Check, DestroyReport, EnvironmentSpec, Error, ErrorKind, Hold, LeaseRecord, Registry, Result,
+};
 use tierbox_lease::{CleanupOptions, CleanupReport, Entry, Foreign, Journal, Standing, StateDir};
 use tierbox_profile::{Loader, Profile};
 
@@ -169,6 +171,7 @@ impl Tierbox {
         let backend = self.backend(&spec)?;
         start::preflight(backend.as_ref(), &spec)?;
         self.keep_state_private(&spec)?;
+        options.name.as_deref().map_or(Ok(()), |name| self.check_name(name))?;
         let hold = options.hold.unwrap_or(Hold::Process);
         let journal = self.journal()?;
         self.make_room(&spec).await?;
@@ -268,14 +271,29 @@ impl Tierbox {
         checks
     }
 
-    /// No mount may show this client's state directory, nor the one that others use by default.
+    /// No path may show this client's state directory, nor the one that others use by default.
     fn keep_state_private(&self, spec: &EnvironmentSpec) -> Result<()> {
-        if spec.mounts.is_empty() {
+        let settings = if spec.settings.as_object().is_none_or(|table| table.is_empty()) {
+            Vec::new()
+        } else {
+            tierbox_profile::host_paths(&self.backend(spec)?.settings_schema(), &spec.settings, &spec.base_dir)
+        };
+        if spec.mounts.is_empty() && spec.files.is_empty() && settings.is_empty() {
             return Ok(());
         }
         let (own, usual) = (self.state_path()?, StateDir::locate().ok());
         let states: Vec<&Path> = usual.as_deref().into_iter().chain([own.as_path()]).collect();
-        check::check_state(spec, &states)
+        check::check_state(spec, &settings, &states)
+    }
+
+    /// A name that an environment may get as its id would mean two of them.
+    fn check_name(&self, name: &str) -> Result<()> {
+        if !self.inner.registry.iter().any(|backend| tierbox_lease::is_shaped_like_id(name, backend.name())) {
+            return Ok(());
+        }
+        let message = format!("{name:?} is shaped like an id, and could come to mean another environment");
+        Err(Error::new(ErrorKind::InvalidInput, "name environment", message)
+            .with_help("choose a name such as `demo` or `build-2`"))
     }
 
     fn backend(&self, spec: &EnvironmentSpec) -> Result<Arc<dyn Backend>> {

@@ -102,6 +102,8 @@ mod conformance {
         drop(found);
         other.down("box").await.unwrap();
         assert_eq!(other.attach("box").await.unwrap_err().kind(), ErrorKind::NotFound);
+        let shaped = other.start_with("local", StartOptions::new().name("local-7f3k2m")).await.map(drop).unwrap_err();
+        assert_eq!(shaped.kind(), ErrorKind::InvalidInput, "a name like an id could come to mean another");
         fixture.assert_empty().await;
     }
 

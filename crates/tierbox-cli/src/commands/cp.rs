@@ -22,7 +22,7 @@ pub(crate) async fn cp(context: &mut Context, args: CpArgs) -> Result<u8, Failur
             }
             (Side::Guest { sandbox, path }, Side::Host(to)) => {
                 let running = client.attach(&sandbox).await?;
-                out(running.sandbox().as_ref(), &path, &to).await
+                out(running.sandbox().as_ref(), &path, &to, args.max.unwrap_or_default()).await
             }
             _ => Err(Error::new(ErrorKind::InvalidInput, "cp", "exactly one side must be SANDBOX:PATH")
                 .with_help("for example `tierbox cp ./data demo:data`")),
@@ -37,14 +37,21 @@ pub(crate) async fn cp(context: &mut Context, args: CpArgs) -> Result<u8, Failur
 
 /// Copies a file or directory out. Into an existing directory it goes under its own name. A link is not followed, whoever made
 /// it: one that names a directory is only with a slash behind it.
-pub(crate) async fn out(sandbox: &dyn Sandbox, path: &[u8], to: &Path) -> Result<()> {
+pub(crate) async fn out(sandbox: &dyn Sandbox, path: &[u8], to: &Path, limits: UnpackLimits) -> Result<()> {
     use std::os::unix::ffi::OsStrExt;
     let name = Path::new(std::ffi::OsStr::from_bytes(path)).file_name();
     let to = match name {
         Some(name) if to.symlink_metadata().is_ok_and(|found| found.is_dir()) => to.join(name),
         _ => to.to_owned(),
     };
-    tierbox::transfer::download(sandbox, &path.into(), &to, UnpackLimits::default()).await.map(drop)
+    tierbox::transfer::download(sandbox, &path.into(), &to, limits).await.map(drop).map_err(|error| {
+        if error.kind() != ErrorKind::TooLarge {
+            return error;
+        }
+        let more = "`tierbox cp --max SIZE` (or `--max none`) lets more out of a sandbox that is kept";
+        let help = error.help().map_or_else(|| more.to_owned(), |help| format!("{more}; {help}"));
+        error.with_help(help)
+    })
 }
 
 fn own_name(path: &Path) -> Vec<u8> {

@@ -1,5 +1,6 @@
 //! `tierbox run`.
 
+use tierbox::transfer::UnpackLimits;
 use tierbox::{ExecRequest, Result, Running};
 
 use crate::actor::Actor;
@@ -42,7 +43,7 @@ async fn command(running: &Running, request: ExecRequest, as_harness: bool, copy
         session::conclude(&session::stream(&actor, request).await?)
     };
     for copy in copy_out {
-        cp::out(running.sandbox().as_ref(), copy.guest.as_bytes(), &copy.host).await?;
+        cp::out(running.sandbox().as_ref(), copy.guest.as_bytes(), &copy.host, UnpackLimits::default()).await?;
     }
     Ok(status)
 }

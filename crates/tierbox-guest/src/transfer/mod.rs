@@ -27,7 +27,8 @@ use std::path::Path;
 
 use tierbox_core::{Error, ErrorKind, FileKind, GuestPath, ReadOptions, Result, Sandbox, WriteOptions};
 
-/// The most that one download may bring. The default is no limit: memory stays constant whatever comes.
+/// The most that one download may bring: what comes out of a sandbox can fill this host's disk. The default is 16 GiB in a million
+/// entries; memory stays constant whatever comes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct UnpackLimits {
     /// Bytes of contents in all.
@@ -38,8 +39,13 @@ pub struct UnpackLimits {
 
 impl Default for UnpackLimits {
     fn default() -> Self {
-        Self { bytes: u64::MAX, entries: u64::MAX }
+        Self { bytes: 16 << 30, entries: 1_000_000 }
     }
+}
+
+impl UnpackLimits {
+    /// Whatever comes: for sources that are trusted, or bounded otherwise.
+    pub const NONE: Self = Self { bytes: u64::MAX, entries: u64::MAX };
 }
 
 /// What was moved.
@@ -109,8 +115,8 @@ async fn settle(moved: Result<()>, sent: bridge::Sent) -> Result<TransferReport>
 /// Copies a file or directory out of a sandbox to `host`. A directory's contents are merged into `host`, a file replaces it.
 ///
 /// # Errors
-/// As [`Sandbox::read`] and [`Sandbox::pack`], and as [`unpack_directory`]. A target that is a link is refused, never
-/// followed.
+/// As [`Sandbox::read`] and [`Sandbox::pack`], and as [`unpack_directory`]; the help says where a directory's copy was left
+/// incomplete, a file is copied whole or not at all. A target that is a link is refused, never followed.
 pub async fn download(sandbox: &dyn Sandbox, guest: &GuestPath, host: &Path, limits: UnpackLimits) -> Result<TransferReport> {
     guest.validate()?;
     beneath::refuse_link(host)?;
@@ -119,7 +125,8 @@ pub async fn download(sandbox: &dyn Sandbox, guest: &GuestPath, host: &Path, lim
         FileKind::Directory => {
             let tar = sandbox.pack(guest).await?;
             let target = host.to_owned();
-            bridge::feed(tar, move |tar| unpack_directory(tar, &target, limits)).await
+            let unpacked = bridge::feed(tar, move |tar| unpack_directory(tar, &target, limits)).await;
+            unpacked.map_err(|error| incomplete(error, host))
         }
         FileKind::File => {
             let options = ReadOptions { max: Some(limits.bytes), ..ReadOptions::default() };
@@ -129,6 +136,16 @@ pub async fn download(sandbox: &dyn Sandbox, guest: &GuestPath, host: &Path, lim
         }
         _ => Err(Error::new(ErrorKind::NotAFile, "download", format!("{guest} is neither a file nor a directory"))),
     }
+}
+
+/// Says that a directory's copy stopped halfway and what came before is there.
+fn incomplete(error: Error, host: &Path) -> Error {
+    if !host.exists() {
+        return error;
+    }
+    let kept = format!("{} is incomplete: what was copied before the failure is still there", host.display());
+    let help = error.help().map_or_else(|| kept.clone(), |help| format!("{help}; {kept}"));
+    error.with_help(help)
 }
 
 /// An error about a path of this host.

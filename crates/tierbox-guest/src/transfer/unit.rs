@@ -196,7 +196,7 @@ fn setuid_and_setgid_bits_are_refused() {
 
 #[test]
 fn sizes_are_not_believed() {
-    refuses("middle of a file", Forged::default().claim(b'0', "big", "", 0o644, 1 << 40));
+    refuses("middle of a file", Forged::default().claim(b'0', "big", "", 0o644, 1 << 30));
     refuses("victim", Forged::default().claim(b'S', "victim", "", 0o644, 1 << 40));
     refuses("too long", Forged::default().claim(b'L', "long", "", 0o644, 1 << 40));
     refuses("too long", Forged::default().claim(b'x', "long", "", 0o644, 1 << 40));
@@ -205,6 +205,13 @@ fn sizes_are_not_believed() {
             assert_eq!(unpack(bad, UnpackLimits::default()).unwrap_err().kind(), ErrorKind::UnsafeArchive);
         }
     });
+}
+
+/// What a sandbox sends can fill a disk, so that nobody has to ask for a bound.
+#[test]
+fn there_is_a_bound_by_default() {
+    let archive = Forged::default().claim(b'0', "big", "", 0o644, 1 << 40).finish();
+    each(|_, unpack| assert_eq!(unpack(&archive, UnpackLimits::default()).unwrap_err().kind(), ErrorKind::TooLarge));
 }
 
 #[test]
@@ -305,6 +312,20 @@ fn a_file_takes_its_place_in_one_step() {
     assert_eq!(fs::read(&target).unwrap(), b"one");
     assert_eq!(fs::read_dir(bench.path("new")).unwrap().count(), 1);
     assert_eq!(file::receive(b"".as_slice(), &bench.path("new"), 0o644, 3).unwrap_err().kind(), ErrorKind::IsADirectory);
+}
+
+#[test]
+fn a_copy_that_stopped_halfway_says_where_it_is() {
+    let bench = Bench::new();
+    let archive = Forged::default().file("a", b"fine").file("../b", b"evil").finish();
+    let target = bench.path("half");
+    let error = unpack::unpack::<Walked>(archive.as_slice(), &target, UnpackLimits::default()).unwrap_err();
+    let (help, told) = (error.help().unwrap().to_owned(), super::incomplete(error, &target));
+    assert!(target.join("a").exists());
+    let text = told.help().unwrap();
+    assert!(text.starts_with(&help) && text.contains("half is incomplete"), "{text}");
+    let none = super::incomplete(tierbox_core::Error::new(ErrorKind::Lost, "download", "gone"), &bench.path("never"));
+    assert_eq!(none.help(), None);
 }
 
 #[tokio::test]

@@ -1,8 +1,6 @@
 //! Machines for tests: the real supervisor, without isolation, over a socket and over pipes.
 
-use std::io::Write;
-use std::os::fd::OwnedFd;
-use std::os::unix::fs::PermissionsExt;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -42,18 +40,10 @@ impl Drop for Machine {
 }
 
 fn program() -> PathBuf {
-    static PROGRAM: OnceLock<(tempfile::TempDir, PathBuf)> = OnceLock::new();
-    let (_, path) = PROGRAM.get_or_init(|| {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("supervisor");
-        // Written by a child, so that no other test's fork can hold it open for writing while it is started.
-        let mut copy = Command::new("/bin/sh").args(["-c", "cat > \"$0\""]).arg(&path).stdin(Stdio::piped()).spawn().unwrap();
-        copy.stdin.take().unwrap().write_all(supervisor::BYTES.expect("embedded on Linux")).unwrap();
-        assert!(copy.wait().unwrap().success());
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
-        (dir, path)
-    });
-    path.clone()
+    // A memory file: a file in a directory would outlive this process, since nothing is dropped at its end.
+    static PROGRAM: OnceLock<OwnedFd> = OnceLock::new();
+    let file = PROGRAM.get_or_init(|| supervisor::memory_file().unwrap());
+    PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()))
 }
 
 fn setup(mode: Mode, dir: &std::path::Path) -> Setup {

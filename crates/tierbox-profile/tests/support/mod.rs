@@ -62,6 +62,7 @@ pub fn registry() -> Registry {
             "type": "object",
             "properties": {
                 "mode": { "anyOf": [{ "$ref": "#/$defs/Mode" }, { "type": "null" }] },
+                "users": { "type": "string", "enum": ["single", "auto", "range"], "default": "auto", "x-weakest-first": ["single", "auto", "range"] },
                 "binds": { "type": "array", "items": { "type": "string", "x-path": true } }
             },
             "additionalProperties": false,

@@ -90,6 +90,8 @@ async fn inodes_are_bounded(s: Subject) -> Verdict {
         "touch said {:?}",
         result.stderr.text().chars().take(200).collect::<String>()
     );
+    let made: u64 = own.text("ls many | wc -l").await?.parse().unwrap_or(u64::MAX);
+    ensure!(made <= 300, "{made} files were made under a limit of 300");
     own.sh("rm -r many; touch again").await?;
     own.stop().await
 }

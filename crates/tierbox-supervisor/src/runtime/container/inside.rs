@@ -204,7 +204,10 @@ fn serve(setup: Setup, channel: Channel, room: Room) -> u8 {
 
 /// Says that the machine is ready, and serves it.
 pub fn announce_and_run(machine: Machine) -> u8 {
-    let (kill_domain, memory_outcome) = engine::describe(&machine);
+    let (kill_domain, memory_outcome) = match engine::describe(&machine).at("cgroup of commands") {
+        Ok(found) => found,
+        Err(refusal) => return super::refuse(&machine.channel, &refusal),
+    };
     let mechanisms = machine.mechanisms.clone();
     let ready = FromSupervisor::Ready { mechanisms, kill_domain, memory_outcome, users: machine.other_users };
     // A host that is gone is noticed by the engine.

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, ResolveFlags, Uid};
 use rustix::io::Errno;
-use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags};
+use rustix::mount::{FsMountFlags, FsOpenFlags, FsPickFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags};
 
 use crate::runtime::sys::{self, MOUNT_ATTR_NODEV, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY, MountAttr};
 
@@ -58,6 +58,16 @@ pub fn new_filesystem(kind: &str, options: &[(&str, &[u8])], attr: MountAttrFlag
     }
     rustix::mount::fsconfig_create(context.as_fd())?;
     Ok(rustix::mount::fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attr)?)
+}
+
+/// Changes an option of the file system that a mount shows.
+///
+/// # Errors
+/// As `fspick(2)` and `fsconfig(2)`.
+pub fn reconfigure(mount: BorrowedFd<'_>, key: &str, value: &[u8]) -> io::Result<()> {
+    let context = rustix::mount::fspick(mount, "", FsPickFlags::FSPICK_CLOEXEC | FsPickFlags::FSPICK_EMPTY_PATH)?;
+    rustix::mount::fsconfig_set_string(context.as_fd(), key, value)?;
+    Ok(rustix::mount::fsconfig_reconfigure(context.as_fd())?)
 }
 
 /// Attaches a mount at the place that `target` is open on.

@@ -25,9 +25,6 @@ const DEVICE_LINKS: [(&str, &str); 5] = [
     ("pts/ptmx", "ptmx"),
 ];
 
-/// Inodes that the skeleton takes itself, so that the limit is what the agent can use.
-const SKELETON_INODES: u64 = 128;
-
 /// A directory inside, with a mount of it.
 type Place = (Vec<u8>, OwnedFd);
 
@@ -47,11 +44,11 @@ pub struct NewRoot {
 pub fn build(setup: &Setup, sources: Sources) -> Step<NewRoot> {
     let store = new_store(setup)?;
     attach_at(store.as_fd(), CWD, "/").at("mount root")?;
-    let root = match &sources.directory {
-        Some(directory) => copy_on_write(store.as_fd(), directory.as_fd())?,
+    let (root, store) = match &sources.directory {
+        Some(directory) => (copy_on_write(store.as_fd(), directory.as_fd())?, Some(store)),
         None => {
             skeleton(store.as_fd(), &sources.top).at("mount root")?;
-            store
+            (store, None)
         }
     };
     devices(root.as_fd(), &sources.devices)?;
@@ -72,6 +69,9 @@ pub fn build(setup: &Setup, sources: Sources) -> Step<NewRoot> {
     terminals(root.as_fd())?;
     super::proc::mount(root.as_fd())?;
     attach_binds(root.as_fd(), setup, &sources.binds)?;
+    if let Some(count) = setup.inodes {
+        limit_inodes(store.as_ref().unwrap_or(&root).as_fd(), count).at("mount tmpfs")?;
+    }
     if !host {
         return Ok(NewRoot { root, writable: Vec::new() });
     }
@@ -94,12 +94,17 @@ pub fn enter(root: &NewRoot) -> Step {
 
 fn new_store(setup: &Setup) -> Step<OwnedFd> {
     let size = setup.disk.map(|bytes| bytes.to_string());
-    let inodes = setup.inodes.map(|count| count.saturating_add(SKELETON_INODES).to_string());
     let mut options: Vec<(&str, &[u8])> = vec![("mode", b"0755")];
     options.extend(size.as_ref().map(|size| ("size", size.as_bytes())));
-    options.extend(inodes.as_ref().map(|inodes| ("nr_inodes", inodes.as_bytes())));
     let attr = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
     new_filesystem("tmpfs", &options, attr).at("mount tmpfs")
+}
+
+/// Bounds the files of the store. Last of all, so that the limit is what the agent can use beside what the root itself took.
+fn limit_inodes(store: BorrowedFd<'_>, count: u64) -> std::io::Result<()> {
+    let used = rustix::fs::fstatvfs(store)?;
+    let most = count.saturating_add(used.f_files.saturating_sub(used.f_ffree));
+    super::mount::reconfigure(store, "nr_inodes", most.to_string().as_bytes())
 }
 
 /// Fills an empty root. Every path is our own, so nothing can lead out of it.

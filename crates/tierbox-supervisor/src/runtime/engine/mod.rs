@@ -117,11 +117,14 @@ thread_local! {
 
 /// What kills a command's whole tree here (0 session, 1 subreaper, 2 cgroup), and whether a kill for want of memory can be
 /// told. To be asked once, of the machine that is run next.
-pub fn describe(machine: &Machine) -> (u8, bool) {
-    let Ok(domains) = Domains::new(&machine.cgroups) else { return (0, false) };
+///
+/// # Errors
+/// If a cgroup that the machine was given cannot be used: its limits would not hold, so the machine must not start.
+pub fn describe(machine: &Machine) -> io::Result<(u8, bool)> {
+    let domains = Domains::new(&machine.cgroups)?;
     let answer = (if domains.by_cgroup() { 2 } else { 1 }, domains.counts_memory());
     DESCRIBED.set(Some(domains));
-    answer
+    Ok(answer)
 }
 
 /// Serves the machine until it ends.
