@@ -160,7 +160,7 @@ impl Tierbox {
         self.start_spec(spec, options).await
     }
 
-    /// Starts a resolved specification. Of the options only those count that do not change it: name, hold, progress.
+    /// Starts a resolved specification. Of the options only those count that do not change it: name, hold, progress, audit.
     ///
     /// # Errors
     /// As [`start_with`](Self::start_with).
@@ -175,7 +175,7 @@ impl Tierbox {
         let hold = options.hold.unwrap_or(Hold::Process);
         let journal = self.journal()?;
         self.make_room(&spec).await?;
-        start::start(backend, journal, spec, options.name, hold, options.progress).await
+        start::start(backend, journal, spec, options.name, hold, options.progress, options.audit).await
     }
 
     /// The specification that a profile and options come to. No side effects.

@@ -48,8 +48,10 @@
 #![forbid(unsafe_code)]
 
 mod agent;
+mod audited;
 mod check;
 mod client;
+mod life;
 mod memo;
 mod options;
 mod profiles;
@@ -58,6 +60,7 @@ mod start;
 mod undertaker;
 
 pub use agent::AgentSandbox;
+pub use audited::{AuditLayer, DEFAULT_KEEP};
 pub use client::{Listed, Listing, Tierbox, TierboxBuilder};
 pub use options::StartOptions;
 pub use profiles::ProfileSource;

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tierbox_core::{CopyIn, Hold, MountSpec, Progress};
+use tierbox_core::{Audit, CopyIn, Hold, MountSpec, Progress};
 use tierbox_profile::Overrides;
 
 /// What one start changes of its profile: the same task with other values per sample.
@@ -41,6 +41,8 @@ pub struct StartOptions {
     pub allow_weaker: bool,
     /// Hears of the steps.
     pub progress: Option<Arc<dyn Progress>>,
+    /// Keeps every command, file operation and decision of this environment. Nothing is kept where `None`.
+    pub audit: Option<Arc<dyn Audit>>,
 }
 
 impl StartOptions {
@@ -113,6 +115,12 @@ impl StartOptions {
     #[must_use]
     pub fn progress(mut self, progress: Arc<dyn Progress>) -> Self {
         self.progress = Some(progress);
+        self
+    }
+    /// Gives every command, file operation and decision to somebody who keeps them.
+    #[must_use]
+    pub fn audit(mut self, audit: Arc<dyn Audit>) -> Self {
+        self.audit = Some(audit);
         self
     }
 }

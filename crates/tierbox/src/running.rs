@@ -6,13 +6,14 @@ use std::time::{Duration, SystemTime};
 
 use tierbox_code::CodeRunner;
 use tierbox_core::{
-    Backend, CodeSettings, Connection, Environment, Error, ErrorKind, Hold, LeaseRecord, Report, Result, Sandbox, Tooling,
+    Backend, CodeSettings, Connection, Environment, Error, ErrorKind, Hold, LeaseRecord, Principal, Report, Result, Sandbox,
+    Tooling,
 };
 use tierbox_lease::{Journal, Lease};
 
-use crate::AgentSandbox;
 use crate::memo::Memo;
 use crate::undertaker::{Burial, bury};
+use crate::{AgentSandbox, AuditLayer, life};
 
 /// An environment that runs, and what can be done with it.
 ///
@@ -21,10 +22,12 @@ use crate::undertaker::{Burial, bury};
 pub struct Running {
     parts: Option<Parts>,
     id: String,
+    /// As the harness uses it.
     primary: Arc<dyn Sandbox>,
     report: Report,
     tooling: Tooling,
     memo: Memo,
+    audit: Option<AuditLayer>,
 }
 
 struct Parts {
@@ -50,8 +53,28 @@ impl Running {
             tooling: report.tier.tooling(),
             report,
             memo,
+            audit: None,
             parts: Some(Parts { environment, backend, journal, lease }),
         }
+    }
+
+    /// The same, with every operation recorded from now on.
+    pub(crate) fn audited(mut self, audit: Option<AuditLayer>) -> Self {
+        self.audit = audit;
+        self.primary = self.recorded(self.parts().environment.primary(), Principal::Harness);
+        self
+    }
+
+    fn recorded(&self, sandbox: Arc<dyn Sandbox>, principal: Principal) -> Arc<dyn Sandbox> {
+        match &self.audit {
+            Some(layer) => layer.wrap(sandbox, principal),
+            None => sandbox,
+        }
+    }
+
+    /// Where its operations are recorded, for entries of the harness's own; `None` if they are not.
+    pub fn audit(&self) -> Option<&AuditLayer> {
+        self.audit.as_ref()
     }
 
     /// Its id, as in `tierbox ls`.
@@ -71,7 +94,8 @@ impl Running {
 
     /// The machines, primary first.
     pub fn machines(&self) -> Vec<Arc<dyn Sandbox>> {
-        self.parts().environment.machines()
+        let machines = self.parts().environment.machines();
+        machines.into_iter().map(|machine| self.recorded(machine, Principal::Harness)).collect()
     }
 
     /// A machine by its name.
@@ -79,12 +103,13 @@ impl Running {
     /// # Errors
     /// `NotFound`, listing the names there are.
     pub fn machine(&self, name: &str) -> Result<Arc<dyn Sandbox>> {
-        self.parts().environment.machine(name)
+        Ok(self.recorded(self.parts().environment.machine(name)?, Principal::Harness))
     }
 
     /// The primary machine, as the agent may use it.
     pub fn agent(&self) -> AgentSandbox {
-        AgentSandbox::new(self.primary.clone(), self.tooling, self.memo.programs.clone())
+        let primary = self.recorded(self.parts().environment.primary(), Principal::Agent);
+        AgentSandbox::new(primary, self.tooling, self.memo.programs.clone())
     }
 
     /// A machine by its name, as the agent may use it.
@@ -92,7 +117,8 @@ impl Running {
     /// # Errors
     /// As [`machine`](Self::machine).
     pub fn agent_on(&self, name: &str) -> Result<AgentSandbox> {
-        Ok(AgentSandbox::new(self.machine(name)?, self.tooling, self.memo.programs.clone()))
+        let machine = self.recorded(self.parts().environment.machine(name)?, Principal::Agent);
+        Ok(AgentSandbox::new(machine, self.tooling, self.memo.programs.clone()))
     }
 
     /// Runs code tasks in the primary machine, as the harness. Does nothing by itself; [`CodeRunner::attach`] also removes
@@ -160,6 +186,7 @@ impl Running {
         }
         lease.remove()?;
         tracing::info!(target: "tierbox::op", id = self.id, "stopped");
+        life::step(self.audit.as_ref(), "stopped");
         self.parts = None;
         Ok(())
     }
@@ -191,6 +218,7 @@ impl Running {
             lease.set_hold(hold)?;
             lease.release()?;
             tracing::info!(target: "tierbox::op", id, "detached");
+            life::step(self.audit.as_ref(), "detached");
         }
         parts.lease = None;
         Ok(id)
@@ -233,6 +261,7 @@ impl std::fmt::Debug for Running {
 impl Drop for Running {
     fn drop(&mut self) {
         if let Some(Parts { environment, backend, lease: Some(lease), .. }) = self.parts.take() {
+            life::step(self.audit.as_ref(), "dropped");
             bury(Burial { backend, lease, environment: Some(environment) });
         }
     }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use tierbox_core::{
-    Backend, Capabilities, Environment, EnvironmentSpec, Error, ErrorKind, Hold, HostIsolation, KillDomain, LeaseHandle,
+    Audit, Backend, Capabilities, Environment, EnvironmentSpec, Error, ErrorKind, Hold, HostIsolation, KillDomain, LeaseHandle,
     Progress, Report, Result, Silent,
 };
 use tierbox_lease::{Journal, Lease, NewLease};
@@ -11,6 +11,7 @@ use tierbox_lease::{Journal, Lease, NewLease};
 use crate::memo::Memo;
 use crate::running::Running;
 use crate::undertaker::{Burial, bury};
+use crate::{AuditLayer, life};
 
 /// Checks a specification without side effects.
 pub(crate) fn preflight(backend: &dyn Backend, spec: &EnvironmentSpec) -> Result<Capabilities> {
@@ -27,6 +28,7 @@ pub(crate) async fn start(
     name: Option<String>,
     hold: Hold,
     progress: Option<Arc<dyn Progress>>,
+    audit: Option<Arc<dyn Audit>>,
 ) -> Result<Running> {
     let progress: &dyn Progress = progress.as_deref().unwrap_or(&Silent);
     let lease = Arc::new(journal.create(NewLease {
@@ -36,12 +38,16 @@ pub(crate) async fn start(
         memo: Memo::of(&spec).to_value(),
         ..NewLease::new(&spec.backend, &spec.profile, spec.tier.to_string())
     })?);
+    let audit = audit.map(|audit| AuditLayer::new(audit, lease.id()));
     tracing::info!(target: "tierbox::op", id = lease.id(), profile = spec.profile, tier = %spec.tier, backend = spec.backend, "start");
+    life::start(audit.as_ref(), &spec);
     let mut attempt = Attempt { backend: Some(backend.clone()), lease: lease.clone(), environment: None };
     match run(&backend, &spec, &mut attempt, progress).await {
         Ok(report) => {
             let environment = attempt.finish();
-            let mut running = Running::new(environment, backend, journal.clone(), Some(lease), report, Memo::of(&spec));
+            life::ready(audit.as_ref(), &report);
+            let mut running =
+                Running::new(environment, backend, journal.clone(), Some(lease), report, Memo::of(&spec)).audited(audit);
             if hold != Hold::Process {
                 running.let_go(hold).await?;
             }
@@ -50,6 +56,7 @@ pub(crate) async fn start(
         }
         Err(error) => {
             tracing::info!(target: "tierbox::op", id = lease.id(), kind = %error.kind(), "start failed");
+            life::failed(audit.as_ref(), &error);
             attempt.undo().await;
             Err(error)
         }

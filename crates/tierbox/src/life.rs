@@ -1,0 +1,39 @@
+//! Entries of an environment's life.
+
+use tierbox_core::{AuditEntry, AuditOperation, AuditOutcome, EnvironmentSpec, Error, Principal, Report};
+
+use crate::AuditLayer;
+
+fn entry(layer: &AuditLayer, step: &str) -> AuditEntry {
+    layer.entry(Principal::Tierbox, AuditOperation::Lifecycle).argument("step", step)
+}
+
+/// A step without particulars.
+pub(crate) fn step(layer: Option<&AuditLayer>, step: &str) {
+    if let Some(layer) = layer {
+        layer.record(entry(layer, step));
+    }
+}
+
+/// The start begins.
+pub(crate) fn start(layer: Option<&AuditLayer>, spec: &EnvironmentSpec) {
+    let Some(layer) = layer else { return };
+    let entry = entry(layer, "start")
+        .argument("profile", spec.profile.as_str())
+        .argument("tier", spec.tier.to_string())
+        .argument("backend", spec.backend.as_str())
+        .outcome(AuditOutcome::Started);
+    layer.record(entry);
+}
+
+/// The environment is ready.
+pub(crate) fn ready(layer: Option<&AuditLayer>, report: &Report) {
+    let Some(layer) = layer else { return };
+    layer.record(entry(layer, "ready").argument("enforced", report.summary()));
+}
+
+/// The start failed, and is undone.
+pub(crate) fn failed(layer: Option<&AuditLayer>, error: &Error) {
+    let Some(layer) = layer else { return };
+    layer.record(entry(layer, "start").outcome(AuditOutcome::failed(error)));
+}
