@@ -19,7 +19,7 @@ cargo xtask TASK
                 starts and afterwards stops an engine by tests/engines/NAME.sh; it asks before it installs, unless --yes
   package       check that what is published builds alone: packs every package, and builds the packed ones outside the
                 workspace, with the supervisor made from its own package
-  readme        run every command of README.md that stands in an `sh` block, in order, in one shell
+  readme        run every command of README.md and of the book (docs/book) that stands in an `sh` block, in order
   tree          check that a build without the local backend needs no Linux system-call crate
 ";
 
