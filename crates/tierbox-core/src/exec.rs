@@ -301,6 +301,8 @@ pub enum NotStartedCause {
     AlreadyLaunched,
     /// It was cancelled before it was launched.
     Cancelled,
+    /// It was to be kept to named executables, and the machine's kernel cannot do that.
+    Unconfined,
 }
 
 /// Why tierbox killed a command.

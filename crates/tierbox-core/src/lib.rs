@@ -20,6 +20,7 @@ mod audit;
 mod backend;
 mod capability;
 mod code;
+mod elf;
 mod error;
 mod exec;
 mod ext;
@@ -40,6 +41,7 @@ pub use backend::{
 };
 pub use capability::{Capabilities, KillDomain, LimitCapabilities, Locality, MountSupport, UserSupport};
 pub use code::{CodeSettings, Runtime};
+pub use elf::elf_loader;
 pub use error::{Error, ErrorKind, Result};
 pub use exec::{
     Captured, Completed, ExecHandle, ExecId, ExecInfo, ExecRequest, ExecResult, ExecState, KillReason, Leftovers,

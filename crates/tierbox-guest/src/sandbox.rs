@@ -70,6 +70,7 @@ impl GuestSandbox {
         self.require(can.streaming_stdin || !streams, "exec", "writing to stdin while a command runs")?;
         self.require(can.pty || request.pty.is_none(), "exec", "a pseudo-terminal")?;
         self.require(can.idle_timeout || request.idle_timeout.is_none(), "exec", "a limit on silence")?;
+        self.require(can.confined_exec || request.confine.is_none(), "exec", "keeping a command to named executables")?;
         let other = request.user.as_ref().is_some_and(|user| !self.is_agent(user));
         self.require(can.users == UserSupport::Any || !other, "exec", "running a command as another user")
     }

@@ -66,7 +66,7 @@ fn capabilities(spec: &EnvironmentSpec, settings: &Settings, mode: Mode) -> Capa
         users: if plan::other_users(spec, mode, settings) { UserSupport::Any } else { UserSupport::DefaultOnly },
         memory_outcome: limits::capabilities(&spec.limits, means).memory && spec.limits.memory.is_some(),
         usage: true,
-        confined_exec: false,
+        confined_exec: plan::has_landlock(),
         files: true,
         archives: true,
         dial: true,

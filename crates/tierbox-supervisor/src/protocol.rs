@@ -1,4 +1,4 @@
-//! The protocol between the host and a supervisor, version 1.
+//! The protocol between the host and a supervisor, version 2.
 //!
 //! A channel carries frames both ways. A frame is `length: u32` (of what follows), `call: u32`, then one message. `call`
 //! is chosen by the host and names an operation (an exec, a file transfer, a dial); every later frame about it carries the
@@ -15,7 +15,7 @@ use crate::wire::{Blob, DecodeError, Reader, Wire};
 use crate::{wire_enum, wire_struct};
 
 /// The version in [`ToSupervisor::Hello`]. Both sides must agree exactly: the host always carries its own supervisor.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// The longest frame, in bytes after its length field. A longer one closes the channel.
 pub const MAX_FRAME: usize = 4 << 20;
@@ -95,6 +95,8 @@ wire_struct! {
         pub kill_leftovers: bool,
         /// Outlive the channel. Output is kept, [`WINDOW`] bytes per stream, oldest dropped.
         pub detached: bool,
+        /// The only files that it, and what it starts, may execute; it can then write none.
+        pub confine: Option<Vec<Blob>>,
     }
 }
 
@@ -309,6 +311,8 @@ wire_enum! {
         NoResources = 4,
         /// This id was launched before.
         AlreadyLaunched = 5,
+        /// The kernel cannot keep it to named executables.
+        Unconfined = 6,
     }
 }
 

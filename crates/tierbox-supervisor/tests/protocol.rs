@@ -93,9 +93,13 @@ fn exec() -> impl Strategy<Value = Exec> {
     let words = (id(), blobs(), env(), any::<bool>(), option(blob()), option(text()));
     let stdin = one_of(&[StdinMode::Null, StdinMode::Passed, StdinMode::Framed]);
     let streams = (stdin, one_of(&[OutputMode::Passed, OutputMode::Framed]), option(size()));
-    let rest = (any::<Option<u64>>(), any::<Option<u64>>(), any::<bool>(), any::<bool>());
+    let rest = (any::<Option<u64>>(), any::<Option<u64>>(), any::<bool>(), any::<bool>(), option(blobs()));
     (words, streams, rest).prop_map(
-        |((id, argv, env, env_clear, cwd, user), (stdin, output, pty), (timeout_ms, idle_ms, kill_leftovers, detached))| Exec {
+        |(
+            (id, argv, env, env_clear, cwd, user),
+            (stdin, output, pty),
+            (timeout_ms, idle_ms, kill_leftovers, detached, confine),
+        )| Exec {
             id,
             argv,
             env,
@@ -109,6 +113,7 @@ fn exec() -> impl Strategy<Value = Exec> {
             pty,
             kill_leftovers,
             detached,
+            confine,
         },
     )
 }

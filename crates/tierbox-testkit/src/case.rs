@@ -122,6 +122,8 @@ pub enum Need {
     MemoryOutcome,
     /// CPU time and peak memory.
     Usage,
+    /// Commands kept to named executables.
+    ConfinedExec,
     /// Files.
     Files,
     /// Directories as tar streams.
@@ -163,6 +165,7 @@ impl Need {
         Self::AnyUser,
         Self::MemoryOutcome,
         Self::Usage,
+        Self::ConfinedExec,
         Self::Files,
         Self::Archives,
         Self::Dial,
@@ -192,6 +195,7 @@ impl Need {
             Self::AnyUser => "any_user",
             Self::MemoryOutcome => "memory_outcome",
             Self::Usage => "usage",
+            Self::ConfinedExec => "confined_exec",
             Self::Files => "files",
             Self::Archives => "archives",
             Self::Dial => "dial",
@@ -210,7 +214,7 @@ impl Need {
 
     /// Whether a host may lack it through no fault of the backend: limits rest on cgroups that not everybody may write to.
     pub fn depends_on_the_host(self) -> bool {
-        matches!(self, Self::MemoryOutcome | Self::LimitMemory | Self::LimitCpu | Self::LimitPids)
+        matches!(self, Self::MemoryOutcome | Self::ConfinedExec | Self::LimitMemory | Self::LimitCpu | Self::LimitPids)
     }
 
     /// Whether these capabilities hold it.
@@ -227,6 +231,7 @@ impl Need {
             Self::AnyUser => by.users == UserSupport::Any,
             Self::MemoryOutcome => by.memory_outcome,
             Self::Usage => by.usage,
+            Self::ConfinedExec => by.confined_exec,
             Self::Files => by.files,
             Self::Archives => by.archives,
             Self::Dial => by.dial,

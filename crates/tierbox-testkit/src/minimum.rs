@@ -18,7 +18,7 @@ pub fn local_process() -> Capabilities {
         users: UserSupport::DefaultOnly,
         memory_outcome: false,
         usage: true,
-        confined_exec: false,
+        confined_exec: true,
         files: true,
         archives: true,
         dial: true,

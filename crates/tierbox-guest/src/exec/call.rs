@@ -282,6 +282,7 @@ fn not_started(cause: &NotStarted) -> Outcome {
         NotStarted::TooBig => NotStartedCause::TooBig,
         NotStarted::NoResources => NotStartedCause::NoResources,
         NotStarted::AlreadyLaunched => NotStartedCause::AlreadyLaunched,
+        NotStarted::Unconfined => NotStartedCause::Unconfined,
     };
     Outcome::NotStarted { cause, retryable: cause == NotStartedCause::NoResources }
 }

@@ -119,7 +119,7 @@ pub async fn machine_in(line: Line, cgroups: Vec<Cgroup>) -> Machine {
         users: if ready.users { UserSupport::Any } else { UserSupport::DefaultOnly },
         memory_outcome: ready.memory_outcome,
         usage: true,
-        confined_exec: false,
+        confined_exec: true,
         files: true,
         archives: true,
         dial: true,

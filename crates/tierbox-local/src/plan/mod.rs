@@ -148,6 +148,12 @@ pub fn means(mode: Mode) -> Means<'static> {
     Means { cgroups: Cgroups::of_this_host(), mode, nproc_per_namespace }
 }
 
+/// Whether this kernel can keep a command to named executables: Landlock that governs truncation too. Only a trial tells
+/// whether it is also turned on.
+pub fn has_landlock() -> bool {
+    cgroups::at_least(&rustix::system::uname().release().to_string_lossy(), 6, 2)
+}
+
 /// Plans a machine with the cgroups that were found for it. `directory` gives the environment's own directory on the host, and is asked only where one is needed.
 ///
 /// # Errors

@@ -280,6 +280,7 @@ pub fn exec(argv: &[&str]) -> Exec {
         pty: None,
         kill_leftovers: false,
         detached: false,
+        confine: None,
     }
 }
 

@@ -22,6 +22,7 @@ macro_rules! cases {
 mod archives;
 mod cancellation;
 mod concurrency;
+mod confine;
 mod cwd;
 mod detached;
 mod dial;
@@ -43,6 +44,7 @@ mod undeclared;
 mod users;
 
 pub(crate) use archives::{archive, entry};
+
 pub(crate) use limits::{hold, memory as limit_memory};
 pub(crate) use streaming::read_until;
 
@@ -56,6 +58,7 @@ pub fn all() -> Vec<Case> {
         env::cases(),
         cwd::cases(),
         users::cases(),
+        confine::cases(),
         timeouts::cases(),
         cancellation::cases(),
         leftovers::cases(),

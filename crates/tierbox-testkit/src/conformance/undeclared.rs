@@ -56,6 +56,7 @@ async fn refused(s: &Subject, need: Need) -> Verdict {
         Need::StreamingStdin => exec(s, |request| request.stdin_stream()).await,
         Need::Pty => exec(s, |request| request.pty(PtySize { rows: 24, cols: 80 })).await,
         Need::IdleTimeout => exec(s, |request| request.idle_timeout(Duration::from_secs(5))).await,
+        Need::ConfinedExec => exec(s, |request| request.confine([])).await,
         Need::AnyUser => another_user(s).await,
         Need::Signals => signals(s).await,
         Need::DetachedExec => detached(s).await,

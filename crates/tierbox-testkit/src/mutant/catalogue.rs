@@ -127,6 +127,15 @@ catalogue! {
     KnowsNobody => ["users::own_name_and_number_are_accepted"];
     /// Ignores the user that was asked for.
     IgnoresUser => ["users::root_by_option", "users::number_of_root", "users::unknown_user_never_runs"];
+    /// Keeps no command to named executables.
+    IgnoresConfine => [
+        "confine::nothing_else_is_executed", "confine::nothing_named_nothing_runs", "confine::no_file_is_written",
+        "confine::children_are_bound_too", "confine::relative_names_are_refused",
+    ];
+    /// Keeps confined commands from executing even what is named.
+    ConfinesToNothing => ["confine::what_is_named_runs"];
+    /// Keeps every later command from executing anything.
+    ConfinesForEver => ["confine::others_are_not_bound"];
     /// Runs commands of users that cannot be, as the default user.
     AcceptsOddUsers => ["users::malformed_user_is_refused"];
     /// Makes files as root.
@@ -330,7 +339,7 @@ catalogue! {
     /// Does what it says it cannot do.
     DeclaresNothing => [
         "undeclared::streaming_stdin", "undeclared::pty", "undeclared::signals", "undeclared::idle_timeout", "undeclared::detached_exec",
-        "undeclared::any_user", "undeclared::files", "undeclared::archives", "undeclared::dial", "undeclared::limit_memory",
+        "undeclared::any_user", "undeclared::confined_exec", "undeclared::files", "undeclared::archives", "undeclared::dial", "undeclared::limit_memory",
         "undeclared::limit_cpu", "undeclared::limit_pids", "undeclared::limit_disk", "undeclared::limit_inodes",
         "undeclared::limit_file_size", "undeclared::limit_open_files",
     ];

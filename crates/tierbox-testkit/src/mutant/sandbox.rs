@@ -90,6 +90,14 @@ impl BrokenSandbox {
         change_stdin(self.fault(), &mut request);
         self.change_env(&mut request);
         change_rest(self.fault(), &mut request);
+        if self.fault() == Fault::ConfinesForEver {
+            let mut remembered = self.world.remembered.lock().unwrap_or_else(PoisonError::into_inner);
+            if request.confine.is_some() {
+                remembered.insert(b"confined".to_vec(), Vec::new());
+            } else if !remembered.is_empty() {
+                request.confine = Some(Vec::new());
+            }
+        }
         if let (Fault::ForgetsFiles, Some(cwd)) = (self.fault(), &request.cwd) {
             self.inner().run(ExecRequest::shell("rm -rf ./*").cwd(cwd.clone())).await?;
         }
@@ -222,6 +230,7 @@ fn nothing(mut all: Capabilities) -> Capabilities {
     all.users = UserSupport::DefaultOnly;
     all.memory_outcome = false;
     all.usage = false;
+    all.confined_exec = false;
     all.files = false;
     all.archives = false;
     all.dial = false;
@@ -268,6 +277,8 @@ fn change_rest(fault: Fault, request: &mut ExecRequest) {
         Fault::IgnoresCwd => request.cwd = None,
         Fault::StartsAtRoot => request.cwd = Some(request.cwd.take().unwrap_or_else(|| "/".into())),
         Fault::RunsAsRoot => request.user = Some("root".into()),
+        Fault::IgnoresConfine => request.confine = None,
+        Fault::ConfinesToNothing => request.confine = request.confine.take().map(|_| Vec::new()),
         Fault::IgnoresUser => request.user = None,
         Fault::KnowsNobody => request.user = request.user.take().map(|_| "no-such-user".into()),
         Fault::AcceptsOddUsers

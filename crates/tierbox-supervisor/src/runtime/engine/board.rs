@@ -23,11 +23,13 @@ pub enum Stage {
     Directory = 13,
     /// The program could not be executed.
     Execute = 14,
+    /// It could not be kept to named executables.
+    Confine = 15,
 }
 
 impl Stage {
     fn from_number(number: u32) -> Self {
-        [Self::Ready, Self::Attach, Self::Resources, Self::Identity, Self::Directory, Self::Execute]
+        [Self::Ready, Self::Attach, Self::Resources, Self::Identity, Self::Directory, Self::Execute, Self::Confine]
             .into_iter()
             .find(|stage| *stage as u32 == number)
             .unwrap_or(Self::Preparing)

@@ -206,6 +206,7 @@ fn end_of((stage, errno): (Stage, i32), status: i32) -> (End, Option<i32>) {
             libc::ENOMEM | libc::EIO => never(NotStarted::NoResources),
             _ => never(NotStarted::BadCwd),
         },
+        Stage::Confine => never(NotStarted::Unconfined),
         Stage::Identity if matches!(errno, libc::EINVAL | libc::EPERM) => never(NotStarted::UserNotMapped),
         Stage::Identity | Stage::Attach | Stage::Resources => never(NotStarted::NoResources),
     }

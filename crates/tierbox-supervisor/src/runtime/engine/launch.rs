@@ -6,6 +6,7 @@ use std::os::fd::{OwnedFd, RawFd};
 use std::sync::atomic::Ordering::Release;
 
 use super::board::Stage;
+use super::confine::confine;
 use super::environment::{self, Variables};
 use super::sys::{self, Fork, Slot, StringArray};
 use crate::protocol::Exec;
@@ -37,6 +38,8 @@ wire_struct! {
         pub terminal: bool,
         /// Which of stdin, stdout and stderr come along as descriptors; the others are `/dev/null`.
         pub stdio: [u8; 3],
+        /// The only files that may be executed.
+        pub confine: Option<Vec<Blob>>,
     }
 }
 
@@ -57,6 +60,7 @@ impl Order {
             groups: identity.groups.clone(),
             terminal: exec.pty.is_some(),
             stdio: stdio.each_ref().map(|fd| u8::from(fd.is_some())),
+            confine: exec.confine.clone(),
         }
     }
 
@@ -78,6 +82,7 @@ impl Order {
                 shell: Vec::new(),
             },
             terminal: self.terminal,
+            confine: self.confine.map(texts).map_or(Some(None), |paths| paths.map(Some))?,
         })
     }
 }
@@ -92,6 +97,7 @@ pub struct Prepared {
     cwd: CString,
     identity: Identity,
     terminal: bool,
+    confine: Option<Vec<CString>>,
 }
 
 /// What is the same for every command of a machine.
@@ -177,6 +183,9 @@ impl Birth<'_> {
         sys::close_from(3, true);
         self.must(Stage::Identity, command.identity.assume());
         self.must(Stage::Directory, sys::enter(&command.cwd));
+        if let Some(executables) = &command.confine {
+            self.must(Stage::Confine, confine(executables));
+        }
         self.slot.reach(Stage::Ready, 0);
         sys::command_signals();
         let errno = command.execute();

@@ -2,6 +2,7 @@
 
 mod board;
 mod clients;
+mod confine;
 mod connection;
 mod dial;
 mod domain;
