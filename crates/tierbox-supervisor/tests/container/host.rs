@@ -141,6 +141,7 @@ impl Machine {
             pty: None,
             kill_leftovers: false,
             detached: false,
+            confine: None,
         };
         self.send(self.calls, &ToSupervisor::Exec { exec });
         let mut printed = Vec::new();
