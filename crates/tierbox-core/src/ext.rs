@@ -64,7 +64,12 @@ fn stream_error(operation: &'static str, path: &GuestPath, error: std::io::Error
     }
 }
 
-async fn collect(handle: &mut dyn ExecHandle, limit: OutputLimit) -> Result<ExecResult> {
+/// Collects what a command prints, within a limit, to its end. Its stdin, where it has one, is the caller's to write
+/// meanwhile. Dropping the future cancels the command.
+///
+/// # Errors
+/// As [`ExecHandle::wait`].
+pub async fn collect(handle: &mut dyn ExecHandle, limit: OutputLimit) -> Result<ExecResult> {
     let stdout = handle.take_stdout();
     let stderr = handle.take_stderr();
     // One future drains both streams while `kill` stays callable through a flag, because `wait` borrows the handle.

@@ -47,7 +47,7 @@ pub use exec::{
     Captured, Completed, ExecHandle, ExecId, ExecInfo, ExecRequest, ExecResult, ExecState, KillReason, Leftovers,
     NotStartedCause, OnExceed, Outcome, OutputLimit, PtySize, Signal, Stdin, Usage,
 };
-pub use ext::SandboxExt;
+pub use ext::{SandboxExt, collect};
 pub use files::{ByteReader, ByteStream, ByteWriter, DirEntry, FileKind, FileMeta, GuestPath, ReadOptions, WriteOptions};
 pub use lease::{Hold, LeaseHandle, LeaseRecord, Owner, Resource};
 pub use limits::{Enforce, Limit, Limits};

@@ -1,5 +1,6 @@
 //! The client: from a profile to a running environment.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
@@ -89,6 +90,8 @@ pub struct Listed {
     pub standing: Standing,
     /// Whether anything of it still exists.
     pub alive: bool,
+    /// What its starter noted: [`StartOptions::label`](crate::StartOptions::label).
+    pub labels: BTreeMap<String, String>,
 }
 
 /// All environments, and what lies among their leases without being one.
@@ -160,7 +163,8 @@ impl Tierbox {
         self.start_spec(spec, options).await
     }
 
-    /// Starts a resolved specification. Of the options only those count that do not change it: name, hold, progress, audit.
+    /// Starts a resolved specification. Of the options only those count that do not change it: name, hold, labels, progress,
+    /// audit.
     ///
     /// # Errors
     /// As [`start_with`](Self::start_with).
@@ -172,10 +176,9 @@ impl Tierbox {
         start::preflight(backend.as_ref(), &spec)?;
         self.keep_state_private(&spec)?;
         options.name.as_deref().map_or(Ok(()), |name| self.check_name(name))?;
-        let hold = options.hold.unwrap_or(Hold::Process);
         let journal = self.journal()?;
         self.make_room(&spec).await?;
-        start::start(backend, journal, spec, options.name, hold, options.progress, options.audit).await
+        start::start(backend, journal, spec, options).await
     }
 
     /// The specification that a profile and options come to. No side effects.
@@ -254,6 +257,22 @@ impl Tierbox {
         Ok(report)
     }
 
+    /// Changes who keeps a detached environment: prolongs it, or keeps it until a person ends it. By id or name.
+    ///
+    /// # Errors
+    /// `NotFound`; `LimitReached` if a living process holds it; `InvalidInput` for [`Hold::Process`], which needs a process
+    /// that lives for it.
+    pub fn renew(&self, id_or_name: &str, hold: Hold) -> Result<LeaseRecord> {
+        if hold == Hold::Process {
+            let message = "a detached environment cannot be held by a process";
+            return Err(Error::new(ErrorKind::InvalidInput, "renew lease", message));
+        }
+        let journal = self.journal()?;
+        let lease = journal.adopt(&journal.find(id_or_name)?.record.id)?;
+        lease.set_hold(hold)?;
+        Ok(lease.snapshot())
+    }
+
     /// Removes what nobody wants any more.
     ///
     /// # Errors
@@ -306,7 +325,7 @@ impl Tierbox {
             Ok(backend) => backend.is_alive(&entry.record).await,
             Err(_) => false,
         };
-        Listed { record: entry.record, standing, alive }
+        Listed { record: entry.record, standing, alive, labels: Memo::from_value(&entry.memo).labels }
     }
 
     /// Removes dead environments before a count limit refuses a start because of them.

@@ -1,5 +1,7 @@
 //! What the facade notes in a lease, to serve an environment that another process started.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 use tierbox_core::{AgentSettings, CodeSettings, EnvironmentSpec};
 
@@ -13,6 +15,8 @@ pub(crate) struct Memo {
     pub agent: AgentSettings,
     /// Code tasks.
     pub code: CodeSettings,
+    /// Notes of whoever started it.
+    pub labels: BTreeMap<String, String>,
 }
 
 impl Default for Memo {
@@ -20,13 +24,13 @@ impl Default for Memo {
     fn default() -> Self {
         let code = CodeSettings { runtimes: Vec::new(), ..CodeSettings::default() };
         let agent = AgentSettings { preset: tierbox_core::Preset::Prod, ..AgentSettings::default() };
-        Self { programs: Vec::new(), agent, code }
+        Self { programs: Vec::new(), agent, code, labels: BTreeMap::new() }
     }
 }
 
 impl Memo {
     pub fn of(spec: &EnvironmentSpec) -> Self {
-        Self { programs: spec.programs.clone(), agent: spec.agent.clone(), code: spec.code.clone() }
+        Self { programs: spec.programs.clone(), agent: spec.agent.clone(), code: spec.code.clone(), labels: BTreeMap::new() }
     }
 
     /// As a lease keeps it.

@@ -39,6 +39,8 @@ pub struct StartOptions {
     pub lifetime: Option<Duration>,
     /// Permit what weakens the profile.
     pub allow_weaker: bool,
+    /// Notes of the caller's own, kept with the lease and shown in [`Listed::labels`](crate::Listed::labels). Never a secret.
+    pub labels: BTreeMap<String, String>,
     /// Hears of the steps.
     pub progress: Option<Arc<dyn Progress>>,
     /// Keeps every command, file operation and decision of this environment. Nothing is kept where `None`.
@@ -111,6 +113,12 @@ impl StartOptions {
         self.allow_weaker = true;
         self
     }
+    /// Notes something with the environment, for [`Tierbox::list`](crate::Tierbox::list). Never a secret.
+    #[must_use]
+    pub fn label(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
+        self.labels.insert(key.into(), value.into());
+        self
+    }
     /// Tells the steps to somebody.
     #[must_use]
     pub fn progress(mut self, progress: Arc<dyn Progress>) -> Self {
@@ -139,6 +147,7 @@ impl fmt::Debug for StartOptions {
             .field("keepable", &self.keepable)
             .field("lifetime", &self.lifetime)
             .field("allow_weaker", &self.allow_weaker)
+            .field("labels", &self.labels)
             .finish_non_exhaustive()
     }
 }

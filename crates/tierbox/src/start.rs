@@ -8,6 +8,7 @@ use tierbox_core::{
 };
 use tierbox_lease::{Journal, Lease, NewLease};
 
+use crate::StartOptions;
 use crate::memo::Memo;
 use crate::running::Running;
 use crate::undertaker::{Burial, bury};
@@ -25,20 +26,18 @@ pub(crate) async fn start(
     backend: Arc<dyn Backend>,
     journal: &Journal,
     spec: EnvironmentSpec,
-    name: Option<String>,
-    hold: Hold,
-    progress: Option<Arc<dyn Progress>>,
-    audit: Option<Arc<dyn Audit>>,
+    options: StartOptions,
 ) -> Result<Running> {
-    let progress: &dyn Progress = progress.as_deref().unwrap_or(&Silent);
+    let hold = options.hold.unwrap_or(Hold::Process);
+    let progress: &dyn Progress = options.progress.as_deref().unwrap_or(&Silent);
     let lease = Arc::new(journal.create(NewLease {
-        name,
+        name: options.name,
         lifetime: spec.limits.lifetime,
         max_environments: spec.limits.max_environments,
-        memo: Memo::of(&spec).to_value(),
+        memo: Memo { labels: options.labels, ..Memo::of(&spec) }.to_value(),
         ..NewLease::new(&spec.backend, &spec.profile, spec.tier.to_string())
     })?);
-    let audit = audit.map(|audit| AuditLayer::new(audit, lease.id()));
+    let audit = options.audit.map(|audit| AuditLayer::new(audit, lease.id()));
     tracing::info!(target: "tierbox::op", id = lease.id(), profile = spec.profile, tier = %spec.tier, backend = spec.backend, "start");
     life::start(audit.as_ref(), &spec);
     let mut attempt = Attempt { backend: Some(backend.clone()), lease: lease.clone(), environment: None };
