@@ -73,6 +73,9 @@ pub(crate) enum Command {
     /// List the profiles that can be started by name
     #[command(after_help = "Example:\n  tierbox profiles")]
     Profiles,
+    /// Serve other programs over HTTP, on a Unix socket of your own
+    #[cfg(feature = "serve")]
+    Serve(ServeArgs),
     /// Say what this machine can enforce, why not, and what to change
     Doctor(DoctorArgs),
     /// Show, check and make profiles
@@ -303,6 +306,47 @@ pub(crate) struct CleanupArgs {
     /// Do not ask
     #[arg(short, long)]
     pub yes: bool,
+}
+
+#[cfg(feature = "serve")]
+#[derive(Debug, Clone, Args)]
+#[command(after_help = "\
+Examples:
+  tierbox serve
+  tierbox serve --tcp 127.0.0.1:8020 --tokens ~/.config/tierbox/tokens
+  tierbox serve --memory 16GiB --max vagrant=2
+
+Environments live on when the daemon ends, until their leases do; the next daemon finds them.
+The tokens' file has lines `harness TOKEN` and `agent TOKEN ENVIRONMENT`; it is made with one new
+harness token if it does not exist. Only its owner may be able to read it.")]
+pub(crate) struct ServeArgs {
+    /// The Unix socket (default: serve/serve.sock in the state directory)
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath)]
+    pub socket: Option<PathBuf>,
+    /// Listen on a loopback address as well; port 0 chooses a free one
+    #[arg(long, value_name = "ADDRESS", requires = "tokens")]
+    pub tcp: Option<std::net::SocketAddr>,
+    /// The file of those who may come over TCP
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub tokens: Option<PathBuf>,
+    /// Memory of all environments together (default: nine tenths of this host's)
+    #[arg(long, value_name = "SIZE", value_parser = parse::size)]
+    pub memory: Option<u64>,
+    /// CPUs of all environments together (default: sixteen times this host's)
+    #[arg(long, value_name = "CPUS")]
+    pub cpu: Option<f64>,
+    /// Environments of a backend at once; may be repeated
+    #[arg(long, value_name = "BACKEND=COUNT", value_parser = parse::count)]
+    pub max: Vec<(String, u64)>,
+    /// How long a lease lasts for a client that does not say
+    #[arg(long, value_name = "TIME", value_parser = parse::duration, default_value = "5m")]
+    pub ttl: Duration,
+    /// End the daemon after this time without clients and environments
+    #[arg(long, value_name = "TIME", value_parser = parse::duration)]
+    pub idle: Option<Duration>,
+    /// Print the OpenAPI document and end
+    #[arg(long)]
+    pub openapi: bool,
 }
 
 #[derive(Debug, Clone, Args)]

@@ -113,6 +113,8 @@ async fn dispatch(context: &mut Context, command: Command) -> Result<u8, Failure
         Command::Down(args) => commands::end::down(context, args).await,
         Command::Cleanup(args) => commands::end::cleanup(context, args).await,
         Command::Profiles => commands::config::profiles(context),
+        #[cfg(feature = "serve")]
+        Command::Serve(args) => commands::serve::serve(context, args).await,
         Command::Doctor(args) => commands::doctor::doctor(context, args).await,
         Command::Config(ConfigCommand::Show { profile, set, allow_weaker }) => {
             commands::config::show(context, &profile, set, allow_weaker)

@@ -89,6 +89,17 @@ pub(crate) fn bound(text: &str) -> Result<UnpackLimits, String> {
     Ok(UnpackLimits { bytes, ..UnpackLimits::NONE })
 }
 
+#[cfg(feature = "serve")]
+pub(crate) fn size(text: &str) -> Result<u64, String> {
+    tierbox::profile::units::parse_size(text).map_err(|error| error.message().to_owned())
+}
+
+#[cfg(feature = "serve")]
+pub(crate) fn count(text: &str) -> Result<(String, u64), String> {
+    let (name, count) = text.split_once('=').ok_or("write BACKEND=COUNT, such as vagrant=2")?;
+    Ok((name.to_owned(), count.parse().map_err(|_| format!("{count:?} is not a count"))?))
+}
+
 pub(crate) fn copy_in(text: &str) -> Result<CopyInArg, String> {
     let (host, guest) = split_host(text);
     let guest = match guest {

@@ -242,6 +242,15 @@ impl Tierbox {
         Ok(listing)
     }
 
+    /// One environment, by id or name.
+    ///
+    /// # Errors
+    /// `NotFound`, naming what there is.
+    pub async fn list_one(&self, id_or_name: &str) -> Result<Listed> {
+        let entry = self.journal()?.find(id_or_name)?;
+        Ok(self.listed(entry).await)
+    }
+
     /// Ends a detached or orphaned environment, by id or name.
     ///
     /// # Errors

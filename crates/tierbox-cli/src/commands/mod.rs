@@ -9,6 +9,8 @@ pub(crate) mod execs;
 pub(crate) mod forward;
 pub(crate) mod ls;
 pub(crate) mod run;
+#[cfg(feature = "serve")]
+pub(crate) mod serve;
 pub(crate) mod shell;
 pub(crate) mod starting;
 pub(crate) mod up;
@@ -22,6 +24,8 @@ use crate::{exit, output};
 pub(crate) fn without_client(cli: &Cli) -> Option<u8> {
     match &cli.command {
         Command::ExitCodes => output::line(exit::TABLE),
+        #[cfg(feature = "serve")]
+        Command::Serve(args) if args.openapi => serve::print_openapi(),
         Command::Config(ConfigCommand::Template) => output::raw(tierbox::profile::template().as_bytes()),
         Command::Completions { shell } => {
             let mut script = Vec::new();

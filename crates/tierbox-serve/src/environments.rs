@@ -1,0 +1,259 @@
+//! Environments: those this daemon holds, and what clients do with them.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant, SystemTime};
+
+use tierbox::{Error, ErrorKind, Hold, Listed, Result, Running, Standing, StartOptions};
+
+use crate::admission::{Demand, Permit};
+use crate::server::Shared;
+use crate::wire;
+
+/// The label that names the client of an environment.
+pub(crate) const CLIENT_LABEL: &str = "serve.client";
+/// Labels with this beginning are the daemon's own.
+const OWN_LABELS: &str = "serve.";
+/// How long a start waits for admission, unless its client says otherwise.
+const WAIT: Duration = Duration::from_secs(60);
+
+/// An environment in the hands of this daemon.
+pub(crate) struct Held {
+    pub running: Running,
+    pub client: String,
+    busy: AtomicUsize,
+    /// Its share of the budget; environments that others started have none.
+    _permit: Option<Permit>,
+}
+
+/// Shows that a request is under way in an environment, so that its lease does not end meanwhile.
+pub(crate) struct Busy(Arc<Held>);
+
+impl Busy {
+    pub fn running(&self) -> &Running {
+        &self.0.running
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.busy.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Held {
+    pub fn is_busy(&self) -> bool {
+        self.busy.load(Ordering::Relaxed) > 0
+    }
+}
+
+impl Shared {
+    /// Starts an environment for a client, when there is room for it.
+    pub async fn create(self: &Arc<Self>, client: &str, asked: wire::Create) -> Result<wire::Environment> {
+        let ttl = self.ttl(asked.ttl)?;
+        let wait = asked.wait.map_or(Ok(WAIT), |wait| seconds("wait", wait))?;
+        let mut options = StartOptions::new();
+        options.set = asked.set.into_iter().collect();
+        options.allow_weaker = asked.allow_weaker;
+        options.env = asked.env;
+        options.name = asked.name;
+        options.lifetime = asked.lifetime.map(|lifetime| seconds("lifetime", lifetime)).transpose()?;
+        options.labels = labels(asked.labels)?;
+        let relative = asked.profile.contains('/') && !asked.profile.starts_with('/');
+        if asked.profile.is_empty() || relative || asked.profile.contains('\0') {
+            return Err(invalid("the profile is neither a name nor an absolute path"));
+        }
+        let spec = self.client.resolve(asked.profile.as_str(), &options)?;
+        let detachable = self.client.check(&spec)?.detached;
+        let demand = Demand::of(&spec);
+        options.labels.insert(CLIENT_LABEL.into(), client.into());
+        options.labels.extend(demand.labels().map(|(key, value)| (key.to_owned(), value)));
+        let permit = self.admission.admit(client, &spec.profile, demand, Instant::now() + wait).await?;
+        // The lease's time begins when the environment is ready, or it could expire during a long start.
+        options.hold = detachable.then(|| Hold::Until(SystemTime::now() + spec.limits.startup + ttl));
+        let began = Instant::now();
+        let running = self.client.start_spec(spec, options).await?;
+        if detachable {
+            self.client.renew(running.id(), Hold::Until(SystemTime::now() + ttl))?;
+        }
+        self.metrics.started(began.elapsed());
+        let id = running.id().to_owned();
+        let held = Held { running, client: client.to_owned(), busy: AtomicUsize::new(0), _permit: Some(permit) };
+        self.environments().insert(id.clone(), Arc::new(held));
+        self.show(&id).await
+    }
+
+    /// Finds an environment, also one that somebody else started.
+    pub async fn find(&self, id_or_name: &str) -> Result<Busy> {
+        if let Some(held) = self.environments().get(id_or_name) {
+            return Ok(busy(held));
+        }
+        let id = self.client.journal()?.find(id_or_name)?.record.id;
+        if let Some(held) = self.environments().get(&id) {
+            return Ok(busy(held));
+        }
+        let held = self.attach(&id, None).await?;
+        Ok(busy(self.environments().entry(id).or_insert(held)))
+    }
+
+    async fn attach(&self, id: &str, listed: Option<&Listed>) -> Result<Arc<Held>> {
+        let running = self.client.attach(id).await?;
+        let client = listed.and_then(|listed| listed.labels.get(CLIENT_LABEL)).cloned();
+        let permit = listed
+            .zip(client.as_ref())
+            .map(|(listed, _)| self.admission.take(Demand::from_labels(&listed.record.backend, &listed.labels)));
+        Ok(Arc::new(Held { running, client: client.unwrap_or_default(), busy: AtomicUsize::new(0), _permit: permit }))
+    }
+
+    /// Finds the environments again that an earlier daemon served.
+    pub async fn find_again(&self) -> Result<usize> {
+        let mut found = 0;
+        for listed in self.client.list().await?.environments {
+            let ours = listed.labels.contains_key(CLIENT_LABEL);
+            if !ours || !listed.alive || !matches!(listed.standing, Standing::Until | Standing::Kept) {
+                continue;
+            }
+            let id = listed.record.id.clone();
+            match self.attach(&id, Some(&listed)).await {
+                Ok(held) => {
+                    self.environments().insert(id, held);
+                    found += 1;
+                }
+                Err(error) => tracing::warn!(target: "tierbox::op", id, error = error.message(), "could not attach again"),
+            }
+        }
+        Ok(found)
+    }
+
+    /// Ends an environment.
+    pub async fn destroy(&self, id_or_name: &str) -> Result<wire::Removed> {
+        let id = match self.client.journal()?.find(id_or_name) {
+            Ok(entry) => entry.record.id,
+            Err(error) => return Err(error),
+        };
+        let held = self.environments().remove(&id);
+        // One that cannot be detached is this process's own: it ends by its handle.
+        if let Some(held) = held.filter(|held| held.running.is_attached()) {
+            return match Arc::try_unwrap(held) {
+                Ok(held) => held.running.stop().await.map(|()| wire::Removed { removed: vec![id] }),
+                Err(held) => {
+                    // Whoever still uses it is the last to let go, which ends it.
+                    drop(held);
+                    Ok(wire::Removed { removed: vec![id] })
+                }
+            };
+        }
+        Ok(wire::Removed { removed: self.client.down(&id).await?.removed })
+    }
+
+    pub async fn show(&self, id_or_name: &str) -> Result<wire::Environment> {
+        let found = self.find(id_or_name).await?;
+        let running = found.running();
+        let listed = self.client.list_one(running.id()).await?;
+        let mut shown = describe(&listed);
+        shown.machines = running.machines().iter().map(|machine| machine.name().to_owned()).collect();
+        let report = serde_json::to_value(running.report());
+        shown.report = Some(report.map_err(|error| Error::new(ErrorKind::Internal, "write report", error.to_string()))?);
+        Ok(shown)
+    }
+
+    pub async fn list(&self) -> Result<wire::Environments> {
+        let environments = self.client.list().await?.environments.iter().map(describe).collect();
+        Ok(wire::Environments { environments, waiting: self.admission.usage().waiting })
+    }
+
+    /// Renews one lease.
+    pub fn renew(&self, id_or_name: &str, asked: &wire::Renew) -> Result<wire::Renewed> {
+        let hold = self.hold(asked)?;
+        let id = self.client.journal()?.find(id_or_name)?.record.id;
+        let attached = self.environments().get(&id).is_some_and(|held| held.running.is_attached());
+        if !attached {
+            self.client.renew(&id, hold)?;
+        }
+        Ok(wire::Renewed { environments: vec![id] })
+    }
+
+    /// Renews every lease of a client. Those that are gone are left out.
+    pub fn renew_all(&self, client: &str, asked: &wire::Renew) -> Result<wire::Renewed> {
+        let hold = self.hold(asked)?;
+        let mine = |held: &&Arc<Held>| held.client == client && !held.running.is_attached();
+        let ids: Vec<String> = self.environments().values().filter(mine).map(|held| held.running.id().to_owned()).collect();
+        let renewed = |id: &String| self.client.renew(id, hold).is_ok();
+        Ok(wire::Renewed { environments: ids.into_iter().filter(renewed).collect() })
+    }
+
+    fn hold(&self, asked: &wire::Renew) -> Result<Hold> {
+        let ttl = self.ttl(asked.ttl)?;
+        Ok(if asked.keep { Hold::Kept } else { Hold::Until(SystemTime::now() + ttl) })
+    }
+
+    fn ttl(&self, asked: Option<f64>) -> Result<Duration> {
+        let ttl = asked.map_or(Ok(self.options.ttl), |ttl| seconds("ttl", ttl))?;
+        if !(1..=604_800).contains(&ttl.as_secs()) {
+            return Err(invalid("the ttl is not between one second and one week"));
+        }
+        Ok(ttl)
+    }
+}
+
+fn busy(held: &Arc<Held>) -> Busy {
+    held.busy.fetch_add(1, Ordering::Relaxed);
+    Busy(held.clone())
+}
+
+/// Seconds as a duration of at most a year.
+pub(crate) fn seconds(what: &str, value: f64) -> Result<Duration> {
+    match Duration::try_from_secs_f64(value) {
+        Ok(duration) if duration.as_secs() <= 31_536_000 => Ok(duration),
+        _ => Err(invalid(&format!("{what} is not between 0 and 31536000 seconds"))),
+    }
+}
+
+pub(crate) fn invalid(what: &str) -> Error {
+    Error::new(ErrorKind::InvalidInput, "read request", what)
+}
+
+fn labels(asked: BTreeMap<String, String>) -> Result<BTreeMap<String, String>> {
+    if asked.keys().any(|key| key.starts_with(OWN_LABELS)) {
+        return Err(invalid("labels that begin with `serve.` are the daemon's own"));
+    }
+    if asked.len() > 32 || asked.iter().any(|(key, value)| key.len() > 64 || value.len() > 1024) {
+        return Err(invalid("there are more than 32 labels, or one is longer than 1024 bytes"));
+    }
+    Ok(asked)
+}
+
+fn describe(listed: &Listed) -> wire::Environment {
+    let record = &listed.record;
+    let since = |time: SystemTime| time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let hold = match record.hold {
+        Hold::Until(end) => Some(end),
+        Hold::Process | Hold::Kept => None,
+    };
+    let foreign = |(key, _): &(&String, &String)| !key.starts_with(OWN_LABELS);
+    wire::Environment {
+        id: record.id.clone(),
+        name: record.name.clone(),
+        profile: record.profile.clone(),
+        tier: record.tier.clone(),
+        backend: record.backend.clone(),
+        client: listed.labels.get(CLIENT_LABEL).cloned().unwrap_or_default(),
+        ends: record.expires.into_iter().chain(hold).min().map(since),
+        state: state(listed).to_owned(),
+        labels: listed.labels.iter().filter(foreign).map(|(key, value)| (key.clone(), value.clone())).collect(),
+        machines: Vec::new(),
+        report: None,
+    }
+}
+
+fn state(listed: &Listed) -> &'static str {
+    match (listed.standing, listed.alive) {
+        (Standing::Held, _) => "in use",
+        (Standing::Until, true) => "up",
+        (Standing::Kept, true) => "kept",
+        (Standing::Orphaned, _) => "orphaned",
+        (Standing::Expired, _) => "expired",
+        (Standing::Until | Standing::Kept, false) => "gone",
+    }
+}

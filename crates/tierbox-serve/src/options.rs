@@ -1,0 +1,60 @@
+//! What a daemon can be told.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tierbox::{Result, Tierbox};
+
+use crate::Budget;
+use crate::tokens::Tokens;
+
+/// Settings of a daemon.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Options {
+    /// The Unix socket. [`default_socket`] where `None`. Its directory is made with mode 0700, the socket has 0600.
+    pub socket: Option<PathBuf>,
+    /// A loopback address to listen on as well; needs [`tokens`](Self::tokens).
+    pub tcp: Option<SocketAddr>,
+    /// Who may come over TCP.
+    pub tokens: Option<Tokens>,
+    /// What all environments of this daemon may have together.
+    pub budget: Budget,
+    /// How long a lease lasts for a client that says nothing else. 5 minutes.
+    pub ttl: Duration,
+    /// Connections at once; further ones wait to be accepted. 1024.
+    pub connections: usize,
+    /// The time for a request's head to arrive, and the longest silence in the middle of a body. 30 s.
+    pub patience: Duration,
+    /// End the daemon after this time without clients and environments. Never by default.
+    pub idle: Option<Duration>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            socket: None,
+            tcp: None,
+            tokens: None,
+            budget: Budget::of_host(),
+            ttl: Duration::from_secs(300),
+            connections: 1024,
+            patience: Duration::from_secs(30),
+            idle: None,
+        }
+    }
+}
+
+/// Where a daemon of this client's state directory listens.
+///
+/// # Errors
+/// As [`Tierbox::state_path`].
+pub fn default_socket(client: &Tierbox) -> Result<PathBuf> {
+    Ok(client.state_path()?.join("serve").join("serve.sock"))
+}
+
+/// The file in which a daemon shows who waits for admission, for `tierbox ls`.
+pub fn queue_file(state: &Path) -> PathBuf {
+    state.join("serve").join("queue.json")
+}
