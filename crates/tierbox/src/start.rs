@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use tierbox_core::{
-    Audit, Backend, Capabilities, Environment, EnvironmentSpec, Error, ErrorKind, Hold, HostIsolation, KillDomain, LeaseHandle,
+    Backend, Capabilities, Environment, EnvironmentSpec, Error, ErrorKind, Hold, HostIsolation, KillDomain, LeaseHandle,
     Progress, Report, Result, Silent,
 };
 use tierbox_lease::{Journal, Lease, NewLease};
