@@ -72,6 +72,20 @@ fn setup(spec: &EnvironmentSpec, dir: &std::path::Path) -> Setup {
     }
 }
 
+/// A set-up with what a specification adds to it.
+pub fn adjusted(made: Setup, spec: &EnvironmentSpec, dir: &std::path::Path) -> Setup {
+    let wanted = setup(spec, dir);
+    let same = |key: &Blob| wanted.env.iter().any(|(name, _)| name == key);
+    let env = made.env.into_iter().filter(|(key, _)| !same(key)).collect::<Vec<_>>();
+    Setup {
+        env: env.into_iter().chain(wanted.env.iter().cloned()).collect(),
+        workdir: wanted.workdir,
+        rlimits: wanted.rlimits,
+        agent: Agent { home: wanted.agent.home, ..made.agent },
+        ..made
+    }
+}
+
 /// The supervisor, to be executed by a child.
 fn program() -> Result<PathBuf> {
     static PROGRAM: OnceLock<OwnedFd> = OnceLock::new();
@@ -82,7 +96,7 @@ fn program() -> Result<PathBuf> {
     Ok(PathBuf::from(format!("/proc/self/fd/{}", PROGRAM.get().expect("it was just made").as_raw_fd())))
 }
 
-fn report(spec: &EnvironmentSpec, capabilities: &Capabilities) -> Report {
+pub fn report(spec: &EnvironmentSpec, capabilities: &Capabilities) -> Report {
     let limits = &spec.limits;
     let asked =
         [("memory", limits.memory), ("pids", limits.pids), ("file-size", limits.file_size), ("open-files", limits.open_files)];

@@ -3,6 +3,7 @@
 
 pub mod again;
 pub mod framed;
+pub mod joined;
 pub mod remains;
 
 use std::sync::Arc;

@@ -15,8 +15,10 @@ use tokio::sync::{Notify, oneshot};
 
 use crate::calls::{Sink, Step, Table, end_all};
 use crate::errors::{Closed, lock};
-use crate::handshake::SetupReply;
+use crate::handshake::{Ready, SetupReply};
+use crate::line::{Line, Reconnect};
 use crate::outgoing::Outgoing;
+use crate::session::Session;
 use crate::{driver, incoming};
 
 /// A line to the supervisor of one machine. Clones are the same line; it ends when the last clone, and the last handle made
@@ -50,6 +52,7 @@ pub(crate) struct Shared {
     over: Notify,
     heard: AtomicU64,
     passes_descriptors: bool,
+    session: Option<Arc<Session>>,
 }
 
 /// What is awaited on call 0.
@@ -77,7 +80,7 @@ impl Channel {
         let driver = driver::handle()?;
         socket.set_nonblocking(true).map_err(|error| Error::io("open channel", error))?;
         let socket = Arc::new(OwnedFd::from(socket));
-        let shared = Shared::new(Outgoing::socket(socket.clone()), true);
+        let shared = Shared::new(Outgoing::socket(socket.clone()), true, None);
         let reader = {
             let _inside = driver.enter();
             incoming::Socket::new(socket).map_err(|error| Error::io("open channel", error))?
@@ -92,9 +95,59 @@ impl Channel {
     /// `Io` if the driver cannot start.
     pub fn stream(reader: Box<dyn AsyncRead + Send + Unpin>, writer: Box<dyn AsyncWrite + Send + Unpin>) -> Result<Self> {
         let driver = driver::handle()?;
-        let shared = Shared::new(Outgoing::stream(writer, driver), false);
+        let shared = Shared::new(Outgoing::stream(writer, driver), false, None);
         driver.spawn(incoming::run(shared.clone(), incoming::Stream::new(reader), incoming::PATIENCE));
         Ok(Self(Arc::new(Owner(shared))))
+    }
+
+    /// A channel over lines that can drop, to a supervisor that outlives them.
+    ///
+    /// After [`hello`](Self::hello) a line that drops is replaced by one that `reconnect` opens, for as long as the grace of the
+    /// greeting: no command runs twice, no byte is lost, and a caller notices nothing but the wait. Meanwhile commands run on;
+    /// of what they print 1 MiB per stream is held in the machine, then they block. If the grace ends without a line, the channel
+    /// is closed, the supervisor kills all that it runs, and every outcome that was not heard is
+    /// [`Lost`](tierbox_core::Outcome::Lost).
+    ///
+    /// A line that is cut without a word is given up after 20 s of silence while something is awaited; a transport with
+    /// keep-alives of its own notices sooner.
+    ///
+    /// # Errors
+    /// `Io` if the driver cannot start or the system has no random numbers.
+    pub fn resumable(line: Line, reconnect: Arc<dyn Reconnect>) -> Result<Self> {
+        let driver = driver::handle()?;
+        let (session, outgoing) = (Session::new(reconnect)?, Outgoing::session());
+        let shared = Shared::new(outgoing.clone(), false, Some(session.clone()));
+        driver.spawn(incoming::run_session(shared.clone(), outgoing, session, line));
+        Ok(Self(Arc::new(Owner(shared))))
+    }
+
+    /// A new machine over a [`resumable`](Self::resumable) channel: sends the set-up on its first line, waits until the machine is
+    /// ready, and begins the session.
+    ///
+    /// # Errors
+    /// `HostUnable` if the supervisor refuses; as [`setup`](Self::setup).
+    pub async fn begin(
+        line: Line,
+        reconnect: Arc<dyn Reconnect>,
+        setup: &Setup,
+        grace: Duration,
+        limit: Duration,
+    ) -> Result<(Self, Ready)> {
+        let channel = Self::resumable(line, reconnect)?;
+        match channel.setup(setup, limit).await? {
+            SetupReply::Ready(ready) => {
+                channel.hello(grace)?;
+                channel.ping(limit).await?;
+                Ok((channel, ready))
+            }
+            SetupReply::Refused { step, errno, detail } => {
+                let message = format!("the supervisor could not set the machine up: {step}: errno {errno} {detail}");
+                Err(Error::new(ErrorKind::HostUnable, "set up machine", message))
+            }
+            SetupReply::NetworkWanted { .. } => {
+                Err(Error::new(ErrorKind::Protocol, "set up machine", "a machine without a network of its own wants one"))
+            }
+        }
     }
 
     /// Sends what the machine should be and waits for what became of it.
@@ -139,7 +192,11 @@ impl Channel {
         let shared = self.shared();
         lock(&shared.control).hellos += 1;
         let grace_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
-        shared.must_send(0, &ToSupervisor::Hello { version: VERSION, grace_ms }, "greet supervisor")
+        let greeting = match &shared.session {
+            Some(session) => session.begin(grace),
+            None => ToSupervisor::Hello { version: VERSION, grace_ms },
+        };
+        shared.must_send(0, &greeting, "greet supervisor")
     }
 
     /// Waits until the supervisor has taken in everything that was sent before.
@@ -197,7 +254,7 @@ async fn within<T>(limit: Duration, operation: &'static str, work: impl Future<O
 }
 
 impl Shared {
-    fn new(outgoing: Arc<Outgoing>, passes_descriptors: bool) -> Arc<Self> {
+    fn new(outgoing: Arc<Outgoing>, passes_descriptors: bool, session: Option<Arc<Session>>) -> Arc<Self> {
         Arc::new(Self {
             outgoing,
             table: Mutex::default(),
@@ -206,6 +263,7 @@ impl Shared {
             over: Notify::new(),
             heard: AtomicU64::new(0),
             passes_descriptors,
+            session,
         })
     }
 

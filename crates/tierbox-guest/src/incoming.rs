@@ -10,6 +10,9 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 
 use crate::channel::Shared;
 use crate::errors::Closed;
+use crate::line::Line;
+use crate::outgoing::{LAST_WORDS, Outgoing};
+use crate::session::Session;
 
 /// How often a silent machine is looked at.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
@@ -115,6 +118,25 @@ pub(crate) async fn run(shared: Arc<Shared>, source: impl Source, patience: Dura
         _ = shared.over() => return,
     };
     shared.close(reason);
+}
+
+/// Serves a session until it ends.
+pub(crate) async fn run_session(shared: Arc<Shared>, outgoing: Arc<Outgoing>, session: Arc<Session>, line: Line) {
+    let _reading = Reading(shared.clone());
+    let reason = {
+        let serve = session.serve(&shared, &outgoing, line);
+        tokio::pin!(serve);
+        tokio::select! {
+            reason = &mut serve => reason,
+            reason = watch(&shared, PATIENCE) => reason,
+            _ = shared.over() => {
+                let _ = tokio::time::timeout(LAST_WORDS, serve).await;
+                return outgoing.die();
+            }
+        }
+    };
+    shared.close(reason);
+    outgoing.die();
 }
 
 async fn read(shared: &Shared, mut source: impl Source) -> Closed {

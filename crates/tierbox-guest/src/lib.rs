@@ -25,16 +25,21 @@ mod files;
 mod flow;
 mod handshake;
 mod incoming;
+pub mod install;
+mod line;
 mod operation;
 mod outgoing;
 #[cfg(all(target_os = "linux", feature = "descriptors"))]
 mod pipe;
+pub mod plain;
 mod sandbox;
+mod session;
 pub mod supervisor;
 pub mod transfer;
 
 pub use channel::Channel;
 pub use handshake::{Ready, SetupReply};
+pub use line::{Line, Reconnect};
 pub use sandbox::{GuestConfig, GuestSandbox};
 
 #[cfg(all(test, target_os = "linux", feature = "descriptors"))]

@@ -23,7 +23,7 @@ const HIGH_WATER: usize = 1 << 20;
 /// Bytes that are handed to a stream at once.
 const BATCH: usize = 256 << 10;
 /// How long a closing channel may take for what is still queued.
-const LAST_WORDS: Duration = Duration::from_secs(1);
+pub(crate) const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// Who writes the bytes.
 enum Line {
@@ -186,6 +186,32 @@ impl Outgoing {
             }
             Line::Task => self.work.notify_one(),
         }
+    }
+
+    /// A queue that a session takes frames from.
+    pub(crate) fn session() -> Arc<Self> {
+        Self::new(Line::Task)
+    }
+
+    /// The next frame; `None` when there is none now.
+    pub(crate) fn next_frame(&self) -> Option<Vec<u8>> {
+        let mut queue = lock(&self.queue);
+        let item = queue.items.pop_front()?;
+        queue.bytes -= item.bytes.len();
+        drop(queue);
+        self.room.notify_waiters();
+        Some(item.bytes)
+    }
+
+    /// Whether everything was taken, and nothing more comes.
+    pub(crate) fn is_finished(&self) -> bool {
+        let queue = lock(&self.queue);
+        queue.phase != Phase::Open && queue.items.is_empty()
+    }
+
+    /// Waits until there may be something to take.
+    pub(crate) async fn work(&self) {
+        self.work.notified().await;
     }
 
     /// The next bytes for a stream; `None` when there are none now.

@@ -10,6 +10,13 @@
 //!
 //! Flow control: each framed stream starts with a window of [`WINDOW`] bytes, and the receiver grants more with `Credit`
 //! (host to supervisor) or `InputCredit` (supervisor to host) as it consumes. A sender that exceeds its window is broken.
+//!
+//! Sessions: a channel over a line that can drop (ssh, an engine's exec) begins with `Begin` instead of `Hello`. From then on both
+//! sides count the frames that they take in, tell the other side now and then (`Ack`), and keep what they sent until it is
+//! acknowledged. When the line drops, the supervisor keeps everything as it is for the grace that `Begin` names. A new line that
+//! starts with `Resume` goes on where the old one ended: each side says how many frames it has, and the other sends what is
+//! missing. So each frame is taken in exactly once, whatever happens to lines. `Join`, `Begin`, `Resume`, `Resumed`, `Ack` and
+//! `Leave` belong to lines, not to the session: they are neither counted nor sent again.
 
 use crate::wire::{Blob, DecodeError, Reader, Wire};
 use crate::{wire_enum, wire_struct};
@@ -28,6 +35,13 @@ pub const WINDOW: u32 = 1 << 20;
 
 /// Files up to this size travel inside one frame instead of a stream.
 pub const INLINE: u32 = 64 << 10;
+
+/// What each side of a session may have sent without an acknowledgement before it lets output wait, in bytes. Acknowledgements
+/// are due after a quarter of it.
+pub const UNACKNOWLEDGED: usize = 2 << 20;
+
+/// Acknowledgements are due after so many frames, too.
+pub const ACK_FRAMES: u64 = 64;
 
 /// Which stream of a command.
 pub const STDOUT: u8 = 1;
@@ -293,6 +307,34 @@ wire_enum! {
         Ping = 20,
         /// The network helper is attached; the machine may go on with its set-up. Only after [`NetworkWanted`](FromSupervisor::NetworkWanted).
         NetworkReady = 21,
+        /// The two descriptors that come with the frame, for reading and for writing, are the client's line from now on. Only as
+        /// the first frame on a local socket of a machine that was started by `serve`; the socket stays open as long as the
+        /// line does.
+        Join = 22,
+        /// First on a channel whose line may drop, in place of `Hello`. Answer: `Welcome`, the first counted frame.
+        Begin {
+            /// [`VERSION`].
+            version: u32,
+            /// Names the session: 128 random bits that only the host knows.
+            session: [u8; 16],
+            /// How long everything is kept when the line drops, in milliseconds.
+            grace_ms: u64,
+        } = 23,
+        /// First on a new line of a session. Answer: `Resumed`, or `Failed` (`NotFound`) on call 0 if there is no such session
+        /// (any more).
+        Resume {
+            /// The session.
+            session: [u8; 16],
+            /// Frames of the session that the host took in.
+            received: u64,
+        } = 24,
+        /// So many frames of the session were taken in.
+        Ack {
+            /// All in all.
+            received: u64,
+        } = 25,
+        /// The session is over: as if its grace were.
+        Leave = 26,
     }
 }
 
@@ -582,6 +624,16 @@ wire_enum! {
         Dialed = 17,
         /// Answer to `Ping`.
         Pong = 18,
+        /// Answer to `Resume`.
+        Resumed {
+            /// Frames of the session that the supervisor took in.
+            received: u64,
+        } = 19,
+        /// So many frames of the session were taken in.
+        Ack {
+            /// All in all.
+            received: u64,
+        } = 20,
     }
 }
 
@@ -636,6 +688,11 @@ impl Decoder {
             self.start = 0;
         }
         self.buffer.extend_from_slice(bytes);
+    }
+
+    /// Bytes that are not taken out yet.
+    pub fn pending(&self) -> usize {
+        self.buffer.len() - self.start
     }
 
     /// The next whole frame, if there is one.

@@ -29,6 +29,8 @@ pub enum Channel {
         read: OwnedFd,
         /// Frames go here.
         write: OwnedFd,
+        /// The socket of the process that brought the two, which ends when this is closed.
+        joiner: Option<OwnedFd>,
     },
 }
 
@@ -54,6 +56,8 @@ pub struct Machine {
     pub channel: Channel,
     /// Where later clients connect.
     pub listener: Option<OwnedFd>,
+    /// Whether later clients are joiners, who bring the descriptors of a line.
+    pub joined: bool,
     /// Its cgroups; empty where none can be written.
     pub cgroups: Vec<CgroupDir>,
     /// What was enforced.

@@ -1,6 +1,7 @@
 //! A machine that somebody else isolates: nothing is set up but this process itself.
 
 use std::ffi::OsStr;
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -9,16 +10,20 @@ use rustix::process::DumpableBehavior;
 use super::inside::announce_and_run;
 use super::refusal::{AtStep, Step};
 use super::refuse;
-use crate::protocol::Mechanism;
 use crate::runtime::machine::{Channel, Machine};
 use crate::runtime::sys;
 use crate::setup::Setup;
 
 /// Serves the machine that this process was started in.
 pub fn run(setup: Setup, channel: Channel) -> u8 {
+    run_with(setup, channel, None)
+}
+
+/// The same, with a socket to which joiners connect.
+pub fn run_with(setup: Setup, channel: Channel, joiners: Option<OwnedFd>) -> u8 {
     let _ = rustix::process::setsid();
     match prepare(&setup) {
-        Ok(()) => serve(setup, channel, Vec::new()),
+        Ok(()) => serve(setup, channel, joiners),
         Err(refusal) => refuse(&channel, &refusal),
     }
 }
@@ -45,7 +50,9 @@ fn make_workdir(setup: &Setup) {
 }
 
 /// Serves without anything having been isolated.
-pub fn serve(setup: Setup, channel: Channel, mechanisms: Vec<Mechanism>) -> u8 {
+fn serve(setup: Setup, channel: Channel, joiners: Option<OwnedFd>) -> u8 {
     let other_users = rustix::process::geteuid().is_root();
-    announce_and_run(Machine { setup, channel, listener: None, cgroups: Vec::new(), mechanisms, other_users })
+    let (cgroups, mechanisms) = (Vec::new(), Vec::new());
+    let joined = joiners.is_some();
+    announce_and_run(Machine { setup, channel, listener: joiners, joined, cgroups, mechanisms, other_users })
 }

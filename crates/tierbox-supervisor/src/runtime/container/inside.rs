@@ -196,7 +196,7 @@ fn serve(setup: Setup, channel: Channel, room: Room) -> u8 {
     let other_users = !matches!(setup.users, UserMap::Single);
     crash::point(&setup, "ready");
     let Room { listener, cgroups, mechanisms, word } = room;
-    let status = announce_and_run(Machine { setup, channel, listener, cgroups, mechanisms, other_users });
+    let status = announce_and_run(Machine { setup, channel, listener, joined: false, cgroups, mechanisms, other_users });
     // Goodbye: the keeper begins to clear up.
     let _ = rustix::net::shutdown(&word, rustix::net::Shutdown::Both);
     status

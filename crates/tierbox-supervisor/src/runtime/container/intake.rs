@@ -36,10 +36,21 @@ pub fn take_channel() -> io::Result<Channel> {
         Channel::Socket(read)
     } else {
         let write = rustix::io::fcntl_dupfd_cloexec(sys::take_inherited(1)?, FIRST_KEPT)?;
-        Channel::Pipes { read, write }
+        Channel::Pipes { read, write, joiner: None }
     };
     null_standard_streams(!socket)?;
     Ok(channel)
+}
+
+/// Forgets what a process must not keep that outlives whoever started it: signals, core files, directory, standard streams.
+///
+/// # Errors
+/// If there is no null device.
+pub fn settle_in_background() -> io::Result<()> {
+    sys::reset_signals();
+    rustix::process::setrlimit(Resource::Core, Rlimit { current: Some(1), maximum: Some(1) })?;
+    rustix::process::chdir("/")?;
+    null_standard_streams(false)
 }
 
 /// A pipe as descriptor 1 beside a socket is a sign of life: whoever holds its other end (a network helper) sees its end when

@@ -49,7 +49,11 @@ pub fn open(setup: &Setup) -> Step<Option<Listener>> {
     Ok(Some(Listener { socket, place: Place { parent, name: name.to_vec() } }))
 }
 
-fn bind(parent: &OwnedFd, name: &[u8]) -> io::Result<OwnedFd> {
+/// A listening socket of this name, for its owner alone.
+///
+/// # Errors
+/// If something of that name exists, and the system's.
+pub fn bind(parent: &OwnedFd, name: &[u8]) -> io::Result<OwnedFd> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
     // The address has room for 107 bytes only, and paths are longer: bind the bare name from within its directory.

@@ -11,6 +11,7 @@ mod guest;
 mod idmap;
 mod inside;
 mod intake;
+mod join;
 mod keeper;
 mod landlock;
 mod listen;
@@ -21,6 +22,7 @@ mod process;
 mod refusal;
 mod root;
 mod seccomp;
+mod serve;
 mod sources;
 
 use refusal::Refusal;
@@ -41,8 +43,25 @@ pub const EXIT_KILLED: u8 = 5;
 /// The machine ended, but processes of it could not be killed (mode `Process` only: they belong to another user).
 pub const EXIT_LEFTOVERS: u8 = 6;
 
-/// Reads the set-up, makes the machine, hands it to the engine.
+/// The arguments make no sense.
+pub const EXIT_USAGE: u8 = 2;
+/// No machine is served there, or its supervisor takes nobody.
+pub const EXIT_NO_MACHINE: u8 = 7;
+
+/// What the arguments ask for: nothing is a new machine at the other end of descriptor 0.
 pub fn main() -> u8 {
+    let arguments: Vec<_> = std::env::args_os().skip(1).collect();
+    match arguments.as_slice() {
+        [] => own_channel(),
+        [what, dir] if what == "serve" => serve::run(dir.as_ref()),
+        [what, dir] if what == "join" => join::run(dir.as_ref()),
+        [what] if what == "version" => join::say(1, &format!("tierbox-supervisor {}", crate::protocol::VERSION), 0),
+        _ => join::say(2, "usage: tierbox-supervisor [serve DIR | join DIR | version]", EXIT_USAGE),
+    }
+}
+
+/// Reads the set-up, makes the machine, hands it to the engine.
+fn own_channel() -> u8 {
     let Ok(channel) = intake::take_channel() else { return EXIT_NO_CHANNEL };
     let setup = match intake::read_setup(&channel) {
         Ok(setup) => setup,

@@ -64,7 +64,7 @@ fn supervise(setup: Setup, channel: Channel, listener: Option<Listener>, word: &
     mechanisms.push(Mechanism { name: "subreaper".into(), applied: 0, detail: detail.into() });
     let other_users = rustix::process::geteuid().is_root();
     let listener = listener.map(|listener| listener.socket);
-    inside::announce_and_run(Machine { setup, channel, listener, cgroups, mechanisms, other_users })
+    inside::announce_and_run(Machine { setup, channel, listener, joined: false, cgroups, mechanisms, other_users })
 }
 
 fn keep(setup: &Setup, channel: Channel, listener: Option<Listener>, voice: OwnedFd, pid: i32) -> u8 {

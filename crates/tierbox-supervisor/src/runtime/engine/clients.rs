@@ -38,14 +38,14 @@ impl Engine {
     /// Lets clients go whose stream broke while it was written to, and feeds those that have room again.
     pub(super) fn drop_broken(&mut self) {
         for id in std::mem::take(&mut self.connections.broken) {
-            self.disconnect(id);
+            self.lose_line(id);
         }
         for id in std::mem::take(&mut self.connections.relieved) {
             self.feed_client(id);
         }
     }
 
-    fn feed_client(&mut self, id: u32) {
+    pub(super) fn feed_client(&mut self, id: u32) {
         let Some(connection) = self.connections.get(id) else { return };
         let calls: Vec<Call> = connection.calls.values().copied().collect();
         for call in calls {
@@ -61,7 +61,8 @@ impl Engine {
     /// A client is gone.
     pub(super) fn disconnect(&mut self, id: u32) {
         let Some(connection) = self.connections.remove(&self.poller, id) else { return };
-        let grace = Duration::from_millis(connection.grace_ms);
+        // A session's grace is over when it comes here.
+        let grace = Duration::from_millis(if connection.session.is_some() { 0 } else { connection.grace_ms });
         for call in connection.calls.values() {
             match call {
                 Call::File(id) => self.abort_file(*id),

@@ -4,11 +4,13 @@ use std::collections::{HashMap, VecDeque};
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::rc::Rc;
 
 use rustix::io::Errno;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendFlags};
 
 use super::poll::{Interest, Poller, Token};
+use super::session::Session;
 use crate::protocol::{Decoder, Frame, FromSupervisor, ToSupervisor, try_encode};
 use crate::runtime::machine::Channel;
 
@@ -44,10 +46,11 @@ pub enum Call {
 /// One client.
 #[derive(Debug)]
 pub struct Connection {
-    channel: Channel,
+    /// `None` while a session has no line.
+    channel: Option<Channel>,
     decoder: Decoder,
     descriptors: VecDeque<OwnedFd>,
-    queue: VecDeque<Vec<u8>>,
+    queue: VecDeque<Rc<Vec<u8>>>,
     queued: usize,
     /// How much of the first queued frame is written.
     written: usize,
@@ -61,19 +64,59 @@ pub struct Connection {
     pub calls: HashMap<u32, Call>,
     /// Whether this is the machine's own channel.
     pub own: bool,
+    /// What outlives its line, if anything does.
+    pub session: Option<Session>,
 }
 
 impl Connection {
-    fn reader(&self) -> BorrowedFd<'_> {
-        match &self.channel {
-            Channel::Socket(socket) => socket.as_fd(),
-            Channel::Pipes { read, .. } => read.as_fd(),
-        }
-    }
-
     /// Whether output for it should wait.
     pub fn is_busy(&self) -> bool {
-        self.queued >= BUSY
+        self.queued >= BUSY || self.session.as_ref().is_some_and(Session::is_full)
+    }
+
+    /// Whether it has a line.
+    pub fn is_connected(&self) -> bool {
+        self.channel.is_some()
+    }
+
+    /// Whether it is a local socket, over which descriptors come.
+    pub fn is_socket(&self) -> bool {
+        matches!(self.channel, Some(Channel::Socket(_)))
+    }
+
+    /// Takes its line away, with what is not written to it.
+    fn take_line(&mut self, poller: &Poller) -> Option<Channel> {
+        self.queue.clear();
+        (self.queued, self.written) = (0, 0);
+        self.descriptors.clear();
+        let channel = self.channel.take()?;
+        match &channel {
+            Channel::Socket(socket) => poller.remove(socket),
+            Channel::Pipes { read, write, .. } => {
+                poller.remove(read);
+                poller.remove(write);
+            }
+        }
+        Some(channel)
+    }
+
+    /// Gives it a line.
+    fn give_line(&mut self, poller: &Poller, id: u32, channel: Channel) -> io::Result<()> {
+        match &channel {
+            Channel::Socket(socket) => {
+                super::stream::unblock(socket)?;
+                poller.add(socket, Token::Connection(id), Interest::READ)?;
+            }
+            Channel::Pipes { read, write, .. } => {
+                super::stream::unblock(read)?;
+                super::stream::unblock(write)?;
+                poller.add(read, Token::Connection(id), Interest::READ)?;
+                poller.add(write, Token::ConnectionOut(id), Interest::GONE)?;
+            }
+        }
+        self.channel = Some(channel);
+        self.interest = Interest::READ;
+        Ok(())
     }
 
     /// Reads once. True if there is more.
@@ -82,8 +125,9 @@ impl Connection {
     /// At the end of the stream, or when it broke.
     pub fn read(&mut self, scratch: &mut [u8]) -> io::Result<bool> {
         let count = match &self.channel {
-            Channel::Pipes { read, .. } => rustix::io::read(read, &mut *scratch),
-            Channel::Socket(socket) => receive(socket.as_fd(), scratch, &mut self.descriptors),
+            Some(Channel::Pipes { read, .. }) => rustix::io::read(read, &mut *scratch),
+            Some(Channel::Socket(socket)) => receive(socket.as_fd(), scratch, &mut self.descriptors),
+            None => return Ok(false),
         };
         match count {
             Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
@@ -96,12 +140,14 @@ impl Connection {
         }
     }
 
-    /// The next frame that came.
+    /// The next frame that came, and its length.
     ///
     /// # Errors
     /// If what came is no frame.
-    pub fn next_frame(&mut self) -> Result<Option<Frame<ToSupervisor>>, crate::wire::DecodeError> {
-        self.decoder.next_frame()
+    pub fn next_frame(&mut self) -> Result<Option<(Frame<ToSupervisor>, usize)>, crate::wire::DecodeError> {
+        let before = self.decoder.pending();
+        let frame = self.decoder.next_frame()?;
+        Ok(frame.map(|frame| (frame, before - self.decoder.pending())))
     }
 
     /// The descriptors that a frame counts; `None` if they did not come.
@@ -111,9 +157,10 @@ impl Connection {
 
     /// Writes what is queued, as far as it goes.
     fn flush(&mut self) -> io::Result<()> {
+        let Some(channel) = &self.channel else { return Ok(()) };
         while !self.queue.is_empty() {
             let slices: Vec<IoSlice<'_>> = self.slices().collect();
-            let count = match &self.channel {
+            let count = match channel {
                 Channel::Socket(socket) => {
                     let mut nothing = rustix::net::SendAncillaryBuffer::default();
                     rustix::net::sendmsg(socket, &slices, &mut nothing, SendFlags::NOSIGNAL)
@@ -121,7 +168,7 @@ impl Connection {
                 Channel::Pipes { write, .. } => rustix::io::writev(write, &slices),
             };
             match count {
-                Ok(count) => self.advance(count),
+                Ok(count) => advance(&mut self.queue, &mut self.queued, &mut self.written, count),
                 Err(Errno::AGAIN) => return Ok(()),
                 Err(Errno::INTR) => {}
                 Err(errno) => return Err(errno.into()),
@@ -134,17 +181,18 @@ impl Connection {
         let skip = |index: usize| if index == 0 { self.written } else { 0 };
         self.queue.iter().take(64).enumerate().map(move |(index, frame)| IoSlice::new(&frame[skip(index)..]))
     }
+}
 
-    fn advance(&mut self, count: usize) {
-        self.queued -= count;
-        self.written += count;
-        while let Some(first) = self.queue.front() {
-            if self.written < first.len() {
-                break;
-            }
-            self.written -= first.len();
-            self.queue.pop_front();
+/// So many bytes were written.
+fn advance(queue: &mut VecDeque<Rc<Vec<u8>>>, queued: &mut usize, written: &mut usize, count: usize) {
+    *queued -= count;
+    *written += count;
+    while let Some(first) = queue.front() {
+        if *written < first.len() {
+            break;
         }
+        *written -= first.len();
+        queue.pop_front();
     }
 }
 
@@ -185,20 +233,8 @@ impl Connections {
     pub fn add(&mut self, poller: &Poller, channel: Channel, own: bool) -> io::Result<u32> {
         self.made = self.made.wrapping_add(1);
         let id = self.made;
-        match &channel {
-            Channel::Socket(socket) => {
-                super::stream::unblock(socket)?;
-                poller.add(socket, Token::Connection(id), Interest::READ)?;
-            }
-            Channel::Pipes { read, write } => {
-                super::stream::unblock(read)?;
-                super::stream::unblock(write)?;
-                poller.add(read, Token::Connection(id), Interest::READ)?;
-                poller.add(write, Token::ConnectionOut(id), Interest::GONE)?;
-            }
-        }
-        let connection = Connection {
-            channel,
+        let mut connection = Connection {
+            channel: None,
             decoder: Decoder::default(),
             descriptors: VecDeque::new(),
             queue: VecDeque::new(),
@@ -210,7 +246,9 @@ impl Connections {
             grace_ms: 0,
             calls: HashMap::new(),
             own,
+            session: None,
         };
+        connection.give_line(poller, id, channel)?;
         self.all.insert(id, connection);
         Ok(id)
     }
@@ -232,11 +270,8 @@ impl Connections {
 
     /// Lets a client go.
     pub fn remove(&mut self, poller: &Poller, id: u32) -> Option<Connection> {
-        let connection = self.all.remove(&id)?;
-        poller.remove(connection.reader());
-        if let Channel::Pipes { write, .. } = &connection.channel {
-            poller.remove(write);
-        }
+        let mut connection = self.all.remove(&id)?;
+        connection.take_line(poller);
         Some(connection)
     }
 
@@ -254,8 +289,79 @@ impl Connections {
         let Some(connection) = self.all.get_mut(&id) else { return };
         // Everything that the engine says is bounded far below the longest frame.
         let Some(frame) = try_encode(call, message) else { return };
-        connection.queued += frame.len();
-        connection.queue.push_back(frame);
+        let frame = Rc::new(frame);
+        if let Some(session) = connection.session.as_mut().filter(|_| super::session::is_counted(message)) {
+            session.sent(frame.clone());
+        }
+        if connection.channel.is_some() {
+            connection.queued += frame.len();
+            connection.queue.push_back(frame);
+        }
+    }
+
+    /// A joiner's two descriptors are its line from now on.
+    ///
+    /// # Errors
+    /// If they cannot be watched.
+    pub fn join(&mut self, poller: &Poller, id: u32, read: OwnedFd, write: OwnedFd) -> io::Result<()> {
+        let Some(connection) = self.all.get_mut(&id) else { return Ok(()) };
+        let Some(Channel::Socket(joiner)) = connection.take_line(poller) else { return Ok(()) };
+        connection.give_line(poller, id, Channel::Pipes { read, write, joiner: Some(joiner) })
+    }
+
+    /// Takes the line from a session. False if it is no session.
+    pub fn suspend(&mut self, poller: &Poller, id: u32) -> bool {
+        let Some(connection) = self.all.get_mut(&id).filter(|connection| connection.session.is_some()) else { return false };
+        connection.take_line(poller);
+        connection.decoder = Decoder::default();
+        true
+    }
+
+    /// The connection that is this session.
+    pub fn session(&self, name: &[u8; 16]) -> Option<u32> {
+        let is_it = |connection: &Connection| connection.session.as_ref().is_some_and(|session| session.name == *name);
+        self.all.iter().find(|(_, connection)| is_it(connection)).map(|(id, _)| *id)
+    }
+
+    /// Gives a session the line of another connection, which is gone then, and queues what the other side has not got. `None` if
+    /// what it says that it got cannot be.
+    pub fn resume(&mut self, poller: &Poller, session: u32, line: u32, received: u64) -> Option<()> {
+        let mut from = self.all.remove(&line)?;
+        let channel = from.take_line(poller)?;
+        let connection = self.all.get_mut(&session)?;
+        connection.take_line(poller);
+        connection.decoder = from.decoder;
+        connection.give_line(poller, session, channel).ok()?;
+        let missing = connection.session.as_mut()?.resume(received)?;
+        let answer = FromSupervisor::Resumed { received: connection.session.as_ref()?.received };
+        self.send(session, CHANNEL, &answer);
+        let connection = self.all.get_mut(&session)?;
+        connection.queued += missing.iter().map(|frame| frame.len()).sum::<usize>();
+        connection.queue.extend(missing);
+        Some(())
+    }
+
+    /// A frame of a session was taken in. An acknowledgement is sent when one is due.
+    pub fn took(&mut self, id: u32, bytes: usize) {
+        let due =
+            self.all.get_mut(&id).and_then(|connection| connection.session.as_mut()).and_then(|session| session.took(bytes));
+        if let Some(received) = due {
+            self.send(id, CHANNEL, &FromSupervisor::Ack { received });
+        }
+    }
+
+    /// The other side has so many frames. False if that cannot be.
+    pub fn acknowledged(&mut self, id: u32, received: u64) -> bool {
+        let Some(connection) = self.all.get_mut(&id) else { return true };
+        let was_busy = connection.is_busy();
+        let Some(session) = &mut connection.session else { return false };
+        if !session.acknowledged(received) {
+            return false;
+        }
+        if was_busy && !connection.is_busy() {
+            self.relieved.push(id);
+        }
+        true
     }
 
     /// Opens a call.
@@ -309,8 +415,9 @@ impl Connection {
             return;
         }
         match &self.channel {
-            Channel::Socket(socket) => poller.change(socket, Token::Connection(id), wanted),
-            Channel::Pipes { read, write } => {
+            None => {}
+            Some(Channel::Socket(socket)) => poller.change(socket, Token::Connection(id), wanted),
+            Some(Channel::Pipes { read, write, .. }) => {
                 poller.change(read, Token::Connection(id), Interest { write: false, ..wanted });
                 poller.change(write, Token::ConnectionOut(id), Interest { read: false, ..wanted });
             }

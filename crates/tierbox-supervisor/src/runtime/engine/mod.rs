@@ -17,6 +17,7 @@ mod poll;
 mod pty;
 mod reap;
 mod requests;
+mod session;
 mod spare;
 mod stream;
 mod sys;
@@ -80,6 +81,8 @@ struct Engine {
     timers: Timers,
     connections: Connections,
     listener: Option<OwnedFd>,
+    /// Whether clients of the listener bring a line each.
+    joined: bool,
     signals: OwnedFd,
     /// Where shims tell that their commands ended; the other end is theirs.
     shim_events: (OwnedFd, OwnedFd),
@@ -170,6 +173,7 @@ impl Engine {
             timers: Timers::default(),
             connections: Connections::default(),
             listener: machine.listener,
+            joined: machine.joined,
             signals,
             shim_events,
             shimmed: HashMap::new(),
@@ -237,7 +241,7 @@ impl Engine {
             Token::Children => self.reap_children(),
             Token::Shims => self.hear_shims(),
             Token::Connection(id) => self.on_connection(id, ready),
-            Token::ConnectionOut(id) => self.connections.flush_one(&self.poller, id),
+            Token::ConnectionOut(id) => self.on_writing_end(id, ready),
             Token::Output(key, stream) => self.pump_output(key, stream),
             Token::Input(key) => self.on_input(key, ready),
             Token::Linger(id) => self.discard(id),
@@ -263,6 +267,7 @@ impl Engine {
             Timer::Lifetime => self.ending = true,
             Timer::Abandoned => self.end_if_abandoned(),
             Timer::Dial(id) => self.give_up_dial(id),
+            Timer::Session(id, lines) => self.end_session(id, lines),
         }
     }
 

@@ -35,30 +35,84 @@ impl Engine {
         if ready.write {
             self.connections.flush_one(&self.poller, id);
         }
-        if ready.read && self.read_client(id).is_err() {
-            self.disconnect(id);
+        if !ready.read {
+            return;
+        }
+        match self.read_client(id) {
+            Ok(true) => {}
+            Ok(false) => self.lose_line(id),
+            Err(Violation) => self.disconnect(id),
         }
     }
 
-    fn read_client(&mut self, id: u32) -> Handled {
+    /// A client's separate writing end has room, or nobody reads from it any more.
+    pub(super) fn on_writing_end(&mut self, id: u32, ready: Ready) {
+        self.connections.flush_one(&self.poller, id);
+        if ready.gone {
+            // What it said before it went counts.
+            self.on_connection(id, Ready { read: true, write: false, gone: true });
+            self.lose_line(id);
+        }
+    }
+
+    /// False at the end of the line.
+    fn read_client(&mut self, id: u32) -> Result<bool, Violation> {
         for _ in 0..BURST {
-            let Some(connection) = self.connections.get(id) else { return Ok(()) };
+            let Some(connection) = self.connections.get(id) else { return Ok(true) };
             // What came before the end of the stream counts.
             let more = connection.read(&mut self.scratch);
             self.handle_frames(id)?;
-            if !more.map_err(|_| Violation)? {
-                break;
+            match more {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(_) => return Ok(false),
             }
         }
-        Ok(())
+        Ok(true)
     }
 
     fn handle_frames(&mut self, id: u32) -> Handled {
         while let Some(connection) = self.connections.get(id) {
-            let Some(frame) = connection.next_frame().map_err(|_| Violation)? else { break };
+            let Some((frame, length)) = connection.next_frame().map_err(|_| Violation)? else { break };
+            if self.handle_line(id, &frame)? {
+                continue;
+            }
+            // Counted before it is handled: its answer may tell of it.
+            self.connections.took(id, length);
             self.handle(id, frame)?;
         }
         Ok(())
+    }
+
+    /// Handles what belongs to a line rather than to a conversation. False if this does not.
+    fn handle_line(&mut self, id: u32, frame: &Frame<ToSupervisor>) -> Result<bool, Violation> {
+        let connection = self.connections.get(id).ok_or(Violation)?;
+        let fresh = !connection.greeted && connection.session.is_none();
+        match frame.message {
+            ToSupervisor::Join if fresh && self.joined && connection.is_socket() => {
+                let [read, write] = connection.take_descriptors(2).and_then(|two| two.try_into().ok()).ok_or(Violation)?;
+                self.connections.join(&self.poller, id, read, write).map_err(|_| Violation)?;
+            }
+            ToSupervisor::Begin { version, session, grace_ms } if fresh => {
+                connection.session = Some(super::session::Session::new(session, grace_ms));
+                self.greet(id, version, 0)?;
+            }
+            ToSupervisor::Resume { session, received } if fresh => {
+                if !self.resume_session(id, &session, received) {
+                    return Err(Violation);
+                }
+            }
+            ToSupervisor::Ack { received } => {
+                if !self.connections.acknowledged(id, received) {
+                    return Err(Violation);
+                }
+            }
+            ToSupervisor::Join | ToSupervisor::Begin { .. } | ToSupervisor::Resume { .. } | ToSupervisor::Leave => {
+                return Err(Violation);
+            }
+            _ => return Ok(false),
+        }
+        Ok(true)
     }
 
     fn handle(&mut self, id: u32, Frame { call, message }: Frame<ToSupervisor>) -> Handled {
@@ -110,6 +164,11 @@ impl Engine {
             }
             // It may come twice from a host that retried, and changes nothing here.
             ToSupervisor::NetworkReady => Ok(()),
+            ToSupervisor::Join
+            | ToSupervisor::Begin { .. }
+            | ToSupervisor::Resume { .. }
+            | ToSupervisor::Ack { .. }
+            | ToSupervisor::Leave => Err(Violation),
             ToSupervisor::File { op } => self.on_file(id, call, op),
             ToSupervisor::Dial { target } => {
                 self.opens_call(id, call)?;

@@ -26,6 +26,8 @@ pub enum Timer {
     Spare,
     /// Opening a stream takes too long.
     Dial(u32),
+    /// Nobody came back for a session since its line changed so often.
+    Session(u32, u32),
 }
 
 /// All deadlines, soonest first.
