@@ -12,7 +12,7 @@ use tierbox_core::{
     LeaseRecord, Limit, LimitReport, Progress, Report, Result, Sandbox, UserSupport,
 };
 use tierbox_guest::{Channel, GuestConfig, GuestSandbox, SetupReply, driver, supervisor};
-use tierbox_supervisor::setup::{Agent, Mode, Net, Rlimit, Root, Setup, UserMap};
+use tierbox_supervisor::setup::{Agent, Mode, Rlimit, Setup};
 use tierbox_supervisor::wire::Blob;
 use tierbox_testkit::minimum;
 
@@ -43,32 +43,16 @@ fn setup(spec: &EnvironmentSpec, dir: &std::path::Path) -> Setup {
     let base = [("PATH", "/usr/local/bin:/usr/bin:/bin"), ("LANG", "C.UTF-8"), ("HOME", dir)];
     let profile = spec.env.iter().map(|(name, value)| (blob(name), blob(value)));
     let rlimits = [rlimit(RLIMIT_FSIZE, spec.limits.file_size), rlimit(RLIMIT_NOFILE, spec.limits.open_files)];
+    let agent = Agent {
+        name: "agent".to_owned(),
+        uid: rustix::process::getuid().as_raw(),
+        gid: rustix::process::getgid().as_raw(),
+        home: blob(dir),
+    };
     Setup {
-        version: tierbox_supervisor::protocol::VERSION,
-        mode: Mode::Guest,
-        id: "framed".to_owned(),
-        users: UserMap::Single,
-        agent: Agent {
-            name: "agent".to_owned(),
-            uid: rustix::process::getuid().as_raw(),
-            gid: rustix::process::getgid().as_raw(),
-            home: blob(dir),
-        },
         env: base.iter().map(|(name, value)| (blob(name), blob(value))).chain(profile).collect(),
-        workdir: spec.workdir.as_deref().map_or_else(|| blob(dir), blob),
-        root: Root::Host,
-        binds: Vec::new(),
-        files: Vec::new(),
-        writable: Vec::new(),
-        disk: None,
-        inodes: None,
         rlimits: rlimits.into_iter().flatten().chain([Rlimit { resource: RLIMIT_CORE, value: spec.limits.core_size }]).collect(),
-        cgroups: Vec::new(),
-        net: Net::Host,
-        listen: None,
-        persist: false,
-        lifetime_ms: None,
-        crash_at: None,
+        ..Setup::new(Mode::Guest, "framed", agent, spec.workdir.as_deref().map_or_else(|| blob(dir), blob))
     }
 }
 

@@ -158,59 +158,22 @@ fn check_features(spec: &EnvironmentSpec, capabilities: &Capabilities) -> Result
 
 #[cfg(test)]
 mod unit {
-    use std::collections::BTreeMap;
 
-    use crate::{LimitCapabilities, Limits, Locality, MountSpec, NetworkSpec, UserSupport};
+    use crate::{LimitCapabilities, Locality, MountSpec};
 
     use super::*;
 
     fn spec(tier: &str) -> EnvironmentSpec {
-        EnvironmentSpec {
-            profile: "p".into(),
-            tier: tier.parse().unwrap(),
-            backend: "b".into(),
-            limits: Limits::default(),
-            env: BTreeMap::new(),
-            workdir: None,
-            user: None,
-            mounts: Vec::new(),
-            files: Vec::new(),
-            network: NetworkSpec::default(),
-            settings: serde_json::Value::Null,
-            base_dir: "/".into(),
-            hold: Hold::Process,
-            reason: None,
-            weakened: Vec::new(),
-            programs: Vec::new(),
-            agent: Default::default(),
-            code: Default::default(),
-        }
+        EnvironmentSpec::new("b", tier.parse().unwrap())
     }
 
     fn container() -> Capabilities {
         Capabilities {
-            host: HostIsolation::H1,
             networks: vec![Network::N0, Network::N2],
-            locality: Locality::Local,
             kill_domain: KillDomain::Cgroup,
-            streaming_output: true,
-            streaming_stdin: true,
-            pty: true,
-            signals: true,
-            idle_timeout: true,
-            detached_exec: true,
-            users: UserSupport::Any,
-            memory_outcome: true,
-            usage: true,
-            confined_exec: false,
-            files: true,
-            archives: true,
-            dial: true,
             mounts: MountSupport::ReadOnly,
-            multi_machine: false,
-            detached: false,
-            snapshots: false,
             limits: LimitCapabilities { memory: true, ..LimitCapabilities::default() },
+            ..Capabilities::none(HostIsolation::H1, Locality::Local)
         }
     }
 

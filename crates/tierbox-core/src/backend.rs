@@ -82,6 +82,34 @@ pub struct EnvironmentSpec {
     pub code: CodeSettings,
 }
 
+impl EnvironmentSpec {
+    /// A specification that asks for a tier and nothing else: default limits, no variables, mounts, files or settings, held by this
+    /// process. Its profile is called as the backend; relative paths start from `/`.
+    pub fn new(backend: impl Into<String>, tier: Tier) -> Self {
+        let backend = backend.into();
+        Self {
+            profile: backend.clone(),
+            tier,
+            backend,
+            limits: Limits::default(),
+            env: BTreeMap::new(),
+            workdir: None,
+            user: None,
+            mounts: Vec::new(),
+            files: Vec::new(),
+            network: NetworkSpec::default(),
+            settings: serde_json::Value::Null,
+            base_dir: PathBuf::from("/"),
+            hold: Hold::Process,
+            reason: None,
+            weakened: Vec::new(),
+            programs: Vec::new(),
+            agent: AgentSettings::default(),
+            code: CodeSettings::default(),
+        }
+    }
+}
+
 impl fmt::Debug for EnvironmentSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let settings: Vec<&String> = self.settings.as_object().into_iter().flat_map(|table| table.keys()).collect();

@@ -120,3 +120,34 @@ pub struct Capabilities {
     /// Which limits can be enforced.
     pub limits: LimitCapabilities,
 }
+
+impl Capabilities {
+    /// A machine behind this boundary that can do nothing: no network level, no option of a command, no limit. To be filled in with
+    /// struct update.
+    pub fn none(host: HostIsolation, locality: Locality) -> Self {
+        Self {
+            host,
+            networks: Vec::new(),
+            locality,
+            kill_domain: KillDomain::Session,
+            streaming_output: false,
+            streaming_stdin: false,
+            pty: false,
+            signals: false,
+            idle_timeout: false,
+            detached_exec: false,
+            users: UserSupport::DefaultOnly,
+            memory_outcome: false,
+            usage: false,
+            confined_exec: false,
+            files: false,
+            archives: false,
+            dial: false,
+            mounts: MountSupport::None,
+            multi_machine: false,
+            detached: false,
+            snapshots: false,
+            limits: LimitCapabilities::default(),
+        }
+    }
+}

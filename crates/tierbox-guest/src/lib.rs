@@ -37,10 +37,31 @@ mod session;
 pub mod supervisor;
 pub mod transfer;
 
+use tierbox_core::{Capabilities, HostIsolation, KillDomain, Locality};
+
 pub use channel::Channel;
 pub use handshake::{Ready, SetupReply};
 pub use line::{Line, Reconnect};
 pub use sandbox::{GuestConfig, GuestSandbox};
+
+/// What every machine that a supervisor serves can do; the rest (networks, users, mounts, limits, what isolates it) is for its
+/// backend to add with struct update. The kill domain is the weakest that the supervisor uses; its [`Ready`] says which it is.
+pub fn capabilities(host: HostIsolation, locality: Locality) -> Capabilities {
+    Capabilities {
+        kill_domain: KillDomain::Subreaper,
+        streaming_output: true,
+        streaming_stdin: true,
+        pty: true,
+        signals: true,
+        idle_timeout: true,
+        detached_exec: true,
+        usage: true,
+        files: true,
+        archives: true,
+        dial: true,
+        ..Capabilities::none(host, locality)
+    }
+}
 
 #[cfg(all(test, target_os = "linux", feature = "descriptors"))]
 mod unit;

@@ -50,31 +50,18 @@ fn capabilities(spec: &EnvironmentSpec, settings: &Settings, mode: Mode) -> Capa
     let chosen = means.cgroups.choose(&[]);
     let has_cgroup = (chosen.unified.is_some() && means.cgroups.kill) || !chosen.legacy.is_empty();
     Capabilities {
-        host: mode.isolation(),
         networks: match mode {
             Mode::Process => vec![Network::N0],
             Mode::Container => vec![Network::N0, Network::N2],
         },
-        locality: Locality::Local,
         kill_domain: if has_cgroup { KillDomain::Cgroup } else { KillDomain::Subreaper },
-        streaming_output: true,
-        streaming_stdin: true,
-        pty: true,
-        signals: true,
-        idle_timeout: true,
-        detached_exec: true,
         users: if plan::other_users(spec, mode, settings) { UserSupport::Any } else { UserSupport::DefaultOnly },
         memory_outcome: limits::capabilities(&spec.limits, means).memory && spec.limits.memory.is_some(),
-        usage: true,
         confined_exec: plan::has_landlock(),
-        files: true,
-        archives: true,
-        dial: true,
         mounts: if mode == Mode::Container { MountSupport::ReadWrite } else { MountSupport::None },
-        multi_machine: false,
         detached: true,
-        snapshots: false,
         limits: limits::capabilities(&spec.limits, means),
+        ..tierbox_guest::capabilities(mode.isolation(), Locality::Local)
     }
 }
 

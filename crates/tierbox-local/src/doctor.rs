@@ -5,8 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use tierbox_core::{
-    Applied, Check, CheckStatus, EnvironmentSpec, Error, ErrorKind, Hold, HostIsolation, Limits, Network, NetworkSpec, Result,
-    Tier, Tooling,
+    Applied, Check, CheckStatus, EnvironmentSpec, Error, ErrorKind, HostIsolation, Network, Result, Tier, Tooling,
 };
 use tierbox_guest::Ready;
 
@@ -107,26 +106,7 @@ async fn run_trial() -> Result<Ready> {
 }
 
 fn trial_spec() -> Result<EnvironmentSpec> {
-    Ok(EnvironmentSpec {
-        profile: "doctor".to_owned(),
-        tier: Tier::new(Tooling::T0, HostIsolation::H1, Network::N2)?,
-        backend: BACKEND.to_owned(),
-        limits: Limits::default(),
-        env: Default::default(),
-        workdir: None,
-        user: None,
-        mounts: Vec::new(),
-        files: Vec::new(),
-        network: NetworkSpec::default(),
-        settings: serde_json::Value::Null,
-        base_dir: "/".into(),
-        hold: Hold::Process,
-        reason: None,
-        weakened: Vec::new(),
-        programs: Vec::new(),
-        agent: Default::default(),
-        code: Default::default(),
-    })
+    Ok(EnvironmentSpec::new(BACKEND, Tier::new(Tooling::T0, HostIsolation::H1, Network::N2)?))
 }
 
 fn cgroup_kind() -> Check {

@@ -182,3 +182,33 @@ wire_struct! {
         pub crash_at: Option<String>,
     }
 }
+
+impl Setup {
+    /// A machine of this kind with one user and nothing else: no variables, files, binds, limits or cgroups; it ends with its
+    /// channel. A container is isolated from every network, the others have the host's.
+    pub fn new(mode: Mode, id: impl Into<String>, agent: Agent, workdir: Blob) -> Self {
+        let net = if mode == Mode::Container { Net::Isolated } else { Net::Host };
+        Self {
+            version: crate::protocol::VERSION,
+            mode,
+            id: id.into(),
+            users: UserMap::Single,
+            agent,
+            env: Vec::new(),
+            workdir,
+            root: Root::Host,
+            binds: Vec::new(),
+            files: Vec::new(),
+            writable: Vec::new(),
+            disk: None,
+            inodes: None,
+            rlimits: Vec::new(),
+            cgroups: Vec::new(),
+            net,
+            listen: None,
+            persist: false,
+            lifetime_ms: None,
+            crash_at: None,
+        }
+    }
+}

@@ -26,33 +26,13 @@ pub(crate) fn check_state(spec: &EnvironmentSpec, settings_paths: &[PathBuf], st
 
 #[cfg(test)]
 mod unit {
-    use std::collections::BTreeMap;
 
-    use tierbox_core::{CopyIn, Hold, Limits, MountSpec, NetworkSpec};
+    use tierbox_core::{CopyIn, MountSpec};
 
     use super::*;
 
     fn spec(tier: &str) -> EnvironmentSpec {
-        EnvironmentSpec {
-            profile: "p".into(),
-            tier: tier.parse().unwrap(),
-            backend: "b".into(),
-            limits: Limits::default(),
-            env: BTreeMap::new(),
-            workdir: None,
-            user: None,
-            mounts: Vec::new(),
-            files: Vec::new(),
-            network: NetworkSpec::default(),
-            settings: serde_json::Value::Null,
-            base_dir: "/".into(),
-            hold: Hold::Process,
-            reason: None,
-            weakened: Vec::new(),
-            programs: Vec::new(),
-            agent: Default::default(),
-            code: Default::default(),
-        }
+        EnvironmentSpec::new("b", tier.parse().unwrap())
     }
 
     #[test]

@@ -7,8 +7,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tierbox_core::{
     Backend, Capabilities, Check, CheckStatus, DestroyReport, Environment, EnvironmentSpec, Error, ErrorKind, HostIsolation,
-    KillDomain, LeaseHandle, LeaseRecord, LimitCapabilities, Locality, MountSupport, Network, Progress, Resource, Result,
-    UserSupport,
+    LeaseHandle, LeaseRecord, LimitCapabilities, Locality, Network, Progress, Resource, Result,
 };
 
 use crate::command::Files;
@@ -27,27 +26,9 @@ pub struct Bubblewrap;
 /// What a machine of this backend can do, and what isolates it.
 pub fn capabilities() -> Capabilities {
     Capabilities {
-        host: HostIsolation::H1,
         networks: vec![Network::N2],
-        locality: Locality::Local,
-        kill_domain: KillDomain::Subreaper,
-        streaming_output: true,
-        streaming_stdin: true,
-        pty: true,
-        signals: true,
-        idle_timeout: true,
-        detached_exec: true,
-        users: UserSupport::DefaultOnly,
-        memory_outcome: false,
-        usage: true,
-        files: true,
-        archives: true,
-        dial: true,
-        mounts: MountSupport::None,
-        multi_machine: false,
-        detached: false,
-        snapshots: false,
         limits: LimitCapabilities { file_size: true, open_files: true, ..LimitCapabilities::default() },
+        ..tierbox_guest::capabilities(HostIsolation::H1, Locality::Local)
     }
 }
 

@@ -10,7 +10,7 @@ use tierbox_core::{
     Applied, Connection, Environment, EnvironmentSpec, Error, ErrorKind, Limit, LimitReport, Mechanism, Report, Result, Sandbox,
 };
 use tierbox_guest::{Channel, GuestConfig, GuestSandbox, Ready, SetupReply, driver, supervisor};
-use tierbox_supervisor::setup::{Agent, Mode, Net, Rlimit, Root, Setup, UserMap};
+use tierbox_supervisor::setup::{Agent, Mode, Rlimit, Setup};
 use tierbox_supervisor::wire::Blob;
 use tokio::io::AsyncReadExt;
 use tokio::process::{Child, ChildStderr, Command};
@@ -124,27 +124,12 @@ fn setup(spec: &EnvironmentSpec, id: &str) -> Setup {
     let profile = spec.env.iter().map(|(name, value)| (blob(name), blob(value)));
     let rlimit = |resource, limit: Option<Limit<u64>>| limit.map(|limit| Rlimit { resource, value: limit.max });
     let asked = [rlimit(RLIMIT_FSIZE, spec.limits.file_size), rlimit(RLIMIT_NOFILE, spec.limits.open_files)];
+    let agent = Agent { name: AGENT.to_owned(), uid: AGENT_ID, gid: AGENT_ID, home: blob(HOME) };
     Setup {
-        version: tierbox_supervisor::protocol::VERSION,
-        mode: Mode::Guest,
-        id: id.to_owned(),
-        users: UserMap::Single,
-        agent: Agent { name: AGENT.to_owned(), uid: AGENT_ID, gid: AGENT_ID, home: blob(HOME) },
         env: base.iter().map(|(name, value)| (blob(name), blob(value))).chain(profile).collect(),
-        workdir: blob(spec.workdir.as_deref().unwrap_or(WORKDIR)),
-        root: Root::Host,
-        binds: Vec::new(),
-        files: Vec::new(),
-        writable: Vec::new(),
-        disk: None,
-        inodes: None,
         rlimits: asked.into_iter().flatten().chain([Rlimit { resource: RLIMIT_CORE, value: spec.limits.core_size }]).collect(),
-        cgroups: Vec::new(),
-        net: Net::Host,
-        listen: None,
-        persist: false,
         lifetime_ms: spec.limits.lifetime.map(|life| u64::try_from(life.as_millis()).unwrap_or(u64::MAX)),
-        crash_at: None,
+        ..Setup::new(Mode::Guest, id, agent, blob(spec.workdir.as_deref().unwrap_or(WORKDIR)))
     }
 }
 

@@ -2,35 +2,15 @@ use std::time::Duration;
 
 use tierbox_core::{Applied, ErrorKind, KillDomain};
 use tierbox_supervisor::protocol::{FromSupervisor, Mechanism, ToSupervisor, VERSION};
-use tierbox_supervisor::setup::{Agent, Mode, Net, Root, Setup, UserMap};
+use tierbox_supervisor::setup::{Agent, Mode, Setup};
 use tierbox_supervisor::wire::{Blob, Wire};
 
 use super::{LIMIT, Peer, pair, soon};
 use crate::{Ready, SetupReply};
 
 fn setup() -> Setup {
-    Setup {
-        version: VERSION,
-        mode: Mode::Guest,
-        id: "m".to_owned(),
-        users: UserMap::Single,
-        agent: Agent { name: "agent".to_owned(), uid: 1, gid: 1, home: Blob::from(b"/".as_slice()) },
-        env: Vec::new(),
-        workdir: Blob::from(b"/".as_slice()),
-        root: Root::Host,
-        binds: Vec::new(),
-        files: Vec::new(),
-        writable: Vec::new(),
-        disk: None,
-        inodes: None,
-        rlimits: Vec::new(),
-        cgroups: Vec::new(),
-        net: Net::Host,
-        listen: None,
-        persist: false,
-        lifetime_ms: None,
-        crash_at: None,
-    }
+    let agent = Agent { name: "agent".to_owned(), uid: 1, gid: 1, home: Blob::from(b"/".as_slice()) };
+    Setup::new(Mode::Guest, "m", agent, Blob::from(b"/".as_slice()))
 }
 
 fn ready() -> FromSupervisor {

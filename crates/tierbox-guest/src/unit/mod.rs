@@ -15,9 +15,7 @@ use std::time::Duration;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
-use tierbox_core::{
-    Capabilities, HostIsolation, KillDomain, LimitCapabilities, Limits, Locality, MountSupport, Network, UserSupport,
-};
+use tierbox_core::{Capabilities, HostIsolation, Limits, Locality, Network};
 use tierbox_supervisor::protocol::{Decoder, Done, End, Exec, FileOp, FromSupervisor, ToSupervisor, encode};
 
 use crate::{Channel, GuestConfig, GuestSandbox};
@@ -107,30 +105,7 @@ fn pair() -> (Peer, Channel) {
 }
 
 fn capabilities() -> Capabilities {
-    Capabilities {
-        host: HostIsolation::H0,
-        networks: vec![Network::N0],
-        locality: Locality::Local,
-        kill_domain: KillDomain::Subreaper,
-        streaming_output: true,
-        streaming_stdin: true,
-        pty: true,
-        signals: true,
-        idle_timeout: true,
-        detached_exec: true,
-        users: UserSupport::DefaultOnly,
-        memory_outcome: false,
-        usage: true,
-        confined_exec: false,
-        files: true,
-        archives: true,
-        dial: true,
-        mounts: MountSupport::None,
-        multi_machine: false,
-        detached: false,
-        snapshots: false,
-        limits: LimitCapabilities::default(),
-    }
+    Capabilities { networks: vec![Network::N0], ..crate::capabilities(HostIsolation::H0, Locality::Local) }
 }
 
 fn sandbox_with(channel: Channel, capabilities: Capabilities) -> GuestSandbox {

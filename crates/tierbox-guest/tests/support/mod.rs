@@ -7,10 +7,9 @@ use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use tierbox_core::{Capabilities, HostIsolation, LimitCapabilities, Limits, Locality, MountSupport, Network, UserSupport};
+use tierbox_core::{Capabilities, HostIsolation, Limits, Locality, Network, UserSupport};
 use tierbox_guest::{Channel, GuestConfig, GuestSandbox, SetupReply, driver, supervisor};
-use tierbox_supervisor::protocol::VERSION;
-use tierbox_supervisor::setup::{Agent, Cgroup, Mode, Net, Root, Setup, UserMap};
+use tierbox_supervisor::setup::{Agent, Cgroup, Mode, Setup};
 use tierbox_supervisor::wire::Blob;
 
 /// No wait in these tests is longer.
@@ -51,27 +50,10 @@ fn setup(mode: Mode, dir: &std::path::Path) -> Setup {
     let dir = Blob::from(dir.as_os_str().as_bytes());
     let (uid, gid) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
     let variable = |key: &str, value: &str| (Blob::from(key.as_bytes()), Blob::from(value.as_bytes()));
+    let agent = Agent { name: "agent".to_owned(), uid, gid, home: dir.clone() };
     Setup {
-        version: VERSION,
-        mode,
-        id: "test".to_owned(),
-        users: UserMap::Single,
-        agent: Agent { name: "agent".to_owned(), uid, gid, home: dir.clone() },
         env: vec![variable("PATH", "/usr/local/bin:/usr/bin:/bin"), variable("LANG", "C.UTF-8")],
-        workdir: dir,
-        root: Root::Host,
-        binds: Vec::new(),
-        files: Vec::new(),
-        writable: Vec::new(),
-        disk: None,
-        inodes: None,
-        rlimits: Vec::new(),
-        cgroups: Vec::new(),
-        net: Net::Host,
-        listen: None,
-        persist: false,
-        lifetime_ms: None,
-        crash_at: None,
+        ..Setup::new(mode, "test", agent, dir)
     }
 }
 
@@ -106,28 +88,12 @@ pub async fn machine_in(line: Line, cgroups: Vec<Cgroup>) -> Machine {
     let SetupReply::Ready(ready) = reply else { panic!("{reply:?}") };
     channel.hello(Duration::ZERO).unwrap();
     let capabilities = Capabilities {
-        host: HostIsolation::H0,
         networks: vec![Network::N0],
-        locality: Locality::Local,
         kill_domain: ready.kill_domain,
-        streaming_output: true,
-        streaming_stdin: true,
-        pty: true,
-        signals: true,
-        idle_timeout: true,
-        detached_exec: true,
         users: if ready.users { UserSupport::Any } else { UserSupport::DefaultOnly },
         memory_outcome: ready.memory_outcome,
-        usage: true,
         confined_exec: true,
-        files: true,
-        archives: true,
-        dial: true,
-        mounts: MountSupport::None,
-        multi_machine: false,
-        detached: false,
-        snapshots: false,
-        limits: LimitCapabilities::default(),
+        ..tierbox_guest::capabilities(HostIsolation::H0, Locality::Local)
     };
     let config = GuestConfig {
         name: "main".to_owned(),

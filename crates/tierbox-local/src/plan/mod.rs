@@ -335,31 +335,11 @@ pub fn other_users(spec: &EnvironmentSpec, mode: Mode, settings: &Settings) -> b
 
 #[cfg(test)]
 pub(crate) mod unit {
-    use tierbox_core::{Limits, NetworkSpec};
 
     use super::*;
 
     pub(crate) fn spec(tier: &str) -> EnvironmentSpec {
-        EnvironmentSpec {
-            profile: "test".into(),
-            tier: tier.parse().unwrap(),
-            backend: BACKEND.into(),
-            limits: Limits::default(),
-            env: BTreeMap::new(),
-            workdir: None,
-            user: None,
-            mounts: Vec::new(),
-            files: Vec::new(),
-            network: NetworkSpec::default(),
-            settings: serde_json::Value::Null,
-            base_dir: "/".into(),
-            hold: Hold::Process,
-            reason: None,
-            weakened: Vec::new(),
-            programs: Vec::new(),
-            agent: Default::default(),
-            code: Default::default(),
-        }
+        EnvironmentSpec::new(BACKEND, tier.parse().unwrap())
     }
 
     fn plan(spec: &EnvironmentSpec, directory: impl FnOnce() -> Result<PathBuf>) -> Result<Plan> {

@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::sync::Arc;
 
-use tierbox_core::{Backend, Environment, EnvironmentSpec, Hold, Limits, NetworkSpec, Result, Silent};
+use tierbox_core::{Backend, Environment, EnvironmentSpec, Hold, Result, Silent};
 use tierbox_lease::{Journal, Lease, NewLease};
 use tierbox_local::LocalBackend;
 
@@ -34,24 +34,8 @@ impl State {
 /// A specification with nothing special in it.
 pub fn spec(tier: &str) -> EnvironmentSpec {
     EnvironmentSpec {
-        profile: "test".into(),
-        tier: tier.parse().unwrap(),
-        backend: "local".into(),
-        limits: Limits::default(),
         env: [("FROM_PROFILE".to_owned(), "yes".to_owned())].into(),
-        workdir: None,
-        user: None,
-        mounts: Vec::new(),
-        files: Vec::new(),
-        network: NetworkSpec::default(),
-        settings: serde_json::Value::Null,
-        base_dir: "/".into(),
-        hold: Hold::Process,
-        reason: None,
-        weakened: Vec::new(),
-        programs: Vec::new(),
-        agent: Default::default(),
-        code: Default::default(),
+        ..EnvironmentSpec::new("local", tier.parse().unwrap())
     }
 }
 

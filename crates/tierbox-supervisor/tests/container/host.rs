@@ -10,7 +10,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use tierbox_supervisor::protocol::{self, Exec, FromSupervisor, Mechanism, OutputMode, StdinMode, ToSupervisor};
-use tierbox_supervisor::setup::{Agent, Cgroup, MadeFile, Mode, Net, Root, Setup, UserMap};
+use tierbox_supervisor::setup::{Agent, Cgroup, MadeFile, Mode, Setup, UserMap};
 use tierbox_supervisor::wire::{Blob, Wire};
 
 /// A user that owns nothing here.
@@ -219,27 +219,14 @@ pub fn unique(name: &str) -> String {
 /// A plain container.
 pub fn container(users: UserMap) -> Setup {
     let passwd = "root:x:0:0::/root:/bin/sh\nagent:x:1000:1000::/home/agent:/bin/sh\n";
+    let agent = Agent { name: "agent".into(), uid: 1000, gid: 1000, home: blob("/home/agent") };
     Setup {
-        version: protocol::VERSION,
-        mode: Mode::Container,
-        id: unique("machine"),
         users,
-        agent: Agent { name: "agent".into(), uid: 1000, gid: 1000, home: blob("/home/agent") },
         env: vec![(blob("PATH"), blob("/usr/bin:/bin"))],
-        workdir: blob("/workspace"),
-        root: Root::Host,
-        binds: Vec::new(),
         files: vec![MadeFile { path: blob("/etc/passwd"), mode: 0o644, contents: blob(passwd) }],
-        writable: Vec::new(),
         disk: Some(64 << 20),
         inodes: Some(1000),
-        rlimits: Vec::new(),
-        cgroups: Vec::new(),
-        net: Net::Isolated,
-        listen: None,
-        persist: false,
-        lifetime_ms: None,
-        crash_at: None,
+        ..Setup::new(Mode::Container, unique("machine"), agent, blob("/workspace"))
     }
 }
 

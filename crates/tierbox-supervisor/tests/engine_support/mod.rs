@@ -16,7 +16,7 @@ use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use tierbox_supervisor::protocol::{
     Decoder, Done, End, Exec, Frame, FromSupervisor, OutputMode, STDERR, STDOUT, StdinMode, ToSupervisor, VERSION, encode,
 };
-use tierbox_supervisor::setup::{Agent, Bind, Cgroup, Mode, Net, Root, Setup, UserMap};
+use tierbox_supervisor::setup::{Agent, Mode, Setup};
 use tierbox_supervisor::wire::Blob;
 
 /// Nothing in these tests takes that long unless it is broken.
@@ -36,27 +36,11 @@ pub fn blob(text: impl AsRef<[u8]>) -> Blob {
 /// A machine without isolation.
 pub fn setup(mode: Mode, workdir: &Path) -> Setup {
     let (uid, gid) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
+    let agent = Agent { name: "agent".into(), uid, gid, home: blob("/tmp") };
+    let workdir = blob(workdir.as_os_str().as_encoded_bytes());
     Setup {
-        version: VERSION,
-        mode,
-        id: format!("engine-test-{}", unique()),
-        users: UserMap::Single,
-        agent: Agent { name: "agent".into(), uid, gid, home: blob("/tmp") },
         env: vec![(blob("PATH"), blob("/usr/bin:/bin")), (blob("BASE"), blob("base"))],
-        workdir: blob(workdir.as_os_str().as_encoded_bytes()),
-        root: Root::Host,
-        binds: Vec::<Bind>::new(),
-        files: Vec::new(),
-        writable: Vec::new(),
-        disk: None,
-        inodes: None,
-        rlimits: Vec::new(),
-        cgroups: Vec::<Cgroup>::new(),
-        net: Net::Host,
-        listen: None,
-        persist: false,
-        lifetime_ms: None,
-        crash_at: None,
+        ..Setup::new(mode, format!("engine-test-{}", unique()), agent, workdir)
     }
 }
 
