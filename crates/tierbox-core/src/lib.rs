@@ -20,6 +20,7 @@ mod audit;
 mod backend;
 mod capability;
 mod code;
+mod egress;
 mod elf;
 mod error;
 mod exec;
@@ -41,6 +42,7 @@ pub use backend::{
 };
 pub use capability::{Capabilities, KillDomain, LimitCapabilities, Locality, MountSupport, UserSupport};
 pub use code::{CodeSettings, Runtime};
+pub use egress::{AllowRule, AllowScheme, Decision, Protocol, Verdict, host_name};
 pub use elf::elf_loader;
 pub use error::{Error, ErrorKind, Result};
 pub use exec::{

@@ -7,8 +7,8 @@ use async_trait::async_trait;
 
 use crate::files::{ByteReader, ByteStream};
 use crate::{
-    Capabilities, Completed, DirEntry, Error, ErrorKind, ExecHandle, ExecId, ExecInfo, ExecRequest, FileMeta, GuestPath,
-    KillReason, Limits, ReadOptions, Report, Result, Signal, WriteOptions,
+    Capabilities, Completed, Decision, DirEntry, Error, ErrorKind, ExecHandle, ExecId, ExecInfo, ExecRequest, FileMeta,
+    GuestPath, KillReason, Limits, ReadOptions, Report, Result, Signal, WriteOptions,
 };
 
 /// What a stream into a machine is opened to.
@@ -193,6 +193,14 @@ pub trait Environment: Send + Sync {
 
     /// Waits until the environment has ended by itself, for at most `limit`. Returns whether it ended.
     async fn ended(&self, limit: Duration) -> bool;
+
+    /// What the N1 gateway decided so far, oldest first; empty without one.
+    ///
+    /// # Errors
+    /// What the file system says of the log.
+    async fn decisions(&self) -> Result<Vec<Decision>> {
+        Ok(Vec::new())
+    }
 
     /// The primary machine.
     fn primary(&self) -> Arc<dyn Sandbox> {

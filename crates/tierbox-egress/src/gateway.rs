@@ -1,0 +1,128 @@
+//! The gateway of one sandbox.
+
+use std::io;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, OnceLock};
+
+use tierbox_core::{Decision, Error, ErrorKind, Result};
+use tokio::runtime::{Builder, Runtime};
+use tokio::sync::watch;
+
+use crate::budget::Budget;
+use crate::dial::{Dialer, Resolver, SystemResolver};
+use crate::log::{Log, read};
+use crate::room::Room;
+use crate::rules::Rules;
+use crate::serve::{Guard, connections, datagrams};
+use crate::sockets::{Plan, Sockets};
+
+/// Threads that serve, and threads that resolve names.
+const THREADS: (usize, usize) = (2, 64);
+
+/// What a gateway is made of.
+#[derive(Clone)]
+pub struct Config {
+    /// The environment's id, for the log.
+    pub sandbox: String,
+    /// What may be reached.
+    pub rules: Rules,
+    /// The gateway's address, as the sandbox sees it.
+    pub plan: Plan,
+    /// Where decisions are written.
+    pub log: PathBuf,
+    /// How names are resolved.
+    pub resolver: Arc<dyn Resolver>,
+}
+
+impl Config {
+    /// A configuration with this host's resolver.
+    pub fn new(sandbox: &str, rules: Rules, plan: Plan, log: &Path) -> Self {
+        Self { sandbox: sandbox.to_owned(), rules, plan, log: log.to_owned(), resolver: Arc::new(SystemResolver) }
+    }
+}
+
+/// Serves one sandbox until it is dropped; then its sockets are closed and its connections cut.
+///
+/// It runs on threads of its own, whatever the caller's runtime does.
+#[derive(Debug)]
+pub struct Gateway {
+    log: PathBuf,
+    closing: watch::Sender<bool>,
+}
+
+impl Gateway {
+    /// Starts to serve.
+    ///
+    /// # Errors
+    /// `HostUnable` if the sockets, the log or the threads cannot be had.
+    pub fn start(config: Config, sockets: Sockets) -> Result<Self> {
+        Self::start_with(config, sockets, crate::address::refused)
+    }
+
+    pub(crate) fn start_with(config: Config, sockets: Sockets, refused: fn(IpAddr) -> Option<&'static str>) -> Result<Self> {
+        let failed = |error: io::Error| Error::new(ErrorKind::HostUnable, "start egress gateway", error.to_string());
+        let runtime = runtime().map_err(failed)?;
+        let room = Arc::new(Room {
+            log: Log::open(&config.log)?,
+            sandbox: config.sandbox,
+            rules: config.rules,
+            address: config.plan.address(),
+            dialer: Dialer::new(config.resolver, refused),
+            share: budget().share(),
+            asked: AtomicU64::new(0),
+        });
+        let (closing, guard) = Guard::new();
+        let _inside = runtime.enter();
+        sockets.datagrams.set_nonblocking(true).map_err(failed)?;
+        let socket = tokio::net::UdpSocket::from_std(sockets.datagrams).map_err(failed)?;
+        let mut listeners = Vec::new();
+        for (role, listener) in sockets.listeners {
+            listener.set_nonblocking(true).map_err(failed)?;
+            listeners.push((role, tokio::net::TcpListener::from_std(listener).map_err(failed)?));
+        }
+        let (own, room_of_queries) = (guard.clone(), room.clone());
+        runtime.spawn(async move { own.until_closed(datagrams(room_of_queries, socket)).await });
+        for (role, listener) in listeners {
+            let (own, room, guard) = (guard.clone(), room.clone(), guard.clone());
+            runtime.spawn(async move { own.until_closed(connections(room, listener, role, guard)).await });
+        }
+        Ok(Self { log: config.log, closing })
+    }
+
+    /// What was decided so far, oldest first.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn decisions(&self) -> Result<Vec<Decision>> {
+        read(&self.log)
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        self.closing.send_replace(true);
+    }
+}
+
+fn runtime() -> io::Result<&'static Runtime> {
+    static RUNTIME: OnceLock<Runtime> = OnceLock::new();
+    if let Some(runtime) = RUNTIME.get() {
+        return Ok(runtime);
+    }
+    let (workers, resolvers) = THREADS;
+    let made = Builder::new_multi_thread()
+        .worker_threads(workers)
+        .max_blocking_threads(resolvers)
+        .thread_name("tierbox-egress")
+        .enable_all()
+        .build()?;
+    // Another thread may have been faster; its runtime is the one.
+    Ok(RUNTIME.get_or_init(|| made))
+}
+
+fn budget() -> &'static Arc<Budget> {
+    static BUDGET: OnceLock<Arc<Budget>> = OnceLock::new();
+    BUDGET.get_or_init(|| Arc::new(Budget::of_this_process()))
+}

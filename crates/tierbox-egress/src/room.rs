@@ -1,0 +1,166 @@
+//! What the gateway knows of one sandbox, and the decisions about it.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::SystemTime;
+
+use tierbox_core::{AllowScheme, Decision, Protocol, Verdict};
+use tokio::net::TcpStream;
+
+use crate::budget::Share;
+use crate::dial::{DialError, Dialer};
+use crate::log::Log;
+use crate::rules::Rules;
+
+/// The longest name in a record.
+const LONGEST_NAME: usize = 255;
+
+/// One sandbox.
+pub(crate) struct Room {
+    pub(crate) sandbox: String,
+    pub(crate) rules: Rules,
+    pub(crate) address: Ipv4Addr,
+    pub(crate) log: Log,
+    pub(crate) dialer: Dialer,
+    pub(crate) share: Share,
+    pub(crate) asked: AtomicU64,
+}
+
+/// What was asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Target {
+    /// As [`tierbox_core::host_name`] gives it.
+    pub(crate) name: String,
+    pub(crate) port: u16,
+    pub(crate) scheme: AllowScheme,
+}
+
+/// Why not, in words for the sandbox.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Denied {
+    /// Not allowed.
+    Refused(String),
+    /// Allowed, and it did not work.
+    Failed(String),
+}
+
+impl Room {
+    /// Writes a decision that is no allowance.
+    pub(crate) fn refuse(&self, protocol: Protocol, name: &str, port: u16, why: impl Into<String>) -> Denied {
+        let why = why.into();
+        let id = self.next();
+        self.log.write(&self.decision(id, protocol, name, port, Verdict::Refused, why.clone()));
+        Denied::Refused(why)
+    }
+
+    /// Writes what was answered to a query. False if nothing may be answered.
+    pub(crate) fn answered(&self, name: &str, rule: Option<String>) -> bool {
+        let verdict = if rule.is_some() { Verdict::Allowed } else { Verdict::Refused };
+        let rule = rule.unwrap_or_else(|| NOT_LISTED.to_owned());
+        self.log.write(&self.decision(self.next(), Protocol::Dns, name, 53, verdict, rule))
+    }
+
+    /// Connects to what was asked for, if it is allowed.
+    pub(crate) async fn connect(self: &Arc<Self>, target: &Target) -> Result<(TcpStream, Flow), Denied> {
+        let protocol = protocol(target.scheme);
+        let Some(rule) = self.rules.find(&target.name, target.port, target.scheme) else {
+            return Err(self.refuse(protocol, &target.name, target.port, NOT_LISTED));
+        };
+        let rule = rule.to_string();
+        match self.dialer.dial(&target.name, target.port).await {
+            Ok((stream, address)) => self.begin(target, address, rule).map(|flow| (stream, flow)),
+            Err(error) => Err(self.undialled(target, error)),
+        }
+    }
+
+    /// Another request over a connection to an address that was checked.
+    pub(crate) fn begin(self: &Arc<Self>, target: &Target, address: IpAddr, rule: String) -> Result<Flow, Denied> {
+        let mut decision = self.decision(self.next(), protocol(target.scheme), &target.name, target.port, Verdict::Allowed, rule);
+        decision.address = Some(address);
+        if !self.log.write(&decision) {
+            return Err(Denied::Refused("the log of decisions cannot be written".to_owned()));
+        }
+        Ok(Flow { room: self.clone(), decision, sent: AtomicU64::new(0), received: AtomicU64::new(0) })
+    }
+
+    fn undialled(&self, target: &Target, error: DialError) -> Denied {
+        let (verdict, address, why) = match error {
+            DialError::Refused(address, what) => {
+                (Verdict::Refused, Some(address), format!("the name leads to {address}, which is {what}"))
+            }
+            DialError::Failed(address, why) => (Verdict::Failed, address, why),
+        };
+        let mut decision = self.decision(self.next(), protocol(target.scheme), &target.name, target.port, verdict, why.clone());
+        decision.address = address;
+        self.log.write(&decision);
+        if verdict == Verdict::Refused { Denied::Refused(why) } else { Denied::Failed(why) }
+    }
+
+    fn next(&self) -> u64 {
+        self.asked.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    fn decision(&self, id: u64, protocol: Protocol, name: &str, port: u16, verdict: Verdict, rule: String) -> Decision {
+        let name = name.chars().take(LONGEST_NAME).map(|c| if c.is_ascii_graphic() { c } else { '?' }).collect();
+        Decision {
+            time: SystemTime::now(),
+            sandbox: self.sandbox.clone(),
+            id,
+            protocol,
+            name,
+            address: None,
+            port,
+            verdict,
+            rule,
+            sent: 0,
+            received: 0,
+        }
+    }
+}
+
+/// Why most is refused.
+pub(crate) const NOT_LISTED: &str = "not in network.allow";
+
+fn protocol(scheme: AllowScheme) -> Protocol {
+    match scheme {
+        AllowScheme::Http => Protocol::Http,
+        AllowScheme::Https => Protocol::Tls,
+        AllowScheme::Tcp => Protocol::Tcp,
+    }
+}
+
+/// Something that was allowed and goes on. Its end is written when it is dropped.
+pub(crate) struct Flow {
+    room: Arc<Room>,
+    decision: Decision,
+    sent: AtomicU64,
+    received: AtomicU64,
+}
+
+impl Flow {
+    /// The address it leads to.
+    pub(crate) fn address(&self) -> Option<IpAddr> {
+        self.decision.address
+    }
+
+    /// Bytes went out.
+    pub(crate) fn sent(&self, bytes: usize) {
+        self.sent.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    /// Bytes came in.
+    pub(crate) fn received(&self, bytes: usize) {
+        self.received.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Flow {
+    fn drop(&mut self) {
+        self.decision.time = SystemTime::now();
+        self.decision.verdict = Verdict::Ended;
+        self.decision.sent = *self.sent.get_mut();
+        self.decision.received = *self.received.get_mut();
+        self.room.log.write(&self.decision);
+    }
+}

@@ -1,0 +1,122 @@
+//! The names that a sandbox may reach.
+
+use std::collections::BTreeSet;
+
+use tierbox_core::{AllowRule, AllowScheme, Error, ErrorKind, NetworkSpec, Result};
+
+/// The most rules of one profile.
+const MOST: usize = 4096;
+
+/// A profile's allowed names, checked.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Rules(Vec<AllowRule>);
+
+impl Rules {
+    /// Reads the rules of a profile, whose groups are expanded already.
+    ///
+    /// # Errors
+    /// `InvalidProfile` naming the entry that is no rule, or whose wildcard covers names of many owners (`*.co.uk`).
+    pub fn new(network: &NetworkSpec) -> Result<Self> {
+        Self::parse(&network.allow)
+    }
+
+    /// The same from a list.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn parse<S: AsRef<str>>(entries: &[S]) -> Result<Self> {
+        if entries.len() > MOST {
+            return Err(invalid(format!("{} names are allowed, and the most is {MOST}", entries.len())));
+        }
+        let mut rules = Vec::with_capacity(entries.len());
+        for entry in entries {
+            let rule: AllowRule = entry.as_ref().parse()?;
+            if rule.is_wildcard() && is_public_suffix(rule.name()) {
+                return Err(invalid(format!(
+                    "\"{rule}\" allows names of many owners: anybody can register one below {}",
+                    rule.name()
+                ))
+                .with_help("allow the names that are needed, or a wildcard below a name with one owner"));
+            }
+            if !rules.contains(&rule) {
+                rules.push(rule);
+            }
+        }
+        Ok(Self(rules))
+    }
+
+    /// The rule that allows this, if one does. `name` is as [`tierbox_core::host_name`] gives it.
+    pub fn find(&self, name: &str, port: u16, scheme: AllowScheme) -> Option<&AllowRule> {
+        self.0.iter().find(|rule| rule.allows(name, port, scheme))
+    }
+
+    /// A rule that allows anything of this name.
+    pub fn knows(&self, name: &str) -> Option<&AllowRule> {
+        self.0.iter().find(|rule| rule.covers_name(name))
+    }
+
+    /// The ports on which HTTP or TLS is allowed.
+    pub fn ports(&self) -> BTreeSet<u16> {
+        self.0.iter().filter(|rule| rule.scheme() != Some(AllowScheme::Tcp)).flat_map(AllowRule::ports).collect()
+    }
+
+    /// The rules.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = &AllowRule> {
+        self.0.iter()
+    }
+
+    /// What a report says of them: every name, and what the wildcards and the unchecked ones mean.
+    pub fn notes(&self) -> Vec<String> {
+        let list = |keep: &dyn Fn(&AllowRule) -> bool| {
+            self.0.iter().filter(|rule| keep(rule)).map(ToString::to_string).collect::<Vec<_>>().join(", ")
+        };
+        let all = list(&|_| true);
+        let mut notes = vec![format!("allowed names: {}", if all.is_empty() { "none" } else { &all })];
+        let wildcards = list(&AllowRule::is_wildcard);
+        if !wildcards.is_empty() {
+            notes.push(format!(
+                "{wildcards}: any name below is resolved and dialled, and the name that is asked for inside TLS is not seen"
+            ));
+        }
+        let raw = list(&|rule| rule.scheme() == Some(AllowScheme::Tcp));
+        if !raw.is_empty() {
+            notes.push(format!("{raw}: what is spoken there is not checked"));
+        }
+        notes
+    }
+}
+
+/// Whether names below this one belong to whoever registers them, by the Public Suffix List.
+fn is_public_suffix(name: &str) -> bool {
+    psl::suffix(name.as_bytes()).is_some_and(|suffix| suffix.as_bytes().len() == name.len())
+}
+
+fn invalid(message: String) -> Error {
+    Error::new(ErrorKind::InvalidProfile, "read network.allow", message)
+}
+
+#[cfg(test)]
+mod unit {
+    use super::*;
+
+    #[test]
+    fn wildcards_over_many_owners_are_refused() {
+        for bad in ["*.co.uk", "*.github.io", "*.com.au:443", "https://*.s3.amazonaws.com"] {
+            let error = Rules::parse(&[bad]).expect_err(bad);
+            assert!(error.message().contains("many owners"), "{error}");
+        }
+        assert!(Rules::parse(&["*.example.co.uk", "*.example.github.io", "github.io", "*.index.test"]).is_ok());
+    }
+
+    #[test]
+    fn the_first_rule_that_fits_is_found() {
+        let rules = Rules::parse(&["a.test", "*.a.test:8443", "tcp://git.a.test:22"]).unwrap();
+        assert!(rules.find("a.test", 443, AllowScheme::Https).is_some());
+        assert_eq!(rules.find("x.a.test", 8443, AllowScheme::Https).unwrap().to_string(), "*.a.test:8443");
+        assert!(rules.find("x.a.test", 443, AllowScheme::Https).is_none());
+        assert!(rules.find("git.a.test", 22, AllowScheme::Tcp).is_some());
+        assert_eq!(rules.ports().into_iter().collect::<Vec<_>>(), [80, 443, 8443]);
+        assert!(rules.knows("git.a.test").is_some() && rules.knows("b.test").is_none());
+        assert_eq!(rules.notes().len(), 3);
+    }
+}

@@ -1,0 +1,198 @@
+//! Accepts what a sandbox sends to the gateway's sockets.
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use tierbox_core::{AllowScheme, Protocol};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+use crate::dns;
+use crate::http::{self, Entry};
+use crate::room::{Room, Target};
+use crate::tunnel::{self, ALERT, OPENING};
+
+/// Queries a second that a sandbox may ask in the long run, and at once.
+const QUERIES: (f64, f64) = (200.0, 1000.0);
+
+/// Connections a second that a sandbox may make in the long run, and at once.
+const CONNECTIONS: (f64, f64) = (1000.0, 2000.0);
+
+/// How long to wait when accepting fails for want of descriptors.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// Ends what it guards when the gateway closes.
+#[derive(Debug, Clone)]
+pub(crate) struct Guard(watch::Receiver<bool>);
+
+impl Guard {
+    /// A guard, and what ends it when it is dropped or set.
+    pub(crate) fn new() -> (watch::Sender<bool>, Self) {
+        let (sender, receiver) = watch::channel(false);
+        (sender, Self(receiver))
+    }
+
+    /// Does the work until it is done or the gateway closes.
+    pub(crate) async fn until_closed<F: Future>(&self, work: F) -> Option<F::Output> {
+        let mut closed = self.0.clone();
+        tokio::select! {
+            biased;
+            _ = closed.wait_for(|closed| *closed) => None,
+            output = work => Some(output),
+        }
+    }
+}
+
+/// A measure that fills again over time.
+struct Bucket {
+    rate: f64,
+    most: f64,
+    left: f64,
+    since: Instant,
+}
+
+impl Bucket {
+    fn new((rate, most): (f64, f64)) -> Self {
+        Self { rate, most, left: most, since: Instant::now() }
+    }
+
+    fn take(&mut self) -> bool {
+        let now = Instant::now();
+        self.left = (self.left + now.duration_since(self.since).as_secs_f64() * self.rate).min(self.most);
+        self.since = now;
+        let enough = self.left >= 1.0;
+        if enough {
+            self.left -= 1.0;
+        }
+        enough
+    }
+}
+
+/// What a listener is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// The proxy.
+    Proxy,
+    /// An allowed port, as if it were the server's.
+    Port(u16),
+    /// Queries.
+    Dns,
+}
+
+/// Answers queries in datagrams. More than a program needs are dropped.
+pub(crate) async fn datagrams(room: Arc<Room>, socket: UdpSocket) {
+    let mut bucket = Bucket::new(QUERIES);
+    let mut buffer = [0; dns::LONGEST + 1];
+    loop {
+        let Ok((length, from)) = socket.recv_from(&mut buffer).await else {
+            tokio::time::sleep(PAUSE).await;
+            continue;
+        };
+        if bucket.take()
+            && let Some(answer) = dns::answer(&buffer[..length], &room.rules, room.address)
+            && room.answered(&answer.name, answer.rule)
+        {
+            let _ = socket.send_to(&answer.bytes, from).await;
+        }
+    }
+}
+
+/// Accepts connections until it is dropped.
+pub(crate) async fn connections(room: Arc<Room>, listener: TcpListener, role: Role, guard: Guard) {
+    let mut bucket = Bucket::new(CONNECTIONS);
+    let full = AtomicBool::new(false);
+    loop {
+        let (client, from) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(_) => {
+                tokio::time::sleep(PAUSE).await;
+                continue;
+            }
+        };
+        let place = if bucket.take() { room.share.take() } else { None };
+        let Some(place) = place else {
+            // One record for each time that it fills up: a flood must not fill the log.
+            if !full.swap(true, Ordering::Relaxed) {
+                refuse_more(&room, from, role);
+            }
+            continue;
+        };
+        full.store(false, Ordering::Relaxed);
+        let _ = client.set_nodelay(true);
+        let (room, place, guard) = (room.clone(), Arc::new(place), guard.clone());
+        tokio::spawn(async move {
+            match role {
+                Role::Proxy => http::serve(room, Entry::Proxy, client, guard, place).await,
+                Role::Port(port) => arrival(room, port, client, guard, place).await,
+                Role::Dns => drop(guard.until_closed(queries(room, client)).await),
+            }
+        });
+    }
+}
+
+fn refuse_more(room: &Room, _from: SocketAddr, role: Role) {
+    let port = match role {
+        Role::Proxy => crate::sockets::PROXY_PORT,
+        Role::Port(port) => port,
+        Role::Dns => 53,
+    };
+    room.refuse(Protocol::Tcp, "", port, "too many connections at once");
+}
+
+/// A client at an allowed port: HTTP or TLS, as the first byte says.
+async fn arrival(room: Arc<Room>, port: u16, mut client: TcpStream, guard: Guard, place: Arc<crate::budget::Place>) {
+    let mut first = [0];
+    match guard.until_closed(timeout(OPENING, client.peek(&mut first))).await {
+        Some(Ok(Ok(1))) => {}
+        _ => return,
+    }
+    if first[0].is_ascii_uppercase() {
+        return http::serve(room, Entry::Port(port), client, guard, place).await;
+    }
+    let pass = async {
+        let (first, name) = match tunnel::read_hello(&mut client).await {
+            Ok(found) => found,
+            Err(error) => {
+                room.refuse(Protocol::Tls, "", port, error.to_string());
+                return client.write_all(&ALERT).await;
+            }
+        };
+        let target = Target { name, port, scheme: AllowScheme::Https };
+        match room.connect(&target).await {
+            Ok((server, flow)) => tunnel::pass(&mut client, &first, server, &flow).await,
+            Err(_) => client.write_all(&ALERT).await,
+        }
+    };
+    let _ = guard.until_closed(pass).await;
+}
+
+/// Queries over a stream, each behind its length.
+async fn queries(room: Arc<Room>, mut client: TcpStream) {
+    let mut bucket = Bucket::new(QUERIES);
+    loop {
+        let read = async {
+            let length = usize::from(client.read_u16().await?);
+            let mut query = vec![0; length.min(dns::LONGEST)];
+            client.read_exact(&mut query).await?;
+            std::io::Result::Ok((length, query))
+        };
+        let Ok(Ok((length, query))) = timeout(OPENING, read).await else { return };
+        if length > dns::LONGEST || !bucket.take() {
+            return;
+        }
+        let Some(answer) = dns::answer(&query, &room.rules, room.address) else { return };
+        if !room.answered(&answer.name, answer.rule) {
+            return;
+        }
+        let mut framed = (answer.bytes.len() as u16).to_be_bytes().to_vec();
+        framed.extend(answer.bytes);
+        if !matches!(timeout(OPENING, client.write_all(&framed)).await, Ok(Ok(()))) {
+            return;
+        }
+    }
+}
