@@ -34,7 +34,7 @@ mod unit {
         world.write("home/.config/tierbox/profiles/bad.toml", "tier = 3\n");
         let list = world.loader().list();
         let names: Vec<&str> = list.iter().map(|listed| listed.name.as_str()).collect();
-        assert_eq!(names, ["bad", "local", "local-open", "local-process", "local-tools", "mine"]);
+        assert_eq!(names, ["bad", "docker", "local", "local-open", "local-process", "local-tools", "mine"]);
         assert!(list[0].summary.as_ref().unwrap_err().contains("bad.toml:1:8"), "{:?}", list[0]);
         assert_eq!(list[5].summary.as_ref().unwrap().description, "My own");
         assert!(list[1].path.is_none() && list[5].path.is_some());

@@ -4,6 +4,7 @@ mod unit {
     use std::path::Path;
 
     use tierbox_core::Registry;
+    use tierbox_docker as _;
     use tierbox_local as _;
     use tierbox_profile::{Loader, Surroundings, schema};
 

@@ -45,16 +45,19 @@ wire_enum! {
     }
 }
 
+/// In an [`Agent`] of mode [`Guest`](Mode::Guest): look the user up by name in the machine's own database.
+pub const UNKNOWN_ID: u32 = u32::MAX;
+
 wire_struct! {
     /// The user that commands and file operations use unless told otherwise.
     pub struct Agent {
         /// Its name.
         pub name: String,
-        /// Its id inside.
+        /// Its id inside, or [`UNKNOWN_ID`].
         pub uid: u32,
-        /// Its group inside.
+        /// Its group inside; with an unknown id, [`UNKNOWN_ID`] stands for the user's own.
         pub gid: u32,
-        /// Its home.
+        /// Its home; with an unknown id, an empty one stands for the user's own.
         pub home: Blob,
     }
 }
@@ -160,7 +163,8 @@ wire_struct! {
         pub binds: Vec<Bind>,
         /// Files made inside.
         pub files: Vec<MadeFile>,
-        /// Directories inside that the agent may write to, beside `/tmp`, `/var/tmp`, `/dev/shm`, its home and `workdir`.
+        /// Directories inside that the agent may write to, beside `/tmp`, `/var/tmp`, `/dev/shm`, its home and `workdir`. In
+        /// mode `Guest` they are made if need be, and given to the agent.
         pub writable: Vec<Blob>,
         /// Size of all writable areas together, in bytes.
         pub disk: Option<u64>,

@@ -48,3 +48,9 @@ pub fn local_container_root() -> Capabilities {
     let limits = LimitCapabilities { memory: true, cpu: true, pids: true, ..plain.limits };
     Capabilities { users: UserSupport::Any, memory_outcome: true, limits, ..plain }
 }
+
+/// A container of a Docker Engine on this machine, with a read-only root and the supervisor inside.
+pub fn docker() -> Capabilities {
+    let limits = LimitCapabilities { memory: true, cpu: true, pids: true, ..local_container_plain().limits };
+    Capabilities { users: UserSupport::Any, detached: false, limits, ..local_container_plain() }
+}

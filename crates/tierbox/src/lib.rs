@@ -42,7 +42,7 @@
 //!
 //! # Features
 //!
-//! `local` (default): processes and containers on this machine (Linux). Other backends are other crates; they register
+//! `local` (default): processes and containers on this machine (Linux). `docker`: containers of a Docker Engine. Other backends are other crates; they register
 //! themselves when they are linked, or by [`TierboxBuilder::registry`].
 #![deny(missing_docs)]
 #![forbid(unsafe_code)]
@@ -70,6 +70,8 @@ pub use tierbox_core::*;
 pub use tierbox_guest::transfer;
 pub use tierbox_lease::{CleanupOptions, CleanupReport, Foreign, Standing, StateDir};
 // Naming it here is also what links it, so that it registers itself.
+#[cfg(feature = "docker")]
+pub use tierbox_docker as docker;
 #[cfg(feature = "local")]
 pub use tierbox_local as local;
 pub use tierbox_profile as profile;
@@ -83,6 +85,9 @@ mod unit {
     #[test]
     fn the_registered_backends_are_the_enabled_features() {
         let mut enabled = Vec::new();
+        if cfg!(feature = "docker") {
+            enabled.push("docker");
+        }
         if cfg!(feature = "local") {
             enabled.push("local");
         }

@@ -8,13 +8,20 @@ use std::path::Path;
 use rustix::process::DumpableBehavior;
 
 use super::inside::announce_and_run;
-use super::refusal::{AtStep, Step};
+use super::refusal::{AtStep, Refusal, Step};
 use super::refuse;
+<<<<<<< HEAD
+=======
+use crate::protocol::Mechanism;
+use crate::runtime::identity::Identity;
+>>>>>>> 63a0cfd (Docker: containers through the engine's socket, the supervisor over one attached stream; conformance on a real engine)
 use crate::runtime::machine::{Channel, Machine};
 use crate::runtime::sys;
-use crate::setup::Setup;
+use crate::setup::{Setup, UNKNOWN_ID};
+use crate::wire::Blob;
 
 /// Serves the machine that this process was started in.
+<<<<<<< HEAD
 pub fn run(setup: Setup, channel: Channel) -> u8 {
     run_with(setup, channel, None)
 }
@@ -24,8 +31,38 @@ pub fn run_with(setup: Setup, channel: Channel, joiners: Option<OwnedFd>) -> u8 
     let _ = rustix::process::setsid();
     match prepare(&setup) {
         Ok(()) => serve(setup, channel, joiners),
+=======
+pub fn run(mut setup: Setup, channel: Channel) -> u8 {
+    let _ = rustix::process::setsid();
+    match find_agent(&mut setup).and_then(|()| prepare(&setup)) {
+        Ok(()) => serve(setup, channel, Vec::new()),
+>>>>>>> 63a0cfd (Docker: containers through the engine's socket, the supervisor over one attached stream; conformance on a real engine)
         Err(refusal) => refuse(&channel, &refusal),
     }
+}
+
+/// Looks up an agent of whom the host knows the name alone, and gives commands what a login would tell of that user.
+///
+/// # Errors
+/// The refusal of step `user`.
+fn find_agent(setup: &mut Setup) -> Step {
+    if setup.agent.uid != UNKNOWN_ID {
+        return Ok(());
+    }
+    let found = Identity::lookup(&setup.agent.name)
+        .map_err(|_| Refusal::because("user", format!("the machine has no user {:?}", setup.agent.name)))?;
+    let agent = &mut setup.agent;
+    agent.uid = found.uid;
+    agent.gid = if agent.gid == UNKNOWN_ID { found.gid } else { agent.gid };
+    agent.home = if agent.home.0.is_empty() { found.home.into() } else { agent.home.clone() };
+    agent.name = found.name;
+    let name: Blob = agent.name.as_bytes().into();
+    for (key, value) in [("HOME", agent.home.clone()), ("USER", name.clone()), ("LOGNAME", name)] {
+        if !setup.env.iter().any(|(known, _)| known.0 == key.as_bytes()) {
+            setup.env.push((key.as_bytes().into(), value));
+        }
+    }
+    Ok(())
 }
 
 /// What modes without namespaces of their own do before they serve.
@@ -37,7 +74,16 @@ pub fn prepare(setup: &Setup) -> Step {
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).at("dumpable")?;
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     make_workdir(setup);
+    setup.writable.iter().for_each(|path| give(&path.0, setup));
     Ok(())
+}
+
+/// Makes a directory if need be and gives it to the agent. What cannot be given stays as it is: commands say so.
+fn give(path: &[u8], setup: &Setup) {
+    let path = Path::new(OsStr::from_bytes(path));
+    if path.is_absolute() && (path.is_dir() || std::fs::create_dir_all(path).is_ok()) {
+        let _ = std::os::unix::fs::lchown(path, Some(setup.agent.uid), Some(setup.agent.gid));
+    }
 }
 
 /// Makes the working directory if it can. If it cannot, each command that needs it says so.

@@ -1,0 +1,298 @@
+//! The backend: start, find again, remove.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use async_trait::async_trait;
+use futures_util::future::join_all;
+use tierbox_core::{
+    Backend, Capabilities, Check, DestroyReport, Environment, EnvironmentSpec, Error, ErrorKind, HostIsolation, KillDomain,
+    LeaseHandle, LeaseRecord, LimitCapabilities, LimitReport, Locality, Mechanism, MountSupport, Network, Progress, Report,
+    Resource, Result, UserSupport,
+};
+use tierbox_guest::{GuestConfig, GuestSandbox};
+
+use crate::destroy::CONTAINER;
+use crate::engine::{self, Engine, failed, on_driver};
+use crate::environment::{self, DockerEnvironment, Machine, Memory};
+use crate::launch::{self, Around, Launched, name_of};
+use crate::plan::{self, Plan};
+use crate::settings::Settings;
+use crate::{BACKEND, crash, destroy, doctor, image, limits, report};
+
+/// The backend `docker`: containers of an engine on this machine.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct DockerBackend;
+
+impl DockerBackend {
+    /// The backend.
+    pub fn new() -> Self {
+        Self
+    }
+}
+
+/// What machines of a plan can do.
+fn capabilities(plan: &Plan) -> Capabilities {
+    let closed = plan.machines.iter().all(limits::holds_disk);
+    Capabilities {
+        host: HostIsolation::H1,
+        networks: vec![Network::N2],
+        locality: Locality::Local,
+        kill_domain: KillDomain::Subreaper,
+        streaming_output: true,
+        streaming_stdin: true,
+        pty: true,
+        signals: true,
+        idle_timeout: true,
+        detached_exec: true,
+        users: UserSupport::Any,
+        memory_outcome: false,
+        usage: true,
+        files: true,
+        archives: true,
+        dial: true,
+        mounts: MountSupport::ReadOnly,
+        multi_machine: plan.machines.len() > 1,
+        detached: false,
+        snapshots: false,
+        limits: LimitCapabilities {
+            memory: true,
+            cpu: true,
+            pids: true,
+            disk: closed,
+            inodes: closed,
+            file_size: true,
+            open_files: true,
+        },
+    }
+}
+
+/// Passes steps on to a progress that belongs to the caller's side.
+struct Steps(tokio::sync::mpsc::UnboundedSender<String>);
+
+impl Progress for Steps {
+    fn step(&self, message: &str) {
+        // The caller may have given up.
+        let _ = self.0.send(message.to_owned());
+    }
+}
+
+/// Everything that starting takes, owned: it runs on the driver's thread.
+struct Start {
+    spec: EnvironmentSpec,
+    plan: Plan,
+    lease: Arc<dyn LeaseHandle>,
+    steps: Steps,
+    given_up: Arc<AtomicBool>,
+}
+
+/// Tells the start that its caller is gone.
+struct GiveUp(Arc<AtomicBool>);
+
+impl Drop for GiveUp {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+    }
+}
+
+impl Start {
+    /// Starts, and leaves nothing behind if that fails or is given up.
+    async fn run(self) -> Result<DockerEnvironment> {
+        let socket = engine::locate(&self.plan.settings)?;
+        let started = match self.start(socket.clone()).await {
+            Ok(environment) => self.wanted().map(|()| environment),
+            Err(error) => Err(error),
+        };
+        if started.is_err() {
+            let memory = Memory { socket, ready: true };
+            let record = environment::record(self.lease.id(), &memory, &self.resources())?;
+            // What is left now stands in the lease, and cleanup removes it.
+            let _ = destroy::lease(&record).await;
+        }
+        started
+    }
+
+    /// Whether anybody still waits for this.
+    fn wanted(&self) -> Result<()> {
+        if !self.given_up.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::Cancelled, "start environment", "the caller gave up").with_backend(BACKEND))
+    }
+
+    async fn start(&self, socket: PathBuf) -> Result<DockerEnvironment> {
+        // Before anything exists: whoever cleans up must know whom to ask.
+        self.lease.set_data(Memory { socket: socket.clone(), ready: false }.to_data()?)?;
+        let engine = Engine::connect(&socket).await?;
+        let info = engine.docker.info().await.map_err(|error| failed("ask the engine", &error))?;
+        let resources = self.resources();
+        let mut images = Vec::new();
+        for machine in &self.plan.machines {
+            images.push(image::ensure(&engine, &machine.image, &name_of(self.lease.id(), &machine.name), &self.steps).await?);
+        }
+        let program = launch::write_program(&self.lease.directory()?)?;
+        self.lease.record(&resources)?;
+        crash::point("lease");
+        let around = Around {
+            engine: &engine,
+            info: &info,
+            id: self.lease.id(),
+            program: &program,
+            limits: &self.spec.limits,
+            plan: &self.plan,
+        };
+        self.wanted()?;
+        self.steps.step("starting the containers");
+        let launches = self.plan.machines.iter().zip(&images).map(|(machine, image)| launch::launch(&around, machine, image));
+        // All of them come to an end, so that nothing is under way any more when the undertaker comes.
+        let launched = join_all(launches).await.into_iter().collect::<Result<Vec<_>>>()?;
+        let (machines, mechanisms, limits) = self.machines(launched, &around).await?;
+        self.lease.set_data(Memory { socket: socket.clone(), ready: true }.to_data()?)?;
+        crash::point("ready");
+        let report = self.report(&machines, mechanisms, limits, &images);
+        Ok(DockerEnvironment::new(self.lease.id(), machines, report, socket, resources))
+    }
+
+    fn resources(&self) -> Vec<Resource> {
+        let container = |name: &str| Resource { kind: CONTAINER.to_owned(), id: name_of(self.lease.id(), name) };
+        self.plan.machines.iter().map(|machine| container(&machine.name)).collect()
+    }
+
+    async fn machines(
+        &self,
+        launched: Vec<Launched>,
+        around: &Around<'_>,
+    ) -> Result<(Vec<Machine>, Vec<Mechanism>, Vec<LimitReport>)> {
+        let (mut machines, mut mechanisms, mut limits) = (Vec::new(), Vec::new(), Vec::new());
+        for (plan, launched) in self.plan.machines.iter().zip(launched) {
+            let mut capabilities = capabilities(&self.plan);
+            capabilities.kill_domain = launched.ready.kill_domain;
+            capabilities.memory_outcome = launched.ready.memory_outcome;
+            capabilities.users = if launched.ready.users { UserSupport::Any } else { UserSupport::DefaultOnly };
+            let config = GuestConfig {
+                name: plan.name.clone(),
+                backend: BACKEND,
+                capabilities,
+                limits: self.spec.limits.clone(),
+                agent: launched.agent,
+            };
+            let sandbox = Arc::new(GuestSandbox::new(launched.channel.clone(), config));
+            let found = report::mechanisms(&*sandbox, &self.plan, plan, around.info).await?;
+            report::check(&plan.name, &found, self.plan.settings.runtime.as_deref())?;
+            merge(&mut mechanisms, found, &plan.name);
+            if limits.is_empty() {
+                limits = launched.limits;
+            }
+            machines.push(Machine { channel: launched.channel, sandbox });
+        }
+        Ok((machines, mechanisms, limits))
+    }
+
+    fn report(
+        &self,
+        machines: &[Machine],
+        mechanisms: Vec<Mechanism>,
+        limits: Vec<LimitReport>,
+        images: &[image::Image],
+    ) -> Report {
+        let spec = &self.spec;
+        let kill_domain = machines.iter().map(|machine| tierbox_core::Sandbox::capabilities(&*machine.sandbox).kill_domain).min();
+        let mounts = spec.mounts.iter().map(|mount| format!("{} -> {} (ro)", mount.host.display(), mount.guest)).collect();
+        let notes = spec.tier.notes().into_iter().map(str::to_owned).chain(notes(images));
+        Report {
+            profile: spec.profile.clone(),
+            tier: spec.tier,
+            backend: BACKEND.to_owned(),
+            locality: Locality::Local,
+            kill_domain: kill_domain.unwrap_or(KillDomain::Session),
+            mechanisms,
+            limits,
+            mounts,
+            copied_in: spec.files.iter().map(|copy| format!("{} -> {}", copy.host.display(), copy.guest)).collect(),
+            weakened: spec.weakened.iter().chain(&self.plan.weakened).cloned().collect(),
+            reason: spec.reason.clone(),
+            notes: notes.collect(),
+        }
+    }
+}
+
+fn notes(images: &[image::Image]) -> Vec<String> {
+    let volumes = images.iter().flat_map(|image| &image.volumes);
+    volumes.map(|path| format!("the image declares a volume at {path}: what is written there has no limit of its own")).collect()
+}
+
+/// Keeps, of each mechanism, the weakest form that any machine has.
+fn merge(all: &mut Vec<Mechanism>, found: Vec<Mechanism>, machine: &str) {
+    let rank = |mechanism: &Mechanism| mechanism.applied as u8;
+    for mut mechanism in found {
+        match all.iter_mut().find(|known| known.name == mechanism.name) {
+            None => all.push(mechanism),
+            Some(known) if rank(&mechanism) > rank(known) => {
+                mechanism.detail = format!("{machine}: {}", mechanism.detail);
+                *known = mechanism;
+            }
+            Some(_) => {}
+        }
+    }
+}
+
+#[async_trait]
+impl Backend for DockerBackend {
+    fn name(&self) -> &'static str {
+        BACKEND
+    }
+
+    fn settings_schema(&self) -> serde_json::Value {
+        Settings::schema()
+    }
+
+    fn validate(&self, spec: &EnvironmentSpec) -> Result<()> {
+        plan::plan(spec).map(drop)
+    }
+
+    fn capabilities(&self, spec: &EnvironmentSpec) -> Result<Capabilities> {
+        Ok(capabilities(&plan::plan(spec)?))
+    }
+
+    async fn start(
+        &self,
+        spec: &EnvironmentSpec,
+        lease: Arc<dyn LeaseHandle>,
+        progress: &dyn Progress,
+    ) -> Result<Box<dyn Environment>> {
+        let plan = plan::plan(spec)?;
+        capabilities(&plan).admit(spec).map_err(|error| error.with_backend(BACKEND))?;
+        let (sender, mut steps) = tokio::sync::mpsc::unbounded_channel();
+        let given_up = GiveUp(Arc::default());
+        let start = Start { spec: spec.clone(), plan, lease, steps: Steps(sender), given_up: given_up.0.clone() };
+        let started = on_driver(start.run());
+        tokio::pin!(started);
+        loop {
+            tokio::select! {
+                biased;
+                Some(step) = steps.recv() => progress.step(&step),
+                environment = &mut started => return Ok(Box::new(environment?)),
+            }
+        }
+    }
+
+    async fn attach(&self, _: &LeaseRecord) -> Result<Box<dyn Environment>> {
+        Err(Error::unsupported("attach", "attaching to an environment of another process").with_backend(BACKEND))
+    }
+
+    async fn is_alive(&self, lease: &LeaseRecord) -> bool {
+        let lease = lease.clone();
+        on_driver(async move { Ok(destroy::is_alive(&lease).await) }).await.unwrap_or(false)
+    }
+
+    async fn destroy(&self, lease: &LeaseRecord) -> Result<DestroyReport> {
+        crash::point("destroy");
+        let lease = lease.clone();
+        on_driver(async move { destroy::lease(&lease).await }).await
+    }
+
+    async fn doctor(&self) -> Vec<Check> {
+        on_driver(async { Ok(doctor::checks().await) }).await.unwrap_or_default()
+    }
+}

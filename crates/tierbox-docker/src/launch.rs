@@ -1,0 +1,289 @@
+//! From a planned machine to a running one with a channel to its supervisor.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::time::Duration;
+
+use bollard::container::AttachContainerResults;
+use bollard::models::{
+    ContainerCreateBody, HostConfig, HostConfigCgroupnsModeEnum, HostConfigLogConfig, Mount, MountBindOptions, MountType,
+    SystemInfo,
+};
+use bollard::query_parameters::{AttachContainerOptions, CreateContainerOptions};
+use tierbox_core::{Error, ErrorKind, LimitReport, Limits, Result};
+use tierbox_guest::{Channel, Ready, SetupReply, supervisor};
+use tierbox_supervisor::protocol::VERSION;
+use tierbox_supervisor::setup::{Agent, Mode, Net, Root, Setup, UNKNOWN_ID, UserMap};
+use tierbox_supervisor::wire::Blob;
+
+use crate::engine::{Engine, bounded, failed};
+use crate::image::Image;
+use crate::limits::{self, RUN_SHARE, SHM_SHARE, TMP_SHARE, WORK_SHARE};
+use crate::plan::{MachinePlan, Plan, WORKSPACE};
+use crate::{BACKEND, crash, stream};
+
+/// Where the supervisor appears inside.
+pub const SUPERVISOR: &str = "/.tierbox";
+
+/// The label that says to which lease something belongs.
+pub const LABEL: &str = "dev.tierbox.lease";
+
+/// The user of commands where neither profile nor image names one: `nobody`, in nearly every image.
+const NOBODY: &str = "65534";
+
+/// Where programs are looked for in an image without a `PATH`: what the engine itself takes.
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// How long the supervisor may take to say that it is ready, once its container runs.
+const READY: Duration = Duration::from_secs(30);
+
+/// What a machine needs of its environment.
+pub struct Around<'a> {
+    /// The engine.
+    pub engine: &'a Engine,
+    /// What it said of itself.
+    pub info: &'a SystemInfo,
+    /// The lease's id.
+    pub id: &'a str,
+    /// The supervisor's program on this host.
+    pub program: &'a Path,
+    /// Limits of each machine.
+    pub limits: &'a Limits,
+    /// The whole plan.
+    pub plan: &'a Plan,
+}
+
+/// A machine that runs.
+pub struct Launched {
+    /// The line to its supervisor.
+    pub channel: Channel,
+    /// What the supervisor said of it.
+    pub ready: Ready,
+    /// The user of commands.
+    pub agent: String,
+    /// Limits and what enforces them.
+    pub limits: Vec<LimitReport>,
+}
+
+/// The name of a machine's container, of its built image, of a network or a volume: the same in every process that knows the
+/// lease.
+pub fn name_of(id: &str, part: &str) -> String {
+    format!("tierbox-{id}-{part}").to_lowercase()
+}
+
+/// Labels of everything that belongs to a lease.
+pub fn labels(id: &str) -> HashMap<String, String> {
+    HashMap::from([(LABEL.to_owned(), id.to_owned())])
+}
+
+/// Makes, attaches and starts a machine's container, and sets its supervisor up.
+///
+/// # Errors
+/// What the engine or the supervisor says. What exists by then is in the lease.
+pub async fn launch(around: &Around<'_>, machine: &MachinePlan, image: &Image) -> Result<Launched> {
+    let name = name_of(around.id, &machine.name);
+    let (body, limits) = body(around, machine, image)?;
+    let options = CreateContainerOptions { name: Some(name.clone()), ..CreateContainerOptions::default() };
+    let docker = &around.engine.docker;
+    docker.create_container(Some(options), body).await.map_err(|error| failed("create the container", &error))?;
+    crash::point("created");
+    let attached =
+        AttachContainerOptions { stdin: true, stdout: true, stderr: true, stream: true, ..AttachContainerOptions::default() };
+    let AttachContainerResults { output, input } =
+        docker.attach_container(&name, Some(attached)).await.map_err(|error| failed("attach to the container", &error))?;
+    let channel = Channel::stream(stream::reader(output), stream::writer(input))?;
+    docker.start_container(&name, None).await.map_err(|error| failed("start the container", &error))?;
+    crash::point("started");
+    let setup = setup(around, machine, image);
+    let agent = setup.agent.name.clone();
+    let reply = match channel.setup(&setup, READY).await {
+        Ok(reply) => reply,
+        Err(error) => return Err(diagnosed(around.engine, &name, error).await),
+    };
+    let ready = match reply {
+        SetupReply::Ready(ready) => ready,
+        SetupReply::Refused { step, errno, detail } => return Err(refused(&step, errno, &detail)),
+        SetupReply::NetworkWanted { .. } => {
+            return Err(Error::new(ErrorKind::Protocol, "set up the machine", "it asks for a network that it has already"));
+        }
+    };
+    channel.hello(Duration::ZERO)?;
+    Ok(Launched { channel, ready, agent, limits })
+}
+
+fn refused(step: &str, errno: i32, detail: &str) -> Error {
+    let why = if errno == 0 { String::new() } else { format!(": {}", std::io::Error::from_raw_os_error(errno)) };
+    let message = format!("its supervisor could not take the step {step:?}{why} {detail}");
+    let error = Error::new(ErrorKind::HostUnable, "set up the machine", message.trim_end()).with_backend(BACKEND);
+    match step {
+        "user" => error.with_help("name a user that is in the image's /etc/passwd, or a number"),
+        _ => error,
+    }
+}
+
+/// Adds the engine's own diagnosis to the end of a channel.
+async fn diagnosed(engine: &Engine, name: &str, error: Error) -> Error {
+    let Ok(found) = engine.docker.inspect_container(name, None).await else { return error };
+    let Some(state) = found.state else { return error };
+    let mut said = state.error.map(|text| bounded(&text)).unwrap_or_default();
+    if state.oom_killed == Some(true) {
+        said = format!("out of memory {said}");
+    }
+    let code = state.exit_code.unwrap_or_default();
+    let message = format!("{}; the container is {} with exit status {code} {said}", error.message(), status(state.status));
+    let help = match code {
+        126 | 127 | 255 => {
+            "the supervisor could not be executed: the state directory must allow that (no noexec), and the image be of this machine's architecture"
+        }
+        _ => "see the daemon's log",
+    };
+    Error::new(error.kind(), "set up the machine", message.trim_end()).with_backend(BACKEND).with_help(help)
+}
+
+fn status(status: Option<bollard::models::ContainerStateStatusEnum>) -> String {
+    status.map_or_else(|| "gone".to_owned(), |status| status.to_string())
+}
+
+/// The container's configuration.
+fn body(around: &Around<'_>, machine: &MachinePlan, image: &Image) -> Result<(ContainerCreateBody, Vec<LimitReport>)> {
+    let mut config = HostConfig {
+        auto_remove: Some(false),
+        // What goes over the attached stream is the protocol, not a log.
+        log_config: Some(HostConfigLogConfig { typ: Some("none".to_owned()), config: None }),
+        network_mode: Some("none".to_owned()),
+        privileged: Some(false),
+        cap_drop: Some(vec!["ALL".to_owned()]),
+        cap_add: Some(machine.capabilities.clone()),
+        security_opt: Some(vec!["no-new-privileges".to_owned()]),
+        readonly_rootfs: Some(machine.read_only),
+        ipc_mode: Some("private".to_owned()),
+        cgroupns_mode: Some(HostConfigCgroupnsModeEnum::PRIVATE),
+        tmpfs: Some(writable(around.limits, machine, image)),
+        shm_size: around.limits.disk.map(|disk| i64::try_from(disk.max * SHM_SHARE / 16).unwrap_or(i64::MAX)),
+        mounts: Some(mounts(around, machine)),
+        runtime: around.plan.settings.runtime.clone(),
+        // Nothing of this host's resolver configuration is to be seen inside.
+        dns: Some(vec!["127.0.0.1".to_owned()]),
+        dns_search: Some(vec![".".to_owned()]),
+        ..HostConfig::default()
+    };
+    let limits = limits::apply(&mut config, around.limits, machine, around.info)?;
+    let body = ContainerCreateBody {
+        hostname: Some(machine.name.clone()),
+        // The supervisor: it becomes somebody else before it runs anything.
+        user: Some("0:0".to_owned()),
+        attach_stdin: Some(true),
+        attach_stdout: Some(true),
+        attach_stderr: Some(true),
+        open_stdin: Some(true),
+        // The end of this process is the end of the line, and that of everything inside.
+        stdin_once: Some(true),
+        tty: Some(false),
+        entrypoint: Some(vec![SUPERVISOR.to_owned()]),
+        cmd: Some(Vec::new()),
+        working_dir: Some("/".to_owned()),
+        image: Some(image.id.clone()),
+        labels: Some(labels(around.id)),
+        host_config: Some(config),
+        ..ContainerCreateBody::default()
+    };
+    Ok((body, limits))
+}
+
+/// The areas that can be written to under a read-only root, each of bounded size.
+fn writable(limits: &Limits, machine: &MachinePlan, image: &Image) -> HashMap<String, String> {
+    let mut areas = HashMap::from([
+        ("/tmp".to_owned(), limits::tmpfs(limits, TMP_SHARE, "mode=1777,exec")),
+        ("/run".to_owned(), limits::tmpfs(limits, RUN_SHARE, "mode=0755")),
+    ]);
+    // An image that works there has files of its own in it.
+    if image.workdir.as_deref() != Some(WORKSPACE) {
+        areas.insert(WORKSPACE.to_owned(), limits::tmpfs(limits, WORK_SHARE, "mode=0755,exec"));
+    }
+    for path in &machine.tmpfs {
+        areas.insert(path.clone(), limits::tmpfs(limits, TMP_SHARE, "mode=1777,exec"));
+    }
+    areas
+}
+
+fn mounts(around: &Around<'_>, machine: &MachinePlan) -> Vec<Mount> {
+    let bind = |host: &Path, guest: &str| Mount {
+        target: Some(guest.to_owned()),
+        source: Some(host.to_string_lossy().into_owned()),
+        typ: Some(MountType::BIND),
+        read_only: Some(true),
+        // What is mounted below a directory would stay writable on older engines.
+        bind_options: Some(MountBindOptions { non_recursive: Some(true), ..MountBindOptions::default() }),
+        ..Mount::default()
+    };
+    let volume = |mount: &crate::plan::VolumeMount| Mount {
+        target: Some(mount.guest.clone()),
+        source: Some(name_of(around.id, &mount.volume)),
+        typ: Some(MountType::VOLUME),
+        read_only: Some(mount.read_only),
+        ..Mount::default()
+    };
+    let own = std::iter::once(bind(around.program, SUPERVISOR));
+    let hosts = machine.mounts.iter().map(|mount| bind(&mount.host, &mount.guest));
+    own.chain(hosts).chain(machine.volumes.iter().map(volume)).collect()
+}
+
+/// What the supervisor is told.
+fn setup(around: &Around<'_>, machine: &MachinePlan, image: &Image) -> Setup {
+    let user = machine.user.as_deref().or(image.user.as_deref()).unwrap_or(NOBODY);
+    let (name, group) = user.split_once(':').unwrap_or((user, ""));
+    let workdir = image.workdir(machine.workdir.as_deref());
+    let text = |text: &str| Blob::from(text.as_bytes());
+    // `nobody` has no home anywhere.
+    let home = if name == NOBODY { WORKSPACE } else { "" };
+    Setup {
+        version: VERSION,
+        mode: Mode::Guest,
+        id: around.id.to_owned(),
+        users: UserMap::Single,
+        agent: Agent { name: name.to_owned(), uid: UNKNOWN_ID, gid: group.parse().unwrap_or(UNKNOWN_ID), home: text(home) },
+        env: variables(machine, image),
+        workdir: text(&workdir),
+        root: Root::Host,
+        binds: Vec::new(),
+        files: Vec::new(),
+        writable: vec![text(WORKSPACE)],
+        disk: None,
+        inodes: None,
+        rlimits: limits::rlimits(around.limits),
+        cgroups: Vec::new(),
+        net: Net::Isolated,
+        listen: None,
+        persist: false,
+        lifetime_ms: around.limits.lifetime.map(|life| u64::try_from(life.as_millis()).unwrap_or(u64::MAX)),
+        crash_at: None,
+    }
+}
+
+/// The image's variables, then the profile's.
+fn variables(machine: &MachinePlan, image: &Image) -> Vec<(Blob, Blob)> {
+    let mut all: Vec<(&str, &str)> = Vec::new();
+    if !image.env.iter().any(|text| text.starts_with("PATH=")) {
+        all.push(("PATH", PATH));
+    }
+    all.extend(image.env.iter().filter_map(|text| text.split_once('=')).filter(|(key, _)| !key.is_empty()));
+    all.extend(machine.env.iter().map(|(key, value)| (key.as_str(), value.as_str())));
+    all.into_iter().map(|(key, value)| (Blob::from(key.as_bytes()), Blob::from(value.as_bytes()))).collect()
+}
+
+/// Writes the supervisor where the engine can show it to containers.
+///
+/// # Errors
+/// `HostUnable` where this build carries none; what the file system says.
+pub fn write_program(directory: &Path) -> Result<std::path::PathBuf> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let bytes = supervisor::BYTES.ok_or_else(|| {
+        Error::new(ErrorKind::HostUnable, "start environment", "this build of tierbox carries no supervisor")
+            .with_backend(BACKEND)
+    })?;
+    let path = directory.join("supervisor");
+    let failed = |error| Error::io("write the supervisor", error).with_backend(BACKEND).with_context("path", path.display());
+    let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o555).open(&path).map_err(failed)?;
+    std::io::Write::write_all(&mut file, bytes).map_err(failed)?;
+    Ok(path)
+}

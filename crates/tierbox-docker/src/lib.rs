@@ -1,0 +1,30 @@
+//! The backend `docker`: containers of a Docker Engine, or of podman's compatible service, on this machine (H1).
+//!
+//! It plans containers that are safe by default, starts the supervisor once in each over one attached stream, and leaves the
+//! rest to `tierbox-guest`. No `docker` command is needed: the engine is spoken to over its socket. See [`Settings`] for what a
+//! profile's `[docker]` table takes.
+#![deny(missing_docs)]
+#![forbid(unsafe_code)]
+#![expect(dead_code, reason = "what compose files need is planned, and not read yet")]
+
+mod backend;
+mod crash;
+mod destroy;
+mod doctor;
+mod engine;
+mod environment;
+mod image;
+mod launch;
+mod limits;
+mod plan;
+mod report;
+mod settings;
+mod stream;
+
+pub use backend::DockerBackend;
+pub use settings::{Pull, Settings};
+
+/// The backend's name.
+pub const BACKEND: &str = "docker";
+
+tierbox_core::register_backend!(|| std::sync::Arc::new(DockerBackend::new()));

@@ -1,0 +1,169 @@
+//! Limits: what the engine is told, what the supervisor sets in each process, and what the report says.
+
+use bollard::models::{HostConfig, SystemInfo, SystemInfoCgroupVersionEnum};
+use tierbox_core::{Applied, Enforce, Error, ErrorKind, Limit, LimitReport, Limits, Result};
+use tierbox_supervisor::setup::Rlimit;
+
+use crate::BACKEND;
+use crate::plan::MachinePlan;
+
+/// The kernel's numbers.
+const RLIMIT_FSIZE: u32 = 1;
+const RLIMIT_CORE: u32 = 4;
+const RLIMIT_NOFILE: u32 = 7;
+
+/// Shares of the disk limit, in sixteenths: the working area, `/tmp`, `/run`, shared memory.
+pub const WORK_SHARE: u64 = 10;
+/// See [`WORK_SHARE`].
+pub const TMP_SHARE: u64 = 4;
+/// See [`WORK_SHARE`].
+pub const RUN_SHARE: u64 = 1;
+/// See [`WORK_SHARE`].
+pub const SHM_SHARE: u64 = 1;
+
+/// A share of the disk and inode limits as options of a tmpfs.
+pub fn tmpfs(limits: &Limits, share: u64, more: &str) -> String {
+    let mut options = format!("rw,nosuid,nodev,{more}");
+    if let Some(disk) = limits.disk {
+        options.push_str(&format!(",size={}", (disk.max * share / 16).max(4096)));
+    }
+    if let Some(inodes) = limits.inodes {
+        options.push_str(&format!(",nr_inodes={}", (inodes.max * share / 16).max(16)));
+    }
+    options
+}
+
+/// What each process is limited to.
+pub fn rlimits(limits: &Limits) -> Vec<Rlimit> {
+    let one = |resource, limit: Option<Limit<u64>>| limit.map(|limit| Rlimit { resource, value: limit.max });
+    let core = Rlimit { resource: RLIMIT_CORE, value: limits.core_size };
+    [one(RLIMIT_FSIZE, limits.file_size), one(RLIMIT_NOFILE, limits.open_files)].into_iter().flatten().chain([core]).collect()
+}
+
+/// The lower of the environment's limit and the machine's own.
+fn lower(limit: Option<Limit<u64>>, own: Option<u64>) -> Option<Limit<u64>> {
+    match (limit, own) {
+        (Some(limit), Some(own)) => Some(Limit { max: limit.max.min(own), ..limit }),
+        (None, Some(own)) => Some(Limit::required(own)),
+        (limit, None) => limit,
+    }
+}
+
+fn signed(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+/// What the engine can enforce and by what.
+struct Means {
+    by: &'static str,
+    memory: bool,
+    cpu: bool,
+    pids: bool,
+}
+
+impl Means {
+    fn of(info: &SystemInfo) -> Self {
+        let by = match info.cgroup_version {
+            Some(SystemInfoCgroupVersionEnum::_2) => "cgroup v2",
+            _ => "cgroup v1",
+        };
+        Self {
+            by,
+            memory: info.memory_limit.unwrap_or(true),
+            cpu: info.cpu_cfs_quota.unwrap_or(true),
+            pids: info.pids_limit.unwrap_or(true),
+        }
+    }
+}
+
+/// Puts the limits of a machine into its configuration, and says what enforces each.
+///
+/// # Errors
+/// `LimitRefused` for a required limit that this engine cannot enforce.
+pub fn apply(config: &mut HostConfig, limits: &Limits, machine: &MachinePlan, info: &SystemInfo) -> Result<Vec<LimitReport>> {
+    let means = Means::of(info);
+    let mut reports = Reports::default();
+    let memory = lower(limits.memory, machine.memory);
+    if reports.add("memory", memory, size, means.memory, means.by)?
+        && let Some(limit) = memory
+    {
+        config.memory = Some(signed(limit.max));
+        // The same bound with swap: none of it is to be used.
+        config.memory_swap = Some(signed(limit.max));
+    }
+    let cpu = lower(limits.cpu_millis, machine.cpu_millis);
+    if reports.add("cpu", cpu, |millis| format!("{}", millis as f64 / 1000.0), means.cpu, means.by)?
+        && let Some(limit) = cpu
+    {
+        config.nano_cpus = Some(signed(limit.max.saturating_mul(1_000_000)));
+    }
+    let pids = lower(limits.pids, machine.pids);
+    if reports.add("pids", pids, |count| count.to_string(), means.pids, means.by)?
+        && let Some(limit) = pids
+    {
+        config.pids_limit = Some(signed(limit.max));
+    }
+    let closed = holds_disk(machine);
+    reports.add("disk", limits.disk, size, closed, "tmpfs")?;
+    reports.add("inodes", limits.inodes, |count| count.to_string(), closed, "tmpfs")?;
+    reports.add("file-size", limits.file_size, size, true, "rlimit")?;
+    reports.add("open-files", limits.open_files, |count| count.to_string(), true, "rlimit")?;
+    Ok(reports.0)
+}
+
+/// Whether all that can be written is in areas of bounded size.
+pub fn holds_disk(machine: &MachinePlan) -> bool {
+    machine.read_only && machine.volumes.is_empty()
+}
+
+#[derive(Default)]
+struct Reports(Vec<LimitReport>);
+
+impl Reports {
+    /// Notes a limit. Whether it is to be applied.
+    fn add(&mut self, name: &str, limit: Option<Limit<u64>>, show: impl Fn(u64) -> String, can: bool, by: &str) -> Result<bool> {
+        let Some(limit) = limit else { return Ok(false) };
+        if !can && limit.enforce == Enforce::Required {
+            return Err(Error::new(
+                ErrorKind::LimitRefused,
+                "plan limits",
+                format!("limits.{name} cannot be enforced by this engine"),
+            )
+            .with_backend(BACKEND)
+            .with_help("`docker info` shows what it lacks; a writable root or a volume has no bound of its own"));
+        }
+        let (by, applied) = if can { (by, Applied::Enforced) } else { ("nothing", Applied::Absent) };
+        self.0.push(LimitReport { name: name.to_owned(), value: show(limit.max), by: by.to_owned(), applied });
+        Ok(can)
+    }
+}
+
+fn size(bytes: u64) -> String {
+    const UNITS: [(&str, u32); 3] = [("GiB", 30), ("MiB", 20), ("KiB", 10)];
+    let fitting = UNITS.iter().find(|(_, shift)| bytes >= 1 << shift && bytes % (1 << shift) == 0);
+    fitting.map_or_else(|| format!("{bytes} bytes"), |(unit, shift)| format!("{} {unit}", bytes >> shift))
+}
+
+#[cfg(test)]
+mod unit {
+    use super::*;
+
+    #[test]
+    fn the_writable_areas_together_hold_no_more_than_the_limit() {
+        assert_eq!(WORK_SHARE + TMP_SHARE + RUN_SHARE + SHM_SHARE, 16);
+        let limits = Limits { disk: Some(Limit::required(16 << 20)), inodes: Some(Limit::required(160)), ..Limits::default() };
+        assert_eq!(tmpfs(&limits, WORK_SHARE, "mode=1777"), "rw,nosuid,nodev,mode=1777,size=10485760,nr_inodes=100");
+    }
+
+    #[test]
+    fn the_lower_limit_counts() {
+        assert_eq!(lower(Some(Limit::best(5)), Some(3)), Some(Limit::best(3)));
+        assert_eq!(lower(None, Some(3)), Some(Limit::required(3)));
+        assert_eq!(lower(Some(Limit::best(2)), Some(3)), Some(Limit::best(2)));
+    }
+
+    #[test]
+    fn sizes_for_people() {
+        assert_eq!((size(2 << 30), size(1 << 20), size(1000)), ("2 GiB".into(), "1 MiB".into(), "1000 bytes".into()));
+    }
+}

@@ -1,0 +1,261 @@
+//! From a specification to the machines, networks and volumes of an environment, without touching anything.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use tierbox_core::{EnvironmentSpec, ErrorKind, HostIsolation, MountSpec, Network, Result, malformed_path};
+
+use crate::engine;
+use crate::settings::{Pull, Settings, cut, invalid};
+
+/// The name of the only machine of an environment that is made from an image.
+pub const DEFAULT_MACHINE: &str = "default";
+
+/// Where commands start if neither the profile nor the image says so: a writable area of the machine's own.
+pub const WORKSPACE: &str = "/workspace";
+
+/// What an environment is made of.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Plan {
+    /// The machines, primary first.
+    pub machines: Vec<MachinePlan>,
+    /// The names of networks between machines.
+    pub networks: Vec<String>,
+    /// The names of volumes.
+    pub volumes: Vec<String>,
+    /// What of the engine's the machines have in common.
+    pub settings: Settings,
+    /// What they can reach.
+    pub network: Network,
+    /// What makes them weaker than this backend's default.
+    pub weakened: Vec<String>,
+}
+
+/// Where a machine's image comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ImagePlan {
+    /// The engine has it, or fetches it.
+    Named(String, Pull),
+    /// It is built for this environment.
+    Built(BuildPlan),
+}
+
+/// An image to build.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BuildPlan {
+    /// The directory that may be copied from.
+    pub context: PathBuf,
+    /// The Dockerfile, absolute.
+    pub dockerfile: PathBuf,
+    /// Arguments.
+    pub args: BTreeMap<String, String>,
+    /// The stage to stop at.
+    pub target: Option<String>,
+}
+
+/// A machine.
+#[derive(Debug, Clone, PartialEq)]
+pub struct MachinePlan {
+    /// Its name, which is its host name too.
+    pub name: String,
+    /// Its image.
+    pub image: ImagePlan,
+    /// What runs in it beside the commands of the harness.
+    pub service: Option<Service>,
+    /// Variables beyond the image's.
+    pub env: BTreeMap<String, String>,
+    /// The user of commands and files, as `name`, `uid` or either with `:group`; the image's, unless that is root, where `None`.
+    pub user: Option<String>,
+    /// Where commands start; the image's directory where `None`.
+    pub workdir: Option<String>,
+    /// Whether the root is read-only.
+    pub read_only: bool,
+    /// Writable areas beyond the usual ones.
+    pub tmpfs: Vec<String>,
+    /// Host directories, read-only.
+    pub mounts: Vec<MountSpec>,
+    /// Volumes.
+    pub volumes: Vec<VolumeMount>,
+    /// The networks it is on, with the names it has there.
+    pub links: Vec<Link>,
+    /// Capabilities of root inside.
+    pub capabilities: Vec<String>,
+    /// Limits of its own that are below the environment's.
+    pub memory: Option<u64>,
+    /// Likewise, in thousandths of a CPU.
+    pub cpu_millis: Option<u64>,
+    /// Likewise, processes.
+    pub pids: Option<u64>,
+}
+
+/// A volume in a machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VolumeMount {
+    /// The volume's name in its environment.
+    pub volume: String,
+    /// Where it appears.
+    pub guest: String,
+    /// Whether the machine may only read it.
+    pub read_only: bool,
+}
+
+/// A machine's place on a network.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Link {
+    /// The network's name in its environment.
+    pub network: String,
+    /// Names beside the machine's own.
+    pub aliases: Vec<String>,
+}
+
+/// What a compose service runs.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Service {
+    /// In place of the image's entrypoint.
+    pub entrypoint: Option<Vec<String>>,
+    /// In place of the image's command.
+    pub command: Option<Vec<String>>,
+    /// How it is known to be well.
+    pub health: Option<Health>,
+    /// What must be there first.
+    pub after: Vec<After>,
+}
+
+/// A health check.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Health {
+    /// The command; `None` switches the image's off.
+    pub test: Option<Vec<String>>,
+    /// Between two runs.
+    pub interval: std::time::Duration,
+    /// For one run.
+    pub timeout: std::time::Duration,
+    /// Failures in a row that mean it is not well.
+    pub retries: u32,
+    /// Failures within this time do not count.
+    pub start_period: std::time::Duration,
+}
+
+/// A service that must be there first.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct After {
+    /// Its name.
+    pub service: String,
+    /// What must be true of it.
+    pub condition: Condition,
+}
+
+/// What must be true of a service that another depends on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Condition {
+    /// Its command was started.
+    Started,
+    /// Its health check passed.
+    Healthy,
+    /// Its command ended with 0.
+    Completed,
+}
+
+/// Checks a specification and plans its environment.
+///
+/// # Errors
+/// `InvalidProfile` with the key that is wrong; `TierRefused`.
+pub fn plan(spec: &EnvironmentSpec) -> Result<Plan> {
+    spec.check_values()?;
+    let settings = Settings::from_value(&spec.settings)?;
+    check_tier(spec)?;
+    check_mounts(spec, &engine::locate(&settings)?)?;
+    check_workdir(spec.workdir.as_deref())?;
+    let mut weakened = settings.weakened();
+    if spec.user.as_deref().is_some_and(is_root) {
+        weakened.push("user: commands run as root inside".to_owned());
+    }
+    let one = one_machine(spec, &settings);
+    Ok(Plan { machines: vec![one], networks: Vec::new(), volumes: Vec::new(), network: spec.tier.network(), settings, weakened })
+}
+
+/// Whether a user's name or number is root's.
+pub fn is_root(user: &str) -> bool {
+    let name = user.split(':').next().unwrap_or_default();
+    name.is_empty() || name == "root" || name.parse::<u32>() == Ok(0)
+}
+
+fn check_tier(spec: &EnvironmentSpec) -> Result<()> {
+    if spec.tier.host() == HostIsolation::H1 {
+        return Ok(());
+    }
+    let nearest = format!("{}.H1.{}", spec.tier.tooling(), spec.tier.network());
+    Err(tierbox_core::Error::new(
+        ErrorKind::TierRefused,
+        "check profile",
+        format!("{} is a {}, and this backend makes local containers", spec.tier.host(), spec.tier.host().meaning()),
+    )
+    .with_backend(crate::BACKEND)
+    .with_help(format!("the nearest tier that docker can enforce is {nearest}")))
+}
+
+/// Host directories: read-only ones alone, and never a way to the engine.
+fn check_mounts(spec: &EnvironmentSpec, socket: &Path) -> Result<()> {
+    let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
+    let engines = [socket, Path::new("/var/run/docker.sock"), Path::new("/run/podman/podman.sock"), Path::new("/run/containerd")];
+    for mount in &spec.mounts {
+        let host = real(&mount.host);
+        let shown = mount.host.display();
+        if engines.iter().any(|engine| real(engine).starts_with(&host) || host.starts_with(real(engine))) {
+            return Err(invalid(format!("{shown} cannot be mounted: the engine's socket can be reached through it"))
+                .with_help("whoever has the socket has this machine; mount a directory that does not hold it"));
+        }
+        if let Some(why) = malformed_path(&mount.guest) {
+            return Err(invalid(format!("mounts: {:?}: {why}", cut(&mount.guest))));
+        }
+        if is_reserved(&mount.guest) || mount.guest == "/" {
+            return Err(invalid(format!("mounts: {:?} belongs to the machine", cut(&mount.guest))));
+        }
+    }
+    Ok(())
+}
+
+fn check_workdir(workdir: Option<&str>) -> Result<()> {
+    match workdir {
+        Some(path) if is_reserved(path) => Err(invalid(format!("workdir = {:?} belongs to the machine", cut(path)))),
+        _ => Ok(()),
+    }
+}
+
+/// Whether a path inside is the kernel's or the supervisor's.
+pub fn is_reserved(path: &str) -> bool {
+    ["/proc", "/sys", "/dev", crate::launch::SUPERVISOR].iter().any(|own| Path::new(path).starts_with(own))
+}
+
+fn one_machine(spec: &EnvironmentSpec, settings: &Settings) -> MachinePlan {
+    let image = match (&settings.image, &settings.dockerfile) {
+        (Some(image), _) => ImagePlan::Named(image.clone(), settings.pull),
+        (None, dockerfile) => {
+            let dockerfile = spec.base_dir.join(dockerfile.as_deref().unwrap_or(Path::new("Dockerfile")));
+            let context = settings.context.as_ref().map(|context| spec.base_dir.join(context));
+            ImagePlan::Built(BuildPlan {
+                context: context.unwrap_or_else(|| dockerfile.parent().unwrap_or(&spec.base_dir).to_owned()),
+                dockerfile,
+                args: BTreeMap::new(),
+                target: None,
+            })
+        }
+    };
+    MachinePlan {
+        name: DEFAULT_MACHINE.to_owned(),
+        image,
+        service: None,
+        env: spec.env.clone(),
+        user: spec.user.clone(),
+        workdir: spec.workdir.clone(),
+        read_only: settings.is_read_only(),
+        tmpfs: Vec::new(),
+        mounts: spec.mounts.clone(),
+        volumes: Vec::new(),
+        links: Vec::new(),
+        capabilities: settings.all_capabilities(),
+        memory: None,
+        cpu_millis: None,
+        pids: None,
+    }
+}

@@ -1,0 +1,109 @@
+//! What is really in force, as a machine sees it from inside.
+
+use bollard::models::SystemInfo;
+use tierbox_core::{Applied, Error, ErrorKind, GuestPath, Mechanism, ReadOptions, Result, Sandbox};
+use tokio::io::AsyncReadExt;
+
+use crate::BACKEND;
+use crate::plan::{MachinePlan, Plan};
+
+/// The namespaces without which a container is not H1, by their names under `/proc/self/ns`.
+const NAMESPACES: [(&str, &str); 5] = [
+    ("mount namespace", "mnt"),
+    ("pid namespace", "pid"),
+    ("network namespace", "net"),
+    ("ipc namespace", "ipc"),
+    ("uts namespace", "uts"),
+];
+
+/// Namespaces that are reported, and not required.
+const OTHERS: [(&str, &str); 2] = [("user namespace", "user"), ("cgroup namespace", "cgroup")];
+
+/// The most that is read of a file of the kernel's.
+const MOST: u64 = 64 << 10;
+
+fn mechanism(name: &str, applied: Applied, detail: impl Into<String>) -> Mechanism {
+    Mechanism { name: name.to_owned(), applied, detail: detail.into() }
+}
+
+/// The mechanisms of a machine. What the kernel says inside is read as the default user, whom every command runs as.
+///
+/// # Errors
+/// What reading inside says.
+pub async fn mechanisms(sandbox: &dyn Sandbox, plan: &Plan, machine: &MachinePlan, info: &SystemInfo) -> Result<Vec<Mechanism>> {
+    let mut found = Vec::new();
+    for (name, file) in NAMESPACES.into_iter().chain(OTHERS) {
+        let own = is_own(sandbox, file).await;
+        found.push(mechanism(name, if own { Applied::Enforced } else { Applied::Absent }, ""));
+    }
+    let status = read(sandbox, "/proc/self/status").await?;
+    let field = |key: &str| status.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':')).unwrap_or_default().trim();
+    found.push(seccomp(field("Seccomp"), plan.settings.runtime.as_deref()));
+    found.push(flag("no_new_privs", field("NoNewPrivs") == "1", ""));
+    let none = ["CapInh", "CapPrm", "CapEff", "CapAmb"].iter().all(|set| u64::from_str_radix(field(set), 16) == Ok(0));
+    let root = format!("the default user has none, root inside {}", machine.capabilities.join(", "));
+    let applied = if none { Applied::Enforced } else { Applied::Weaker };
+    found.push(mechanism("capabilities", applied, if none { root } else { format!("{} in force", field("CapEff")) }));
+    found.push(flag("read-only root", machine.read_only, ""));
+    let options = info.security_options.clone().unwrap_or_default();
+    found.push(flag("apparmor", options.iter().any(|option| option.contains("apparmor")), "the engine's default profile"));
+    if let Some(runtime) = &plan.settings.runtime {
+        found.push(mechanism("runtime", Applied::Enforced, runtime.clone()));
+    }
+    Ok(found)
+}
+
+fn flag(name: &str, set: bool, detail: &str) -> Mechanism {
+    if set { mechanism(name, Applied::Enforced, detail) } else { mechanism(name, Applied::Absent, "") }
+}
+
+fn seccomp(mode: &str, runtime: Option<&str>) -> Mechanism {
+    match (mode, runtime) {
+        ("2", _) => mechanism("seccomp", Applied::Enforced, "the engine's default filter"),
+        (_, Some(runtime)) => mechanism("seccomp", Applied::Weaker, format!("left to the runtime {runtime}")),
+        _ => mechanism("seccomp", Applied::Absent, ""),
+    }
+}
+
+/// Whether a namespace of the machine differs from this process's own, which only this host can tell.
+async fn is_own(sandbox: &dyn Sandbox, file: &str) -> bool {
+    let path = format!("/proc/self/ns/{file}");
+    let inside = sandbox.stat(&GuestPath::from(path.as_str()), false).await.ok().and_then(|meta| meta.target);
+    let here = std::fs::read_link(&path).ok();
+    match (inside, here) {
+        (Some(inside), Some(here)) => inside != here.as_os_str().as_encoded_bytes(),
+        (Some(_), None) => true,
+        (None, _) => false,
+    }
+}
+
+async fn read(sandbox: &dyn Sandbox, path: &str) -> Result<String> {
+    let (_, reader) = sandbox.read(&GuestPath::from(path), ReadOptions::default()).await?;
+    let mut text = Vec::new();
+    reader.take(MOST).read_to_end(&mut text).await.map_err(|error| Error::io("read what is in force", error))?;
+    Ok(String::from_utf8_lossy(&text).into_owned())
+}
+
+/// Checks that what was made is H1.
+///
+/// # Errors
+/// `TierRefused` naming what is missing.
+pub fn check(machine: &str, mechanisms: &[Mechanism], runtime: Option<&str>) -> Result<()> {
+    let required = NAMESPACES.iter().map(|(name, _)| *name).chain(["seccomp", "no_new_privs", "capabilities"]);
+    let in_force = |name: &str| {
+        mechanisms
+            .iter()
+            .any(|found| found.name == name && (found.applied == Applied::Enforced || (name == "seccomp" && runtime.is_some())))
+    };
+    let missing: Vec<&str> = required.filter(|name| !in_force(name)).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorKind::TierRefused,
+        "start environment",
+        format!("H1 needs what is not in force in the machine {machine:?}: {}", missing.join(", ")),
+    )
+    .with_backend(BACKEND)
+    .with_help("`docker info` shows whether the daemon was started without seccomp or its defaults were changed"))
+}

@@ -1,0 +1,27 @@
+//! An attached stream as the two halves of a channel.
+
+use std::io;
+use std::pin::Pin;
+
+use bollard::container::LogOutput;
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_util::io::StreamReader;
+
+type Output = Pin<Box<dyn Stream<Item = Result<LogOutput, bollard::errors::Error>> + Send>>;
+
+/// What the program writes to stdout, as bytes. What it says on stderr is dropped: nothing of it is the protocol's.
+pub fn reader(output: Output) -> Box<dyn AsyncRead + Send + Unpin> {
+    let bytes = output.filter_map(async |part| match part {
+        Ok(LogOutput::StdOut { message } | LogOutput::Console { message }) => Some(Ok::<Bytes, io::Error>(message)),
+        Ok(LogOutput::StdErr { .. } | LogOutput::StdIn { .. }) => None,
+        Err(error) => Some(Err(io::Error::other(error))),
+    });
+    Box::new(StreamReader::new(Box::pin(bytes)))
+}
+
+/// The way to the program's stdin.
+pub fn writer(input: Pin<Box<dyn AsyncWrite + Send>>) -> Box<dyn AsyncWrite + Send + Unpin> {
+    Box::new(input)
+}
