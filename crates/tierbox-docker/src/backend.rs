@@ -49,6 +49,7 @@ fn capabilities(plan: &Plan) -> Capabilities {
         users: UserSupport::Any,
         memory_outcome: false,
         usage: true,
+        confined_exec: true,
         files: true,
         archives: true,
         dial: true,

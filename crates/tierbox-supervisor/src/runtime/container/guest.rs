@@ -10,33 +10,22 @@ use rustix::process::DumpableBehavior;
 use super::inside::announce_and_run;
 use super::refusal::{AtStep, Refusal, Step};
 use super::refuse;
-<<<<<<< HEAD
-=======
-use crate::protocol::Mechanism;
 use crate::runtime::identity::Identity;
->>>>>>> 63a0cfd (Docker: containers through the engine's socket, the supervisor over one attached stream; conformance on a real engine)
 use crate::runtime::machine::{Channel, Machine};
 use crate::runtime::sys;
 use crate::setup::{Setup, UNKNOWN_ID};
 use crate::wire::Blob;
 
 /// Serves the machine that this process was started in.
-<<<<<<< HEAD
 pub fn run(setup: Setup, channel: Channel) -> u8 {
     run_with(setup, channel, None)
 }
 
 /// The same, with a socket to which joiners connect.
-pub fn run_with(setup: Setup, channel: Channel, joiners: Option<OwnedFd>) -> u8 {
-    let _ = rustix::process::setsid();
-    match prepare(&setup) {
-        Ok(()) => serve(setup, channel, joiners),
-=======
-pub fn run(mut setup: Setup, channel: Channel) -> u8 {
+pub fn run_with(mut setup: Setup, channel: Channel, joiners: Option<OwnedFd>) -> u8 {
     let _ = rustix::process::setsid();
     match find_agent(&mut setup).and_then(|()| prepare(&setup)) {
-        Ok(()) => serve(setup, channel, Vec::new()),
->>>>>>> 63a0cfd (Docker: containers through the engine's socket, the supervisor over one attached stream; conformance on a real engine)
+        Ok(()) => serve(setup, channel, joiners),
         Err(refusal) => refuse(&channel, &refusal),
     }
 }

@@ -42,17 +42,8 @@ pub fn take_channel() -> io::Result<Channel> {
     Ok(channel)
 }
 
-<<<<<<< HEAD
-/// Forgets what a process must not keep that outlives whoever started it: signals, core files, directory, standard streams.
+/// Switches core files off.
 ///
-/// # Errors
-/// If there is no null device.
-pub fn settle_in_background() -> io::Result<()> {
-    sys::reset_signals();
-    rustix::process::setrlimit(Resource::Core, Rlimit { current: Some(1), maximum: Some(1) })?;
-    rustix::process::chdir("/")?;
-    null_standard_streams(false)
-=======
 /// # Errors
 /// If the limit can neither be set nor is lower already.
 fn forbid_cores() -> io::Result<()> {
@@ -61,7 +52,17 @@ fn forbid_cores() -> io::Result<()> {
         Err(rustix::io::Errno::PERM) if rustix::process::getrlimit(Resource::Core).maximum == Some(0) => Ok(()),
         result => Ok(result?),
     }
->>>>>>> 63a0cfd (Docker: containers through the engine's socket, the supervisor over one attached stream; conformance on a real engine)
+}
+
+/// Forgets what a process must not keep that outlives whoever started it: signals, core files, directory, standard streams.
+///
+/// # Errors
+/// If there is no null device.
+pub fn settle_in_background() -> io::Result<()> {
+    sys::reset_signals();
+    forbid_cores()?;
+    rustix::process::chdir("/")?;
+    null_standard_streams(false)
 }
 
 /// A pipe as descriptor 1 beside a socket is a sign of life: whoever holds its other end (a network helper) sees its end when
