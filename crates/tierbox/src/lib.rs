@@ -42,8 +42,9 @@
 //!
 //! # Features
 //!
-//! `local` (default): processes and containers on this machine (Linux). `docker`: containers of a Docker Engine. Other backends are other crates; they register
-//! themselves when they are linked, or by [`TierboxBuilder::registry`].
+//! `local` (default): processes and containers on this machine (Linux). `docker`: containers of a Docker Engine. `vagrant`:
+//! machines of any hypervisor that Vagrant drives. Other backends are other crates; they register themselves when they are
+//! linked, or by [`TierboxBuilder::registry`].
 #![deny(missing_docs)]
 #![forbid(unsafe_code)]
 
@@ -76,6 +77,8 @@ pub use tierbox_docker as docker;
 pub use tierbox_local as local;
 pub use tierbox_profile as profile;
 pub use tierbox_profile::{Loader, Overrides, Profile, ProfileBuilder, Secret, SecretRef};
+#[cfg(feature = "vagrant")]
+pub use tierbox_vagrant as vagrant;
 pub use undertaker::settle;
 
 #[cfg(test)]
@@ -90,6 +93,9 @@ mod unit {
         }
         if cfg!(feature = "local") {
             enabled.push("local");
+        }
+        if cfg!(feature = "vagrant") {
+            enabled.push("vagrant");
         }
         assert_eq!(Registry::linked().names(), enabled);
     }

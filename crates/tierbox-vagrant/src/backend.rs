@@ -1,0 +1,98 @@
+//! The backend: start, find again, remove.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use tierbox_core::{
+    Backend, Capabilities, Check, DestroyReport, Environment, EnvironmentSpec, LeaseHandle, LeaseRecord, LimitCapabilities,
+    Locality, MountSupport, Progress, Result, UserSupport,
+};
+
+use crate::environment::VagrantEnvironment;
+use crate::place::{Place, prefix};
+use crate::provider::Provider;
+use crate::settings::Settings;
+use crate::start::{Memory, plan, start};
+use crate::{BACKEND, crash, destroy, doctor, libvirt};
+
+/// The backend `vagrant`: machines of any hypervisor that Vagrant drives.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct VagrantBackend;
+
+impl VagrantBackend {
+    /// The backend.
+    pub fn new() -> Self {
+        Self
+    }
+}
+
+/// What machines of a provider can do, before any is there.
+fn declared(provider: &Provider) -> Capabilities {
+    Capabilities {
+        networks: provider.networks(),
+        users: UserSupport::Any,
+        mounts: MountSupport::None,
+        multi_machine: true,
+        detached: true,
+        limits: LimitCapabilities { file_size: true, open_files: true, ..LimitCapabilities::default() },
+        ..tierbox_guest::capabilities(provider.isolation(), Locality::Local)
+    }
+}
+
+async fn is_there(place: &Place) -> bool {
+    if place.provider == "libvirt" {
+        return libvirt::domains(&prefix(&place.token)).await.is_ok_and(|domains| !domains.is_empty());
+    }
+    let machines = std::fs::read_dir(place.dotfile().join("machines")).into_iter().flatten().flatten();
+    machines.into_iter().any(|machine| machine.path().join(&place.provider).join("id").is_file())
+}
+
+#[async_trait]
+impl Backend for VagrantBackend {
+    fn name(&self) -> &'static str {
+        BACKEND
+    }
+
+    fn settings_schema(&self) -> serde_json::Value {
+        Settings::schema()
+    }
+
+    fn validate(&self, spec: &EnvironmentSpec) -> Result<()> {
+        plan(spec)?;
+        spec.check_values()
+    }
+
+    fn capabilities(&self, spec: &EnvironmentSpec) -> Result<Capabilities> {
+        Ok(declared(&plan(spec)?.provider))
+    }
+
+    async fn start(
+        &self,
+        spec: &EnvironmentSpec,
+        lease: Arc<dyn LeaseHandle>,
+        progress: &dyn Progress,
+    ) -> Result<Box<dyn Environment>> {
+        let plan = plan(spec)?;
+        Ok(Box::new(start(spec, declared(&plan.provider), &plan, &lease, progress).await?))
+    }
+
+    async fn attach(&self, lease: &LeaseRecord) -> Result<Box<dyn Environment>> {
+        Ok(Box::new(VagrantEnvironment::attach(lease).await?))
+    }
+
+    async fn is_alive(&self, lease: &LeaseRecord) -> bool {
+        match Memory::of(lease) {
+            Some(memory) => is_there(&memory.place).await,
+            None => false,
+        }
+    }
+
+    async fn destroy(&self, lease: &LeaseRecord) -> Result<DestroyReport> {
+        crash::point("destroy");
+        Ok(destroy::lease(lease).await)
+    }
+
+    async fn doctor(&self) -> Vec<Check> {
+        doctor::checks().await
+    }
+}

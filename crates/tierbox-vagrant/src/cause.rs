@@ -1,0 +1,168 @@
+//! What went wrong, in Vagrant's own words, and what to do about it.
+
+use tierbox_core::{Error, ErrorKind};
+
+use crate::BACKEND;
+use crate::record::{Record, shown};
+
+/// How many of its last lines go into an error.
+const LAST_LINES: usize = 12;
+
+/// A failure that Vagrant ended with.
+pub struct Failure<'a> {
+    class: &'a str,
+    message: &'a str,
+}
+
+impl Failure<'_> {
+    /// Whether another call of Vagrant works on the machine.
+    pub fn is_locked(&self) -> bool {
+        self.class.ends_with("MachineLocked") || self.class.ends_with("MachineActionLockedError")
+    }
+}
+
+/// The error that a call ended with, if it did.
+pub fn failure(records: &[Record]) -> Option<Failure<'_>> {
+    let record = records.iter().rev().find(|record| record.kind == "error-exit")?;
+    Some(Failure { class: record.error_class().unwrap_or_default(), message: record.message().unwrap_or_default() })
+}
+
+/// The last lines that were said, each on a line of its own after a newline; empty if nothing was said.
+pub fn last_lines(records: &[Record]) -> String {
+    let said = records.iter().filter_map(Record::message).flat_map(str::lines).map(shown).filter(|line| !line.is_empty());
+    let mut lines: Vec<String> = said.collect();
+    lines.dedup();
+    let from = lines.len().saturating_sub(LAST_LINES);
+    lines[from..].iter().map(|line| format!("\n  {line}")).collect()
+}
+
+/// A known cause.
+struct Known {
+    /// Any of these, in lower case, in the error's class or in what was said.
+    signs: &'static [&'static str],
+    kind: ErrorKind,
+    what: &'static str,
+    remedy: &'static str,
+}
+
+const KNOWN: &[Known] = &[
+    Known {
+        signs: &["provider 'libvirt' could not be found", "providernotfound", "provider could not be found", "providernotusable"],
+        kind: ErrorKind::MissingEngine,
+        what: "the provider is not installed, or not usable here",
+        remedy: "install its plugin (vagrant plugin install …, or your distribution's package) and the hypervisor",
+    },
+    Known {
+        signs: &["libvirt-sock", "virconnectopen", "failed to connect socket", "error while connecting to libvirt"],
+        kind: ErrorKind::MissingEngine,
+        what: "libvirt does not run, or you may not use it",
+        remedy: "start libvirtd (systemctl start libvirtd), and join the group libvirt",
+    },
+    Known {
+        signs: &["could not access kvm", "type=kvm", "/dev/kvm", "vt-x is", "hardware acceleration"],
+        kind: ErrorKind::HostUnable,
+        what: "this host has no hardware virtualisation that you may use",
+        remedy: "enable it in the firmware, give yourself /dev/kvm, or set `v.driver = \"qemu\"` for software emulation",
+    },
+    Known {
+        signs: &["no space left", "not enough free space", "disk quota exceeded"],
+        kind: ErrorKind::NoSpace,
+        what: "this host's disk is full",
+        remedy: "free space where boxes and machines' disks are (VAGRANT_HOME, the storage pool)",
+    },
+    Known {
+        signs: &["forwardportcollision", "address already in use", "cannot forward the specified ports"],
+        kind: ErrorKind::HostUnable,
+        what: "a port that the machine wants on this host is in use",
+        remedy: "end what uses it, or leave `auto_correct` on for the forwarded port",
+    },
+    Known {
+        signs: &["is already in use by interface", "networknameandaddressmismatch", "network is already in use"],
+        kind: ErrorKind::HostUnable,
+        what: "a network of the same addresses exists on this host",
+        remedy: "end the other environment, take N2 (where networks have no address on the host), or make addresses of the \
+                 Vagrantfile depend on a variable",
+    },
+    Known {
+        signs: &["boxnotfound", "boxadd", "box could not be found", "couldn't open file"],
+        kind: ErrorKind::HostUnable,
+        what: "the box is missing, or not there for this provider",
+        remedy: "add it with `vagrant box add`, and compare `vagrant box list` with the Vagrantfile",
+    },
+    Known {
+        signs: &["vmboottimeout", "timed out while waiting for the machine to boot"],
+        kind: ErrorKind::Timeout,
+        what: "the machine did not answer in the Vagrantfile's boot_timeout",
+        remedy: "raise `config.vm.boot_timeout`, or look at the machine's console",
+    },
+    Known {
+        signs: &["vagrantfile", "configinvalid", "tierboxshim::refused", "n2 needs", "n2 forbids"],
+        kind: ErrorKind::InvalidProfile,
+        what: "the Vagrantfile cannot be used as it is",
+        remedy: "try it by itself: vagrant validate",
+    },
+];
+
+/// The error for a call that failed.
+pub fn explain(verb: &str, records: &[Record]) -> Error {
+    let failure = failure(records);
+    let (class, message) = failure.map_or(("", ""), |failure| (failure.class, failure.message));
+    // The error's own words decide; what was said before only where they say nothing.
+    let own = format!("{class} {message}").to_lowercase();
+    let all = last_lines(records).to_lowercase();
+    let signs_in = |text: &str| KNOWN.iter().find(|known| known.signs.iter().any(|sign| text.contains(sign)));
+    // Whatever goes wrong, a Vagrantfile is spoken of on the way.
+    let known = signs_in(&own).or_else(|| signs_in(&all).filter(|known| known.kind != ErrorKind::InvalidProfile));
+    let kind = known.map_or(ErrorKind::HostUnable, |known| known.kind);
+    let what = known.map_or_else(|| "it says why below".to_owned(), |known| known.what.to_owned());
+    let remedy = known.map_or("run it by hand to see more: vagrant up --debug", |known| known.remedy);
+    Error::new(kind, "run vagrant", format!("`vagrant {verb}` failed: {what}{}", last_lines(records)))
+        .with_backend(BACKEND)
+        .with_help(remedy)
+        .with_context("class", class)
+}
+
+#[cfg(test)]
+mod unit {
+    use super::*;
+
+    fn failed(class: &str, message: &str) -> Error {
+        let said = Record::read("1795524438,default,ui,info,==> default: Creating domain");
+        let end = Record { machine: String::new(), kind: "error-exit".into(), data: vec![class.into(), message.into()] };
+        explain("up", &[said, end])
+    }
+
+    #[test]
+    fn known_causes_are_explained_with_the_last_lines() {
+        for (class, message, kind, what) in [
+            ("Vagrant::Errors::BoxNotFound", "The box 'x' could not be found.", ErrorKind::HostUnable, "box is missing"),
+            ("Vagrant::Errors::ProviderNotFound", "", ErrorKind::MissingEngine, "provider is not installed"),
+            (
+                "Fog::Errors::Error",
+                "Failed to connect socket to '/var/run/libvirt/libvirt-sock'",
+                ErrorKind::MissingEngine,
+                "libvirt",
+            ),
+            ("Vagrant::Errors::ForwardPortCollision", "", ErrorKind::HostUnable, "port"),
+            ("X", "No space left on device @ io_write", ErrorKind::NoSpace, "full"),
+            ("Vagrant::Errors::VagrantfileLoadError", "", ErrorKind::InvalidProfile, "Vagrantfile"),
+        ] {
+            let error = failed(class, message);
+            assert_eq!(error.kind(), kind, "{class}: {error}");
+            assert!(error.message().contains(what) && error.message().contains("Creating domain"), "{class}: {error}");
+        }
+    }
+
+    #[test]
+    fn an_unknown_cause_still_shows_what_was_said() {
+        let error = failed("Weird", "odd\nthing");
+        assert!(error.message().contains("\n  odd\n  thing"), "{error}");
+        assert!(failure(&[Record::read("1795524438,,ui,info,fine")]).is_none());
+    }
+
+    #[test]
+    fn a_busy_machine_is_told_apart() {
+        let record = Record::read("1795524438,,error-exit,Vagrant::Errors::MachineActionLockedError,busy");
+        assert!(failure(std::slice::from_ref(&record)).unwrap().is_locked());
+    }
+}

@@ -1,0 +1,161 @@
+//! Removes an environment, whatever state it is in and whoever began it.
+
+use std::collections::HashSet;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, getpgid, getpgrp, kill_process_group, test_kill_process_group};
+use tierbox_core::{DestroyReport, LeaseRecord, Result};
+
+use crate::isolation;
+use crate::libvirt::{self, tool};
+use crate::place::{MARK, Place, Source, prefix};
+use crate::program::run;
+use crate::provider::find_program;
+use crate::start::Memory;
+
+/// How long `vagrant destroy` may take.
+const PATIENCE: Duration = Duration::from_secs(300);
+
+/// How long a `vagrant up` that lost its harness may take to undo what it began.
+const INTERRUPTED: Duration = Duration::from_secs(20);
+
+/// Removes everything that a lease names. What could not be removed is in the report.
+pub async fn lease(lease: &LeaseRecord) -> DestroyReport {
+    match Memory::of(lease) {
+        Some(memory) => place(&memory.place).await,
+        // The lease is written before anything is begun.
+        None => DestroyReport::default(),
+    }
+}
+
+/// Removes everything of a place.
+pub async fn place(place: &Place) -> DestroyReport {
+    let mut report = DestroyReport::default();
+    if end_processes(&place.token).await {
+        report.removed.push("a running vagrant".to_owned());
+    }
+    let manual =
+        format!("cd {} && VAGRANT_DOTFILE_PATH={} vagrant destroy -f", place.directory.display(), place.dotfile().display());
+    if has_machines(place) {
+        match vagrant_destroy(place).await {
+            Ok(()) => report.removed.push("machines of Vagrant".to_owned()),
+            // What it could not do may be done without it; if not, that is said.
+            Err(error) => tracing::warn!(target: "tierbox::vagrant", token = place.token, "{}", error.message()),
+        }
+    }
+    sweep(place, &mut report).await;
+    if has_machines(place) && !has_sweep(place) {
+        report.failed.push(format!("machines of {}", place.directory.display()));
+        report.manual.push(manual);
+    }
+    if report.failed.is_empty() {
+        remove_directory(&place.directory, &mut report);
+    }
+    report
+}
+
+/// Whether Vagrant remembers machines there.
+fn has_machines(place: &Place) -> bool {
+    let machines = std::fs::read_dir(place.dotfile().join("machines")).into_iter().flatten().flatten();
+    machines.into_iter().any(|machine| {
+        let providers = std::fs::read_dir(machine.path()).into_iter().flatten().flatten();
+        providers.into_iter().any(|provider| provider.path().join("id").is_file())
+    })
+}
+
+/// Whether what is left of machines can be removed without Vagrant.
+fn has_sweep(place: &Place) -> bool {
+    match place.provider.as_str() {
+        "libvirt" => find_program("virsh").is_some(),
+        "lxc" => find_program("lxc-ls").is_some(),
+        _ => false,
+    }
+}
+
+async fn vagrant_destroy(place: &Place) -> Result<()> {
+    let arguments = ["destroy", "--force"];
+    if place.vagrantfile.is_file()
+        && run(place, Source::Own, &arguments, PATIENCE, &mut |_| ()).await.is_ok()
+        && !has_machines(place)
+    {
+        return Ok(());
+    }
+    run(place, Source::Gone, &arguments, PATIENCE, &mut |_| ()).await.map(drop)
+}
+
+async fn sweep(place: &Place, report: &mut DestroyReport) {
+    let mut note = |what: &str, done: Result<Vec<String>>| match done {
+        Ok(removed) => report.removed.extend(removed),
+        Err(error) => report.failed.push(format!("{what}: {}", error.message())),
+    };
+    if place.provider == "libvirt" && has_sweep(place) {
+        note("libvirt", libvirt::sweep(&prefix(&place.token)).await);
+    }
+    if place.provider == "lxc" && has_sweep(place) {
+        note("lxc", sweep_containers(&place.prefix()).await);
+    }
+    // Only when nothing is left on the bridges may the rules go.
+    if place.isolated.is_some() && report.failed.is_empty() {
+        match isolation::remove_rules(&place.token).await {
+            Ok(true) => report.removed.push(format!("rules {}", isolation::table(&place.token))),
+            Ok(false) => {}
+            Err(error) => report.failed.push(format!("rules: {}", error.message())),
+        }
+    }
+}
+
+async fn sweep_containers(prefix: &str) -> Result<Vec<String>> {
+    let mut removed = Vec::new();
+    for name in tool("lxc-ls", &["-1"], b"").await?.split_whitespace().filter(|name| name.starts_with(prefix)) {
+        tool("lxc-destroy", &["--force", "--name", name], b"").await?;
+        removed.push(format!("container {name}"));
+    }
+    Ok(removed)
+}
+
+/// Ends processes of Vagrant's that outlived their harness. Returns whether there was any.
+async fn end_processes(token: &str) -> bool {
+    let groups = groups_of(token);
+    for group in &groups {
+        let _ = kill_process_group(*group, Signal::INT);
+    }
+    let started = Instant::now();
+    let lives = |group: &&Pid| test_kill_process_group(**group).is_ok();
+    while groups.iter().any(|group| lives(&group)) {
+        if started.elapsed() > INTERRUPTED {
+            for group in groups.iter().filter(lives) {
+                let _ = kill_process_group(*group, Signal::KILL);
+            }
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    !groups.is_empty()
+}
+
+/// The process groups of processes that bear an environment's mark. None where there is no `/proc`.
+fn groups_of(token: &str) -> HashSet<Pid> {
+    let wanted = format!("{MARK}={token}");
+    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    processes
+        .filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok())
+        .filter(|pid| {
+            std::fs::read(format!("/proc/{pid}/environ"))
+                .is_ok_and(|text| text.split(|byte| *byte == 0).any(|variable| variable == wanted.as_bytes()))
+        })
+        .filter_map(|pid| getpgid(Pid::from_raw(pid)).ok())
+        .filter(|group| *group != getpgrp())
+        .collect()
+}
+
+fn remove_directory(path: &Path, report: &mut DestroyReport) {
+    match tierbox_lease::remove_tree(path) {
+        Ok(()) => report.removed.push(path.display().to_string()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => {
+            report.failed.push(format!("{}: {error}", path.display()));
+            report.manual.push(format!("rm -r {}", path.display()));
+        }
+    }
+}

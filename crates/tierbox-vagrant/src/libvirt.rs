@@ -1,0 +1,115 @@
+//! libvirt without Vagrant: what it knows of an environment, and what a start that was killed left in it.
+
+use std::time::Duration;
+
+use tierbox_core::{Error, ErrorKind, Result};
+
+use crate::BACKEND;
+
+/// This host's own libvirt, which vagrant-libvirt uses unless told otherwise.
+const URI: &str = "qemu:///system";
+
+/// How long a tool may take.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Runs a tool of this host and returns what it prints. `stdin` is what it reads.
+///
+/// # Errors
+/// `MissingEngine` if it is not installed; `HostUnable` with what it complained of.
+pub async fn tool(program: &'static str, arguments: &[&str], stdin: &[u8]) -> Result<String> {
+    let found = crate::provider::find_program(program).ok_or_else(|| {
+        Error::new(ErrorKind::MissingEngine, "run tool", format!("{program} is not installed"))
+            .with_backend(BACKEND)
+            .with_help("`tierbox doctor` says what is missing")
+    })?;
+    let expression = duct::cmd(found, arguments).stdin_bytes(stdin).stdout_capture().stderr_capture().unchecked();
+    let shown = format!("{program} {}", arguments.join(" "));
+    let work = tokio::task::spawn_blocking(move || expression.run());
+    let late = |_| Error::new(ErrorKind::Timeout, "run tool", format!("`{shown}` did not end within {PATIENCE:?}"));
+    let done = tokio::time::timeout(PATIENCE, work).await.map_err(late)?;
+    let output = done
+        .map_err(|error| Error::new(ErrorKind::Internal, "run tool", error.to_string()))?
+        .map_err(|error| Error::io("run tool", error).with_context("tool", program))?;
+    if output.status.success() {
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+    }
+    let said: String = String::from_utf8_lossy(&output.stderr).trim().chars().take(500).collect();
+    Err(Error::new(ErrorKind::HostUnable, "run tool", format!("`{shown}` failed: {said}")).with_backend(BACKEND))
+}
+
+/// Runs virsh.
+///
+/// # Errors
+/// As [`tool`].
+pub async fn virsh(arguments: &[&str]) -> Result<String> {
+    let all: Vec<&str> = ["-q", "-c", URI].into_iter().chain(arguments.iter().copied()).collect();
+    tool("virsh", &all, b"").await
+}
+
+/// The lines of a listing that begin with a prefix, or are the prefix without its dash.
+fn of(listing: &str, prefix: &str) -> Vec<String> {
+    let bare = prefix.trim_end_matches('-');
+    let names = listing.lines().filter_map(|line| line.split_whitespace().next());
+    names.filter(|name| name.starts_with(prefix) || *name == bare).map(str::to_owned).collect()
+}
+
+/// The domains of an environment, running or not.
+///
+/// # Errors
+/// As [`virsh`].
+pub async fn domains(prefix: &str) -> Result<Vec<String>> {
+    Ok(of(&virsh(&["list", "--all", "--name"]).await?, prefix))
+}
+
+/// The networks of an environment, active or not.
+///
+/// # Errors
+/// As [`virsh`].
+pub async fn networks(prefix: &str) -> Result<Vec<String>> {
+    Ok(of(&virsh(&["net-list", "--all", "--name"]).await?, prefix))
+}
+
+/// Removes what an environment has in libvirt, whoever made it. Returns what was removed.
+///
+/// # Errors
+/// The first thing that could not be removed.
+pub async fn sweep(prefix: &str) -> Result<Vec<String>> {
+    let mut removed = Vec::new();
+    for domain in domains(prefix).await? {
+        // It may be off already; what counts is that it can be undefined then.
+        let _ = virsh(&["destroy", &domain]).await;
+        virsh(&["undefine", &domain, "--managed-save", "--snapshots-metadata", "--nvram"]).await?;
+        removed.push(format!("domain {domain}"));
+    }
+    for pool in virsh(&["pool-list", "--name"]).await?.split_whitespace() {
+        // A pool that vanishes meanwhile is none of ours.
+        let _ = virsh(&["pool-refresh", pool]).await;
+        let Ok(listing) = virsh(&["vol-list", pool]).await else { continue };
+        for volume in of(&listing, prefix) {
+            virsh(&["vol-delete", "--pool", pool, &volume]).await?;
+            removed.push(format!("volume {volume}"));
+        }
+    }
+    for network in networks(prefix).await? {
+        let _ = virsh(&["net-destroy", &network]).await;
+        // A transient one is gone by now.
+        let _ = virsh(&["net-undefine", &network]).await;
+        removed.push(format!("network {network}"));
+    }
+    let left = networks(prefix).await?;
+    if left.is_empty() {
+        return Ok(removed);
+    }
+    Err(Error::new(ErrorKind::Io, "remove networks", format!("{} are still there", left.join(", "))).with_backend(BACKEND))
+}
+
+#[cfg(test)]
+mod unit {
+    use super::of;
+
+    #[test]
+    fn only_its_own_names_are_an_environments() {
+        let listing = " tbx-0a1b2c3d-web.img   /x/tbx-0a1b2c3d-web.img\n tbx-0a1b2c3e-web.img  /y\n\n tbx-0a1b2c3d\n other-tbx-0a1b2c3d-x\n";
+        assert_eq!(of(listing, "tbx-0a1b2c3d-"), ["tbx-0a1b2c3d-web.img", "tbx-0a1b2c3d"]);
+    }
+}

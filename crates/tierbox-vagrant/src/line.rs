@@ -1,0 +1,217 @@
+//! The channel to a machine's supervisor: installed over SSH, spoken with over SSH, opened again when the line drops.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+use tierbox_core::{Capabilities, EnvironmentSpec, Error, ErrorKind, Limits, Result, UserSupport};
+use tierbox_guest::{Channel, GuestConfig, GuestSandbox, Line, Ready, Reconnect, driver, install};
+use tierbox_supervisor::setup::{Rlimit, Setup};
+use tierbox_supervisor::wire::Blob;
+use tokio::sync::Notify;
+
+use crate::BACKEND;
+use crate::libvirt::virsh;
+use crate::machines::Machine;
+use crate::place::Place;
+use crate::ssh::Ssh;
+
+/// How long the supervisor may take to be put in place, and to answer.
+const PATIENCE: Duration = Duration::from_secs(90);
+
+/// How long one attempt to open a line may take.
+const ATTEMPT: Duration = Duration::from_secs(20);
+
+const RLIMIT_FSIZE: u32 = 1;
+const RLIMIT_CORE: u32 = 4;
+const RLIMIT_NOFILE: u32 = 7;
+
+/// What is needed to use a machine from another process.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Joining {
+    /// The machine.
+    pub machine: Machine,
+    /// The command that is one more line to its supervisor.
+    pub join: String,
+    /// Its default user.
+    pub agent: String,
+    /// What it can do.
+    pub capabilities: Capabilities,
+}
+
+/// A machine that is spoken with.
+pub struct Connected {
+    /// Commands and files.
+    pub sandbox: Arc<GuestSandbox>,
+    /// The line below.
+    pub ssh: Arc<Ssh>,
+    /// How another process finds it.
+    pub joining: Joining,
+    watch: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for Connected {
+    fn drop(&mut self) {
+        self.watch.abort();
+    }
+}
+
+/// Opens lines to a supervisor that runs.
+struct Reopen {
+    ssh: Arc<Ssh>,
+    join: String,
+    /// The machine's domain in libvirt, where that can be asked whether the machine lives.
+    domain: Option<String>,
+    gone: Arc<Notify>,
+}
+
+#[async_trait]
+impl Reconnect for Reopen {
+    async fn open(&self) -> Result<Line> {
+        // The connection below is what dropped, or is hung: sessions on it would be, too.
+        self.ssh.close().await;
+        let attempt = tokio::time::timeout(ATTEMPT, self.ssh.stream(&self.join)).await;
+        let failed = match attempt {
+            Ok(Ok((reader, writer, child))) => return Ok(Line::new(reader, writer).keeping(child)),
+            Ok(Err(error)) => error,
+            Err(_) => Error::new(ErrorKind::Timeout, "open line", format!("nothing answered within {ATTEMPT:?}")),
+        };
+        if let Some(domain) = &self.domain
+            && virsh(&["domstate", domain]).await.map_or_else(|error| !error.is_retryable(), |state| state.trim() != "running")
+        {
+            self.gone.notify_one();
+        }
+        Err(failed)
+    }
+}
+
+fn reopen(place: &Place, machine: &Machine, ssh: &Arc<Ssh>, join: &str) -> Arc<Reopen> {
+    let domain = (place.provider == "libvirt").then(|| format!("{}{}", place.prefix(), machine.name));
+    Arc::new(Reopen { ssh: ssh.clone(), join: join.to_owned(), domain, gone: Arc::new(Notify::new()) })
+}
+
+/// Ends a channel as soon as its machine is known to be gone, instead of when the grace is over.
+fn watch(channel: &Channel, gone: Arc<Notify>) -> Result<tokio::task::JoinHandle<()>> {
+    let channel = channel.clone();
+    Ok(driver::handle()?.spawn(async move {
+        tokio::select! {
+            () = gone.notified() => channel.close(),
+            _ = channel.closed() => {}
+        }
+    }))
+}
+
+/// Puts the supervisor into a machine and starts it.
+///
+/// # Errors
+/// `Unsupported` where it cannot run there; `HostUnable`, `Lost`, `Timeout`.
+pub async fn begin(
+    place: &Place,
+    machine: &Machine,
+    spec: &EnvironmentSpec,
+    capabilities: Capabilities,
+    ssh: Arc<Ssh>,
+) -> Result<Connected> {
+    let placed = place_supervisor(&ssh, spec.user.as_deref()).await?;
+    let installed = &placed.installed;
+    let (join, serve) = (placed.command(&installed.join()), placed.command(&installed.serve()));
+    let agent = installed.user.name.clone();
+    let setup = setup(spec, installed.setup(&format!("{}{}", place.prefix(), machine.name)));
+    let (reader, writer, child) = ssh.stream(&serve).await?;
+    let again = reopen(place, machine, &ssh, &join);
+    let line = Line::new(reader, writer).keeping(child);
+    let (channel, ready) = Channel::begin(line, again.clone(), &setup, install::GRACE, PATIENCE).await?;
+    let capabilities = actual(capabilities, &ready, installed.root);
+    let joining = Joining { machine: machine.clone(), join, agent, capabilities };
+    connected(channel, joining, &spec.limits, ssh, again.gone.clone())
+}
+
+/// Connects to the supervisor that another process started.
+///
+/// # Errors
+/// `NotFound` if it does not answer.
+pub async fn join(place: &Place, joining: Joining, limits: &Limits) -> Result<Connected> {
+    let ssh = Arc::new(Ssh::new(place, &joining.machine.name));
+    let (reader, writer, child) = ssh.stream(&joining.join).await?;
+    let again = reopen(place, &joining.machine, &ssh, &joining.join);
+    let channel = Channel::resumable(Line::new(reader, writer).keeping(child), again.clone())?;
+    channel.hello(install::GRACE)?;
+    channel.ping(PATIENCE).await?;
+    connected(channel, joining, limits, ssh, again.gone.clone())
+}
+
+fn connected(channel: Channel, joining: Joining, limits: &Limits, ssh: Arc<Ssh>, gone: Arc<Notify>) -> Result<Connected> {
+    let watch = watch(&channel, gone)?;
+    let config = GuestConfig {
+        name: joining.machine.shown.clone(),
+        backend: BACKEND,
+        capabilities: joining.capabilities.clone(),
+        limits: limits.clone(),
+        agent: joining.agent.clone(),
+    };
+    Ok(Connected { sandbox: Arc::new(GuestSandbox::new(channel, config)), ssh, joining, watch })
+}
+
+/// A supervisor in a machine, and how commands are run as the user that it belongs to.
+struct Placed {
+    installed: install::Installed,
+    prefix: &'static str,
+}
+
+impl Placed {
+    fn command(&self, script: &str) -> String {
+        as_user(script, self.prefix)
+    }
+}
+
+/// A script as a command line of whoever logs in, run through a program that changes the user.
+fn as_user(script: &str, prefix: &str) -> String {
+    install::quoted(script).replacen("exec ", &format!("exec {prefix}"), 1)
+}
+
+/// Installs as root where the machine lets its user become root, else as that user.
+async fn place_supervisor(ssh: &Ssh, user: Option<&str>) -> Result<Placed> {
+    let who = ssh.run("id -un; command -v sudo >/dev/null && sudo -n true && echo may", b"", PATIENCE).await?;
+    let said = String::from_utf8_lossy(&who.stdout).into_owned();
+    let mut lines = said.lines().map(str::trim);
+    let login = lines.next().unwrap_or_default().to_owned();
+    let prefix = if login != "root" && lines.next() == Some("may") { "sudo -n " } else { "" };
+    // Commands run as who logs in, also where root installs.
+    let user = user.map(str::to_owned).or_else(|| (!prefix.is_empty()).then_some(login));
+    let options = install::Options { user, ..install::Options::default() };
+    let done = ssh.run(&as_user(&install::script(&options)?, prefix), install::program()?, PATIENCE).await?;
+    let installed = install::parse(&done.stdout).map_err(|error| error.with_backend(BACKEND))?;
+    Ok(Placed { installed, prefix })
+}
+
+/// What the profile adds to what the machine says of itself.
+fn setup(spec: &EnvironmentSpec, mut setup: Setup) -> Setup {
+    let blob = |text: &str| Blob::from(text.as_bytes());
+    for (name, value) in &spec.env {
+        setup.env.retain(|(known, _)| known.0 != name.as_bytes());
+        setup.env.push((blob(name), blob(value)));
+    }
+    if let Some(workdir) = &spec.workdir {
+        setup.workdir = blob(workdir);
+    }
+    let limits = &spec.limits;
+    let asked = [
+        (RLIMIT_FSIZE, limits.file_size.map(|limit| limit.max)),
+        (RLIMIT_NOFILE, limits.open_files.map(|limit| limit.max)),
+        (RLIMIT_CORE, Some(limits.core_size)),
+    ];
+    setup.rlimits = asked.into_iter().filter_map(|(resource, value)| Some(Rlimit { resource, value: value? })).collect();
+    setup.lifetime_ms = limits.lifetime.map(|life| u64::try_from(life.as_millis()).unwrap_or(u64::MAX));
+    setup
+}
+
+/// What the machine really can do.
+fn actual(declared: Capabilities, ready: &Ready, root: bool) -> Capabilities {
+    Capabilities {
+        kill_domain: ready.kill_domain,
+        memory_outcome: ready.memory_outcome,
+        users: if root && ready.users { UserSupport::Any } else { UserSupport::DefaultOnly },
+        ..declared
+    }
+}

@@ -1,0 +1,207 @@
+//! Vagrant as a subprocess: in a process group of its own, its output followed in a file, so that nothing waits for a pipe
+//! that somebody else holds.
+
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process_group};
+use tierbox_core::{Error, ErrorKind, Result};
+
+use crate::cause::explain;
+use crate::place::{Place, Source};
+use crate::record::{Record, shown};
+use crate::{BACKEND, cause};
+
+/// How often the output is looked at.
+const BEAT: Duration = Duration::from_millis(40);
+
+/// How long Vagrant may take to end by itself when it is interrupted: it then removes what it was making.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// How many records are kept of one call.
+const MAX_RECORDS: usize = 5000;
+
+/// How long a machine that another call of Vagrant works on is waited for.
+const LOCKED: Duration = Duration::from_secs(120);
+
+/// Runs Vagrant to its end. `hear` is told each record as it comes.
+///
+/// # Errors
+/// `MissingEngine` if Vagrant is not installed; `Timeout`, after which it is interrupted; and what it says itself, with its
+/// last lines.
+pub async fn run(
+    place: &Place,
+    source: Source,
+    arguments: &[&str],
+    limit: Duration,
+    hear: &mut (dyn FnMut(&Record) + Send),
+) -> Result<Vec<Record>> {
+    let started = Instant::now();
+    loop {
+        let left = limit.saturating_sub(started.elapsed());
+        let records = once(place, source, arguments, left, hear).await?;
+        let Some(failure) = cause::failure(&records) else { return Ok(records) };
+        if failure.is_locked() && started.elapsed() < LOCKED.min(limit) {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            continue;
+        }
+        return Err(explain(arguments[0], &records));
+    }
+}
+
+/// One process. Its failure is a record: the error that it ended with, or one that says how it ended.
+async fn once(
+    place: &Place,
+    source: Source,
+    arguments: &[&str],
+    limit: Duration,
+    hear: &mut (dyn FnMut(&Record) + Send),
+) -> Result<Vec<Record>> {
+    let log = place.file("log").join(format!("{}.log", arguments[0]));
+    let mut output = Follower::new(&log)?;
+    let mut running = Running::start(place, source, arguments, output.writer()?)?;
+    let mut records = Vec::new();
+    let mut take = |record: Record, records: &mut Vec<Record>| {
+        if let Some(message) = record.message() {
+            tracing::debug!(target: "tierbox::vagrant", token = place.token, machine = record.machine, "{}", shown(message));
+        }
+        hear(&record);
+        if records.len() == MAX_RECORDS {
+            records.remove(0);
+        }
+        records.push(record);
+    };
+    let started = Instant::now();
+    let status = loop {
+        let ended = running.ended()?;
+        for line in output.lines()? {
+            take(Record::read(&line), &mut records);
+        }
+        if let Some(status) = ended {
+            break status;
+        }
+        if started.elapsed() > limit {
+            let verb = arguments[0];
+            let last = cause::last_lines(&records);
+            return Err(Error::new(
+                ErrorKind::Timeout,
+                "run vagrant",
+                format!("`vagrant {verb}` did not end within {limit:?}{last}"),
+            )
+            .with_backend(BACKEND)
+            .with_help("raise limits.startup if the machine is slow to boot, or look at its console"));
+        }
+        tokio::time::sleep(BEAT).await;
+    };
+    if !status.success() && cause::failure(&records).is_none() {
+        let data = vec!["Ended".to_owned(), format!("vagrant ended with {status}")];
+        take(Record { machine: String::new(), kind: "error-exit".to_owned(), data }, &mut records);
+    }
+    Ok(records)
+}
+
+/// A process of Vagrant's. Dropped before its end, it is interrupted, and killed if that does not help.
+struct Running {
+    handle: Option<duct::Handle>,
+    group: Option<Pid>,
+}
+
+impl Running {
+    fn start(place: &Place, source: Source, arguments: &[&str], output: File) -> Result<Self> {
+        let mut expression = duct::cmd("vagrant", arguments.iter().chain(&["--machine-readable"]))
+            .dir(place.working_directory(source))
+            .stdin_null()
+            .stdout_file(output)
+            .stderr_to_stdout()
+            .unchecked()
+            .before_spawn(|command| {
+                command.process_group(0);
+                Ok(())
+            });
+        for (name, value) in place.variables(source)? {
+            expression = expression.env(name, value);
+        }
+        let handle = expression.start().map_err(|error| match error.kind() {
+            std::io::ErrorKind::NotFound if place.working_directory(source).is_dir() => {
+                Error::new(ErrorKind::MissingEngine, "run vagrant", "vagrant is not installed, or not on the PATH")
+                    .with_backend(BACKEND)
+                    .with_help("install Vagrant and the plugin of your provider; `tierbox doctor` says what is missing")
+            }
+            _ => Error::io("run vagrant", error).with_backend(BACKEND),
+        })?;
+        let group = handle.pids().first().and_then(|pid| Pid::from_raw(*pid as i32));
+        Ok(Self { handle: Some(handle), group })
+    }
+
+    fn ended(&mut self) -> Result<Option<std::process::ExitStatus>> {
+        let Some(handle) = &self.handle else { return Ok(None) };
+        let waited = handle.try_wait().map_err(|error| Error::io("wait for vagrant", error).with_backend(BACKEND))?;
+        let status = waited.map(|output| output.status);
+        if status.is_some() {
+            self.handle = None;
+        }
+        Ok(status)
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let (Some(handle), Some(group)) = (self.handle.take(), self.group) else { return };
+        let _ = kill_process_group(group, Signal::INT);
+        std::thread::spawn(move || {
+            let started = Instant::now();
+            while matches!(handle.try_wait(), Ok(None)) {
+                if started.elapsed() > PATIENCE {
+                    let _ = kill_process_group(group, Signal::KILL);
+                    let _ = handle.wait();
+                    return;
+                }
+                std::thread::sleep(BEAT);
+            }
+        });
+    }
+}
+
+/// A file that is read while somebody else writes to it.
+struct Follower {
+    path: PathBuf,
+    file: File,
+    rest: Vec<u8>,
+}
+
+impl Follower {
+    fn new(path: &std::path::Path) -> Result<Self> {
+        crate::place::write_private(path, b"")?;
+        let file = File::open(path).map_err(|error| Error::io("open log", error).with_backend(BACKEND))?;
+        Ok(Self { path: path.to_owned(), file, rest: Vec::new() })
+    }
+
+    fn writer(&self) -> Result<File> {
+        let file = std::fs::OpenOptions::new().append(true).open(&self.path);
+        file.map_err(|error| Error::io("open log", error).with_backend(BACKEND))
+    }
+
+    /// The lines that are whole by now.
+    fn lines(&mut self) -> Result<Vec<String>> {
+        let failed = |error| Error::io("read log", error).with_backend(BACKEND);
+        let mut lines = Vec::new();
+        let mut chunk = vec![0; 64 << 10];
+        loop {
+            let count = self.file.read(&mut chunk).map_err(failed)?;
+            if count == 0 {
+                return Ok(lines);
+            }
+            self.rest.extend_from_slice(&chunk[..count]);
+            while let Some(end) = self.rest.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = self.rest.drain(..=end).collect();
+                lines.push(String::from_utf8_lossy(&line).trim_end().to_owned());
+            }
+            if self.rest.len() > 1 << 20 {
+                self.rest.clear();
+            }
+        }
+    }
+}

@@ -1,0 +1,297 @@
+//! A start, step by step.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+use tierbox_core::{
+    Applied, Capabilities, EnvironmentSpec, Error, ErrorKind, HostIsolation, KillDomain, LeaseHandle, LeaseRecord, LimitReport,
+    Limits, Mechanism, Network, Progress, Report, Resource, Result,
+};
+use tokio::task::JoinSet;
+
+use crate::environment::VagrantEnvironment;
+use crate::isolation::{self, Isolated};
+use crate::line::{self, Connected, Joining};
+use crate::machines::{self, Chosen, Machine};
+use crate::place::{Place, Source, make_directory, new_token};
+use crate::program::run;
+use crate::provider::Provider;
+use crate::record::{Record, shown};
+use crate::settings::Settings;
+use crate::ssh::{self, Reach, Ssh};
+use crate::{BACKEND, crash, throttle};
+
+/// How long the evaluation of a Vagrantfile may take.
+const EVALUATION: Duration = Duration::from_secs(120);
+
+/// What the lease remembers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Memory {
+    /// Where it is.
+    pub place: Place,
+    /// What is needed to use its machines from another process; the primary machine comes first.
+    pub running: Option<Box<Running>>,
+}
+
+/// An environment that came up.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Running {
+    /// Its machines.
+    pub machines: Vec<Joining>,
+    /// Their limits.
+    pub limits: Limits,
+    /// What was enforced.
+    pub report: Report,
+}
+
+impl Memory {
+    /// Reads it from a lease; `None` if nothing was begun under that lease.
+    pub fn of(lease: &LeaseRecord) -> Option<Self> {
+        Self::deserialize(&lease.data).ok()
+    }
+
+    /// As the lease keeps it.
+    ///
+    /// # Errors
+    /// `Internal` if it has no JSON form.
+    pub fn to_data(&self) -> Result<serde_json::Value> {
+        serde_json::to_value(self).map_err(|error| Error::new(ErrorKind::Internal, "write lease", error.to_string()))
+    }
+}
+
+/// A specification that was checked.
+pub struct Plan {
+    /// The backend's own table.
+    pub settings: Settings,
+    /// What makes the machines.
+    pub provider: Provider,
+    /// The Vagrantfile, absolute.
+    pub vagrantfile: PathBuf,
+}
+
+/// Checks a specification without side effects.
+///
+/// # Errors
+/// `InvalidProfile`, `TierRefused`.
+pub fn plan(spec: &EnvironmentSpec) -> Result<Plan> {
+    let settings = Settings::from_value(&spec.settings)?;
+    let provider = settings.provider()?;
+    provider.check(spec.tier)?;
+    let vagrantfile = settings.vagrantfile(&spec.base_dir)?;
+    Ok(Plan { settings, provider, vagrantfile })
+}
+
+/// Makes an environment. What a failure leaves stands in the lease.
+///
+/// # Errors
+/// What any of the steps says.
+pub async fn start(
+    spec: &EnvironmentSpec,
+    declared: Capabilities,
+    plan: &Plan,
+    lease: &Arc<dyn LeaseHandle>,
+    progress: &dyn Progress,
+) -> Result<VagrantEnvironment> {
+    let token = new_token()?;
+    let isolated = (spec.tier.network() == Network::N2).then(|| Isolated::planned(&token));
+    let mut place = Place {
+        directory: lease.directory()?.join("vagrant"),
+        vagrantfile: plan.vagrantfile.clone(),
+        provider: plan.provider.name().to_owned(),
+        isolated,
+        token,
+    };
+    let resource = |kind: &str, id: String| Resource { kind: kind.to_owned(), id };
+    lease.record(&[
+        resource("vagrant", place.token.clone()),
+        resource("names", place.prefix()),
+        resource("directory", place.directory.display().to_string()),
+    ])?;
+    lease.set_data(Memory { place: place.clone(), running: None }.to_data()?)?;
+    crash::point("lease");
+    make_directory(&place.directory)?;
+    isolation::make(&mut place, lease.as_ref()).await?;
+    place.write(&plan.settings.env)?;
+    lease.set_data(Memory { place: place.clone(), running: None }.to_data()?)?;
+    crash::point("written");
+
+    progress.step("reading the Vagrantfile");
+    let chosen = discover(&place, &plan.settings).await?;
+    lease.record(
+        &chosen.1.iter().map(|machine| resource("machine", format!("{}{}", place.prefix(), machine.name))).collect::<Vec<_>>(),
+    )?;
+    let (chosen, defined) = chosen;
+    up(spec, plan, &place, &chosen, progress).await?;
+    crash::point("up");
+
+    let reached = reaches(&place, &chosen, &defined).await?;
+    let named: Vec<(String, Reach)> = reached.iter().map(|(machine, reach)| (machine.name.clone(), reach.clone())).collect();
+    ssh::configure(&place, &named)?;
+    progress.step("connecting");
+    let machines = connect(spec, &declared, &place, &reached).await?;
+    crash::point("connected");
+    let report = report(spec, plan, &place, &chosen, &machines).await?;
+    let running = Running {
+        machines: machines.iter().map(|machine| machine.joining.clone()).collect(),
+        limits: spec.limits.clone(),
+        report: report.clone(),
+    };
+    let memory = Memory { place, running: Some(Box::new(running)) };
+    lease.set_data(memory.to_data()?)?;
+    Ok(VagrantEnvironment::new(lease.id(), memory, machines, report))
+}
+
+/// Which machines there are, and which are wanted, before any of them boots.
+async fn discover(place: &Place, settings: &Settings) -> Result<(Chosen, Vec<Machine>)> {
+    let records = run(place, Source::Own, &["status"], EVALUATION, &mut |_| ()).await?;
+    let defined = machines::defined(&records, &place.suffix())?;
+    let chosen = machines::choose(&defined, settings.primary.as_deref(), &settings.machines, &place.suffix())?;
+    Ok((chosen, defined))
+}
+
+async fn up(spec: &EnvironmentSpec, plan: &Plan, place: &Place, chosen: &Chosen, progress: &dyn Progress) -> Result<()> {
+    let started = Instant::now();
+    let slot = throttle::wait(&plan.settings, spec.limits.startup, progress).await?;
+    progress.step("vagrant up");
+    let mut arguments = vec!["up", "--provider", place.provider.as_str()];
+    arguments.extend(chosen.named.iter().map(String::as_str));
+    let limit = spec.limits.startup.saturating_sub(started.elapsed());
+    let mut hear = |record: &Record| {
+        let Some(message) = record.message() else { return };
+        if message.contains("Waiting for") || message.contains("Starting container") {
+            crash::point("booting");
+        }
+        if let Some(line) = message.lines().map(shown).find(|line| !line.is_empty()) {
+            progress.step(line.trim_start_matches("==> "));
+        }
+    };
+    run(place, Source::Own, &arguments, limit, &mut hear).await?;
+    drop(slot);
+    Ok(())
+}
+
+/// How the machines that came up are reached; the primary machine first.
+async fn reaches(place: &Place, chosen: &Chosen, defined: &[Machine]) -> Result<Vec<(Machine, Reach)>> {
+    let mut reached = Vec::new();
+    for machine in defined {
+        let told = match Reach::told(place, &machine.name)? {
+            // An old Vagrant without triggers tells only when it is asked.
+            None if is_made(place, &machine.name) => asked(place, &machine.name).await?,
+            told => told,
+        };
+        if let Some(reach) = told {
+            let at = if machine.name == chosen.primary.name { 0 } else { reached.len() };
+            reached.insert(at, (machine.clone(), reach));
+        }
+    }
+    match reached.first() {
+        Some((first, _)) if first.name == chosen.primary.name => Ok(reached),
+        _ => Err(Error::new(
+            ErrorKind::InvalidProfile,
+            "start environment",
+            format!("the primary machine {:?} was not started by `vagrant up`", chosen.primary.shown),
+        )
+        .with_backend(BACKEND)
+        .with_help("name it in vagrant.machines, or take `autostart: false` off it")),
+    }
+}
+
+/// Whether Vagrant remembers to have made a machine.
+pub fn is_made(place: &Place, machine: &str) -> bool {
+    place.dotfile().join("machines").join(machine).join(&place.provider).join("id").is_file()
+}
+
+async fn asked(place: &Place, machine: &str) -> Result<Option<Reach>> {
+    let records = run(place, Source::Own, &["ssh-config", machine], EVALUATION, &mut |_| ()).await?;
+    let text: Vec<&str> = records
+        .iter()
+        .filter_map(|record| match record.kind.as_str() {
+            "ssh-config" => record.data.first().map(String::as_str),
+            _ => record.message(),
+        })
+        .collect();
+    Ok(Reach::from_config(&text.join("\n")))
+}
+
+async fn connect(
+    spec: &EnvironmentSpec,
+    declared: &Capabilities,
+    place: &Place,
+    reached: &[(Machine, Reach)],
+) -> Result<Vec<Connected>> {
+    let mut tasks = JoinSet::new();
+    for (number, (machine, _)) in reached.iter().enumerate() {
+        let (machine, place, spec, declared) = (machine.clone(), place.clone(), spec.clone(), declared.clone());
+        tasks.spawn(async move {
+            let ssh = Arc::new(Ssh::new(&place, &machine.name));
+            let begun = line::begin(&place, &machine, &spec, declared, ssh).await;
+            begun.map(|connected| (number, connected)).map_err(|error| error.with_context("machine", &machine.shown))
+        });
+    }
+    let mut machines = Vec::new();
+    while let Some(done) = tasks.join_next().await {
+        machines.push(done.map_err(|error| Error::new(ErrorKind::Internal, "connect", error.to_string()))??);
+    }
+    machines.sort_by_key(|(number, _)| *number);
+    Ok(machines.into_iter().map(|(_, connected)| connected).collect())
+}
+
+async fn report(spec: &EnvironmentSpec, plan: &Plan, place: &Place, chosen: &Chosen, machines: &[Connected]) -> Result<Report> {
+    let mechanism = |name: &str, detail: String| Mechanism { name: name.to_owned(), applied: Applied::Enforced, detail };
+    let mut mechanisms = Vec::new();
+    if plan.provider.isolation() == HostIsolation::H3 {
+        mechanisms.push(mechanism("virtual machine", format!("Vagrant's provider {}", plan.provider.name())));
+    }
+    if let Some(network) = &place.isolated {
+        isolation::check(place, network).await?;
+        let dropped = isolation::probe(place, network, machines[0].sandbox.as_ref()).await?;
+        mechanisms.push(mechanism("isolated network", format!("{}, without a way out", network.subnet())));
+        mechanisms.push(mechanism("host firewall", format!("nftables: guests reach nothing of this host; {dropped}")));
+    }
+    let mut notes: Vec<String> = spec.tier.notes().into_iter().map(str::to_owned).collect();
+    if chosen.is_guess {
+        notes.push(format!("no primary machine is named; commands go to the first, {:?}", chosen.primary.shown));
+    }
+    if plan.provider.isolation() == HostIsolation::H0 {
+        notes.push(format!(
+            "the provider {} makes containers that have rights of this host's root: for trusted code only",
+            place.provider
+        ));
+    }
+    let kill_domain = machines.iter().map(|machine| machine.joining.capabilities.kill_domain).min();
+    Ok(Report {
+        profile: spec.profile.clone(),
+        tier: spec.tier,
+        backend: BACKEND.to_owned(),
+        locality: tierbox_core::Locality::Local,
+        kill_domain: kill_domain.unwrap_or(KillDomain::Session),
+        mechanisms,
+        limits: limits(&spec.limits),
+        mounts: Vec::new(),
+        copied_in: Vec::new(),
+        weakened: spec.weakened.clone(),
+        reason: spec.reason.clone(),
+        notes,
+    })
+}
+
+/// What a profile asks for of the whole machine is the Vagrantfile's to give; of a process, the supervisor's.
+fn limits(limits: &Limits) -> Vec<LimitReport> {
+    let line = |name: &str, limit: Option<tierbox_core::Limit<u64>>, by: &str, applied| {
+        limit.map(|limit| LimitReport { name: name.to_owned(), value: limit.max.to_string(), by: by.to_owned(), applied })
+    };
+    [
+        line("memory", limits.memory, "nothing", Applied::Absent),
+        line("cpu", limits.cpu_millis, "nothing", Applied::Absent),
+        line("pids", limits.pids, "nothing", Applied::Absent),
+        line("disk", limits.disk, "nothing", Applied::Absent),
+        line("inodes", limits.inodes, "nothing", Applied::Absent),
+        line("file-size", limits.file_size, "rlimit", Applied::Enforced),
+        line("open-files", limits.open_files, "rlimit", Applied::Enforced),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}

@@ -1,0 +1,44 @@
+//! How many `vagrant up` run at once on this host, whoever started them.
+
+use std::time::Duration;
+
+use tierbox_core::{Progress, Result};
+use tierbox_lease::{Journal, Slot, Slots};
+
+use crate::BACKEND;
+use crate::settings::{Settings, invalid};
+
+/// The variable of Inspect's Vagrant plugin.
+const ALIAS: &str = "INSPECT_MAX_VAGRANT_STARTUPS";
+
+/// How many may run at once.
+///
+/// # Errors
+/// `InvalidProfile` for a variable that is no number.
+fn count(settings: &Settings) -> Result<usize> {
+    if let Some(count) = settings.max_startups {
+        return Ok(count as usize);
+    }
+    match std::env::var(ALIAS).ok().filter(|text| !text.is_empty()) {
+        None => Ok(std::thread::available_parallelism().map_or(1, usize::from)),
+        Some(text) => match text.trim().parse() {
+            Ok(count) if count > 0 => Ok(count),
+            _ => Err(invalid(format!("{ALIAS} is not a number of at least 1"))),
+        },
+    }
+}
+
+/// Waits for a place among the starts. It is free again when the slot is dropped, or this process ends.
+///
+/// # Errors
+/// `Timeout` after `limit`; what the file system says.
+pub async fn wait(settings: &Settings, limit: Duration, progress: &dyn Progress) -> Result<Slot> {
+    let count = count(settings)?;
+    // One place for all of a user's state directories: it is the host that is to be spared.
+    let slots = Slots::new(&Journal::open_default()?, "vagrant-up", count);
+    if let Some(slot) = slots.try_acquire()? {
+        return Ok(slot);
+    }
+    progress.step(&format!("waiting for one of {count} starts of Vagrant to end"));
+    slots.acquire(limit).await.map_err(|error| error.with_backend(BACKEND))
+}
