@@ -344,6 +344,9 @@ pub(crate) struct ServeArgs {
     /// End the daemon after this time without clients and environments
     #[arg(long, value_name = "TIME", value_parser = parse::duration)]
     pub idle: Option<Duration>,
+    /// Start it in the background unless one listens already, print its socket, and end
+    #[arg(long, conflicts_with_all = ["tcp", "tokens", "openapi"])]
+    pub background: bool,
     /// Print the OpenAPI document and end
     #[arg(long)]
     pub openapi: bool,

@@ -14,6 +14,7 @@ pub const PLAIN_VARIABLES: &[(&str, &str)] = &[
     ("TIERBOX_LOG", "what is logged, such as `debug` or `tierbox_local=trace`"),
     ("TIERBOX_PROFILE", "the profile that is used where none is named"),
     ("TIERBOX_PROFILES", "directories with profiles, separated by colons"),
+    ("TIERBOX_PROGRAM", "the program that the Inspect provider runs"),
     ("TIERBOX_STATE_DIR", "the directory of leases"),
     ("TIERBOX_SUPERVISOR", "a supervisor that was built before, for builds"),
 ];

@@ -81,7 +81,9 @@ impl Shared {
         let id = running.id().to_owned();
         let held = Held { running, client: client.to_owned(), busy: AtomicUsize::new(0), _permit: Some(permit) };
         self.environments().insert(id.clone(), Arc::new(held));
-        self.show(&id).await
+        let mut shown = self.show(&id).await?;
+        shown.ttl = Some(ttl.as_secs_f64());
+        Ok(shown)
     }
 
     /// Finds an environment, also one that somebody else started.
@@ -177,7 +179,8 @@ impl Shared {
     /// Renews every lease of a client. Those that are gone are left out.
     pub fn renew_all(&self, client: &str, asked: &wire::Renew) -> Result<wire::Renewed> {
         let hold = self.hold(asked)?;
-        let mine = |held: &&Arc<Held>| held.client == client && !held.running.is_attached();
+        let named = |id: &str| asked.environments.as_ref().is_none_or(|ids| ids.iter().any(|named| named == id));
+        let mine = |held: &&Arc<Held>| held.client == client && named(held.running.id()) && !held.running.is_attached();
         let ids: Vec<String> = self.environments().values().filter(mine).map(|held| held.running.id().to_owned()).collect();
         let renewed = |id: &String| self.client.renew(id, hold).is_ok();
         Ok(wire::Renewed { environments: ids.into_iter().filter(renewed).collect() })
@@ -239,6 +242,7 @@ fn describe(listed: &Listed) -> wire::Environment {
         tier: record.tier.clone(),
         backend: record.backend.clone(),
         client: listed.labels.get(CLIENT_LABEL).cloned().unwrap_or_default(),
+        ttl: None,
         ends: record.expires.into_iter().chain(hold).min().map(since),
         state: state(listed).to_owned(),
         labels: listed.labels.iter().filter(foreign).map(|(key, value)| (key.clone(), value.clone())).collect(),

@@ -210,7 +210,8 @@ async fn in_environment(mut asked: Asked, op: Op, environment: &str, exec: Optio
             let found = shared.find(environment).await?;
             let machine = exec::machine(&found, asked.query.text("machine")?)?;
             let connection = found.running().connection(machine.name())?;
-            answer::json(&wire::Connection { argv: connection.argv, note: connection.note })
+            let state = shared.client.state_path()?.display().to_string();
+            answer::json(&wire::Connection { argv: connection.argv, note: connection.note, state })
         }
         Op::Exec => exec::collected(asked, shared.find(environment).await?).await,
         Op::Stream => exec::streamed(asked, shared.find(environment).await?).await,

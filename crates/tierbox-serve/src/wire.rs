@@ -54,6 +54,8 @@ pub struct Environment {
     pub backend: String,
     /// The client that started it through this API; empty for all others.
     pub client: String,
+    /// Seconds that its lease lasted from the start, which is how often its client has to renew it.
+    pub ttl: Option<f64>,
     /// When it ends by itself, in seconds since 1970.
     pub ends: Option<u64>,
     /// `up`, `kept`, `in use` (by a process), `orphaned`, `expired` or `gone`.
@@ -86,6 +88,8 @@ pub struct Renew {
     /// Keep it until somebody ends it.
     #[serde(default)]
     pub keep: bool,
+    /// Only these of the client's environments; all of them where it is missing. Of no use for a single lease.
+    pub environments: Option<Vec<String>>,
 }
 
 /// Which leases were renewed.
@@ -116,6 +120,8 @@ pub struct Connection {
     pub argv: Vec<String>,
     /// A remark, or nothing.
     pub note: String,
+    /// The state directory in which `tierbox` finds the environment.
+    pub state: String,
 }
 
 /// What happens beyond an output limit.

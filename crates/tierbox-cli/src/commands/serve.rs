@@ -1,7 +1,12 @@
 //! `tierbox serve`.
 
+use std::io::{BufRead, BufReader, Read};
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
 use tierbox::{Error, ErrorKind};
-use tierbox_serve::{Options, Server, Tokens};
+use tierbox_serve::{Options, Server, Tokens, default_socket};
 
 use crate::args::ServeArgs;
 use crate::interrupt::Failure;
@@ -11,6 +16,15 @@ use crate::{Context, output};
 const MOST_CPUS: f64 = 1e6;
 
 pub(crate) async fn serve(context: &mut Context, args: ServeArgs) -> Result<u8, Failure> {
+    if args.background {
+        let socket = background(context, args.socket)?;
+        if context.global.json {
+            output::json(&serde_json::json!({ "socket": socket }));
+        } else {
+            output::line(&socket.display().to_string());
+        }
+        return Ok(0);
+    }
     let options = options(args)?;
     let server = context.interrupts.guard(Server::bind(context.client.clone(), options)).await?;
     let (socket, address) = (server.socket().display().to_string(), server.address());
@@ -27,6 +41,40 @@ pub(crate) async fn serve(context: &mut Context, args: ServeArgs) -> Result<u8, 
         Err(Failure::Interrupted(_)) | Ok(()) => Ok(0),
         Err(error) => Err(error),
     }
+}
+
+/// Starts this program again without `--background`, in a process group of its own, and waits until it listens.
+fn background(context: &Context, socket: Option<PathBuf>) -> Result<PathBuf, Error> {
+    let socket = socket.map_or_else(|| default_socket(&context.client), Ok)?;
+    let failed = |error| Error::io("start daemon", error);
+    let program = std::env::current_exe().map_err(failed)?;
+    let arguments = std::env::args_os().skip(1).filter(|argument| argument != "--background" && argument != "--json");
+    let mut child = Command::new(program)
+        .args(arguments)
+        .arg("--json")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .process_group(0)
+        .spawn()
+        .map_err(failed)?;
+    // It writes one line when it listens, and none if it fails.
+    let mut line = String::new();
+    if let Some(stdout) = child.stdout.take() {
+        BufReader::new(stdout.take(64 << 10)).read_line(&mut line).map_err(failed)?;
+    }
+    if !line.is_empty() {
+        return Ok(socket);
+    }
+    let mut said = String::new();
+    if let Some(stderr) = child.stderr.take() {
+        stderr.take(64 << 10).read_to_string(&mut said).map_err(failed)?;
+    }
+    let status = child.wait().map_err(failed)?;
+    if status.code() == Some(i32::from(crate::exit::of_error(ErrorKind::AlreadyExists))) {
+        return Ok(socket);
+    }
+    Err(Error::new(ErrorKind::Internal, "start daemon", format!("it ended with {status}: {}", said.trim())))
 }
 
 pub(crate) fn print_openapi() {

@@ -1,0 +1,283 @@
+"""The provider: what Inspect asks of a sandbox, asked of the tierbox daemon."""
+
+import json
+import os
+import shlex
+from typing import Any, Union, overload
+
+import anyio
+from inspect_ai._util.error import PrerequisiteError
+from inspect_ai.log import transcript
+from inspect_ai.util import (
+    ExecResult,
+    OutputLimitExceededError,
+    SandboxConnection,
+    SandboxEnvironment,
+    SandboxEnvironmentConfigType,
+    SandboxEnvironmentLimits,
+    SandboxUnavailableError,
+    SandboxUserUnsupportedError,
+    sandboxenv,
+)
+from pydantic import BaseModel
+
+from ._config import TierboxConfig
+from ._daemon import COMMAND, Leases, Refused, ask, ask_now, file_error, program
+
+# What Inspect's switches grant, and from which level of T on they grant too much.
+SWITCHES = {"INSPECT_ENABLE_EXEC": 1, "INSPECT_ENABLE_WEB_SEARCH": 2, "INSPECT_ENABLE_WEB_BROWSER": 2}
+OFF = {"", "0", "false", "no", "off"}
+# The daemon queues a start fairly; Inspect has no limit for it either.
+WAIT = 86400
+STATUS_NEVER_RAN = 125
+
+
+@sandboxenv(name="tierbox")
+class TierboxSandboxEnvironment(SandboxEnvironment):
+    """One machine of an environment, as the harness uses it."""
+
+    _leases = Leases()
+    _places: dict[TierboxConfig, set[str]] = {}
+
+    def __init__(self, environment: str, machine: str) -> None:
+        super().__init__()
+        self.environment = environment
+        self.machine = machine
+        self._url = f"/v1/environments/{environment}"
+
+    # Lifecycle
+
+    @classmethod
+    def config_files(cls) -> list[str]:
+        return ["tierbox.toml"]
+
+    @classmethod
+    def config_deserialize(cls, config: dict[str, Any]) -> BaseModel:
+        return TierboxConfig(**config)
+
+    @classmethod
+    def default_concurrency(cls) -> int | None:
+        profile = TierboxConfig.of(None).resolved().profile
+        return ask_now("GET", "/v1", params={"profile": profile})["concurrency"]
+
+    def default_polling_interval(self) -> float:
+        return 0.2
+
+    @classmethod
+    async def task_init(cls, task_name: str, config: SandboxEnvironmentConfigType | None) -> None:
+        wanted = TierboxConfig.of(config)
+        # Inspect is in the task's directory now and only now.
+        cls._places.setdefault(wanted, set()).add(wanted.resolved().profile)
+        try:
+            about = (await ask("GET", "/v1", params={"profile": wanted.resolved().profile})).json()
+        except Refused as refused:
+            raise PrerequisiteError(f"tierbox: {refused}") from refused
+        tier = dict(wanted.overrides).get("tier", about["tier"])
+        tooling = int(tier[1])
+        granted = [name for name, least in SWITCHES.items() if tooling >= least and os.environ.get(name, "").lower() not in OFF]
+        if granted:
+            raise PrerequisiteError(
+                f"{' and '.join(granted)} grants more than {tier} allows the agent. "
+                f'Run: eval "$(tierbox env {shlex.quote(wanted.profile)})"'
+            )
+
+    @classmethod
+    async def sample_init(
+        cls, task_name: str, config: SandboxEnvironmentConfigType | None, metadata: dict[str, str]
+    ) -> dict[str, SandboxEnvironment]:
+        wanted = TierboxConfig.of(config)
+        places = cls._places.get(wanted) or {wanted.resolved().profile}
+        if len(places) > 1:
+            raise PrerequisiteError(f"tasks in several directories name {wanted.profile}: give them absolute paths")
+        request = {
+            "profile": next(iter(places)),
+            "set": dict(wanted.overrides),
+            # Code that overrides a value means it; the report lists what it weakens.
+            "allow_weaker": bool(wanted.overrides),
+            "wait": WAIT,
+            "labels": {"task": task_name[:200], "sample": str(metadata.get("__sample_id__", ""))[:200]},
+        }
+        try:
+            started = (await ask("POST", "/v1/environments", json=request)).json()
+        except Refused as refused:
+            raise PrerequisiteError(f"tierbox: {refused}") from refused
+        try:
+            machines = started["machines"]
+            if wanted.primary is not None:
+                if wanted.primary not in machines:
+                    raise PrerequisiteError(f"no machine is named {wanted.primary}; there are {', '.join(machines)}")
+                machines.sort(key=lambda name: name != wanted.primary)
+            cls._leases.add(started["id"], task_name, started["ttl"])
+            await cls._attest(started)
+            return {name: cls(started["id"], name) for name in machines}
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await cls._destroy(started["id"])
+            raise
+
+    @classmethod
+    async def _attest(cls, started: dict[str, Any]) -> None:
+        """Writes into the sample's log what it runs in."""
+        transcript().info(
+            {
+                "environment": started["id"],
+                "tier": started["tier"],
+                "profile": started["profile"],
+                "backend": started["backend"],
+                "principal": "harness",
+                "tooling": "declared; enforced by Inspect's tools and approvals",
+                "report": started["report"],
+                "attestation": started.get("attestation"),
+            },
+            source="tierbox",
+        )
+
+    @classmethod
+    async def _destroy(cls, environment: str) -> None:
+        try:
+            await ask("DELETE", f"/v1/environments/{environment}")
+        except Refused as refused:
+            if refused.kind != "not-found":
+                raise
+        cls._leases.held.pop(environment, None)
+
+    @classmethod
+    async def sample_cleanup(
+        cls,
+        task_name: str,
+        config: SandboxEnvironmentConfigType | None,
+        environments: dict[str, SandboxEnvironment],
+        interrupted: bool,
+    ) -> None:
+        if not interrupted:
+            for environment in {env.as_type(cls).environment for env in environments.values()}:
+                await cls._destroy(environment)
+
+    @classmethod
+    async def task_cleanup(cls, task_name: str, config: SandboxEnvironmentConfigType | None, cleanup: bool) -> None:
+        for environment in list(cls._leases.held):
+            if cleanup:
+                await cls._destroy(environment)
+                continue
+            await ask("POST", f"/v1/environments/{environment}/renew", json={"keep": True})
+            task = cls._leases.held.pop(environment)
+            own = shlex.quote(program())
+            print(f"{environment} ({task}) is kept.\n  login:   {own} shell {environment}\n  cleanup: {own} down {environment}")
+        cls._places.clear()
+
+    @classmethod
+    async def cli_cleanup(cls, id: str | None) -> None:
+        listed = (await ask("GET", "/v1/environments")).json()["environments"]
+        ours = [env["id"] for env in listed if env["client"].startswith("inspect-")]
+        if id is not None and id not in ours:
+            print(f"{id} is not an environment of Inspect's; there are: {', '.join(ours) or 'none'}")
+        for environment in ours if id is None else [id] if id in ours else []:
+            await cls._destroy(environment)
+            print(f"removed {environment}")
+
+    async def connection(self, *, user: str | None = None) -> SandboxConnection:
+        try:
+            found = (await ask("GET", f"{self._url}/connection", params={"machine": self.machine})).json()
+        except (Refused, SandboxUnavailableError) as error:
+            raise ConnectionError(str(error)) from error
+        argv = found["argv"]
+        if argv[0] == "tierbox":
+            argv = [program(), "--state-dir", found["state"], *argv[1:], *(["--user", user] if user else [])]
+        return SandboxConnection(type="tierbox", command=shlex.join(argv))
+
+    # Commands
+
+    async def exec(
+        self,
+        cmd: list[str],
+        input: str | bytes | None = None,
+        cwd: str | None = None,
+        env: dict[str, str] | None = None,
+        user: str | None = None,
+        timeout: int | None = None,
+        timeout_retry: bool = True,
+        concurrency: bool = True,
+    ) -> ExecResult[str]:
+        # A time limit is kept inside the machine, so that there is no lost command to try again.
+        limit = SandboxEnvironmentLimits.MAX_EXEC_OUTPUT_SIZE
+        head = {"argv": cmd, "machine": self.machine, "cwd": cwd, "env": env or {}, "user": user, "timeout": timeout}
+        head |= {"stdin": input is not None, "output_limit": limit}
+        stdin = input.encode() if isinstance(input, str) else input or b""
+        body = json.dumps({key: value for key, value in head.items() if value is not None}).encode() + b"\n" + stdin
+        try:
+            answer = await ask("POST", f"{self._url}/exec", content=body, headers={"content-type": COMMAND})
+        except Refused as refused:
+            raise self._exec_error(refused, user) from refused
+        return self._result(answer.content, cmd, user)
+
+    def _exec_error(self, refused: Refused, user: str | None) -> Exception:
+        if refused.kind == "unsupported" and user is not None:
+            return SandboxUserUnsupportedError(f"{self.environment} cannot run commands as {user!r}: {refused}")
+        if refused.kind == "invalid-input":
+            return ValueError(str(refused))
+        if refused.kind in ("permission-denied", "policy-denied"):
+            return PermissionError(str(refused))
+        return SandboxUnavailableError(str(refused))
+
+    def _result(self, answer: bytes, cmd: list[str], user: str | None) -> ExecResult[str]:
+        line, _, rest = answer.partition(b"\n")
+        end = json.loads(line)
+        cut = end["stdout"]["head"] + end["stdout"]["tail"]
+        stdout, stderr = rest[:cut].decode(errors="replace"), rest[cut:].decode(errors="replace")
+        outcome, status = end["outcome"], end["status"]
+        never = outcome.get("not-started") if isinstance(outcome, dict) else None
+        killed = outcome.get("killed") if isinstance(outcome, dict) else None
+        if outcome == "lost":
+            raise SandboxUnavailableError(f"{self.environment} went away; the command may have run")
+        if never is not None:
+            return self._never_ran(never["cause"], cmd, user)
+        if killed == "timeout":
+            error = TimeoutError("the command's time was up")
+            error.truncated_output = stdout + stderr  # type: ignore[attr-defined]
+            raise error
+        if end["cannot_execute"] is not None and status == 126:
+            raise PermissionError(end["cannot_execute"], os.strerror(end["cannot_execute"]), cmd[0])
+        for stream in (end["stdout"], end["stderr"]):
+            if stream["total"] > stream["head"] + stream["tail"]:
+                raise OutputLimitExceededError(SandboxEnvironmentLimits.MAX_EXEC_OUTPUT_SIZE_STR, stdout + stderr)
+        if killed is not None:
+            stderr += f"killed by tierbox: {killed}\n"
+        return ExecResult(status == 0, status, stdout, stderr)
+
+    def _never_ran(self, cause: str, cmd: list[str], user: str | None) -> ExecResult[str]:
+        if cause == "user-not-mapped":
+            raise SandboxUserUnsupportedError(f"{self.environment} cannot run commands as {user!r}")
+        if cause in ("no-resources", "already-launched", "cancelled"):
+            raise SandboxUnavailableError(f"{self.environment} could not start the command: {cause}")
+        texts = {
+            "bad-cwd": "the working directory does not exist or cannot be entered",
+            "unknown-user": f"no such user: {user}",
+            "too-big": "Argument list too long",
+        }
+        return ExecResult(False, STATUS_NEVER_RAN, "", f"{cmd[0]} never ran: {texts.get(cause, cause)}\n")
+
+    # Files
+
+    async def write_file(self, file: str, contents: str | bytes) -> None:
+        body = contents.encode() if isinstance(contents, str) else contents
+        try:
+            await ask("PUT", f"{self._url}/files", params={"path": file, "machine": self.machine}, content=body)
+        except Refused as refused:
+            raise file_error(refused, file) from refused
+
+    @overload
+    async def read_file(self, file: str, text: bool = True) -> str: ...
+
+    @overload
+    async def read_file(self, file: str, text: bool = False) -> bytes: ...
+
+    async def read_file(self, file: str, text: bool = True) -> Union[str, bytes]:
+        most = SandboxEnvironmentLimits.MAX_READ_FILE_SIZE
+        params = {"path": file, "machine": self.machine, "max": str(most)}
+        try:
+            contents = (await ask("GET", f"{self._url}/files", params=params)).content
+        except Refused as refused:
+            if refused.kind == "too-large":
+                raise OutputLimitExceededError(SandboxEnvironmentLimits.MAX_READ_FILE_SIZE_STR, None) from refused
+            raise file_error(refused, file) from refused
+        return contents.decode() if text else contents
