@@ -8,7 +8,13 @@ import pytest
 from inspect_tierbox import TierboxConfig, TierboxSandboxEnvironment as Provider
 from inspect_tierbox import _daemon
 
-PROFILE = os.environ.get("TIERBOX_TEST_PROFILE", "local")
+ROOT = """extends = "local"
+tier = "T0.H1.N2"
+description = "A container with a small Debian of its own"
+
+[local]
+root = "{root}"
+"""
 
 
 @pytest.fixture(scope="session")
@@ -29,9 +35,20 @@ def daemon(tmp_path_factory: pytest.TempPathFactory):
         subprocess.run(["kill", str(about["pid"])], check=True)
 
 
+@pytest.fixture(scope="session")
+def profile(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The profile under test: the one that is named, else a container with the directory that was made for it."""
+    stated = os.environ.get("TIERBOX_TEST_PROFILE")
+    if stated is None:
+        path = tmp_path_factory.mktemp("profiles") / "debian.toml"
+        path.write_text(ROOT.format(root=os.environ["TIERBOX_TEST_ROOT"]))
+        stated = str(path)
+    return stated
+
+
 @pytest.fixture(scope="module")
-async def shared_env(anyio_backend: str) -> AsyncIterator[Provider]:
-    config = TierboxConfig(PROFILE)
+async def shared_env(anyio_backend: str, profile: str) -> AsyncIterator[Provider]:
+    config = TierboxConfig(profile)
     await Provider.task_init("self_check", config)
     made = await Provider.sample_init("self_check", config, {})
     yield next(iter(made.values()))
