@@ -16,6 +16,7 @@
 
 mod admit;
 mod agent;
+mod approve;
 mod audit;
 mod backend;
 mod capability;
@@ -28,14 +29,17 @@ mod ext;
 mod files;
 mod lease;
 mod limits;
+mod pattern;
 mod policy;
 mod registry;
 mod report;
+mod rules;
 mod sandbox;
 mod tier;
 
 pub use admit::malformed_path;
 pub use agent::{AgentSettings, Approval, ApprovalRule, Preset, ProgramRule, Sensitive};
+pub use approve::{Action, Approver, Consent};
 pub use audit::{Audit, AuditData, AuditEntry, AuditOperation, AuditOutcome, Principal, audit_text};
 pub use backend::{
     Backend, Check, CheckStatus, CopyIn, DestroyReport, EnvironmentSpec, MountSpec, NetworkSpec, Progress, Silent,
@@ -53,6 +57,7 @@ pub use ext::{SandboxExt, collect};
 pub use files::{ByteReader, ByteStream, ByteWriter, DirEntry, FileKind, FileMeta, GuestPath, ReadOptions, WriteOptions};
 pub use lease::{Hold, LeaseHandle, LeaseRecord, Owner, Resource};
 pub use limits::{Enforce, Limit, Limits};
+pub use pattern::fits;
 pub use policy::AgentPolicy;
 pub use registry::{BackendEntry, Registry};
 pub use report::{Applied, LimitReport, Mechanism, Report};

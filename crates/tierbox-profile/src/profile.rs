@@ -86,7 +86,7 @@ impl Profile {
     }
     /// The rules that bind the agent.
     pub fn policy(&self) -> AgentPolicy {
-        AgentPolicy::new(self.settings.tier.tooling(), self.settings.programs.clone())
+        self.settings.agent.policy(self.settings.tier.tooling(), self.settings.programs.clone())
     }
     /// What is doubtful about it.
     pub fn warnings(&self) -> &[Diagnostic] {

@@ -1,26 +1,51 @@
 //! The handle that the agent's tools get.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
+use tierbox_code::{CodeOutcome, CodeRunner, CodeStatus, CodeTask, SessionInfo, TaskCleanup, TaskFile};
 use tierbox_core::{
-    AgentPolicy, DirEntry, Error, ErrorKind, ExecHandle, ExecId, ExecRequest, ExecResult, FileMeta, GuestPath, Result, Sandbox,
-    SandboxExt, Tooling,
+    AgentPolicy, Approver, DirEntry, Error, ErrorKind, ExecHandle, ExecId, ExecRequest, ExecResult, FileMeta, GuestPath, Result,
+    Sandbox, SandboxExt, Sensitive, Tooling,
 };
+use tokio::sync::OnceCell;
 
-/// A machine as the agent may use it: every command is checked against the tooling axis of the tier first.
+use crate::confinement;
+use crate::gate::{Gate, shown};
+
+/// A machine as the agent may use it: everything is checked against the tooling axis of the tier and the profile's approvals.
 ///
-/// T0 allows everything; T1 the programs that the profile names, and reading files; T2 nothing. The harness itself is not
-/// bound: it uses [`Running::sandbox`](crate::Running::sandbox).
+/// - T0 allows what the profile grants. T1 allows the named programs with the arguments that their rules list, and reading
+///   files; the machine's kernel holds the programs to that as well. T2 allows nothing.
+/// - Sensitive actions (commands, code, writes) then need the consent that `[tools.approvals]` asks for.
+/// - Every decision is in the operation log.
+///
+/// The harness itself is not bound: it uses [`Running::sandbox`](crate::Running::sandbox).
 #[derive(Clone)]
 pub struct AgentSandbox {
     sandbox: Arc<dyn Sandbox>,
-    tooling: Tooling,
-    policy: AgentPolicy,
+    policy: Arc<AgentPolicy>,
+    gate: Arc<Gate>,
+    code: Option<CodeRunner>,
+    executables: Arc<OnceCell<Vec<GuestPath>>>,
 }
 
 impl AgentSandbox {
-    pub(crate) fn new(sandbox: Arc<dyn Sandbox>, tooling: Tooling, programs: Vec<String>) -> Self {
-        Self { sandbox, tooling, policy: AgentPolicy::new(tooling, programs) }
+    pub(crate) fn new(sandbox: Arc<dyn Sandbox>, policy: AgentPolicy, gate: Gate, code: Option<CodeRunner>) -> Self {
+        Self { sandbox, policy: Arc::new(policy), gate: Arc::new(gate), code, executables: Arc::default() }
+    }
+
+    /// Sees to it that T1 can be kept in this machine: finds the named programs and has the kernel refuse one. Without this
+    /// call the first command does so.
+    ///
+    /// # Errors
+    /// `TierRefused` where the kernel cannot be shown to keep T1; `PolicyDenied` for a named program that is a shell by
+    /// another name.
+    pub async fn ready(&self) -> Result<()> {
+        if self.tooling() == Tooling::T1 {
+            self.executables().await?;
+        }
+        Ok(())
     }
 
     /// Runs a command to its end and collects what it prints.
@@ -28,7 +53,7 @@ impl AgentSandbox {
     /// # Errors
     /// `PolicyDenied` before any side effect; else as [`SandboxExt::run`].
     pub async fn run(&self, request: ExecRequest) -> Result<ExecResult> {
-        self.policy.check(&request)?;
+        let request = self.admit(request).await?;
         self.sandbox.run(request).await
     }
 
@@ -37,7 +62,7 @@ impl AgentSandbox {
     /// # Errors
     /// `PolicyDenied` before any side effect; else as [`Sandbox::spawn`].
     pub async fn spawn(&self, request: ExecRequest) -> Result<Box<dyn ExecHandle>> {
-        self.policy.check(&request)?;
+        let request = self.admit(request).await?;
         self.sandbox.spawn(request).await
     }
 
@@ -46,8 +71,57 @@ impl AgentSandbox {
     /// # Errors
     /// `PolicyDenied` before any side effect; else as [`Sandbox::spawn_detached`].
     pub async fn spawn_detached(&self, request: ExecRequest) -> Result<ExecId> {
-        self.policy.check(&request)?;
+        let request = self.admit(request).await?;
         self.sandbox.spawn_detached(request).await
+    }
+
+    /// Runs a piece of code. Allowed at T0 only.
+    ///
+    /// # Errors
+    /// `PolicyDenied` before any side effect; else as [`CodeRunner::run_code`].
+    pub async fn run_code(&self, task: &CodeTask) -> Result<CodeOutcome> {
+        self.require(Tooling::T0, Sensitive::Code, "run code")?;
+        let what = || format!("{}: {}", task.runtime, task.code);
+        self.gate.pass(self.sandbox.name(), Sensitive::Code, task.runtime.as_bytes(), what()).await?;
+        self.code()?.run_code(task).await
+    }
+
+    /// The files of a task. Allowed at T0 and T1.
+    ///
+    /// # Errors
+    /// `PolicyDenied`; else as [`CodeRunner::get_files`].
+    pub async fn get_files(&self, task_hash: &str, name: Option<&[u8]>, max: u64) -> Result<Vec<TaskFile>> {
+        self.require_look("read files")?;
+        self.code()?.get_files(task_hash, name, max).await
+    }
+
+    /// Removes old tasks. Allowed at T0 only.
+    ///
+    /// # Errors
+    /// `PolicyDenied`; else as [`CodeRunner::cleanup_tasks`].
+    pub async fn cleanup_tasks(&self, older_than: Option<std::time::Duration>) -> Result<TaskCleanup> {
+        self.require(Tooling::T0, Sensitive::Write, "remove tasks")?;
+        let what = older_than.map_or("expired tasks".to_owned(), |age| format!("tasks older than {} s", age.as_secs()));
+        self.gate.pass(self.sandbox.name(), Sensitive::Write, b"tasks", what).await?;
+        self.code()?.cleanup_tasks(older_than).await
+    }
+
+    /// The sessions. Allowed at T0 and T1.
+    ///
+    /// # Errors
+    /// `PolicyDenied`; else as [`CodeRunner::sessions`].
+    pub async fn sessions(&self) -> Result<Vec<SessionInfo>> {
+        self.require_look("list sessions")?;
+        self.code()?.sessions().await
+    }
+
+    /// How code tasks stand. Allowed at T0 and T1.
+    ///
+    /// # Errors
+    /// `PolicyDenied`; else as [`CodeRunner::status`].
+    pub async fn code_status(&self) -> Result<CodeStatus> {
+        self.require_look("ask for the status of tasks")?;
+        self.code()?.status().await
     }
 
     /// Reads a whole file of at most `max` bytes. Allowed at T0 and T1.
@@ -55,7 +129,7 @@ impl AgentSandbox {
     /// # Errors
     /// `PolicyDenied`; else as [`SandboxExt::read_bytes`].
     pub async fn read_bytes(&self, path: impl Into<GuestPath> + Send, max: u64) -> Result<Vec<u8>> {
-        self.require(Tooling::T1, "read files")?;
+        self.require_look("read files")?;
         self.sandbox.read_bytes(path, max).await
     }
 
@@ -64,7 +138,7 @@ impl AgentSandbox {
     /// # Errors
     /// `PolicyDenied`; else as [`Sandbox::list`].
     pub async fn list(&self, path: &GuestPath) -> Result<Vec<DirEntry>> {
-        self.require(Tooling::T1, "list directories")?;
+        self.require_look("list directories")?;
         self.sandbox.list(path).await
     }
 
@@ -73,7 +147,7 @@ impl AgentSandbox {
     /// # Errors
     /// `PolicyDenied`; else as [`Sandbox::stat`].
     pub async fn stat(&self, path: &GuestPath, follow: bool) -> Result<FileMeta> {
-        self.require(Tooling::T1, "look at files")?;
+        self.require_look("look at files")?;
         self.sandbox.stat(path, follow).await
     }
 
@@ -82,16 +156,45 @@ impl AgentSandbox {
     /// # Errors
     /// `PolicyDenied`; else as [`SandboxExt::write_bytes`].
     pub async fn write_bytes(&self, path: impl Into<GuestPath> + Send, contents: Vec<u8>) -> Result<()> {
-        self.require(Tooling::T0, "write files")?;
+        let path = path.into();
+        self.change(&path, "write files").await?;
         self.sandbox.write_bytes(path, contents).await
+    }
+
+    /// Removes a file, link or empty directory, or with `recursive` a whole tree. Allowed at T0 only.
+    ///
+    /// # Errors
+    /// `PolicyDenied`; else as [`Sandbox::remove`].
+    pub async fn remove(&self, path: &GuestPath, recursive: bool) -> Result<()> {
+        self.change(path, "remove files").await?;
+        self.sandbox.remove(path, recursive).await
+    }
+
+    /// Makes a directory and its parents. Allowed at T0 only.
+    ///
+    /// # Errors
+    /// `PolicyDenied`; else as [`Sandbox::make_dir`].
+    pub async fn make_dir(&self, path: &GuestPath) -> Result<()> {
+        self.change(path, "make directories").await?;
+        self.sandbox.make_dir(path).await
     }
 
     /// What the agent may do.
     pub fn tooling(&self) -> Tooling {
-        self.tooling
+        self.policy.tooling()
     }
 
-    /// Checks a command without running it.
+    /// The programs and rules of T1.
+    pub fn policy(&self) -> &AgentPolicy {
+        &self.policy
+    }
+
+    /// Whether a decision ended what the agent may do. The harness should end the run.
+    pub fn is_terminated(&self) -> bool {
+        self.gate.terminated.load(Ordering::Acquire)
+    }
+
+    /// Checks a command against the tooling axis, without running it and without asking anybody.
     ///
     /// # Errors
     /// `PolicyDenied`, naming the rule.
@@ -99,11 +202,94 @@ impl AgentSandbox {
         self.policy.check(request)
     }
 
-    fn require(&self, at_most: Tooling, what: &str) -> Result<()> {
-        if self.tooling <= at_most {
+    /// Checks a command, has it approved, and makes it what T1 lets run.
+    async fn admit(&self, mut request: ExecRequest) -> Result<ExecRequest> {
+        // First of all, so that nobody is asked about, and no log holds, what can never run.
+        request.validate()?;
+        let machine = self.sandbox.name();
+        if let Err(refused) = self.policy.check(&request) {
+            return self.gate.refused(machine, Sensitive::Exec, || shown(&request.argv), refused);
+        }
+        if self.tooling() == Tooling::T1 {
+            request.confine = Some(self.executables().await?.clone());
+        }
+        let text = request.argv.join(&b' ');
+        self.gate.pass(machine, Sensitive::Exec, &text, shown(&request.argv)).await?;
+        Ok(request)
+    }
+
+    async fn executables(&self) -> Result<&Vec<GuestPath>> {
+        self.executables.get_or_try_init(|| confinement::executables(self.sandbox.as_ref(), &self.policy)).await
+    }
+
+    async fn change(&self, path: &GuestPath, what: &str) -> Result<()> {
+        path.validate()?;
+        self.require(Tooling::T0, Sensitive::Write, what)?;
+        self.gate.pass(self.sandbox.name(), Sensitive::Write, path.as_bytes(), path.to_string()).await
+    }
+
+    fn code(&self) -> Result<&CodeRunner> {
+        self.code.as_ref().ok_or_else(|| {
+            Error::new(ErrorKind::InvalidProfile, "run code", "the profile's [code] table makes no sense to this version")
+        })
+    }
+
+    /// Looking needs no consent, but a living run.
+    fn require_look(&self, what: &str) -> Result<()> {
+        self.gate.check_alive()?;
+        self.bound(Tooling::T1, what)
+    }
+
+    fn require(&self, at_most: Tooling, tool: Sensitive, what: &str) -> Result<()> {
+        match self.bound(at_most, what) {
+            Ok(()) => Ok(()),
+            Err(refused) => self.gate.refused(self.sandbox.name(), tool, || what.to_owned(), refused),
+        }
+    }
+
+    fn bound(&self, at_most: Tooling, what: &str) -> Result<()> {
+        if self.tooling() <= at_most {
             return Ok(());
         }
-        let message = format!("{} ({}) does not let the agent {what}", self.tooling, self.tooling.meaning());
+        let message = format!("{} ({}) does not let the agent {what}", self.tooling(), self.tooling().meaning());
         Err(Error::new(ErrorKind::PolicyDenied, "act as agent", message))
+    }
+}
+
+/// How an agent is bound beyond what its profile says.
+#[derive(Clone, Default)]
+#[non_exhaustive]
+pub struct AgentOptions {
+    /// Who is asked where approval is needed; without one, such actions are refused.
+    pub approver: Option<Arc<dyn Approver>>,
+    /// The machine; the primary one where `None`.
+    pub machine: Option<String>,
+}
+
+impl AgentOptions {
+    /// The profile's policy on the primary machine, and nobody to ask.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Names who is asked.
+    #[must_use]
+    pub fn approver(mut self, approver: Arc<dyn Approver>) -> Self {
+        self.approver = Some(approver);
+        self
+    }
+
+    /// Chooses the machine.
+    #[must_use]
+    pub fn machine(mut self, name: impl Into<String>) -> Self {
+        self.machine = Some(name.into());
+        self
+    }
+}
+
+impl std::fmt::Debug for AgentOptions {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let approver = self.approver.as_ref().map(|approver| approver.name());
+        f.debug_struct("AgentOptions").field("approver", &approver).field("machine", &self.machine).finish()
     }
 }

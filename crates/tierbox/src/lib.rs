@@ -52,6 +52,8 @@ mod agent;
 mod audited;
 mod check;
 mod client;
+mod confinement;
+mod gate;
 mod life;
 mod memo;
 mod options;
@@ -60,7 +62,7 @@ mod running;
 mod start;
 mod undertaker;
 
-pub use agent::AgentSandbox;
+pub use agent::{AgentOptions, AgentSandbox};
 pub use audited::{AuditLayer, DEFAULT_KEEP};
 pub use client::{Listed, Listing, Tierbox, TierboxBuilder};
 pub use options::StartOptions;

@@ -2,18 +2,20 @@
 
 use std::ops::Deref;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, SystemTime};
 
 use tierbox_code::CodeRunner;
 use tierbox_core::{
-    Backend, CodeSettings, Connection, Environment, Error, ErrorKind, Hold, LeaseRecord, Principal, Report, Result, Sandbox,
-    Tooling,
+    Approver, Backend, CodeSettings, Connection, Environment, Error, ErrorKind, Hold, LeaseRecord, Principal, Report, Result,
+    Sandbox, Tooling,
 };
 use tierbox_lease::{Journal, Lease};
 
+use crate::gate::Gate;
 use crate::memo::Memo;
 use crate::undertaker::{Burial, bury};
-use crate::{AgentSandbox, AuditLayer, life};
+use crate::{AgentOptions, AgentSandbox, AuditLayer, life};
 
 /// An environment that runs, and what can be done with it.
 ///
@@ -27,6 +29,7 @@ pub struct Running {
     report: Report,
     tooling: Tooling,
     memo: Memo,
+    terminated: Arc<AtomicBool>,
     audit: Option<AuditLayer>,
 }
 
@@ -53,6 +56,7 @@ impl Running {
             tooling: report.tier.tooling(),
             report,
             memo,
+            terminated: Arc::default(),
             audit: None,
             parts: Some(Parts { environment, backend, journal, lease }),
         }
@@ -106,10 +110,9 @@ impl Running {
         Ok(self.recorded(self.parts().environment.machine(name)?, Principal::Harness))
     }
 
-    /// The primary machine, as the agent may use it.
+    /// The primary machine, as the agent may use it. Nobody is asked for approval: what needs it is refused.
     pub fn agent(&self) -> AgentSandbox {
-        let primary = self.recorded(self.parts().environment.primary(), Principal::Agent);
-        AgentSandbox::new(primary, self.tooling, self.memo.programs.clone())
+        self.agent_with(self.parts().environment.primary(), None)
     }
 
     /// A machine by its name, as the agent may use it.
@@ -117,8 +120,42 @@ impl Running {
     /// # Errors
     /// As [`machine`](Self::machine).
     pub fn agent_on(&self, name: &str) -> Result<AgentSandbox> {
-        let machine = self.recorded(self.parts().environment.machine(name)?, Principal::Agent);
-        Ok(AgentSandbox::new(machine, self.tooling, self.memo.programs.clone()))
+        Ok(self.agent_with(self.parts().environment.machine(name)?, None))
+    }
+
+    /// The handle for the agent's tools, ready for use: what T1 rests on was tried out in the machine.
+    ///
+    /// # Errors
+    /// `TierRefused` where T1 cannot be kept; as [`machine`](Self::machine).
+    pub async fn for_agent(&self, options: AgentOptions) -> Result<AgentSandbox> {
+        let environment = &self.parts().environment;
+        let machine = match &options.machine {
+            Some(name) => environment.machine(name)?,
+            None => environment.primary(),
+        };
+        let agent = self.agent_with(machine, options.approver);
+        agent.ready().await?;
+        Ok(agent)
+    }
+
+    fn agent_with(&self, machine: Arc<dyn Sandbox>, approver: Option<Arc<dyn Approver>>) -> AgentSandbox {
+        let machine = self.recorded(machine, Principal::Agent);
+        let policy = self.memo.agent.policy(self.tooling, self.memo.programs.clone());
+        let gate = Gate {
+            settings: self.memo.agent.clone(),
+            approver,
+            audit: self.audit.clone(),
+            environment: self.id.clone(),
+            terminated: self.terminated.clone(),
+        };
+        // Settings that make no sense allow no code.
+        let code = CodeRunner::new(machine.clone(), self.memo.code.clone()).ok();
+        AgentSandbox::new(machine, policy, gate, code)
+    }
+
+    /// Whether a decision ended what the agent may do here. Whoever drives the run should end it.
+    pub fn is_terminated(&self) -> bool {
+        self.terminated.load(std::sync::atomic::Ordering::Acquire)
     }
 
     /// Runs code tasks in the primary machine, as the harness. Does nothing by itself; [`CodeRunner::attach`] also removes

@@ -36,7 +36,7 @@ pub(crate) async fn start(
     let client = context.client.clone();
     let spec = client.resolve(args.profile.as_str(), &options)?;
     if let Some(request) = for_agent {
-        AgentPolicy::new(spec.tier.tooling(), spec.programs.clone()).check(request)?;
+        AgentPolicy::of(&spec).check(request)?;
     }
     let running = context.interrupts.guard(client.start_spec(spec, options)).await?;
     if !context.global.quiet && !context.global.json {

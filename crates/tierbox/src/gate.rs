@@ -1,0 +1,153 @@
+//! Decisions about what the agent asks for: rules, presets, somebody who is asked. Each one is recorded.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use tierbox_core::{
+    Action, AgentSettings, Approval, Approver, AuditOperation, AuditOutcome, Consent, Error, ErrorKind, Principal, Result,
+    Sensitive, fits,
+};
+
+use crate::AuditLayer;
+
+/// What all handles of one agent share.
+pub(crate) struct Gate {
+    pub settings: AgentSettings,
+    pub approver: Option<Arc<dyn Approver>>,
+    pub audit: Option<AuditLayer>,
+    pub environment: String,
+    pub terminated: Arc<AtomicBool>,
+}
+
+/// A decision with whose it is.
+struct Decision {
+    consent: Consent,
+    by: String,
+}
+
+impl Gate {
+    /// Whether the agent may do this, after asking whoever must be asked.
+    ///
+    /// # Errors
+    /// `PolicyDenied` with the reason.
+    pub async fn pass(&self, machine: &str, tool: Sensitive, pattern_text: &[u8], what: String) -> Result<()> {
+        self.check_alive()?;
+        let action = Action::new(self.environment.as_str(), machine, tool, what);
+        let decision = self.decide(&action, pattern_text).await;
+        self.record(&action, verdict(&decision.consent), &decision.by, reason(&decision.consent));
+        match decision.consent {
+            Consent::Allow => Ok(()),
+            Consent::Reject(reason) => Err(denied(tool, &reason, &decision.by)
+                .with_help("go on without it, or have somebody approve it: see [tools.approvals] in the profile")),
+            Consent::Terminate(reason) => {
+                self.terminated.store(true, Ordering::Release);
+                Err(denied(tool, &format!("{reason}; the run is terminated"), &decision.by))
+            }
+        }
+    }
+
+    /// Records a refusal that the tier made, and passes it on.
+    pub fn refused<T>(&self, machine: &str, tool: Sensitive, what: impl FnOnce() -> String, refused: Error) -> Result<T> {
+        let action = Action::new(self.environment.as_str(), machine, tool, what());
+        self.record(&action, "refused", "tier", Some(refused.message()));
+        Err(refused)
+    }
+
+    /// Whether the agent may still do anything.
+    pub fn check_alive(&self) -> Result<()> {
+        if self.terminated.load(Ordering::Acquire) {
+            let message = "the run was terminated by an earlier decision, so that nothing more is done for the agent";
+            return Err(Error::new(ErrorKind::PolicyDenied, "act as agent", message));
+        }
+        Ok(())
+    }
+
+    async fn decide(&self, action: &Action, text: &[u8]) -> Decision {
+        let fitting =
+            |rule: &&tierbox_core::ApprovalRule| rule.tool.is_none_or(|tool| tool == action.tool) && fits(&rule.pattern, text);
+        let rule = self.settings.approvals.iter().find(fitting);
+        let (approval, by) = match rule {
+            Some(rule) => (rule.action, format!("rule {:?}", rule.pattern)),
+            None => (self.settings.preset.approval(), format!("preset {}", preset_name(self.settings.preset))),
+        };
+        match approval {
+            Approval::Allow => Decision { consent: Consent::Allow, by },
+            Approval::Reject => Decision { consent: Consent::Reject("it is not allowed here".to_owned()), by },
+            Approval::Terminate => Decision { consent: Consent::Terminate("it is not allowed here".to_owned()), by },
+            Approval::Ask => self.ask(action, by).await,
+        }
+    }
+
+    async fn ask(&self, action: &Action, by: String) -> Decision {
+        let Some(approver) = &self.approver else {
+            return Decision { consent: Consent::Reject("it needs approval, and nobody can be asked".to_owned()), by };
+        };
+        let limit = self.settings.approval_timeout;
+        let by = format!("{by}, asked {}", approver.name());
+        let consent = match tokio::time::timeout(limit, approver.decide(action)).await {
+            Ok(Ok(consent)) => consent,
+            Ok(Err(error)) => Consent::Reject(format!("it needs approval, and none could be had: {}", error.message())),
+            Err(_) => Consent::Reject(format!("it needs approval, and nobody answered within {} s", limit.as_secs_f64())),
+        };
+        Decision { consent, by }
+    }
+
+    fn record(&self, action: &Action, verdict: &'static str, by: &str, reason: Option<&str>) {
+        tracing::info!(target: "tierbox::op", id = self.environment, tool = action.tool.as_str(), verdict, by, "decision");
+        let Some(audit) = &self.audit else { return };
+        let mut entry = audit
+            .entry(Principal::Agent, AuditOperation::Decision)
+            .machine(action.machine.as_str())
+            .argument("tool", action.tool.as_str())
+            .argument("what", action.what.as_str())
+            .argument("verdict", verdict)
+            .argument("by", by)
+            .outcome(AuditOutcome::Done);
+        if let Some(reason) = reason {
+            entry = entry.argument("reason", reason);
+        }
+        audit.record(entry);
+    }
+}
+
+fn verdict(consent: &Consent) -> &'static str {
+    match consent {
+        Consent::Allow => "allowed",
+        Consent::Reject(_) => "refused",
+        Consent::Terminate(_) => "terminated",
+    }
+}
+
+fn reason(consent: &Consent) -> Option<&str> {
+    match consent {
+        Consent::Allow => None,
+        Consent::Reject(reason) | Consent::Terminate(reason) => Some(reason),
+    }
+}
+
+fn preset_name(preset: tierbox_core::Preset) -> &'static str {
+    match preset {
+        tierbox_core::Preset::Ci => "ci",
+        tierbox_core::Preset::Dev => "dev",
+        tierbox_core::Preset::Prod => "prod",
+    }
+}
+
+fn denied(tool: Sensitive, reason: &str, by: &str) -> Error {
+    let tool = match tool {
+        Sensitive::Exec => "run command",
+        Sensitive::Code => "run code",
+        Sensitive::Write => "change files",
+    };
+    Error::new(ErrorKind::PolicyDenied, tool, reason).with_context("decided by", by)
+}
+
+/// A command as a person reads it: arguments with anything odd in them are quoted.
+pub(crate) fn shown(argv: &[Vec<u8>]) -> String {
+    let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"%+,-./:=@_".contains(byte);
+    let word = |argument: &Vec<u8>| match argument.iter().all(plain) && !argument.is_empty() {
+        true => String::from_utf8_lossy(argument).into_owned(),
+        false => format!("'{}'", String::from_utf8_lossy(argument).replace('\'', "'\\''")),
+    };
+    argv.iter().map(word).collect::<Vec<_>>().join(" ")
+}
