@@ -2,7 +2,7 @@
 
 use crate::{
     Capabilities, Enforce, EnvironmentSpec, Error, ErrorKind, Hold, HostIsolation, KillDomain, Limit, MountSupport, Network,
-    Result, Tier,
+    Result, Tier, Tooling,
 };
 
 impl Capabilities {
@@ -85,6 +85,9 @@ fn check_tier(spec: &EnvironmentSpec, capabilities: &Capabilities) -> Result<()>
     } else if !capabilities.networks.contains(&tier.network()) {
         let there: Vec<String> = capabilities.networks.iter().map(ToString::to_string).collect();
         format!("{} ({}) cannot be enforced here, only {}", tier.network(), tier.network().meaning(), there.join(", "))
+    } else if tier.tooling() == Tooling::T1 && !capabilities.confined_exec {
+        "T1 asks that the machine's kernel keeps the agent's commands to the named programs (Landlock), and here it cannot"
+            .to_owned()
     } else {
         return Ok(());
     };
@@ -109,7 +112,11 @@ fn nearest(tier: Tier, capabilities: &Capabilities) -> Option<Tier> {
     let below = capabilities.networks.iter().copied().filter(|network| *network <= tier.network()).max();
     let network = below.or_else(|| capabilities.networks.iter().copied().min())?;
     let network = if host == HostIsolation::H0 { Network::N0 } else { network };
-    Tier::new(tier.tooling(), host, network).ok()
+    let tooling = match tier.tooling() {
+        Tooling::T1 if !capabilities.confined_exec => Tooling::T0,
+        tooling => tooling,
+    };
+    Tier::new(tooling, host, network).ok()
 }
 
 fn check_limits(spec: &EnvironmentSpec, capabilities: &Capabilities) -> Result<()> {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde_json::Value;
-use tierbox_core::{CopyIn, Limits, MountSpec, Registry, Result, Tier};
+use tierbox_core::{AgentSettings, CodeSettings, CopyIn, Limits, MountSpec, Preset, ProgramRule, Registry, Result, Tier};
 
 use crate::find;
 use crate::hostpath;
@@ -219,6 +219,30 @@ macro_rules! setters {
             pub fn programs(self, paths: impl IntoIterator<Item = impl Into<String>>) -> Self {
                 let paths: Vec<String> = paths.into_iter().map(Into::into).collect();
                 self.change(move |settings| settings.programs.clone_from(&paths))
+            }
+
+            /// Adds a program that T1 allows with certain arguments.
+            #[must_use]
+            pub fn rule(self, rule: ProgramRule) -> Self {
+                self.change(move |settings| settings.agent.rules.push(rule.clone()))
+            }
+
+            /// Sets what happens to what the agent does where no rule on approvals fits.
+            #[must_use]
+            pub fn approvals(self, preset: Preset) -> Self {
+                self.change(move |settings| settings.agent.preset = preset)
+            }
+
+            /// Changes what binds the agent beside the tier: rules, approvals, how long an answer is waited for.
+            #[must_use]
+            pub fn agent(self, change: impl Fn(&mut AgentSettings) + Send + Sync + 'static) -> Self {
+                self.change(move |settings| change(&mut settings.agent))
+            }
+
+            /// Changes what holds for code tasks.
+            #[must_use]
+            pub fn code(self, change: impl Fn(&mut CodeSettings) + Send + Sync + 'static) -> Self {
+                self.change(move |settings| change(&mut settings.code))
             }
 
             /// Makes a directory of the host visible inside. A relative path starts from the working directory.

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use serde_json::Value;
-use tierbox_core::{ErrorKind, HostIsolation, Limits, Network, Tooling};
+use tierbox_core::{AgentPolicy, ErrorKind, HostIsolation, Limits, Network, Tooling};
 
 use crate::diagnostic::Diagnostic;
 use crate::hostpath;
@@ -159,11 +159,24 @@ impl Checker<'_> {
                 self.error(&format!("tools.programs.{index}"), format!("{} {why}", shown(program)), help);
             }
         }
-        match (settings.tier.tooling(), settings.programs.is_empty()) {
+        for (index, program) in settings.programs.iter().enumerate() {
+            self.agree(&format!("tools.programs.{index}"), AgentPolicy::new(Tooling::T1, vec![program.clone()]).validate());
+        }
+        for (index, rule) in settings.agent.rules.iter().enumerate() {
+            self.agree(&format!("tools.rules.{index}"), rule.validate());
+        }
+        self.agree("code", settings.code.validate());
+        match (settings.tier.tooling(), settings.programs.is_empty() && settings.agent.rules.is_empty()) {
             (Tooling::T1, true) => self.warn("tools.programs", "T1 that names no program lets the agent run nothing", ""),
             (Tooling::T0, false) => self.warn("tools.programs", "T0 allows every program, so the list has no effect", ""),
             (Tooling::T2, false) => self.warn("tools.programs", "T2 allows no program, so the list has no effect", ""),
             _ => {}
+        }
+    }
+
+    fn agree(&mut self, key: &str, result: tierbox_core::Result<()>) {
+        if let Err(error) = result {
+            self.error(key, error.message(), error.help().unwrap_or_default());
         }
     }
 

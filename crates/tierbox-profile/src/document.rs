@@ -39,6 +39,8 @@ pub(crate) struct Document {
     pub network: Option<NetworkDocument>,
     /// What the tooling axis allows.
     pub tools: Option<ToolsDocument>,
+    /// Code tasks.
+    pub code: Option<CodeDocument>,
     /// Directories of the host that are visible inside.
     pub mounts: Option<Vec<MountDocument>>,
     /// Files and directories of the host that are copied in after the start.
@@ -110,6 +112,113 @@ pub(crate) struct NetworkDocument {
 pub(crate) struct ToolsDocument {
     /// For T1: absolute paths of the programs that the agent may run. Name only programs that cannot start others.
     pub programs: Option<Vec<String>>,
+    /// For T1: programs that the agent may run with certain arguments, each with examples that are checked.
+    pub rules: Option<Vec<RuleDocument>>,
+    /// Consent to what the agent does: commands, code, writes.
+    pub approvals: Option<ApprovalsDocument>,
+}
+
+/// What T1 lets the agent do with one program. In patterns `*` stands for any text, `?` for one character, `#` for a number.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+#[schemars(rename = "Rule")]
+pub(crate) struct RuleDocument {
+    /// The program's absolute path inside.
+    pub program: String,
+    /// Arguments that must come first, as they stand.
+    pub first: Option<Vec<String>>,
+    /// Options without a value, such as "-s" or "--silent". Single letters may be run together.
+    pub flags: Option<Vec<String>>,
+    /// Options with a value, and the pattern of the value.
+    pub options: Option<BTreeMap<String, String>>,
+    /// Patterns of the other arguments. Default: none may be given.
+    pub operands: Option<Vec<String>>,
+    /// The fewest other arguments. Default: 0.
+    #[serde(default)]
+    #[schemars(schema_with = "any_count")]
+    pub min_operands: Option<usize>,
+    /// The most other arguments. Default: any number.
+    #[serde(default)]
+    #[schemars(schema_with = "any_count")]
+    pub max_operands: Option<usize>,
+    /// Variables that the agent may set for it.
+    pub env: Option<Vec<String>>,
+    /// Examples: arguments that the rule must allow. At least one.
+    pub allow: Option<Vec<Vec<String>>>,
+    /// Examples: arguments that the rule must refuse. At least one.
+    pub refuse: Option<Vec<Vec<String>>>,
+}
+
+/// Consent to what the agent does.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, rename_all = "kebab-case", deny_unknown_fields)]
+#[schemars(rename = "Approvals")]
+pub(crate) struct ApprovalsDocument {
+    /// Where no rule fits: "ci" allows, "dev" asks and refuses without an answer, "prod" terminates the run. Default: "ci".
+    #[schemars(extend("enum" = ["ci", "dev", "prod"], "x-expects" = "\"ci\", \"dev\" or \"prod\""))]
+    pub preset: Option<String>,
+    /// How long an answer is waited for. Default: 60s.
+    #[schemars(schema_with = "duration")]
+    pub timeout: Option<Written>,
+    /// The first rule that fits decides.
+    pub rules: Option<Vec<ApprovalDocument>>,
+}
+
+/// What happens to the actions that fit.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+#[schemars(rename = "Approval")]
+pub(crate) struct ApprovalDocument {
+    /// The kind of action: a command, a code task, a file that is changed. Default: all of them.
+    #[schemars(extend("enum" = ["exec", "code", "write"], "x-expects" = "\"exec\", \"code\" or \"write\""))]
+    pub tool: Option<String>,
+    /// Over the command with its arguments joined by spaces, the task's runtime, or the path. `*` stands for any text.
+    pub pattern: String,
+    /// What happens.
+    #[schemars(extend("enum" = ["allow", "ask", "reject", "terminate"], "x-expects" = "\"allow\", \"ask\", \"reject\" or \"terminate\""))]
+    pub action: String,
+}
+
+/// Code tasks.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, rename_all = "kebab-case", deny_unknown_fields)]
+#[schemars(rename = "Code")]
+pub(crate) struct CodeDocument {
+    /// The runtimes that tasks may use. Default: python3, python (python3 where only that exists), node, bash and sh.
+    pub runtimes: Option<Vec<String>>,
+    /// How to run a runtime that is not known: its name, and what runs it.
+    pub commands: Option<BTreeMap<String, RuntimeDocument>>,
+    /// The directory of the tasks' directories, inside. Default: .tierbox-code below the working directory.
+    pub base_dir: Option<String>,
+    /// The age, counted from its last run, at which a task's directory goes. Default: 24h.
+    #[schemars(schema_with = "duration")]
+    pub expiry: Option<Written>,
+    /// The time of a task that sets none. Default: limits.exec.
+    #[schemars(schema_with = "duration_or_none")]
+    pub time: Option<Written>,
+    /// The most time that a task may ask for. Default: none.
+    #[schemars(schema_with = "duration_or_none")]
+    pub max_time: Option<Written>,
+    /// Address space of each process of a task that sets none. Default: none beside the machine's memory.
+    #[schemars(schema_with = "size_or_none")]
+    pub memory: Option<Written>,
+    /// The largest file that a process of a task may write where the task sets none. Default: none beside the machine's.
+    #[schemars(schema_with = "size_or_none")]
+    pub file_size: Option<Written>,
+    /// Open files of each process of a task that sets none. Default: none beside the machine's.
+    #[schemars(schema_with = "count_or_none")]
+    pub open_files: Option<Written>,
+}
+
+/// What runs a language.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+#[schemars(rename = "Runtime")]
+pub(crate) struct RuntimeDocument {
+    /// The program and its arguments before the file with the code.
+    pub command: Vec<String>,
+    /// The extension of the file with the code, without the dot. Default: none.
+    pub extension: Option<String>,
 }
 
 /// A directory of the host that is visible inside.
@@ -225,6 +334,14 @@ fn duration(_: &mut SchemaGenerator) -> Schema {
 
 fn duration_or_none(_: &mut SchemaGenerator) -> Schema {
     json_schema!({ "type": "string", "pattern": "^(none|([0-9.]+(d|h|ms|m|s) ?)+)$", "x-expects": format!("{DURATION} or \"none\"") })
+}
+
+fn any_count(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": "integer", "minimum": 0, "x-expects": COUNT })
+}
+
+fn size_or_none(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": ["string", "integer"], "minimum": 1, "pattern": "^(none|[0-9.]+([KMGT]i?B|kB|B)?)$", "x-expects": format!("{SIZE} or \"none\"") })
 }
 
 fn count_or_none(_: &mut SchemaGenerator) -> Schema {

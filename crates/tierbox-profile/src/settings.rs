@@ -97,6 +97,9 @@ impl Settings {
         }
         add("network.allow", list(&self.allow));
         add("tools.programs", list(&self.programs));
+        for (key, value) in crate::agent::entries(&self.agent, &self.code) {
+            add(key, value);
+        }
         add("mounts", list(self.mounts.iter().map(shown_mount)));
         add("files", list(self.files.iter().map(|file| format!("{} -> {}", file.host.display(), file.guest))));
         if let Some(table) = self.tables.get(&self.backend) {
@@ -168,6 +171,7 @@ pub(crate) fn resolve(document: Document, tables: BTreeMap<String, Value>, compl
     let tier = document.tier.and_then(|text| reader.read(&["tier"], text.parse::<Tier>()));
     let limits = reader.limits(document.limits.unwrap_or_default());
     let settings = Settings::new(tier?);
+    let tools = document.tools.unwrap_or_default();
     Some(Settings {
         backend: document.backend.unwrap_or(settings.backend),
         description: document.description,
@@ -178,7 +182,9 @@ pub(crate) fn resolve(document: Document, tables: BTreeMap<String, Value>, compl
         limits,
         env: document.env.unwrap_or_default().into_iter().map(read_env).collect(),
         allow: document.network.and_then(|network| network.allow).unwrap_or_default(),
-        programs: document.tools.and_then(|tools| tools.programs).unwrap_or_default(),
+        programs: tools.programs.unwrap_or_default(),
+        agent: crate::agent::agent(tools.rules, tools.approvals, reader.complaints),
+        code: crate::agent::code(document.code.unwrap_or_default(), reader.complaints),
         mounts: document.mounts.unwrap_or_default().into_iter().map(read_mount).collect(),
         files: document.files.unwrap_or_default().into_iter().map(read_file).collect(),
         tables,
@@ -254,7 +260,7 @@ impl Reader<'_> {
     }
 }
 
-fn parse_count(text: &str) -> Result<u64, Error> {
+pub(crate) fn parse_count(text: &str) -> Result<u64, Error> {
     text.parse().map_err(|_| {
         Error::new(
             tierbox_core::ErrorKind::InvalidInput,

@@ -4,8 +4,9 @@ use std::fmt;
 use std::time::Duration;
 
 use serde_json::Value;
-use tierbox_core::{Enforce, Limit, Limits, MountSpec, Network, Tooling};
+use tierbox_core::{Approval, ApprovalRule, Enforce, Limit, Limits, MountSpec, Network, Preset, Tooling};
 
+use crate::agent::{shown_approval, shown_rule};
 use crate::inspect::{annotated, is_at_least_as_strict, schema_at};
 use crate::layer::Provenance;
 use crate::settings::{EnvValue, Settings, limit_entries, shown_mount};
@@ -50,6 +51,9 @@ pub(crate) fn weaker(before: &Settings, after: &Settings, schema: &Value) -> Vec
     }
     changes.network(before, after);
     changes.programs(before, after);
+    changes.rules(before, after);
+    changes.approvals(before, after);
+    changes.code(before, after);
     changes.host_paths(before, after);
     changes.loader_variables(before, after);
     changes.table(before, after, schema);
@@ -111,6 +115,54 @@ impl Changes {
             if !all_before && !before.programs.contains(program) {
                 self.add("tools.programs", "not allowed", program);
             }
+        }
+    }
+
+    fn rules(&mut self, before: &Settings, after: &Settings) {
+        let all_before = before.tier.tooling() == Tooling::T0;
+        for rule in &after.agent.rules {
+            if !all_before && !before.agent.rules.contains(rule) {
+                self.add("tools.rules", "not allowed", shown_rule(rule));
+            }
+        }
+    }
+
+    /// Rules are taken in order, so that a new one may let through what a later one stops: only the same ones, or new ones
+    /// that refuse before all others, are known to be no weaker.
+    fn approvals(&mut self, before: &Settings, after: &Settings) {
+        let (old, new) = (&before.agent, &after.agent);
+        let strictness = |preset| [Preset::Ci, Preset::Dev, Preset::Prod].iter().position(|known| *known == preset);
+        if strictness(new.preset) < strictness(old.preset) {
+            self.add(
+                "tools.approvals.preset",
+                format!("{:?}", old.preset).to_lowercase(),
+                format!("{:?}", new.preset).to_lowercase(),
+            );
+        }
+        let refusals = new.approvals.len().saturating_sub(old.approvals.len());
+        let refuses = |rule: &ApprovalRule| matches!(rule.action, Approval::Reject | Approval::Terminate);
+        if new.approvals[refusals..] != old.approvals || !new.approvals[..refusals].iter().all(refuses) {
+            let shown = |rules: &[ApprovalRule]| format!("[{}]", rules.iter().map(shown_approval).collect::<Vec<_>>().join(", "));
+            self.add("tools.approvals.rules", shown(&old.approvals), shown(&new.approvals));
+        }
+    }
+
+    fn code(&mut self, before: &Settings, after: &Settings) {
+        let (old, new) = (&before.code, &after.code);
+        for runtime in new.runtimes.iter().filter(|runtime| !old.runtimes.contains(runtime)) {
+            self.add("code.runtimes", "not allowed", &runtime.name);
+        }
+        let weaker = [
+            ("code.max-time", duration(old.max_time, new.max_time)),
+            ("code.memory", limit(old.memory.map(Limit::required), new.memory.map(Limit::required))),
+            ("code.file-size", limit(old.file_size.map(Limit::required), new.file_size.map(Limit::required))),
+            ("code.open-files", limit(old.open_files.map(Limit::required), new.open_files.map(Limit::required))),
+        ];
+        let entries = |settings: &Settings| crate::agent::entries(&settings.agent, &settings.code);
+        let value =
+            |settings: &Settings, key: &str| entries(settings).into_iter().find(|(name, _)| *name == key).map(|(_, value)| value);
+        for (key, _) in weaker.into_iter().filter(|(_, is_weaker)| *is_weaker) {
+            self.add(key, value(before, key).unwrap_or_default(), value(after, key).unwrap_or_default());
         }
     }
 

@@ -125,7 +125,7 @@ mod unit {
             ("writable-mounts", "writable-mounts=true"),
             ("network.allow", "network.allow=[\"example.com\"]"),
             ("network.allow", "network.allow=[\"*.org\"]"),
-            ("tools.programs", "tools.programs=[\"/bin/sh\"]"),
+            ("tools.programs", "tools.programs=[\"/bin/true\"]"),
             ("mounts", "mounts=[{ host = \"/opt\", guest = \"/opt\", writable = true }]"),
             ("mounts", "mounts=[{ host = \"/srv\", guest = \"/opt\" }]"),
             ("files", "files=[{ host = \"/opt/x\" }]"),
