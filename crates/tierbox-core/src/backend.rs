@@ -8,7 +8,10 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
-use crate::{AgentSettings, Capabilities, CodeSettings, Environment, Hold, LeaseHandle, LeaseRecord, Limits, Result, Tier};
+use crate::{
+    AgentSettings, Capabilities, CodeSettings, Environment, Error, ErrorKind, Hold, LeaseHandle, LeaseRecord, Limits, Result,
+    Secrets, Tier,
+};
 
 /// A host directory that is visible inside.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -80,6 +83,12 @@ pub struct EnvironmentSpec {
     /// Code tasks.
     #[serde(default)]
     pub code: CodeSettings,
+    /// The secret values among the above, which nothing that is written down may hold. Not part of its serialized form.
+    #[serde(skip)]
+    pub secrets: Secrets,
+    /// When the isolation is verified from inside; the backend's usual where `None`.
+    #[serde(default)]
+    pub verify: Option<Verify>,
 }
 
 impl EnvironmentSpec {
@@ -106,6 +115,8 @@ impl EnvironmentSpec {
             programs: Vec::new(),
             agent: AgentSettings::default(),
             code: CodeSettings::default(),
+            secrets: Secrets::new(),
+            verify: None,
         }
     }
 }
@@ -132,7 +143,43 @@ impl fmt::Debug for EnvironmentSpec {
             .field("programs", &self.programs)
             .field("agent", &self.agent)
             .field("code", &self.code)
+            .field("secrets", &self.secrets)
+            .field("verify", &self.verify)
             .finish()
+    }
+}
+
+/// When the isolation of an environment is verified from inside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Verify {
+    /// At every start.
+    Always,
+    /// At the first start of a configuration on this host; its record is reused until anything of it changes.
+    Once,
+    /// Never. The environment is then not called verified.
+    Off,
+}
+
+impl Verify {
+    /// Its name in a profile.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Always => "always",
+            Self::Once => "once",
+            Self::Off => "off",
+        }
+    }
+}
+
+impl std::str::FromStr for Verify {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let all = [Self::Always, Self::Once, Self::Off];
+        all.into_iter().find(|verify| verify.as_str() == text).ok_or_else(|| {
+            Error::new(ErrorKind::InvalidInput, "read verify", format!("{text:?} is not \"always\", \"once\" or \"off\""))
+        })
     }
 }
 

@@ -35,6 +35,7 @@ mod registry;
 mod report;
 mod rules;
 mod sandbox;
+mod secrets;
 mod tier;
 
 pub use admit::malformed_path;
@@ -42,7 +43,7 @@ pub use agent::{AgentSettings, Approval, ApprovalRule, Preset, ProgramRule, Sens
 pub use approve::{Action, Approver, Consent};
 pub use audit::{Audit, AuditData, AuditEntry, AuditOperation, AuditOutcome, Principal, audit_text};
 pub use backend::{
-    Backend, Check, CheckStatus, CopyIn, DestroyReport, EnvironmentSpec, MountSpec, NetworkSpec, Progress, Silent,
+    Backend, Check, CheckStatus, CopyIn, DestroyReport, EnvironmentSpec, MountSpec, NetworkSpec, Progress, Silent, Verify,
 };
 pub use capability::{Capabilities, KillDomain, LimitCapabilities, Locality, MountSupport, UserSupport};
 pub use code::{CodeSettings, Runtime};
@@ -62,6 +63,7 @@ pub use policy::AgentPolicy;
 pub use registry::{BackendEntry, Registry};
 pub use report::{Applied, LimitReport, Mechanism, Report};
 pub use sandbox::{Connection, DialTarget, Environment, Sandbox};
+pub use secrets::{Secrets, names_a_secret};
 pub use tier::{HostIsolation, Network, Tier, Tooling};
 
 #[doc(hidden)]

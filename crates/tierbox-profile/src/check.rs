@@ -4,13 +4,13 @@ use std::path::Path;
 use std::time::Duration;
 
 use serde_json::Value;
-use tierbox_core::{AgentPolicy, ErrorKind, HostIsolation, Limits, Network, Tooling};
+use tierbox_core::{AgentPolicy, ErrorKind, HostIsolation, Limits, Network, Tooling, names_a_secret};
 
 use crate::diagnostic::Diagnostic;
 use crate::hostpath;
 use crate::inspect::{Mark, inspect, shown};
 use crate::node::{Node, Place};
-use crate::secret::{SecretRef, names_a_secret};
+use crate::secret::SecretRef;
 use crate::settings::{EnvValue, Settings};
 use crate::surroundings::Surroundings;
 

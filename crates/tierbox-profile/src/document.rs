@@ -30,6 +30,10 @@ pub(crate) struct Document {
     pub user: Option<String>,
     /// Whether the command line may mount directories of the host writable (`--mount DIR:rw`). Default: false.
     pub writable_mounts: Option<bool>,
+    /// When the isolation is verified from inside: "always", "once" (and reused while nothing of the profile, the host or
+    /// tierbox changes) or "off". Default: "once" on local and docker, "always" elsewhere.
+    #[schemars(extend("pattern" = "^(always|once|off)$", "x-expects" = "\"always\", \"once\" or \"off\""))]
+    pub verify: Option<String>,
     /// Variables of every command. One whose name says that it is a secret takes a reference: env:NAME or file:PATH.
     #[schemars(extend("x-env" = true))]
     pub env: Option<BTreeMap<String, String>>,

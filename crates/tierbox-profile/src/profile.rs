@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde_json::Value;
-use tierbox_core::{AgentPolicy, EnvironmentSpec, Error, ErrorKind, Hold, Limits, NetworkSpec, Registry, Result, Tier};
+use tierbox_core::{
+    AgentPolicy, EnvironmentSpec, Error, ErrorKind, Hold, Limits, NetworkSpec, Registry, Result, Secrets, Tier, names_a_secret,
+};
 
 use crate::builder::{Overrides, ProfileBuilder};
 use crate::check::{check, check_table};
@@ -14,7 +16,7 @@ use crate::inspect::{Mark, inspect};
 use crate::layer::Provenance;
 use crate::loader::{known_backend, leave_names_unused, of_code};
 use crate::node::{Node, Place};
-use crate::secret::{SecretRef, names_a_secret};
+use crate::secret::SecretRef;
 use crate::settings::{EnvValue, Settings};
 use crate::surroundings::Surroundings;
 use crate::weaken::{Weakening, weaker};
@@ -163,18 +165,20 @@ impl Profile {
     pub fn spec(&self, registry: &Registry, hold: Hold) -> Result<EnvironmentSpec> {
         let backend = registry.get(&self.settings.backend)?;
         let settings = &self.settings;
+        let mut secrets = Secrets::new();
         let spec = EnvironmentSpec {
             profile: self.name.clone(),
             tier: settings.tier,
             backend: settings.backend.clone(),
             limits: settings.limits.clone(),
-            env: self.environment()?,
+            env: self.environment(&mut secrets)?,
             workdir: settings.workdir.clone(),
             user: settings.user.clone(),
             mounts: settings.mounts.clone(),
             files: settings.files.clone(),
             network: NetworkSpec { allow: settings.allow.clone() },
-            settings: self.table()?,
+            settings: self.table(&mut secrets)?,
+            verify: settings.verify,
             base_dir: self.base.clone(),
             hold,
             reason: settings.reason.clone(),
@@ -182,13 +186,16 @@ impl Profile {
             programs: settings.programs.clone(),
             agent: settings.agent.clone(),
             code: settings.code.clone(),
+            secrets: Secrets::new(),
         };
+        let spec = EnvironmentSpec { secrets, ..spec };
         backend.validate(&spec)?;
         Ok(spec)
     }
 
-    fn environment(&self) -> Result<BTreeMap<String, String>> {
-        let resolve = |(key, value): (&String, &EnvValue)| {
+    fn environment(&self, secrets: &mut Secrets) -> Result<BTreeMap<String, String>> {
+        let mut resolve = |(key, value): (&String, &EnvValue)| {
+            let secret = !matches!(value, EnvValue::Plain(_));
             let value = match value {
                 EnvValue::Plain(text) => text.clone(),
                 EnvValue::Secret(secret) => secret.expose().to_owned(),
@@ -196,13 +203,16 @@ impl Profile {
                     reference.resolve(&format!("env.{key}"), &self.surroundings)?.expose().to_owned()
                 }
             };
+            if secret {
+                secrets.add(&value);
+            }
             Ok((key.clone(), value))
         };
-        self.settings.env.iter().map(resolve).collect()
+        self.settings.env.iter().map(&mut resolve).collect()
     }
 
     /// The backend's table with its secrets in place of their references.
-    fn table(&self) -> Result<Value> {
+    fn table(&self, secrets: &mut Secrets) -> Result<Value> {
         let mut table = self.settings.table();
         let backend = &self.settings.backend;
         let (Some(schema), Some(node)) = (self.schema["properties"].get(backend), Node::from_json(&table, &Place::Default))
@@ -212,12 +222,12 @@ impl Profile {
         for (path, mark) in inspect(&self.schema, schema, &node).marks {
             match mark {
                 Mark::HostPath => {}
-                Mark::Secret => self.reveal(&mut table, &path)?,
+                Mark::Secret => self.reveal(&mut table, &path, secrets)?,
                 Mark::Env => {
                     let keys = node.find(&path).and_then(Node::table).into_iter().flat_map(|map| map.keys());
                     for key in keys.filter(|key| names_a_secret(key)) {
                         let path: Vec<String> = path.iter().chain([key]).cloned().collect();
-                        self.reveal(&mut table, &path)?;
+                        self.reveal(&mut table, &path, secrets)?;
                     }
                 }
             }
@@ -225,11 +235,12 @@ impl Profile {
         Ok(table)
     }
 
-    fn reveal(&self, table: &mut Value, path: &[String]) -> Result<()> {
+    fn reveal(&self, table: &mut Value, path: &[String], secrets: &mut Secrets) -> Result<()> {
         let Some(Value::String(text)) = path.iter().try_fold(table, step_into) else { return Ok(()) };
         if let Some(reference) = SecretRef::parse(text) {
             let key = format!("{}.{}", self.settings.backend, path.join("."));
             *text = reference.resolve(&key, &self.surroundings)?.expose().to_owned();
+            secrets.add(&*text);
         }
         Ok(())
     }

@@ -105,18 +105,6 @@ fn read_file(path: &std::path::Path) -> Result<String, String> {
     Ok(text)
 }
 
-/// Whether a variable's name says that its value is a secret: a part of it is TOKEN, SECRET, PASSWORD, KEY or the like.
-pub(crate) fn names_a_secret(key: &str) -> bool {
-    const PARTS: &[&str] = &["KEY", "KEYS", "CREDENTIAL", "CREDENTIALS", "PASSPHRASE", "PASSWD", "PWD", "PAT"];
-    const ENDS: &[&str] = &["TOKEN", "TOKENS", "SECRET", "SECRETS", "PASSWORD", "PASSWORDS", "APIKEY", "ACCESSKEY", "PRIVATEKEY"];
-    let key = key.to_uppercase();
-    // These two are directories, and every shell knows them.
-    if key == "PWD" || key == "OLDPWD" {
-        return false;
-    }
-    key.split(['_', '-', '.']).any(|part| PARTS.contains(&part) || ENDS.iter().any(|end| part.ends_with(end)))
-}
-
 #[cfg(test)]
 mod unit {
     use super::*;
@@ -126,16 +114,6 @@ mod unit {
         let secret = Secret::new("hunter2");
         assert_eq!(format!("{secret} {secret:?}"), "*** ***");
         assert_eq!(secret.expose(), "hunter2");
-    }
-
-    #[test]
-    fn names_tell() {
-        for key in ["API_KEY", "github_token", "DB_PASSWORD", "AWS_SECRET_ACCESS_KEY", "OPENAI_APIKEY", "PGPASSWORD", "SECRET"] {
-            assert!(names_a_secret(key), "{key}");
-        }
-        for key in ["PATH", "KEYBOARD", "TOKENIZERS_PARALLELISM", "MONKEY", "PWD", "LANG", "PYTHONPATH"] {
-            assert!(!names_a_secret(key), "{key}");
-        }
     }
 
     #[test]

@@ -5,10 +5,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde_json::Value;
-use tierbox_core::{AgentSettings, CodeSettings, CopyIn, Enforce, Error, Limit, Limits, MountSpec, Tier};
+use tierbox_core::{AgentSettings, CodeSettings, CopyIn, Enforce, Error, Limit, Limits, MountSpec, Tier, Verify, names_a_secret};
 
 use crate::document::{Document, LimitDocument, LimitsDocument, Written};
-use crate::secret::{Secret, SecretRef, names_a_secret};
+use crate::secret::{Secret, SecretRef};
 use crate::units;
 
 /// The value of a variable.
@@ -29,6 +29,7 @@ pub(crate) struct Settings {
     pub workdir: Option<String>,
     pub user: Option<String>,
     pub writable_mounts: bool,
+    pub verify: Option<Verify>,
     pub limits: Limits,
     pub env: BTreeMap<String, EnvValue>,
     pub allow: Vec<String>,
@@ -60,6 +61,7 @@ impl Settings {
             workdir: None,
             user: None,
             writable_mounts: false,
+            verify: None,
             limits: Limits::default(),
             env: BTreeMap::new(),
             allow: Vec::new(),
@@ -89,6 +91,7 @@ impl Settings {
             add(key, value.clone().unwrap_or_else(none));
         }
         add("writable-mounts", self.writable_mounts.to_string());
+        add("verify", self.verify.map_or_else(none, |verify| verify.as_str().to_owned()));
         for (key, value) in limit_entries(&self.limits) {
             add(&format!("limits.{key}"), value);
         }
@@ -169,6 +172,7 @@ pub(crate) fn limit_entries(limits: &Limits) -> Vec<(&'static str, String)> {
 pub(crate) fn resolve(document: Document, tables: BTreeMap<String, Value>, complaints: &mut Vec<Complaint>) -> Option<Settings> {
     let mut reader = Reader { complaints };
     let tier = document.tier.and_then(|text| reader.read(&["tier"], text.parse::<Tier>()));
+    let verify = document.verify.and_then(|text| reader.read(&["verify"], text.parse::<Verify>()));
     let limits = reader.limits(document.limits.unwrap_or_default());
     let settings = Settings::new(tier?);
     let tools = document.tools.unwrap_or_default();
@@ -179,6 +183,7 @@ pub(crate) fn resolve(document: Document, tables: BTreeMap<String, Value>, compl
         workdir: document.workdir,
         user: document.user,
         writable_mounts: document.writable_mounts.unwrap_or(false),
+        verify,
         limits,
         env: document.env.unwrap_or_default().into_iter().map(read_env).collect(),
         allow: document.network.and_then(|network| network.allow).unwrap_or_default(),

@@ -4,7 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use serde_json::Value;
-use tierbox_core::{Approval, ApprovalRule, Enforce, Limit, Limits, MountSpec, Network, Preset, Tooling};
+use tierbox_core::{Approval, ApprovalRule, Enforce, Limit, Limits, MountSpec, Network, Preset, Tooling, Verify};
 
 use crate::agent::{shown_approval, shown_rule};
 use crate::inspect::{annotated, is_at_least_as_strict, schema_at};
@@ -49,6 +49,7 @@ pub(crate) fn weaker(before: &Settings, after: &Settings, schema: &Value) -> Vec
     if after.writable_mounts && !before.writable_mounts {
         changes.add("writable-mounts", false, true);
     }
+    changes.verify(before, after);
     changes.network(before, after);
     changes.programs(before, after);
     changes.rules(before, after);
@@ -97,6 +98,19 @@ impl Changes {
         if before.user != after.user && !leaves_root {
             let shown = |user: &Option<String>| user.clone().unwrap_or_else(|| "the backend's default".to_owned());
             self.add("user", shown(&before.user), shown(&after.user));
+        }
+    }
+
+    /// What nobody states counts as `once`, which it is at least.
+    fn verify(&mut self, before: &Settings, after: &Settings) {
+        let strictness = |settings: &Settings| match settings.verify {
+            Some(Verify::Off) => 0,
+            None | Some(Verify::Once) => 1,
+            Some(Verify::Always) => 2,
+        };
+        if strictness(after) < strictness(before) {
+            let shown = |settings: &Settings| settings.verify.map_or("the backend's default", Verify::as_str);
+            self.add("verify", shown(before), shown(after));
         }
     }
 

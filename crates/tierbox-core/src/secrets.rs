@@ -1,0 +1,136 @@
+//! Values that must never be shown, and how they are taken out of what is written down.
+
+use std::borrow::Cow;
+use std::fmt;
+
+/// What stands in the place of a secret.
+const MASK: &[u8] = b"***";
+
+/// Secret values of an environment. `Debug` shows how many there are.
+#[derive(Clone, PartialEq, Eq, Default)]
+pub struct Secrets(Vec<Vec<u8>>);
+
+impl Secrets {
+    /// No secrets.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a value. An empty one is no secret.
+    pub fn add(&mut self, value: impl AsRef<[u8]>) {
+        let value = value.as_ref();
+        let escaped = value.escape_ascii().to_string().into_bytes();
+        // Bytes that are no text are written escaped.
+        for form in [value.to_vec(), escaped] {
+            if !form.is_empty() && !self.0.contains(&form) {
+                self.0.push(form);
+            }
+        }
+        // The longest first: a secret may be the beginning of another one.
+        self.0.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// How many bytes at the end of `bytes` are the beginning of a secret, and not the whole of it.
+    pub fn begun(&self, bytes: &[u8]) -> usize {
+        let begun = |secret: &Vec<u8>| (1..secret.len()).rev().find(|length| bytes.ends_with(&secret[..*length]));
+        self.0.iter().filter_map(begun).max().unwrap_or(0)
+    }
+
+    /// The same bytes, with `***` in the place of each secret.
+    pub fn redact<'a>(&self, bytes: &'a [u8]) -> Cow<'a, [u8]> {
+        let Some(mut at) = self.find(bytes, 0) else { return Cow::Borrowed(bytes) };
+        let (mut clean, mut from) = (Vec::with_capacity(bytes.len()), 0);
+        loop {
+            clean.extend_from_slice(&bytes[from..at.0]);
+            clean.extend_from_slice(MASK);
+            from = at.1;
+            match self.find(bytes, from) {
+                Some(next) => at = next,
+                None => break,
+            }
+        }
+        clean.extend_from_slice(&bytes[from..]);
+        Cow::Owned(clean)
+    }
+
+    /// The same text, with `***` in the place of each secret.
+    pub fn redact_text<'a>(&self, text: &'a str) -> Cow<'a, str> {
+        match self.redact(text.as_bytes()) {
+            Cow::Borrowed(_) => Cow::Borrowed(text),
+            Cow::Owned(clean) => Cow::Owned(String::from_utf8_lossy(&clean).into_owned()),
+        }
+    }
+
+    /// Where the first secret from `from` on begins and ends.
+    fn find(&self, bytes: &[u8], from: usize) -> Option<(usize, usize)> {
+        let found = self.0.iter().filter_map(|secret| {
+            let at = position(&bytes[from..], secret)?;
+            Some((from + at, from + at + secret.len()))
+        });
+        // At the same place the longer one.
+        found.min_by_key(|(start, end)| (*start, std::cmp::Reverse(*end)))
+    }
+}
+
+fn position(bytes: &[u8], wanted: &[u8]) -> Option<usize> {
+    let (first, mut from) = (wanted[0], 0);
+    loop {
+        let at = from + bytes[from..].iter().position(|byte| *byte == first)?;
+        if bytes[at..].starts_with(wanted) {
+            return Some(at);
+        }
+        from = at + 1;
+    }
+}
+
+impl fmt::Debug for Secrets {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Secrets({})", self.0.len())
+    }
+}
+
+/// Whether a variable's name says that its value is a secret: a part of it is TOKEN, SECRET, PASSWORD, KEY or the like.
+pub fn names_a_secret(key: &str) -> bool {
+    const PARTS: &[&str] = &["KEY", "KEYS", "CREDENTIAL", "CREDENTIALS", "PASSPHRASE", "PASSWD", "PWD", "PAT"];
+    const ENDS: &[&str] = &["TOKEN", "TOKENS", "SECRET", "SECRETS", "PASSWORD", "PASSWORDS", "APIKEY", "ACCESSKEY", "PRIVATEKEY"];
+    let key = key.to_uppercase();
+    // These two are directories, and every shell knows them.
+    if key == "PWD" || key == "OLDPWD" {
+        return false;
+    }
+    key.split(['_', '-', '.']).any(|part| PARTS.contains(&part) || ENDS.iter().any(|end| part.ends_with(end)))
+}
+
+#[cfg(test)]
+mod unit {
+    use super::*;
+
+    #[test]
+    fn secrets_are_masked_wherever_they_stand() {
+        let mut secrets = Secrets::new();
+        for value in ["hunter2", "hunter2-long", "", "ä\""] {
+            secrets.add(value);
+        }
+        assert_eq!(secrets.redact_text("hunter2-longhunter2 x hunter"), "****** x hunter");
+        assert_eq!(secrets.redact_text("nothing"), "nothing");
+        assert_eq!(&*secrets.redact("a ä\" b".as_bytes()), b"a *** b");
+        // As an escaped form holds it.
+        assert_eq!(secrets.redact_text("\\xc3\\xa4\\\""), "***");
+        assert!(!format!("{secrets:?}").contains("hunter"));
+    }
+
+    #[test]
+    fn names_tell() {
+        for key in ["API_KEY", "github_token", "DB_PASSWORD", "AWS_SECRET_ACCESS_KEY", "OPENAI_APIKEY", "PGPASSWORD", "SECRET"] {
+            assert!(names_a_secret(key), "{key}");
+        }
+        for key in ["PATH", "KEYBOARD", "TOKENIZERS_PARALLELISM", "MONKEY", "PWD", "LANG", "PYTHONPATH"] {
+            assert!(!names_a_secret(key), "{key}");
+        }
+    }
+}

@@ -1,0 +1,164 @@
+//! Reads a log, and tells whether it is what was written.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read};
+use std::path::Path;
+
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+use tierbox_core::{Error, ErrorKind, Result};
+
+use super::file::{GENESIS, Head, LONGEST_LINE, NAME};
+use super::line::hash;
+
+/// One line of a log.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Record {
+    /// Its number, from 0.
+    pub seq: u64,
+    /// What it says, as it was written.
+    pub value: Value,
+}
+
+/// Something that should not be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// The line, from 1, or 0 for the whole.
+    pub line: u64,
+    /// What is wrong.
+    pub what: String,
+}
+
+/// What a check found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Standing {
+    /// Where the chain ends. Compare its hash with one that was noted elsewhere: lines that were cut off at the end in whole
+    /// leave no other trace.
+    pub head: Head,
+    /// Bytes of a last line that was being written when its writer died. No sign of tampering.
+    pub torn: u64,
+    /// Whether the environment was ended in order.
+    pub ended: bool,
+    /// Commands that began and whose end is not recorded.
+    pub unfinished: Vec<String>,
+    /// Files that lines refer to.
+    pub references: u64,
+    /// What was changed after it was written. Empty for a log that is whole.
+    pub problems: Vec<Problem>,
+}
+
+impl Standing {
+    /// Whether nothing was changed.
+    pub fn is_intact(&self) -> bool {
+        self.problems.is_empty()
+    }
+}
+
+/// The most problems that are told.
+const MOST_PROBLEMS: usize = 100;
+
+/// Reads the log in the directory of a run.
+///
+/// # Errors
+/// `NotFound`; `Io`; `InvalidInput` for what is no log.
+pub fn read(directory: &Path) -> Result<Vec<Record>> {
+    let mut records = Vec::new();
+    each(directory, |number, line| {
+        let value: Value = serde_json::from_slice(line).map_err(|error| {
+            Error::new(ErrorKind::InvalidInput, "read operation log", format!("line {number} is not JSON: {error}"))
+        })?;
+        records.push(Record { seq: value["seq"].as_u64().unwrap_or(number - 1), value });
+        Ok(())
+    })?;
+    Ok(records)
+}
+
+/// Checks the log in the directory of a run: every line against the one before, every file against its line.
+///
+/// # Errors
+/// `NotFound`; `Io`. What is wrong with it is in the [`Standing`].
+pub fn check(directory: &Path) -> Result<Standing> {
+    let mut standing = Standing {
+        head: Head { lines: 0, hash: GENESIS.to_owned() },
+        torn: 0,
+        ended: false,
+        unfinished: Vec::new(),
+        references: 0,
+        problems: Vec::new(),
+    };
+    let torn = each(directory, |number, line| {
+        let mut problems = Vec::new();
+        match serde_json::from_slice::<Value>(line) {
+            Ok(value) => examine(&value, &mut standing, directory, &mut problems),
+            Err(error) => problems.push(format!("it is not JSON: {error}")),
+        }
+        standing.head = Head { lines: standing.head.lines + 1, hash: hash(line) };
+        let room = MOST_PROBLEMS.saturating_sub(standing.problems.len());
+        standing.problems.extend(problems.into_iter().take(room).map(|what| Problem { line: number, what }));
+        Ok(())
+    })?;
+    standing.torn = torn;
+    Ok(standing)
+}
+
+fn examine(value: &Value, standing: &mut Standing, directory: &Path, problems: &mut Vec<String>) {
+    if value["seq"].as_u64() != Some(standing.head.lines) {
+        problems.push(format!("it is numbered {}, and {} comes here", value["seq"], standing.head.lines));
+    }
+    if value["prev"].as_str() != Some(&standing.head.hash) {
+        problems.push("it does not follow the line before: one of them was changed, removed or put in".to_owned());
+    }
+    let step = value["arguments"]["step"].as_str().filter(|_| value["operation"] == "lifecycle");
+    standing.ended = matches!(step, Some("stopped" | "dropped")) || (standing.ended && step.is_none());
+    if let (Some(exec), "exec" | "attach") = (value["exec"].as_str(), value["operation"].as_str().unwrap_or_default()) {
+        standing.unfinished.retain(|open| open != exec);
+        if value["outcome"]["status"] == "started" {
+            standing.unfinished.push(exec.to_owned());
+        }
+    }
+    for data in value["data"].as_array().into_iter().flatten() {
+        if let (Some(file), Some(expected)) = (data["file"].as_str(), data["sha256"].as_str()) {
+            standing.references += 1;
+            match file_hash(directory, file) {
+                Ok(found) if found == expected => (),
+                Ok(_) => problems.push(format!("{file} is not what was written")),
+                Err(why) => problems.push(format!("{file}: {why}")),
+            }
+        }
+    }
+}
+
+fn file_hash(directory: &Path, name: &str) -> Result<String, String> {
+    let plain = |name: &str| !name.is_empty() && !name.contains(['/', '\0']) && name != "..";
+    if !name.strip_prefix("outputs/").is_some_and(plain) {
+        return Err("no file of this log has such a name".to_owned());
+    }
+    let mut file = File::open(directory.join(name)).map_err(|error| error.to_string())?;
+    let mut hasher = Sha256::new();
+    let mut chunk = vec![0; 64 << 10];
+    loop {
+        match file.read(&mut chunk).map_err(|error| error.to_string())? {
+            0 => break,
+            count => hasher.update(&chunk[..count]),
+        }
+    }
+    Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// Calls `visit` with each whole line and its number from 1; returns the bytes of one that has no end.
+fn each(directory: &Path, mut visit: impl FnMut(u64, &[u8]) -> Result<()>) -> Result<u64> {
+    let path = directory.join(NAME);
+    let failed = |error| Error::io("read operation log", error).with_context("path", path.display());
+    let mut lines = BufReader::new(File::open(&path).map_err(failed)?);
+    let (mut line, mut number) = (Vec::new(), 0);
+    loop {
+        line.clear();
+        lines.by_ref().take(LONGEST_LINE).read_until(b'\n', &mut line).map_err(failed)?;
+        if line.last() != Some(&b'\n') {
+            return Ok(line.len() as u64);
+        }
+        line.pop();
+        number += 1;
+        visit(number, &line)?;
+    }
+}

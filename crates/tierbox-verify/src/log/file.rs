@@ -1,0 +1,155 @@
+//! The file of a log: appended under a lock, one chain whoever writes.
+
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::Path;
+
+use rustix::fs::{FlockOperation, flock};
+use serde_json::{Map, Value, json};
+
+use super::line::hash;
+
+/// What the first line is chained to.
+pub(super) const GENESIS: &str = "0000000000000000000000000000000000000000000000000000000000000000";
+/// The longest line that a log holds.
+pub(super) const LONGEST_LINE: u64 = 16 << 20;
+/// The log's name in the directory of a run.
+pub(super) const NAME: &str = "log.jsonl";
+/// The directory of outputs there.
+pub(super) const OUTPUTS: &str = "outputs";
+
+/// Where a chain stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Head {
+    /// How many lines there are.
+    pub lines: u64,
+    /// The hash of the last one.
+    pub hash: String,
+}
+
+pub(super) struct Chain {
+    file: File,
+    length: u64,
+    head: Head,
+}
+
+impl Chain {
+    /// Opens the log of a run, and goes on at its end. What a crash left of a last line is cut off, and that is recorded.
+    pub(super) fn open(directory: &Path) -> std::io::Result<Self> {
+        let mut builder = std::fs::DirBuilder::new();
+        builder.recursive(true).mode(0o700).create(directory.join(OUTPUTS))?;
+        let path = directory.join(NAME);
+        let file = OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(path)?;
+        let mut chain = Self { file, length: 0, head: Head { lines: 0, hash: GENESIS.to_owned() } };
+        chain.locked(|chain| chain.catch_up())?;
+        Ok(chain)
+    }
+
+    pub(super) fn head(&self) -> &Head {
+        &self.head
+    }
+
+    pub(super) fn length(&self) -> u64 {
+        self.length
+    }
+
+    pub(super) fn sync(&self) -> std::io::Result<()> {
+        self.file.sync_data()
+    }
+
+    fn locked<T>(&mut self, work: impl FnOnce(&mut Self) -> std::io::Result<T>) -> std::io::Result<T> {
+        flock(&self.file, FlockOperation::LockExclusive)?;
+        let done = work(self);
+        flock(&self.file, FlockOperation::Unlock)?;
+        done
+    }
+
+    /// Appends lines, all or none. `make` is told the number of each.
+    pub(super) fn append<E>(
+        &mut self,
+        entries: &mut Vec<E>,
+        mut make: impl FnMut(&E, u64) -> std::io::Result<Map<String, Value>>,
+    ) -> std::io::Result<()> {
+        self.locked(|chain| {
+            chain.catch_up()?;
+            let (mut lines, mut head) = (Vec::new(), chain.head.clone());
+            for entry in entries.iter() {
+                let fields = make(entry, head.lines)?;
+                link(&mut lines, &mut head, fields);
+            }
+            chain.write(&lines, head)
+        })?;
+        entries.clear();
+        Ok(())
+    }
+
+    fn write(&mut self, lines: &[u8], head: Head) -> std::io::Result<()> {
+        if let Err(error) = self.file.write_all(lines) {
+            // A part of a line would be taken for a crash.
+            let _ = self.file.set_len(self.length);
+            return Err(error);
+        }
+        self.length += lines.len() as u64;
+        self.head = head;
+        Ok(())
+    }
+
+    /// Finds the end of the chain again if somebody else wrote.
+    fn catch_up(&mut self) -> std::io::Result<()> {
+        let length = self.file.metadata()?.len();
+        if length == self.length {
+            return Ok(());
+        }
+        let mut end = self.last_line(length)?;
+        if end.torn > 0 {
+            self.length = length - end.torn;
+            self.file.set_len(self.length)?;
+            let torn = json!({"operation": "lifecycle", "principal": "tierbox", "outcome": {"status": "done"},
+                "arguments": {"step": "torn-line-cut", "bytes": end.torn, "sha256": end.torn_hash}});
+            let mut lines = Vec::new();
+            let Value::Object(fields) = torn else { return Ok(()) };
+            link(&mut lines, &mut end.head, fields);
+            return self.write(&lines, end.head);
+        }
+        (self.length, self.head) = (length, end.head);
+        Ok(())
+    }
+
+    fn last_line(&mut self, length: u64) -> std::io::Result<End> {
+        let from = length.saturating_sub(2 * LONGEST_LINE);
+        self.file.seek(SeekFrom::Start(from))?;
+        let mut tail = Vec::new();
+        Read::by_ref(&mut self.file).take(length - from).read_to_end(&mut tail)?;
+        let whole = tail.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+        let torn = &tail[whole..];
+        let head = if whole == 0 {
+            Head { lines: 0, hash: GENESIS.to_owned() }
+        } else {
+            let start = tail[..whole - 1].iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+            let line = &tail[start..whole - 1];
+            let seq = serde_json::from_slice::<Value>(line).ok().and_then(|line| line["seq"].as_u64());
+            let seq = seq.ok_or_else(|| std::io::Error::other("the last line is not of this log"))?;
+            Head { lines: seq + 1, hash: hash(line) }
+        };
+        Ok(End { head, torn: torn.len() as u64, torn_hash: hash(torn) })
+    }
+}
+
+struct End {
+    head: Head,
+    torn: u64,
+    torn_hash: String,
+}
+
+/// Adds a line to a chain. The place stands first, so that a reader sees it at once.
+fn link(lines: &mut Vec<u8>, head: &mut Head, fields: Map<String, Value>) {
+    let start = lines.len();
+    let place = format!("{{\"seq\":{},\"prev\":\"{}\"", head.lines, head.hash);
+    lines.extend_from_slice(place.as_bytes());
+    let rest = Value::Object(fields).to_string();
+    lines.push(if rest == "{}" { b'}' } else { b',' });
+    lines.extend_from_slice(&rest.as_bytes()[if rest == "{}" { 2 } else { 1 }..]);
+    *head = Head { lines: head.lines + 1, hash: hash(&lines[start..]) };
+    lines.push(b'\n');
+}

@@ -1,0 +1,228 @@
+//! The operation log: one file of JSON lines per run, each chained to the one before by its hash.
+//!
+//! A directory per run (0700) holds `log.jsonl` (0600), `outputs/` for what is too big for a line, and the attestation.
+//! Entries are written by a thread of the log's own, in batches. Several processes may write to one log: each batch is
+//! appended under a lock, and goes on with the chain as it then is.
+
+mod check;
+mod file;
+mod line;
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+use serde_json::json;
+use tierbox_core::{Audit, AuditEntry, Error, ErrorKind, Result, Secrets};
+
+pub use check::{Problem, Record, Standing, check, read};
+pub use file::Head;
+use file::{Chain, NAME, OUTPUTS};
+
+/// Bytes that wait for the disk before whoever records waits too.
+const WAITING: usize = 64 << 20;
+
+/// How much a log may hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LogLimits {
+    /// Bytes of the log and its outputs together; 1 GiB by default. Beyond it nothing more is done in the environment.
+    pub bytes: u64,
+}
+
+impl Default for LogLimits {
+    fn default() -> Self {
+        Self { bytes: 1 << 30 }
+    }
+}
+
+/// The operation log of one run.
+pub struct OperationLog {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+    directory: PathBuf,
+}
+
+struct Shared {
+    queue: Mutex<Queue>,
+    /// Something to write, or the end.
+    filled: Condvar,
+    /// Something was written.
+    drained: Condvar,
+}
+
+struct Queue {
+    entries: Vec<AuditEntry>,
+    bytes: usize,
+    writing: bool,
+    over: bool,
+    broken: Option<Error>,
+    head: Head,
+    sync: bool,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl OperationLog {
+    /// Opens the log in the directory of a run, which is made if need be, and goes on at its end.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn open(directory: &Path, secrets: Secrets, limits: LogLimits) -> Result<Self> {
+        let failed = |error| Error::io("open operation log", error).with_context("path", directory.join(NAME).display());
+        let mut chain = Chain::open(directory).map_err(failed)?;
+        let is_new = chain.head().lines == 0;
+        if is_new {
+            let header = json!({"operation": "lifecycle", "principal": "tierbox", "outcome": {"status": "done"},
+                "time": crate::clock::text(std::time::SystemTime::now()),
+                "arguments": {"step": "log", "format": "tierbox-operation-log", "version": 1,
+                    "tierbox": env!("CARGO_PKG_VERSION")}});
+            let make = |_: &(), _| Ok(header.as_object().cloned().unwrap_or_default());
+            chain.append(&mut vec![()], make).map_err(failed)?;
+        }
+        let queue = Queue {
+            entries: Vec::new(),
+            bytes: 0,
+            writing: false,
+            over: false,
+            broken: None,
+            head: chain.head().clone(),
+            sync: false,
+        };
+        let shared = Arc::new(Shared { queue: Mutex::new(queue), filled: Condvar::new(), drained: Condvar::new() });
+        let writer = Writer { shared: shared.clone(), chain, secrets, limits, outputs: directory.join(OUTPUTS), written: 0 };
+        let builder = std::thread::Builder::new().name("tierbox-log".into());
+        let thread = builder.spawn(move || writer.run()).map_err(failed)?;
+        Ok(Self { shared, thread: Some(thread), directory: directory.to_owned() })
+    }
+
+    /// The directory of the run.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Waits until all that was recorded is written and, with `sync`, on the disk. Returns where the chain then stands.
+    ///
+    /// # Errors
+    /// Why it cannot be written.
+    pub fn flush(&self, sync: bool) -> Result<Head> {
+        let mut queue = self.shared.lock();
+        queue.sync |= sync;
+        self.shared.filled.notify_one();
+        while (!queue.entries.is_empty() || queue.writing || queue.sync) && queue.broken.is_none() {
+            queue = self.shared.drained.wait(queue).unwrap_or_else(PoisonError::into_inner);
+        }
+        match &queue.broken {
+            Some(error) => Err(same(error)),
+            None => Ok(queue.head.clone()),
+        }
+    }
+}
+
+impl Audit for OperationLog {
+    fn record(&self, entry: AuditEntry) {
+        let mut queue = self.shared.lock();
+        // Memory stays bounded where the disk is slower than the sandboxes.
+        while queue.bytes > WAITING && queue.broken.is_none() {
+            queue = self.shared.drained.wait(queue).unwrap_or_else(PoisonError::into_inner);
+        }
+        if queue.broken.is_some() && queue.bytes > WAITING {
+            return;
+        }
+        queue.bytes += entry.data.iter().map(|data| data.kept.len()).sum::<usize>() + 512;
+        queue.entries.push(entry);
+        self.shared.filled.notify_one();
+    }
+
+    fn check(&self) -> Result<()> {
+        self.shared.lock().broken.as_ref().map_or(Ok(()), |error| Err(same(error)))
+    }
+}
+
+impl Drop for OperationLog {
+    fn drop(&mut self) {
+        self.shared.lock().over = true;
+        self.shared.filled.notify_one();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl std::fmt::Debug for OperationLog {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("OperationLog").field("directory", &self.directory).finish_non_exhaustive()
+    }
+}
+
+/// An error that is told again.
+fn same(error: &Error) -> Error {
+    let again = Error::new(error.kind(), error.operation().to_owned(), error.message().to_owned());
+    again.with_help("nothing is done in a sandbox whose operations cannot be recorded: make room, and start it anew")
+}
+
+struct Writer {
+    shared: Arc<Shared>,
+    chain: Chain,
+    secrets: Secrets,
+    limits: LogLimits,
+    outputs: PathBuf,
+    /// Bytes of outputs that this process wrote.
+    written: u64,
+}
+
+impl Writer {
+    fn run(mut self) {
+        loop {
+            let mut queue = self.shared.lock();
+            while queue.entries.is_empty() && !queue.over && !queue.sync {
+                queue = self.shared.filled.wait(queue).unwrap_or_else(PoisonError::into_inner);
+            }
+            if queue.entries.is_empty() && queue.over {
+                return;
+            }
+            let mut entries = std::mem::take(&mut queue.entries);
+            let sync = std::mem::take(&mut queue.sync);
+            queue.bytes = 0;
+            queue.writing = true;
+            drop(queue);
+            let done = self.write(&mut entries, sync);
+            let mut queue = self.shared.lock();
+            queue.writing = false;
+            queue.head = self.chain.head().clone();
+            if let Err(error) = done {
+                queue.broken.get_or_insert(error);
+            }
+            self.shared.drained.notify_all();
+        }
+    }
+
+    fn write(&mut self, entries: &mut Vec<AuditEntry>, sync: bool) -> Result<()> {
+        let failed = |error| Error::io("write operation log", error);
+        if !entries.is_empty() {
+            let Self { chain, secrets, outputs, written, .. } = self;
+            let make = |entry: &AuditEntry, seq| {
+                let prepared = line::prepare(entry, seq, secrets);
+                for reference in &prepared.references {
+                    *written += line::write(reference, outputs)?;
+                }
+                Ok(prepared.fields)
+            };
+            chain.append(entries, make).map_err(failed)?;
+        }
+        if sync {
+            self.chain.sync().map_err(failed)?;
+        }
+        if self.chain.length() + self.written > self.limits.bytes {
+            let message = format!("it holds more than its {} bytes", self.limits.bytes);
+            return Err(Error::new(ErrorKind::LimitReached, "write operation log", message));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod unit;
