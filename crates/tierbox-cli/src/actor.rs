@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use tierbox::{AgentSandbox, ExecHandle, ExecId, ExecRequest, ExecResult, Result, Running, Sandbox, SandboxExt};
+use tierbox::{AgentOptions, AgentSandbox, ExecHandle, ExecId, ExecRequest, ExecResult, Result, Running, Sandbox, SandboxExt};
+
+use crate::approve;
 
 /// One of the two principals, in one machine.
 pub(crate) enum Actor {
@@ -12,12 +14,16 @@ pub(crate) enum Actor {
 
 impl Actor {
     /// The agent, unless the person at the command line acts as the harness. That is logged.
-    pub fn in_primary(running: &Running, as_harness: bool) -> Self {
+    ///
+    /// # Errors
+    /// As [`Running::for_agent`].
+    pub async fn in_primary(running: &Running, as_harness: bool) -> Result<Self> {
         if as_harness {
             tracing::info!(target: "tierbox::op", id = running.id(), "acting as the harness: the tooling tier does not bind");
-            Self::Harness(running.sandbox())
+            Ok(Self::Harness(running.sandbox()))
         } else {
-            Self::Agent(running.agent())
+            let options = AgentOptions::new().approver(approve::terminal());
+            Ok(Self::Agent(running.for_agent(options).await?))
         }
     }
 

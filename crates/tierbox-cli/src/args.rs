@@ -70,6 +70,9 @@ pub(crate) enum Command {
     Down(DownArgs),
     /// Remove what is left of sandboxes that nobody wants any more
     Cleanup(CleanupArgs),
+    /// Run code in a language, with files in and files out
+    #[command(subcommand)]
+    Code(CodeCommand),
     /// List the profiles that can be started by name
     #[command(after_help = "Example:\n  tierbox profiles")]
     Profiles,
@@ -361,6 +364,98 @@ pub(crate) struct DoctorArgs {
     /// With --install: do not ask
     #[arg(short, long, requires = "install")]
     pub yes: bool,
+}
+
+#[derive(Debug, Clone, Subcommand)]
+#[command(after_help = "Example:\n  tierbox code run -c 'print(6 * 7)'")]
+pub(crate) enum CodeCommand {
+    /// Run a piece of code, in a fresh sandbox or in one that is up
+    Run(Box<CodeRunArgs>),
+    /// List a task's files, or print one of them
+    #[command(
+        after_help = "Examples:\n  tierbox code files demo 3f2a5b6c7d8e9f00\n  tierbox code files demo 3f2a5b6c7d8e9f00 out/result.csv"
+    )]
+    Files {
+        /// The sandbox's id or name
+        #[arg(value_name = "SANDBOX")]
+        sandbox: String,
+        /// The task's hash, as `run` prints it
+        #[arg(value_name = "TASK")]
+        task: String,
+        /// The file, by its path below the task's directory (default: list all)
+        #[arg(value_name = "NAME")]
+        name: Option<String>,
+    },
+    /// Remove the directories of old tasks and sessions
+    #[command(after_help = "Examples:\n  tierbox code cleanup demo\n  tierbox code cleanup demo --older-than 0s")]
+    Cleanup {
+        /// The sandbox's id or name
+        #[arg(value_name = "SANDBOX")]
+        sandbox: String,
+        /// Those whose last run is at least this long ago (default: the profile's code.expiry)
+        #[arg(long, value_name = "TIME", value_parser = parse::age)]
+        older_than: Option<Duration>,
+    },
+    /// Say which runtimes there are, and what tasks take
+    #[command(after_help = "Example:\n  tierbox code status demo")]
+    Status {
+        /// The sandbox's id or name
+        #[arg(value_name = "SANDBOX")]
+        sandbox: String,
+    },
+    /// List the sessions
+    #[command(after_help = "Example:\n  tierbox code sessions demo")]
+    Sessions {
+        /// The sandbox's id or name
+        #[arg(value_name = "SANDBOX")]
+        sandbox: String,
+    },
+}
+
+#[derive(Debug, Clone, Args)]
+#[command(after_help = "\
+Examples:
+  tierbox code run -c 'print(6 * 7)'
+  tierbox code run --sandbox demo --session work --file data.csv analyse.py
+  echo 'ls -l' | tierbox code run --runtime sh --timeout 10s --json -
+
+The exit status is the program's; see tierbox help exit-codes.")]
+pub(crate) struct CodeRunArgs {
+    /// A file of this host with the code; - for stdin, which is the default
+    #[arg(value_name = "FILE", value_hint = ValueHint::FilePath, conflicts_with = "code")]
+    pub script: Option<PathBuf>,
+    /// The code itself
+    #[arg(short, long, value_name = "CODE")]
+    pub code: Option<String>,
+    /// What runs it: one of the profile's runtimes
+    #[arg(short, long, value_name = "NAME", default_value = "python")]
+    pub runtime: String,
+    /// Run it in this sandbox, which is up, instead of a fresh one
+    #[arg(long, value_name = "SANDBOX", conflicts_with_all = ["set", "copy_in", "mount"])]
+    pub sandbox: Option<String>,
+    #[command(flatten)]
+    pub start: StartArgs,
+    /// The session, whose tasks share a directory that stays
+    #[arg(long, value_name = "NAME")]
+    pub session: Option<String>,
+    /// An input file (default: by its own name below the task's directory); may be repeated
+    #[arg(long, value_name = "SRC[:NAME]", value_parser = parse::copy_in, value_hint = ValueHint::FilePath)]
+    pub file: Vec<CopyInArg>,
+    /// Kill it and all its children after this time, such as 90s or 5m
+    #[arg(long, value_name = "TIME", value_parser = parse::duration)]
+    pub timeout: Option<Duration>,
+    /// Limit the CPU time of each process, such as 30s
+    #[arg(long, value_name = "TIME", value_parser = parse::duration)]
+    pub cpu_time: Option<Duration>,
+    /// Limit the address space of each process, such as 1GiB
+    #[arg(long, value_name = "SIZE", value_parser = parse::size)]
+    pub memory: Option<u64>,
+    /// Start in the sandbox's working directory, without a directory of its own
+    #[arg(long)]
+    pub no_private_dir: bool,
+    /// Run it as the harness: the tooling tier (T) and approvals do not bind it. This is logged
+    #[arg(long)]
+    pub as_harness: bool,
 }
 
 #[derive(Debug, Clone, Subcommand)]

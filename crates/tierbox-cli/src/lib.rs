@@ -18,6 +18,7 @@
 #![forbid(unsafe_code)]
 
 mod actor;
+mod approve;
 mod args;
 mod commands;
 mod exit;
@@ -115,6 +116,7 @@ async fn dispatch(context: &mut Context, command: Command) -> Result<u8, Failure
         Command::Profiles => commands::config::profiles(context),
         #[cfg(feature = "serve")]
         Command::Serve(args) => commands::serve::serve(context, args).await,
+        Command::Code(command) => commands::code::code(context, command).await,
         Command::Doctor(args) => commands::doctor::doctor(context, args).await,
         Command::Config(ConfigCommand::Show { profile, set, allow_weaker }) => {
             commands::config::show(context, &profile, set, allow_weaker)

@@ -89,7 +89,11 @@ pub(crate) fn bound(text: &str) -> Result<UnpackLimits, String> {
     Ok(UnpackLimits { bytes, ..UnpackLimits::NONE })
 }
 
-#[cfg(feature = "serve")]
+/// A time span that may be zero.
+pub(crate) fn age(text: &str) -> Result<Duration, String> {
+    tierbox::profile::units::parse_duration(text).map_err(|error| error.message().to_owned())
+}
+
 pub(crate) fn size(text: &str) -> Result<u64, String> {
     tierbox::profile::units::parse_size(text).map_err(|error| error.message().to_owned())
 }

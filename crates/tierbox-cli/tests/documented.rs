@@ -12,7 +12,7 @@ mod conformance {
         if !able(state.path()) {
             return;
         }
-        for document in ["run", "up", "keep", "files", "help"] {
+        for document in ["run", "up", "keep", "files", "code", "help"] {
             let state = state.path().join(document);
             let cases = trycmd::TestCases::new();
             cases.env("TIERBOX_STATE_DIR", state.to_str().unwrap()).env("HOME", "/nonexistent").env("NO_COLOR", "1");

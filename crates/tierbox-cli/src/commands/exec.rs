@@ -12,7 +12,7 @@ pub(crate) async fn exec(context: &mut Context, args: ExecArgs) -> Result<u8, Fa
     let client = context.client.clone();
     let work = async {
         let running = client.attach(&args.sandbox).await?;
-        let actor = Actor::in_primary(&running, args.command.as_harness);
+        let actor = Actor::in_primary(&running, args.command.as_harness).await?;
         let mut request = session::request(args.command, args.env);
         if args.detach {
             request.stdin = tierbox::Stdin::Null;

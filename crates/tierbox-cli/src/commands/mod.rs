@@ -1,5 +1,6 @@
 //! The commands.
 
+pub(crate) mod code;
 pub(crate) mod config;
 pub(crate) mod cp;
 pub(crate) mod doctor;

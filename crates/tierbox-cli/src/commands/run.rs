@@ -36,7 +36,7 @@ pub(crate) async fn run(context: &mut Context, args: RunArgs) -> Result<u8, Fail
 }
 
 async fn command(running: &Running, request: ExecRequest, as_harness: bool, copy_out: &[CopyOutArg], json: bool) -> Result<u8> {
-    let actor = Actor::in_primary(running, as_harness);
+    let actor = Actor::in_primary(running, as_harness).await?;
     let status = if json {
         session::collect(&actor, request, starting::describe(running)).await?
     } else {

@@ -26,7 +26,7 @@ pub(crate) async fn shell(context: &mut Context, args: ShellArgs) -> Result<u8, 
 }
 
 async fn terminal_in(running: &Running, args: &ShellArgs) -> Result<u8> {
-    let actor = Actor::in_primary(running, args.as_harness);
+    let actor = Actor::in_primary(running, args.as_harness).await?;
     let mut request = ExecRequest::shell(SCRIPT).stdin_stream().pty(terminal::size());
     if let Ok(kind) = std::env::var("TERM") {
         request = request.env("TERM", kind);

@@ -1,0 +1,2 @@
+//! mcp
+#![allow(missing_docs)]
