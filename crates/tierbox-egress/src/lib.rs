@@ -30,6 +30,7 @@ mod gateway;
 mod hello;
 mod http;
 mod log;
+mod process;
 mod room;
 mod rules;
 mod serve;
@@ -41,6 +42,7 @@ pub use dial::{Resolver, SystemResolver};
 pub use gateway::{Config, Gateway};
 pub use hello::{HelloError, server_name};
 pub use log::{Log, read as read_log};
+pub use process::{run_if_asked, spawn, stand_alone};
 pub use rules::Rules;
 pub use sockets::{PROXY_PORT, Plan, Sockets};
 

@@ -7,6 +7,9 @@ use tierbox_core::{AllowRule, AllowScheme, Error, ErrorKind, NetworkSpec, Result
 /// The most rules of one profile.
 const MOST: usize = 4096;
 
+/// The most ports that they name: each has a socket of its own in the sandbox.
+const MOST_PORTS: usize = 100;
+
 /// A profile's allowed names, checked.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Rules(Vec<AllowRule>);
@@ -42,7 +45,11 @@ impl Rules {
                 rules.push(rule);
             }
         }
-        Ok(Self(rules))
+        let rules = Self(rules);
+        if rules.ports().len() > MOST_PORTS {
+            return Err(invalid(format!("{} ports are allowed, and the most is {MOST_PORTS}", rules.ports().len())));
+        }
+        Ok(rules)
     }
 
     /// The rule that allows this, if one does. `name` is as [`tierbox_core::host_name`] gives it.

@@ -25,6 +25,8 @@ mod files;
 mod flow;
 mod handshake;
 mod incoming;
+#[cfg(all(target_os = "linux", feature = "descriptors"))]
+mod inside;
 pub mod install;
 mod line;
 mod operation;
@@ -41,6 +43,8 @@ use tierbox_core::{Capabilities, HostIsolation, KillDomain, Locality};
 
 pub use channel::Channel;
 pub use handshake::{Ready, SetupReply};
+#[cfg(all(target_os = "linux", feature = "descriptors"))]
+pub use inside::listen_inside;
 pub use line::{Line, Reconnect};
 pub use sandbox::{GuestConfig, GuestSandbox};
 

@@ -6,12 +6,13 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use tierbox_core::{
-    Backend, Capabilities, Check, DestroyReport, Environment, EnvironmentSpec, Error, ErrorKind, HostIsolation, KillDomain,
+    Backend, Capabilities, Check, DestroyReport, Environment, EnvironmentSpec, Error, ErrorKind, Hold, HostIsolation, KillDomain,
     LeaseHandle, LeaseRecord, Locality, Mechanism, MountSupport, Network, Progress, Report, Resource, Result, UserSupport,
 };
 use tierbox_guest::Ready;
 
 use crate::environment::{LocalEnvironment, Memory, Parts, Remembered, to_data};
+use crate::machine::Way;
 use crate::plan::{self, Plan, cgroups::Cgroups, limits};
 use crate::reaper::Watched;
 use crate::scope::Scope;
@@ -52,7 +53,7 @@ fn capabilities(spec: &EnvironmentSpec, settings: &Settings, mode: Mode) -> Capa
     Capabilities {
         networks: match mode {
             Mode::Process => vec![Network::N0],
-            Mode::Container => vec![Network::N0, Network::N2],
+            Mode::Container => vec![Network::N0, Network::N1, Network::N2],
         },
         kill_domain: if has_cgroup { KillDomain::Cgroup } else { KillDomain::Subreaper },
         users: if plan::other_users(spec, mode, settings) { UserSupport::Any } else { UserSupport::DefaultOnly },
@@ -113,7 +114,7 @@ fn report(spec: &EnvironmentSpec, plan: &Plan, ready: &Ready, notes: Vec<String>
         backend: BACKEND.to_owned(),
         locality: Locality::Local,
         kill_domain: ready.kill_domain,
-        mechanisms: ready.mechanisms.clone(),
+        mechanisms: mechanisms(plan, ready),
         limits: plan.limits.clone(),
         mounts: plan.mounts.clone(),
         copied_in: spec.files.iter().map(|copy| format!("{} -> {}", copy.host.display(), copy.guest)).collect(),
@@ -121,6 +122,15 @@ fn report(spec: &EnvironmentSpec, plan: &Plan, ready: &Ready, notes: Vec<String>
         reason: spec.reason.clone(),
         notes: own.chain(notes).collect(),
     }
+}
+
+fn mechanisms(plan: &Plan, ready: &Ready) -> Vec<Mechanism> {
+    let gateway = plan.gateway.as_ref().map(|gateway| Mechanism {
+        name: "egress gateway".to_owned(),
+        applied: tierbox_core::Applied::Enforced,
+        detail: format!("{} rules; nothing but its sockets is in the network", gateway.rules.iter().len()),
+    });
+    ready.mechanisms.iter().cloned().chain(gateway).collect()
 }
 
 /// A scope of the user's systemd that was asked for and given.
@@ -157,7 +167,13 @@ fn make_directories(directories: &[PathBuf]) -> Result<()> {
 
 async fn start(spec: &EnvironmentSpec, lease: Arc<dyn LeaseHandle>, progress: &dyn Progress) -> Result<LocalEnvironment> {
     let (settings, mode) = plan::validate(spec)?;
-    let life = mode == Mode::Container && spec.tier.network() == Network::N0;
+    let life = mode == Mode::Container
+        && match spec.tier.network() {
+            Network::N0 => true,
+            // Held by this process, the machine ends with it, and so may its gateway.
+            Network::N1 => spec.hold != Hold::Process,
+            Network::N2 => false,
+        };
     let scoped = scoped(spec, mode, &*lease, life).await?;
     let found = match &scoped {
         Some(scoped) => &scoped.cgroups,
@@ -175,13 +191,20 @@ async fn start(spec: &EnvironmentSpec, lease: Arc<dyn LeaseHandle>, progress: &d
     crash::point("spawned");
     let keeper = Remembered::from(&spawned.keeper);
     lease.set_data(to_data(&Memory { keeper, helper: None, detached: None })?)?;
-    let log = if life { lease.directory()?.join("network.log") } else { PathBuf::new() };
-    let helper = plan.helper.as_ref().map(|helper| (helper, log.as_path()));
-    if let Some((helper, _)) = helper {
+    let log = match (&plan.helper, &plan.gateway) {
+        (Some(_), _) => Some(lease.directory()?.join("network.log")),
+        (None, Some(_)) => Some(lease.directory()?.join("egress.jsonl")),
+        (None, None) => None,
+    };
+    let way = log.as_deref().and_then(|log| match (&plan.helper, &plan.gateway) {
+        (Some(helper), _) => Some(Way::Helper(helper, log)),
+        (None, gateway) => gateway.as_ref().map(|plan| Way::Gateway { plan, id: lease.id(), log }),
+    });
+    if let Some(helper) = &plan.helper {
         progress.step(&format!("connecting the network with {}", helper.name()));
     }
     let watched = spawned.keeper.clone();
-    let launched = machine::launch(spawned, &plan.setup, helper, spec.limits.startup).await;
+    let launched = machine::launch(spawned, &plan.setup, way.as_ref(), spec.limits.startup).await;
     let machine = match launched.and_then(|machine| check_tier(spec, &machine.ready).map(|()| machine)) {
         Ok(machine) => machine,
         Err(error) => {
@@ -199,7 +222,7 @@ async fn start(spec: &EnvironmentSpec, lease: Arc<dyn LeaseHandle>, progress: &d
     capabilities.users = if machine.ready.users { UserSupport::Any } else { UserSupport::DefaultOnly };
     let report = report(spec, &plan, &machine.ready, notes(&plan));
     directories.keep();
-    Ok(LocalEnvironment::new(lease.id(), parts(spec, plan, machine, capabilities, report), lease.clone()))
+    Ok(LocalEnvironment::new(lease.id(), parts(spec, plan, machine, capabilities, report, log), lease.clone()))
 }
 
 /// Waits until nothing is left of a machine that did not come up. Its channel is closed already.
@@ -218,13 +241,21 @@ fn notes(plan: &Plan) -> Vec<String> {
         notes
             .push(format!("the network is {}'s; metadata services and this host's own addresses are unreachable", helper.name()));
     }
+    notes.extend(plan.gateway.iter().flat_map(|gateway| gateway.rules.notes()));
     if plan.mode == Mode::Process && rustix::process::geteuid().is_root() {
         notes.push("commands run as root on this host".to_owned());
     }
     notes
 }
 
-fn parts(spec: &EnvironmentSpec, plan: Plan, machine: machine::Machine, capabilities: Capabilities, report: Report) -> Parts {
+fn parts(
+    spec: &EnvironmentSpec,
+    plan: Plan,
+    machine: machine::Machine,
+    capabilities: Capabilities,
+    report: Report,
+    log: Option<PathBuf>,
+) -> Parts {
     let paths = |kind: &str| {
         plan.resources.iter().filter(|made| made.kind == kind).map(|made| PathBuf::from(&made.id)).collect::<Vec<_>>()
     };
@@ -236,6 +267,7 @@ fn parts(spec: &EnvironmentSpec, plan: Plan, machine: machine::Machine, capabili
         report,
         cgroups: paths("cgroup"),
         socket: paths("socket").pop(),
+        decisions: log.filter(|_| plan.gateway.is_some()),
         directories: plan.directories,
     }
 }

@@ -1,15 +1,16 @@
 //! A running environment: one machine, named `default`.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use tierbox_core::{
-    Capabilities, Connection, Environment, Error, ErrorKind, LeaseHandle, LeaseRecord, Limits, Report, Result, Sandbox,
+    Capabilities, Connection, Decision, Environment, Error, ErrorKind, LeaseHandle, LeaseRecord, Limits, Report, Result, Sandbox,
 };
+use tierbox_egress::Gateway;
 use tierbox_guest::{Channel, GuestConfig, GuestSandbox};
 
 use crate::BACKEND;
@@ -54,6 +55,9 @@ pub struct Detached {
     pub agent: String,
     /// What was enforced.
     pub report: Report,
+    /// Where its gateway writes what it decides.
+    #[serde(default)]
+    pub decisions: Option<PathBuf>,
 }
 
 /// What the lease remembers.
@@ -83,6 +87,9 @@ struct Shared {
     /// `None` if the keeper lives in a pid namespace that this process does not see.
     keeper: Option<Watched>,
     helper: Option<Watched>,
+    /// Its gateway in this process, until it ends.
+    gateway: Mutex<Option<Gateway>>,
+    decisions: Option<PathBuf>,
     cgroups: Vec<PathBuf>,
     directories: Vec<PathBuf>,
 }
@@ -113,18 +120,21 @@ pub struct Parts {
     pub directories: Vec<PathBuf>,
     /// The listening socket of one that can be detached.
     pub socket: Option<PathBuf>,
+    /// Where its gateway writes what it decides.
+    pub decisions: Option<PathBuf>,
 }
 
 impl LocalEnvironment {
     /// An environment around a machine that was just started.
     pub fn new(id: &str, parts: Parts, lease: Arc<dyn LeaseHandle>) -> Self {
-        let Parts { machine, capabilities, limits, agent, report, cgroups, directories, socket } = parts;
+        let Parts { machine, capabilities, limits, agent, report, cgroups, directories, socket, decisions } = parts;
         let detached = socket.map(|socket| Detached {
             socket,
             capabilities: capabilities.clone(),
             limits: limits.clone(),
             agent: agent.clone(),
             report: report.clone(),
+            decisions: decisions.clone(),
         });
         let config = GuestConfig { name: MACHINE.to_owned(), backend: BACKEND, capabilities, limits, agent };
         let shared = Shared {
@@ -134,6 +144,8 @@ impl LocalEnvironment {
             report,
             keeper: Some(machine.keeper),
             helper: machine.helper,
+            gateway: Mutex::new(machine.gateway),
+            decisions,
             cgroups,
             directories,
         };
@@ -159,7 +171,7 @@ impl LocalEnvironment {
             .ping(DETACH_PATIENCE)
             .await
             .map_err(|error| gone(format!("{} does not answer: {}", lease.id, error.message())))?;
-        let Detached { capabilities, limits, agent, report, .. } = *detached;
+        let Detached { capabilities, limits, agent, report, decisions, .. } = *detached;
         let config = GuestConfig { name: MACHINE.to_owned(), backend: BACKEND, capabilities, limits, agent };
         let watch = |process: Remembered| watch_other(process.pid, process.start_ticks);
         let paths = |kind: &str| lease.resources_of(kind).map(PathBuf::from).collect();
@@ -170,6 +182,8 @@ impl LocalEnvironment {
             report,
             keeper: watch(memory.keeper),
             helper: memory.helper.and_then(watch),
+            gateway: Mutex::new(None),
+            decisions,
             cgroups: paths("cgroup"),
             directories: paths("directory"),
         };
@@ -188,6 +202,7 @@ impl Shared {
             None => drop(tokio::time::timeout(STOP_PATIENCE, self.channel.closed()).await),
         }
         self.channel.close();
+        drop(self.gateway.lock().unwrap_or_else(PoisonError::into_inner).take());
         if let Some(helper) = &self.helper {
             helper.kill_after(Duration::ZERO);
             helper.ended().await;
@@ -244,6 +259,12 @@ impl Environment for LocalEnvironment {
         let attached = self.shared.keeper.is_some() && self.detachable.is_none();
         let note = if attached { "only from the process that started it, unless it is detached" } else { "" };
         Ok(Connection { argv, note: note.to_owned() })
+    }
+
+    async fn decisions(&self) -> Result<Vec<Decision>> {
+        let Some(log) = self.shared.decisions.clone() else { return Ok(Vec::new()) };
+        let read = tokio::task::spawn_blocking(move || tierbox_egress::read_log(&log)).await;
+        read.unwrap_or_else(|error| Err(Error::new(ErrorKind::Internal, "read egress log", error.to_string())))
     }
 
     async fn stop(&self) -> Result<()> {

@@ -7,14 +7,15 @@ use std::process::Command;
 use std::time::Duration;
 
 use tierbox_core::{Error, ErrorKind, Result};
+use tierbox_egress::{Config, Gateway, Sockets};
 use tierbox_guest::{Channel, Ready, SetupReply};
 use tierbox_supervisor::setup::Setup;
 
 use crate::BACKEND;
-use crate::plan::network::{self, HelperKind, HelperProgram};
+use crate::plan::network::{self, GatewayPlan, HelperKind, HelperProgram};
 use crate::reaper::{Watched, watch_child};
 use crate::refusal;
-use crate::spawn::Spawned;
+use crate::spawn::{self, Spawned};
 
 /// How long a network helper may take.
 const HELPER_PATIENCE: Duration = Duration::from_secs(10);
@@ -29,29 +30,54 @@ pub struct Machine {
     pub ready: Ready,
     /// The process that cleans up after it.
     pub keeper: Watched,
-    /// The network helper.
+    /// The network helper, or a gateway in a process of its own.
     pub helper: Option<Watched>,
+    /// The gateway, in this process.
+    pub gateway: Option<Gateway>,
+}
+
+/// Who gives the machine its network, and the file where they write.
+#[derive(Debug)]
+pub enum Way<'a> {
+    /// A helper, and what it says.
+    Helper(&'a HelperProgram, &'a Path),
+    /// The gateway, and what it decides. In a process of its own if the machine may outlive this one.
+    Gateway {
+        /// What it allows.
+        plan: &'a GatewayPlan,
+        /// The environment's id.
+        id: &'a str,
+        /// The log.
+        log: &'a Path,
+    },
+}
+
+/// What was attached.
+#[derive(Debug, Default)]
+struct Attached {
+    helper: Option<Watched>,
+    gateway: Option<Gateway>,
 }
 
 /// Sets a machine up in a keeper that was just started. On failure nothing is left: the keeper ends with its channel.
 ///
 /// # Errors
 /// `HostUnable` naming what was refused and the remedy; `Timeout`.
-pub async fn launch(
-    spawned: Spawned,
-    setup: &Setup,
-    helper: Option<(&HelperProgram, &Path)>,
-    limit: Duration,
-) -> Result<Machine> {
+pub async fn launch(spawned: Spawned, setup: &Setup, way: Option<&Way<'_>>, limit: Duration) -> Result<Machine> {
     let Spawned { keeper, socket, life } = spawned;
     let deadline = tokio::time::Instant::now() + limit;
     let channel = Channel::socket(socket)?;
     let guard = Guard(Some(&keeper));
     let mut reply = channel.setup(setup, limit).await.map_err(refusal::silent)?;
-    let mut attached = None;
+    let mut attached = Attached::default();
     if let SetupReply::NetworkWanted { pid } = reply {
-        let (program, log) = helper.ok_or_else(|| unexpected("the machine asks for a network that nobody planned"))?;
-        attached = Some(attach_helper(program, pid, life, log).await?);
+        attached = match way {
+            Some(Way::Helper(program, log)) => {
+                Attached { helper: Some(attach_helper(program, pid, life, log).await?), gateway: None }
+            }
+            Some(Way::Gateway { plan, id, log }) => attach_gateway(plan, pid, life, id, log).await?,
+            None => return Err(unexpected("the machine asks for a network that nobody planned")),
+        };
         reply = channel
             .network_ready(deadline.saturating_duration_since(tokio::time::Instant::now()))
             .await
@@ -65,7 +91,8 @@ pub async fn launch(
     // Nothing outlives the line by itself: attached machines end with it, and a detached one is told so when it is detached.
     channel.hello(Duration::ZERO)?;
     guard.disarm();
-    Ok(Machine { channel, ready, keeper, helper: attached })
+    let Attached { helper, gateway } = attached;
+    Ok(Machine { channel, ready, keeper, helper, gateway })
 }
 
 /// Sees that a keeper whose start failed or was given up ends, even if it hangs.
@@ -87,6 +114,33 @@ impl Drop for Guard<'_> {
 
 fn unexpected(what: &str) -> Error {
     Error::new(ErrorKind::Protocol, "start sandbox", what).with_backend(BACKEND)
+}
+
+/// Makes the gateway's sockets in the network of a machine's first process, and serves them: here, or with `life` in a process
+/// that ends when `life` does.
+async fn attach_gateway(plan: &GatewayPlan, pid: u32, life: Option<OwnedFd>, id: &str, log: &Path) -> Result<Attached> {
+    let config = Config::new(id, plan.rules.clone(), plan.sockets.clone(), log);
+    let serve = move || {
+        let failed = |error: std::io::Error| {
+            Error::new(
+                ErrorKind::HostUnable,
+                "start egress gateway",
+                format!("its sockets cannot be made in the sandbox: {error}"),
+            )
+            .with_help("`tierbox doctor` says what this host lacks; or use a profile with N2")
+        };
+        let made = tierbox_guest::listen_inside(&spawn::program()?.path(), pid, &config.plan.tcp()).map_err(failed)?;
+        let sockets = Sockets::from_descriptors(&config.plan, made).map_err(failed)?;
+        match life {
+            Some(life) => {
+                let child = tierbox_egress::spawn(&config, &sockets, &life)?;
+                Ok(Attached { helper: Some(watch_child(child)?), gateway: None })
+            }
+            None => Ok(Attached { helper: None, gateway: Some(Gateway::start(config, sockets)?) }),
+        }
+    };
+    let served = tokio::task::spawn_blocking(serve).await;
+    served.unwrap_or_else(|error| Err(unexpected(&error.to_string()))).map_err(|error: Error| error.with_backend(BACKEND))
 }
 
 /// Starts the network helper for a machine's first process and waits until there is a route. It ends when `life` does.

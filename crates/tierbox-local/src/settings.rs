@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tierbox_core::{Error, ErrorKind, HostIsolation, Network, Result, Tier};
+use tierbox_core::{Error, ErrorKind, HostIsolation, Result, Tier};
 
 use crate::BACKEND;
 
@@ -150,9 +150,7 @@ impl Settings {
 }
 
 fn refuse_isolation(tier: Tier) -> Error {
-    // N1 is out of reach too, and the stricter network is the nearest one that keeps the profile's promise.
-    let network = if tier.network() == Network::N1 { Network::N2 } else { tier.network() };
-    let nearest = format!("{}.H1.{network}", tier.tooling());
+    let nearest = format!("{}.H1.{}", tier.tooling(), tier.network());
     Error::new(
         ErrorKind::TierRefused,
         "check profile",

@@ -82,7 +82,7 @@ fn no_memory_file(error: &std::io::Error, launcher: &str) -> Error {
 
 impl Program {
     /// A path under which a child of this process can execute it.
-    fn path(&self) -> PathBuf {
+    pub fn path(&self) -> PathBuf {
         match self {
             Self::Memory(file) => PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd())),
             Self::Installed(path) => path.clone(),

@@ -137,6 +137,8 @@ wire_enum! {
         } = 1,
         /// The host's own network. Only for modes without isolation.
         Host = 2,
+        /// Sockets of the host's in its network namespace, made while it waits, and nothing else.
+        Gateway = 3,
     }
 }
 

@@ -20,7 +20,7 @@ use tierbox_supervisor::wire::Blob;
 use crate::BACKEND;
 use crate::plan::cgroups::Cgroups;
 use crate::plan::limits::Means;
-use crate::plan::network::HelperProgram;
+use crate::plan::network::{GatewayPlan, HelperProgram};
 use crate::settings::{Mode, Settings, Users, invalid};
 
 /// The directory where commands start in a container.
@@ -44,6 +44,8 @@ pub struct Plan {
     pub mode: Mode,
     /// The network helper, if one is needed.
     pub helper: Option<HelperProgram>,
+    /// The gateway, if the network is its.
+    pub gateway: Option<GatewayPlan>,
     /// How the limits are enforced.
     pub limits: Vec<LimitReport>,
     /// What will be made on this host.
@@ -88,7 +90,7 @@ pub fn homes() -> Vec<PathBuf> {
 pub fn validate(spec: &EnvironmentSpec) -> Result<(Settings, Mode)> {
     let settings = Settings::from_value(&spec.settings)?;
     let mode = settings.mode_for(spec.tier)?;
-    network::validate(spec.tier)?;
+    network::validate(spec)?;
     limits::validate(&spec.limits, mode)?;
     spec.check_values()?;
     match mode {
@@ -161,12 +163,12 @@ pub fn has_landlock() -> bool {
 pub fn plan(spec: &EnvironmentSpec, id: &str, found: &Cgroups, directory: impl FnOnce() -> Result<PathBuf>) -> Result<Plan> {
     let (settings, mode) = validate(spec)?;
     let planned_limits = limits::plan(&spec.limits, Means { cgroups: found, ..means(mode) }, id)?;
-    let network = network::plan(spec.tier, mode, settings.network)?;
+    let network = network::plan(spec, mode, settings.network)?;
     let listens = spec.hold != Hold::Process;
     let directory = if listens || mode == Mode::Process { Some(directory()?) } else { None };
     let listen = directory.as_ref().filter(|_| listens).map(|dir| socket_path(dir)).transpose()?;
     let machine = match mode {
-        Mode::Container => container(spec, &settings, id, network.helper.as_ref())?,
+        Mode::Container => container(spec, &settings, id, network.nameserver().as_deref())?,
         Mode::Process => process(spec, directory.as_deref().unwrap_or(Path::new("/nonexistent"))),
     };
     let resource = |kind: &str, path: &[u8]| Resource { kind: kind.to_owned(), id: String::from_utf8_lossy(path).into_owned() };
@@ -182,6 +184,7 @@ pub fn plan(spec: &EnvironmentSpec, id: &str, found: &Cgroups, directory: impl F
         files.extend_from_slice(copies);
     }
     let mut env = machine.env;
+    env.extend(network.gateway.iter().flat_map(|gateway| gateway.sockets.variables()));
     env.extend(spec.env.clone());
     let setup = Setup {
         version: VERSION,
@@ -212,6 +215,7 @@ pub fn plan(spec: &EnvironmentSpec, id: &str, found: &Cgroups, directory: impl F
         setup,
         mode,
         helper: network.helper,
+        gateway: network.gateway,
         limits: planned_limits.reports,
         resources,
         mounts,
@@ -231,7 +235,7 @@ struct Machine {
     directories: Vec<PathBuf>,
 }
 
-fn container(spec: &EnvironmentSpec, settings: &Settings, id: &str, helper: Option<&HelperProgram>) -> Result<Machine> {
+fn container(spec: &EnvironmentSpec, settings: &Settings, id: &str, nameserver: Option<&str>) -> Result<Machine> {
     let root = settings.root_path(&spec.base_dir).map(|root| root.canonicalize().unwrap_or(root));
     let people = files::users(spec.user.as_deref(), root.as_deref())?;
     let map = users::choose(own_ids(), wanted_users(spec, settings), id)?;
@@ -244,7 +248,7 @@ fn container(spec: &EnvironmentSpec, settings: &Settings, id: &str, helper: Opti
         .with_backend(BACKEND)
         .with_help("choose a user with a number below 65536"));
     }
-    let files = files::made(&people, id, helper.map(HelperProgram::nameserver).as_deref());
+    let files = files::made(&people, id, nameserver);
     let home = String::from_utf8_lossy(&people.agent.home.0).into_owned();
     Ok(Machine {
         users: map,

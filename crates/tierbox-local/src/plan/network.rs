@@ -1,8 +1,10 @@
 //! What a machine can reach, and the helper that gives a container its way out.
 
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
-use tierbox_core::{Error, ErrorKind, Network, Result, Tier};
+use tierbox_core::{EnvironmentSpec, Error, ErrorKind, Network, Result};
+use tierbox_egress::Rules;
 use tierbox_supervisor::setup::Net;
 
 use crate::BACKEND;
@@ -18,6 +20,10 @@ const METADATA6: [([u8; 16], u8); 2] = [
     ([0xfd, 0, 0x0e, 0xc2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0], 32),
     ([0xfd, 0x20, 0, 0xce, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0], 32),
 ];
+
+/// The gateway's address in a container with N1: from the network for benchmarks, which nothing else uses, so that programs
+/// that take private or loopback addresses for something special do not.
+const GATEWAY: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 1);
 
 /// A program that connects a container's network namespace to the host's network.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -95,33 +101,62 @@ pub struct PlannedNetwork {
     pub net: Net,
     /// The helper, with N0 in a container.
     pub helper: Option<HelperProgram>,
+    /// The gateway, with N1 in a container.
+    pub gateway: Option<GatewayPlan>,
 }
 
-/// Refuses what this backend cannot enforce, without looking at the host.
+/// What the gateway of a container with N1 allows, and where it listens inside.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GatewayPlan {
+    /// The names.
+    pub rules: Rules,
+    /// The sockets.
+    pub sockets: tierbox_egress::Plan,
+}
+
+impl PlannedNetwork {
+    fn without_help(net: Net) -> Self {
+        Self { net, helper: None, gateway: None }
+    }
+
+    /// The resolver's address inside, where there is one.
+    pub fn nameserver(&self) -> Option<String> {
+        let gateway = self.gateway.as_ref().map(|gateway| gateway.sockets.address().to_string());
+        gateway.or_else(|| self.helper.as_ref().map(HelperProgram::nameserver))
+    }
+}
+
+/// Checks the names that N1 allows, without looking at the host.
 ///
 /// # Errors
-/// `TierRefused` for N1.
-pub fn validate(tier: Tier) -> Result<()> {
-    if tier.network() != Network::N1 {
+/// `InvalidProfile` naming the entry.
+pub fn validate(spec: &EnvironmentSpec) -> Result<()> {
+    if spec.tier.network() != Network::N1 {
         return Ok(());
     }
-    let nearest = format!("{}.{}.N2", tier.tooling(), tier.host());
-    Err(Error::new(ErrorKind::TierRefused, "check profile", "N1 needs the egress gateway, which this build does not have")
-        .with_backend(BACKEND)
-        .with_help(format!("the nearest tier that local can enforce is {nearest}")))
+    Rules::new(&spec.network).map(drop).map_err(|error| error.with_backend(BACKEND))
 }
 
 /// Plans the network.
 ///
 /// # Errors
-/// `HostUnable` naming the helper that is missing.
-pub fn plan(tier: Tier, mode: Mode, wanted: NetworkHelper) -> Result<PlannedNetwork> {
-    if mode == Mode::Process {
-        return Ok(PlannedNetwork { net: Net::Host, helper: None });
+/// As [`validate`]; `HostUnable` naming the helper that is missing.
+pub fn plan(spec: &EnvironmentSpec, mode: Mode, wanted: NetworkHelper) -> Result<PlannedNetwork> {
+    match spec.tier.network() {
+        _ if mode == Mode::Process => Ok(PlannedNetwork::without_help(Net::Host)),
+        Network::N2 => Ok(PlannedNetwork::without_help(Net::Isolated)),
+        Network::N1 => plan_gateway(spec),
+        Network::N0 => plan_external(wanted),
     }
-    if tier.network() != Network::N0 {
-        return Ok(PlannedNetwork { net: Net::Isolated, helper: None });
-    }
+}
+
+fn plan_gateway(spec: &EnvironmentSpec) -> Result<PlannedNetwork> {
+    let rules = Rules::new(&spec.network).map_err(|error| error.with_backend(BACKEND))?;
+    let sockets = tierbox_egress::Plan::new(GATEWAY, &rules);
+    Ok(PlannedNetwork { net: Net::Gateway, helper: None, gateway: Some(GatewayPlan { rules, sockets }) })
+}
+
+fn plan_external(wanted: NetworkHelper) -> Result<PlannedNetwork> {
     let trie = std::fs::read_to_string("/proc/net/fib_trie").unwrap_or_default();
     let own4 = local_addresses4(&trie);
     let own6 = local_addresses6(&std::fs::read_to_string("/proc/net/if_inet6").unwrap_or_default());
@@ -131,7 +166,7 @@ pub fn plan(tier: Tier, mode: Mode, wanted: NetworkHelper) -> Result<PlannedNetw
     }
     let blocked4 = METADATA4.into_iter().chain(own4.into_iter().map(|address| (address, 32))).collect();
     let blocked6 = METADATA6.into_iter().chain(own6.into_iter().map(|address| (address, 128))).collect();
-    Ok(PlannedNetwork { net: Net::External { blocked4, blocked6 }, helper: Some(helper) })
+    Ok(PlannedNetwork { net: Net::External { blocked4, blocked6 }, helper: Some(helper), gateway: None })
 }
 
 /// The helper that would be used.
@@ -266,10 +301,17 @@ mod unit {
     use super::*;
 
     #[test]
-    fn n1_is_refused_with_the_nearest_tier() {
-        let error = validate("T0.H1.N1".parse().unwrap()).unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::TierRefused);
-        assert!(error.message().contains("egress gateway") && error.help().unwrap().contains("T0.H1.N2"));
+    fn n1_plans_a_gateway_and_refuses_what_is_no_name() {
+        let mut spec = crate::plan::unit::spec("T0.H1.N1");
+        spec.network.allow = vec!["index.test".into(), "*.files.test:8443".into()];
+        let planned = plan(&spec, Mode::Container, NetworkHelper::Auto).unwrap();
+        assert_eq!((&planned.net, planned.nameserver().as_deref()), (&Net::Gateway, Some("198.18.0.1")));
+        assert_eq!(planned.gateway.unwrap().sockets.tcp().len(), 5);
+        for bad in ["127.0.0.1", "*.com", "*.co.uk", "index.test/x"] {
+            spec.network.allow = vec![bad.into()];
+            let error = validate(&spec).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidProfile, "{bad}");
+        }
     }
 
     #[test]

@@ -139,7 +139,11 @@ fn hear_pid(word: BorrowedFd<'_>) -> Result<u32, Stop> {
 
 /// Lets a helper give the network namespace a way out, and blocks what must not be reached through it.
 fn external_network(setup: &Setup, channel: &Channel, netlink: &Netlink, pid: u32) -> Step {
-    let Net::External { blocked4, blocked6 } = &setup.net else { return Ok(()) };
+    let (blocked4, blocked6) = match &setup.net {
+        Net::External { blocked4, blocked6 } => (blocked4.as_slice(), blocked6.as_slice()),
+        Net::Gateway => (&[][..], &[][..]),
+        Net::Isolated | Net::Host => return Ok(()),
+    };
     // The helper has to open this process's namespaces, which the kernel grants nobody but root while it cannot be dumped.
     // Nothing of the sandbox's runs yet.
     rustix::process::set_dumpable_behavior(DumpableBehavior::Dumpable).at("dumpable")?;

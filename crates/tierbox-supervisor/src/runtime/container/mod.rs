@@ -24,6 +24,7 @@ mod root;
 mod seccomp;
 mod serve;
 mod sources;
+mod visit;
 
 use refusal::Refusal;
 
@@ -55,8 +56,9 @@ pub fn main() -> u8 {
         [] => own_channel(),
         [what, dir] if what == "serve" => serve::run(dir.as_ref()),
         [what, dir] if what == "join" => join::run(dir.as_ref()),
+        [what, rest @ ..] if what == "listen" => visit::run(rest),
         [what] if what == "version" => join::say(1, &format!("tierbox-supervisor {}", crate::protocol::VERSION), 0),
-        _ => join::say(2, "usage: tierbox-supervisor [serve DIR | join DIR | version]", EXIT_USAGE),
+        _ => join::say(2, "usage: tierbox-supervisor [serve DIR | join DIR | listen PID ADDRESS:PORT... | version]", EXIT_USAGE),
     }
 }
 

@@ -8,6 +8,7 @@ use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType};
 use super::refusal::{AtStep, Step};
 
 const RTM_NEWLINK: u16 = 16;
+const RTM_NEWADDR: u16 = 20;
 const RTM_NEWROUTE: u16 = 24;
 const NLM_F_REQUEST: u16 = 0x1;
 const NLM_F_ACK: u16 = 0x4;
@@ -20,6 +21,8 @@ const LOOPBACK: i32 = 1;
 const RT_TABLE_MAIN: u8 = 254;
 const RTPROT_STATIC: u8 = 4;
 const RTN_UNREACHABLE: u8 = 7;
+const IFA_ADDRESS: u16 = 1;
+const IFA_LOCAL: u16 = 2;
 const RTA_DST: u16 = 1;
 const RTA_PRIORITY: u16 = 6;
 const HEADER: usize = 16;
@@ -47,6 +50,14 @@ impl Netlink {
     /// The refusal of step `loopback`.
     pub fn loopback_up(&self) -> Step {
         self.ask(RTM_NEWLINK, 0, &link_up(LOOPBACK)).at("loopback")
+    }
+
+    /// Gives loopback one more address, which leads nowhere else.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    pub fn add_loopback_address(&self, address: std::net::Ipv4Addr) -> io::Result<()> {
+        self.ask(RTM_NEWADDR, NLM_F_CREATE | NLM_F_REPLACE, &loopback_address(address.octets()))
     }
 
     /// Makes a prefix unreachable.
@@ -77,6 +88,15 @@ fn link_up(index: i32) -> Vec<u8> {
     body.extend(index.to_ne_bytes());
     body.extend(IFF_UP.to_ne_bytes());
     body.extend(IFF_UP.to_ne_bytes()); // Which flags to change.
+    body
+}
+
+fn loopback_address(address: [u8; 4]) -> Vec<u8> {
+    // A prefix of 32 bits, no flags, the scope of the whole world.
+    let mut body = vec![AddressFamily::INET.as_raw() as u8, 32, 0, 0];
+    body.extend(LOOPBACK.to_ne_bytes());
+    attribute(&mut body, IFA_LOCAL, &address);
+    attribute(&mut body, IFA_ADDRESS, &address);
     body
 }
 
