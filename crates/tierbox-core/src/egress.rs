@@ -103,6 +103,18 @@ impl AllowRule {
         self.covers_name(name) && self.covers_port(port, scheme)
     }
 
+    /// Whether everything that it allows is allowed by another rule too.
+    pub fn is_within(&self, other: &Self) -> bool {
+        let below = |name: &str| name.strip_suffix(&other.name).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
+        let names = if self.wildcard { other.wildcard && below(&self.name) } else { other.covers_name(&self.name) };
+        let schemes = [AllowScheme::Http, AllowScheme::Https, AllowScheme::Tcp];
+        let ways = self.ports().into_iter().flat_map(|port| schemes.map(|scheme| (port, scheme)));
+        names
+            && ways
+                .filter(|(port, scheme)| self.covers_port(*port, *scheme))
+                .all(|(port, scheme)| other.covers_port(port, scheme))
+    }
+
     /// Every port that it allows.
     pub fn ports(&self) -> Vec<u16> {
         match (self.port, self.scheme) {
@@ -349,6 +361,27 @@ mod unit {
         assert!(below.covers_name("a.example.org") && below.covers_name("a.b.example.org"));
         for other in ["example.org", "badexample.org", "a.example.org.evil.test", ".example.org", "example.org.", ""] {
             assert!(!below.covers_name(other), "{other}");
+        }
+    }
+
+    #[test]
+    fn a_rule_is_within_another_if_it_allows_nothing_more() {
+        for (inner, outer) in
+            [("a.b.test", "*.b.test"), ("*.a.b.test", "*.b.test"), ("https://b.test", "b.test"), ("b.test:443", "b.test:443")]
+        {
+            assert!(rule(inner).is_within(&rule(outer)), "{inner} {outer}");
+        }
+        for (inner, outer) in [
+            ("b.test", "*.b.test"),
+            ("*.test.x", "*.b.test.x"),
+            ("*.cb.test", "*.b.test"),
+            ("b.test", "https://b.test"),
+            ("b.test:8443", "b.test"),
+            ("tcp://b.test:443", "b.test:443"),
+            ("b.test:443", "b.test"),
+            ("*.b.test", "a.b.test"),
+        ] {
+            assert!(!rule(inner).is_within(&rule(outer)), "{inner} {outer}");
         }
     }
 

@@ -214,6 +214,13 @@ macro_rules! setters {
                 self.change(move |settings| settings.allow.clone_from(&names))
             }
 
+            /// Sets the file of the groups that `allow` names.
+            #[must_use]
+            pub fn groups(self, file: impl Into<std::path::PathBuf>) -> Self {
+                let file = file.into();
+                self.change(move |settings| settings.groups = Some(file.clone()))
+            }
+
             /// Sets the programs that T1 allows, by absolute path.
             #[must_use]
             pub fn programs(self, paths: impl IntoIterator<Item = impl Into<String>>) -> Self {

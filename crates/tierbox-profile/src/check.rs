@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use serde_json::Value;
-use tierbox_core::{AgentPolicy, ErrorKind, HostIsolation, Limits, Network, Tooling, names_a_secret};
+use tierbox_core::{AgentPolicy, AllowRule, Error, ErrorKind, HostIsolation, Limits, Network, Tooling, names_a_secret};
 
 use crate::diagnostic::Diagnostic;
 use crate::hostpath;
@@ -136,9 +136,9 @@ impl Checker<'_> {
     fn network(&mut self) {
         let settings = self.settings;
         for (index, name) in settings.allow.iter().enumerate() {
-            if let Err(why) = network_name(name) {
-                let help = "write a domain name, *.NAME for all below it, and :PORT where it is not the usual one";
-                self.error(&format!("network.allow.{index}"), format!("{} {why}", shown(name)), help);
+            if let Err(error) = network_name(name) {
+                let help = error.help().unwrap_or_default();
+                self.error(&format!("network.allow.{index}"), error.message(), help);
             }
         }
         let level = settings.tier.network();
@@ -250,23 +250,14 @@ fn env_key(key: &str) -> Result<(), &'static str> {
     Ok(())
 }
 
-fn network_name(entry: &str) -> Result<(), &'static str> {
-    let (host, port) = entry.split_once(':').map_or((entry, None), |(host, port)| (host, Some(port)));
-    if port.is_some_and(|port| !port.parse::<u16>().is_ok_and(|port| port > 0)) {
-        return Err("has a bad port");
+fn network_name(entry: &str) -> tierbox_core::Result<()> {
+    match entry.strip_prefix('@') {
+        None => entry.parse::<AllowRule>().map(drop),
+        Some(group) if group.is_empty() || group.contains(char::is_control) => {
+            Err(Error::new(ErrorKind::InvalidProfile, "read allowed name", "\"@\" names no group"))
+        }
+        Some(_) => Ok(()),
     }
-    let name = host.strip_prefix("*.").unwrap_or(host);
-    let label = |label: &str| {
-        let plain = label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_');
-        plain && (1..=63).contains(&label.len()) && !label.starts_with('-') && !label.ends_with('-')
-    };
-    if name.len() > 253 || !name.split('.').all(label) {
-        return Err("is not a domain name");
-    }
-    if name.split('.').next_back().is_some_and(|last| last.bytes().all(|byte| byte.is_ascii_digit())) {
-        return Err("is an address: only names can be allowed");
-    }
-    Ok(())
 }
 
 /// What a prepared layer's secrets and variables must look like. Every reference and host path is made absolute.

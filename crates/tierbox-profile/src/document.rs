@@ -104,9 +104,13 @@ pub(crate) struct LimitsDocument {
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 #[schemars(rename = "Network")]
 pub(crate) struct NetworkDocument {
-    /// For N1: the names that can be reached, each with a port if it is not the usual one, such as
-    /// "index.example.org" or "*.files.example.org:443".
+    /// For N1: the names that can be reached, as `[scheme://]NAME[:PORT]` or `*.NAME` for all below it, such as
+    /// "index.example.org", "https://*.files.example.org:8443" or "tcp://git.example.org:22"; "@GROUP" stands for the names
+    /// of a group.
     pub allow: Option<Vec<String>>,
+    /// A TOML file in which each key is a group's name and each value a list of names: `python = ["index.example.org"]`.
+    #[schemars(extend("x-path" = true))]
+    pub groups: Option<String>,
 }
 
 /// What the tooling axis allows.

@@ -22,7 +22,10 @@ const READY: &[(&str, &str)] = &[
     ("local", include_str!("../ready/local.toml")),
     ("local-open", include_str!("../ready/local-open.toml")),
     ("local-process", include_str!("../ready/local-process.toml")),
+    ("local-text", include_str!("../ready/local-text.toml")),
     ("local-tools", include_str!("../ready/local-tools.toml")),
+    ("local-web", include_str!("../ready/local-web.toml")),
+    ("remote-container", include_str!("../ready/remote-container.toml")),
 ];
 
 /// The text of a profile, and where it was found.

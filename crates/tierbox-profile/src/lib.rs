@@ -17,6 +17,7 @@ mod check;
 mod diagnostic;
 mod document;
 mod find;
+mod groups;
 mod hostpath;
 mod inspect;
 mod layer;

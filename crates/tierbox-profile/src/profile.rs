@@ -12,6 +12,7 @@ use tierbox_core::{
 use crate::builder::{Overrides, ProfileBuilder};
 use crate::check::{check, check_table};
 use crate::diagnostic::{Diagnostic, Severity, first_error};
+use crate::groups;
 use crate::inspect::{Mark, inspect};
 use crate::layer::Provenance;
 use crate::loader::{known_backend, leave_names_unused, of_code};
@@ -176,7 +177,7 @@ impl Profile {
             user: settings.user.clone(),
             mounts: settings.mounts.clone(),
             files: settings.files.clone(),
-            network: NetworkSpec { allow: settings.allow.clone() },
+            network: NetworkSpec { allow: groups::expand(&settings.allow, settings.groups.as_deref())? },
             settings: self.table(&mut secrets)?,
             verify: settings.verify,
             base_dir: self.base.clone(),

@@ -33,6 +33,8 @@ pub(crate) struct Settings {
     pub limits: Limits,
     pub env: BTreeMap<String, EnvValue>,
     pub allow: Vec<String>,
+    /// The file of the groups that `allow` names.
+    pub groups: Option<PathBuf>,
     pub programs: Vec<String>,
     pub agent: AgentSettings,
     pub code: CodeSettings,
@@ -65,6 +67,7 @@ impl Settings {
             limits: Limits::default(),
             env: BTreeMap::new(),
             allow: Vec::new(),
+            groups: None,
             programs: Vec::new(),
             agent: AgentSettings::default(),
             code: CodeSettings::default(),
@@ -99,6 +102,7 @@ impl Settings {
             add(&format!("env.{key}"), shown_env(value));
         }
         add("network.allow", list(&self.allow));
+        add("network.groups", self.groups.as_ref().map_or_else(none, |path| path.display().to_string()));
         add("tools.programs", list(&self.programs));
         for (key, value) in crate::agent::entries(&self.agent, &self.code) {
             add(key, value);
@@ -174,6 +178,7 @@ pub(crate) fn resolve(document: Document, tables: BTreeMap<String, Value>, compl
     let tier = document.tier.and_then(|text| reader.read(&["tier"], text.parse::<Tier>()));
     let verify = document.verify.and_then(|text| reader.read(&["verify"], text.parse::<Verify>()));
     let limits = reader.limits(document.limits.unwrap_or_default());
+    let network = document.network.unwrap_or_default();
     let settings = Settings::new(tier?);
     let tools = document.tools.unwrap_or_default();
     Some(Settings {
@@ -186,7 +191,8 @@ pub(crate) fn resolve(document: Document, tables: BTreeMap<String, Value>, compl
         verify,
         limits,
         env: document.env.unwrap_or_default().into_iter().map(read_env).collect(),
-        allow: document.network.and_then(|network| network.allow).unwrap_or_default(),
+        allow: network.allow.unwrap_or_default(),
+        groups: network.groups.map(PathBuf::from),
         programs: tools.programs.unwrap_or_default(),
         agent: crate::agent::agent(tools.rules, tools.approvals, reader.complaints),
         code: crate::agent::code(document.code.unwrap_or_default(), reader.complaints),

@@ -4,7 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use serde_json::Value;
-use tierbox_core::{Approval, ApprovalRule, Enforce, Limit, Limits, MountSpec, Network, Preset, Tooling, Verify};
+use tierbox_core::{AllowRule, Approval, ApprovalRule, Enforce, Limit, Limits, MountSpec, Network, Preset, Tooling, Verify};
 
 use crate::agent::{shown_approval, shown_rule};
 use crate::inspect::{annotated, is_at_least_as_strict, schema_at};
@@ -120,6 +120,12 @@ impl Changes {
             if !all_before && !before.allow.iter().any(|old| covers(old, name)) {
                 self.add("network.allow", "not allowed", name);
             }
+        }
+        let named = after.allow.iter().any(|name| name.starts_with('@'));
+        if !all_before && named && before.groups != after.groups {
+            let shown =
+                |groups: &Option<std::path::PathBuf>| groups.as_ref().map_or("none".into(), |path| path.display().to_string());
+            self.add("network.groups", shown(&before.groups), shown(&after.groups));
         }
     }
 
@@ -244,16 +250,11 @@ fn duration(before: Option<Duration>, after: Option<Duration>) -> bool {
 
 /// Whether everything that `new` allows is allowed by `old`.
 fn covers(old: &str, new: &str) -> bool {
-    let split = |entry: &str| match entry.rsplit_once(':') {
-        Some((host, port)) => (host.to_lowercase(), Some(port.to_owned())),
-        None => (entry.to_lowercase(), None),
-    };
-    let ((old_host, old_port), (new_host, new_port)) = (split(old), split(new));
-    let host = match old_host.strip_prefix('*') {
-        Some(suffix) => new_host == old_host || (new_host.ends_with(suffix) && new_host.len() > suffix.len()),
-        None => new_host == old_host,
-    };
-    host && old_port == new_port
+    match (old.parse::<AllowRule>(), new.parse::<AllowRule>()) {
+        (Ok(old), Ok(new)) => new.is_within(&old),
+        // Groups, and what is refused elsewhere.
+        _ => old == new,
+    }
 }
 
 #[cfg(test)]

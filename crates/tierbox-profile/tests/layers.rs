@@ -124,7 +124,7 @@ mod unit {
             ("user", "user=other"),
             ("writable-mounts", "writable-mounts=true"),
             ("network.allow", "network.allow=[\"example.com\"]"),
-            ("network.allow", "network.allow=[\"*.org\"]"),
+            ("network.allow", "network.allow=[\"*.example.com\"]"),
             ("tools.programs", "tools.programs=[\"/bin/true\"]"),
             ("mounts", "mounts=[{ host = \"/opt\", guest = \"/opt\", writable = true }]"),
             ("mounts", "mounts=[{ host = \"/srv\", guest = \"/opt\" }]"),

@@ -11,9 +11,14 @@ mod unit {
     #[test]
     fn ready_profiles_state_what_they_are_called_for() {
         let loader = World::new().loader();
-        for (name, tier) in
-            [("local", "T0.H1.N2"), ("local-open", "T0.H1.N0"), ("local-process", "T0.H0.N0"), ("local-tools", "T1.H1.N2")]
-        {
+        for (name, tier) in [
+            ("local", "T0.H1.N2"),
+            ("local-open", "T0.H1.N0"),
+            ("local-process", "T0.H0.N0"),
+            ("local-text", "T2.H1.N2"),
+            ("local-tools", "T1.H1.N2"),
+            ("local-web", "T0.H1.N1"),
+        ] {
             let profile = loader.load(name).unwrap();
             assert_eq!(profile.tier().to_string(), tier, "{name}");
             let limits = profile.limits();
@@ -34,10 +39,24 @@ mod unit {
         world.write("home/.config/tierbox/profiles/bad.toml", "tier = 3\n");
         let list = world.loader().list();
         let names: Vec<&str> = list.iter().map(|listed| listed.name.as_str()).collect();
-        assert_eq!(names, ["bad", "docker", "local", "local-open", "local-process", "local-tools", "mine"]);
+        assert_eq!(
+            names,
+            [
+                "bad",
+                "docker",
+                "local",
+                "local-open",
+                "local-process",
+                "local-text",
+                "local-tools",
+                "local-web",
+                "mine",
+                "remote-container"
+            ]
+        );
         assert!(list[0].summary.as_ref().unwrap_err().contains("bad.toml:1:8"), "{:?}", list[0]);
-        assert_eq!(list[5].summary.as_ref().unwrap().description, "My own");
-        assert!(list[1].path.is_none() && list[5].path.is_some());
+        assert_eq!(list[8].summary.as_ref().unwrap().description, "My own");
+        assert!(list[1].path.is_none() && list[8].path.is_some());
     }
 
     #[test]

@@ -86,6 +86,10 @@ impl Environment for Leased {
         Err(tierbox_core::Error::new(tierbox_core::ErrorKind::Io, "stop environment", destroyed.failed.join("; ")))
     }
 
+    async fn decisions(&self) -> Result<Vec<tierbox_core::Decision>> {
+        self.inner.decisions().await
+    }
+
     async fn detach(&self) -> Result<()> {
         self.inner.detach().await
     }

@@ -75,6 +75,9 @@ pub use tierbox_lease::{CleanupOptions, CleanupReport, Foreign, Standing, StateD
 // Naming it here is also what links it, so that it registers itself.
 #[cfg(feature = "docker")]
 pub use tierbox_docker as docker;
+/// The N1 gateway. A program that starts detached sandboxes with N1 calls `egress::run_if_asked` first thing in `main`.
+#[cfg(target_os = "linux")]
+pub use tierbox_egress as egress;
 #[cfg(feature = "local")]
 pub use tierbox_local as local;
 pub use tierbox_profile as profile;

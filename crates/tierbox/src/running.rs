@@ -7,8 +7,8 @@ use std::time::{Duration, SystemTime};
 
 use tierbox_code::CodeRunner;
 use tierbox_core::{
-    Approver, Backend, CodeSettings, Connection, Environment, Error, ErrorKind, Hold, LeaseRecord, Principal, Report, Result,
-    Sandbox, Tooling,
+    Approver, Backend, CodeSettings, Connection, Decision, Environment, Error, ErrorKind, Hold, LeaseRecord, Principal, Report,
+    Result, Sandbox, Tooling,
 };
 use tierbox_lease::{Journal, Lease};
 
@@ -178,6 +178,14 @@ impl Running {
     /// `NotFound` for a name that is no machine's.
     pub fn connection(&self, machine: &str) -> Result<Connection> {
         self.parts().environment.connection(machine)
+    }
+
+    /// What the N1 gateway decided so far, oldest first; empty without one.
+    ///
+    /// # Errors
+    /// What the file system says of the log.
+    pub async fn decisions(&self) -> Result<Vec<Decision>> {
+        self.parts().environment.decisions().await
     }
 
     /// Whether it ends with this handle.
