@@ -79,6 +79,13 @@ pub(crate) enum Command {
     /// Serve other programs over HTTP, on a Unix socket of your own
     #[cfg(feature = "serve")]
     Serve(ServeArgs),
+    /// Print the variables that make Inspect's tools fit a profile's tooling tier, for a shell's eval
+    #[command(after_help = "Example:\n  eval \"$(tierbox env local-tools)\"")]
+    Env {
+        /// The profile: a name, or the path of a file
+        #[arg(default_value = "local", env = "TIERBOX_PROFILE")]
+        profile: String,
+    },
     /// Say what this machine can enforce, why not, and what to change
     Doctor(DoctorArgs),
     /// Show, check and make profiles

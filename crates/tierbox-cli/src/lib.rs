@@ -113,6 +113,7 @@ async fn dispatch(context: &mut Context, command: Command) -> Result<u8, Failure
         Command::Forward(args) => commands::forward::forward(context, args).await,
         Command::Down(args) => commands::end::down(context, args).await,
         Command::Cleanup(args) => commands::end::cleanup(context, args).await,
+        Command::Env { profile } => commands::env::env(context, &profile),
         Command::Profiles => commands::config::profiles(context),
         #[cfg(feature = "serve")]
         Command::Serve(args) => commands::serve::serve(context, args).await,

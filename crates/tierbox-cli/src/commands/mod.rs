@@ -5,6 +5,7 @@ pub(crate) mod config;
 pub(crate) mod cp;
 pub(crate) mod doctor;
 pub(crate) mod end;
+pub(crate) mod env;
 pub(crate) mod exec;
 pub(crate) mod execs;
 pub(crate) mod forward;

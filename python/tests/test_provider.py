@@ -1,0 +1,166 @@
+"""What the provider promises beyond Inspect's own checks."""
+
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import anyio
+import pytest
+from inspect_ai._util.error import PrerequisiteError
+from inspect_ai.util import (
+    OutputLimitExceededError,
+    SandboxEnvironmentSpec,
+    SandboxUnavailableError,
+)
+from inspect_ai.util._sandbox.limits import override_max_exec_output_size
+from inspect_tierbox import TierboxConfig, TierboxSandboxEnvironment as Provider
+from inspect_tierbox import _daemon
+
+pytestmark = pytest.mark.anyio
+
+
+def listed() -> list[str]:
+    return [env["id"] for env in _daemon.ask_now("GET", "/v1/environments")["environments"]]
+
+
+async def started(config: TierboxConfig | str | None, task: str = "task") -> Provider:
+    await Provider.task_init(task, config)
+    made = await Provider.sample_init(task, config, {})
+    return next(iter(made.values()))
+
+
+async def test_a_config_is_hashable_and_survives_the_log() -> None:
+    config = TierboxConfig("local", overrides={"limits": {"memory": "512MiB", "pids": 64}, "limits.exec": "5m"}, primary="a")
+    assert config.overrides == (("limits.exec", "5m"), ("limits.memory", "512MiB"), ("limits.pids", "64"))
+    again = Provider.config_deserialize(config.model_dump(mode="json"))
+    assert again == config and hash(again) == hash(config)
+    spec = SandboxEnvironmentSpec("tierbox", config)
+    assert SandboxEnvironmentSpec.model_validate_json(spec.model_dump_json()).config == config
+    with pytest.raises(Exception):
+        config.profile = "other"
+
+
+async def test_a_bare_name_finds_the_file_then_local(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert TierboxConfig.of(None).profile == "local"
+    (tmp_path / "tierbox.toml").write_text('extends = "local"\ntier = "T0.H1.N2"\n')
+    assert TierboxConfig.of(None).resolved().profile == str(tmp_path / "tierbox.toml")
+    assert TierboxConfig.of("sub/p.toml").resolved().profile == str(tmp_path / "sub/p.toml")
+    assert TierboxConfig.of("local-tools").resolved().profile == "local-tools"
+    assert Provider.config_files() == ["tierbox.toml"]
+
+
+async def test_overrides_change_the_profile_and_the_report_says_so() -> None:
+    sandbox = await started(TierboxConfig("local", overrides={"limits": {"pids": 77}}))
+    report = (await _daemon.ask("GET", f"/v1/environments/{sandbox.environment}")).json()["report"]
+    assert any(limit["name"] == "pids" and limit["value"] == "77" for limit in report["limits"])
+    await Provider.task_cleanup("task", None, True)
+    assert sandbox.environment not in listed()
+
+
+async def test_what_grants_more_than_the_tier_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INSPECT_ENABLE_EXEC", "1")
+    await Provider.task_init("task", "local")
+    with pytest.raises(PrerequisiteError, match="INSPECT_ENABLE_EXEC grants more than T1.H1.N2"):
+        await Provider.task_init("task", "local-tools")
+    exports = subprocess.run([_daemon.program(), "env", "local-tools"], capture_output=True, text=True, check=True).stdout
+    for line in exports.splitlines():
+        name, _, value = line.removeprefix("export ").partition("=")
+        monkeypatch.setenv(name, shlex.split(value)[0])
+    await Provider.task_init("task", "local-tools")
+    monkeypatch.setenv("INSPECT_ENABLE_WEB_SEARCH", "true")
+    with pytest.raises(PrerequisiteError, match="INSPECT_ENABLE_WEB_SEARCH"):
+        await Provider.task_init("task", TierboxConfig("local", overrides={"tier": "T2.H1.N2"}))
+
+
+async def test_an_unknown_profile_and_machine_are_refused_and_nothing_is_left() -> None:
+    with pytest.raises(PrerequisiteError, match="no-such-profile"):
+        await Provider.task_init("task", "no-such-profile")
+    before = listed()
+    with pytest.raises(PrerequisiteError, match="no machine is named nobody; there are default"):
+        await started(TierboxConfig("local", primary="nobody"))
+    assert listed() == before
+
+
+async def test_an_interrupted_sample_is_left_to_the_task(capsys: pytest.CaptureFixture[str]) -> None:
+    sandbox = await started("local")
+    await Provider.sample_cleanup("task", "local", {"default": sandbox}, True)
+    assert sandbox.environment in listed()
+    await Provider.task_cleanup("task", "local", False)
+    printed = capsys.readouterr().out
+    assert f"shell {sandbox.environment}" in printed and f"down {sandbox.environment}" in printed
+    shown = (await _daemon.ask("GET", f"/v1/environments/{sandbox.environment}")).json()
+    assert shown["state"] == "kept"
+    done = subprocess.run([sys.executable, "-m", "inspect_ai", "sandbox", "cleanup", "tierbox"], capture_output=True, text=True)
+    assert done.returncode == 0 and sandbox.environment in done.stdout, done.stdout + done.stderr
+    assert sandbox.environment not in listed()
+
+
+async def test_a_login_is_a_command_that_works() -> None:
+    sandbox = await started("local")
+    await sandbox.exec(["touch", "here"])
+    connection = await sandbox.connection()
+    assert connection.type == "tierbox"
+    login = subprocess.run(
+        ["script", "-qec", connection.command, "/dev/null"], input="ls; id -un; exit\n", capture_output=True, text=True, timeout=60
+    )
+    assert "here" in login.stdout and "agent" in login.stdout, login
+    as_root = (await sandbox.connection(user="root")).command
+    assert as_root.endswith("--user root")
+    await Provider.task_cleanup("task", None, True)
+    with pytest.raises(ConnectionError):
+        await sandbox.connection()
+    with pytest.raises(SandboxUnavailableError):
+        await sandbox.exec(["true"])
+
+
+async def test_cancelling_ends_the_command() -> None:
+    sandbox = await started("local")
+    with anyio.move_on_after(1):
+        await sandbox.exec(["sh", "-c", "echo $$ > pid; setsid sleep 1000; :"])
+    with anyio.fail_after(30):
+        while (await sandbox.exec(["sh", "-c", "kill -0 $(cat pid) || pgrep sleep"])).success:
+            await anyio.sleep(0.05)
+    await Provider.task_cleanup("task", None, True)
+
+
+async def test_outcomes_are_what_inspect_expects() -> None:
+    sandbox = await started("local")
+    assert (await sandbox.exec(["no-such-program"])).returncode == 127
+    assert (await sandbox.exec(["sh", "-c", "kill -9 $$"])).returncode == 137
+    assert "no such user: ghost" in (await sandbox.exec(["true"], user="ghost")).stderr
+    assert not (await sandbox.exec(["true"], cwd="/nowhere")).success
+    with pytest.raises(TimeoutError) as late:
+        await sandbox.exec(["sh", "-c", "echo before; sleep 100"], timeout=1)
+    assert late.value.truncated_output == "before\n"  # type: ignore[attr-defined]
+    with override_max_exec_output_size(1024):
+        with pytest.raises(OutputLimitExceededError, match="1 KiB"):
+            await sandbox.exec(["head", "-c", "2048", "/dev/zero"])
+    assert (await sandbox.exec(["readlink", "/proc/self/fd/0"])).stdout == "/dev/null\n"
+    assert (await sandbox.exec(["wc", "-c"], input="")).stdout.strip() == "0"
+    with pytest.raises(FileNotFoundError):
+        await sandbox.read_file("/etc/passwd/x")
+    with pytest.raises(UnicodeDecodeError):
+        await sandbox.write_file("bytes", b"\xff")
+        await sandbox.read_file("bytes")
+    await Provider.task_cleanup("task", None, True)
+
+
+async def test_a_daemon_that_died_is_started_again_and_finds_the_sample() -> None:
+    sandbox = await started("local")
+    await sandbox.write_file("kept", "yes")
+    os.kill(_daemon.ask_now("GET", "/v1")["pid"], 9)
+    with anyio.fail_after(30):
+        while True:
+            try:
+                assert await sandbox.read_file("kept") == "yes"
+                break
+            except SandboxUnavailableError:
+                await anyio.sleep(0.1)
+    await Provider.task_cleanup("task", None, True)
+
+
+async def test_concurrency_comes_from_the_daemon() -> None:
+    assert (Provider.default_concurrency() or 0) >= 1
