@@ -70,6 +70,9 @@ pub(crate) enum Command {
     Down(DownArgs),
     /// Remove what is left of sandboxes that nobody wants any more
     Cleanup(CleanupArgs),
+    /// Give a model the tools of one sandbox, over MCP on standard input and output
+    #[cfg(feature = "mcp")]
+    Mcp(McpArgs),
     /// Run code in a language, with files in and files out
     #[command(subcommand)]
     Code(CodeCommand),
@@ -371,6 +374,24 @@ pub(crate) struct DoctorArgs {
     /// With --install: do not ask
     #[arg(short, long, requires = "install")]
     pub yes: bool,
+}
+
+#[cfg(feature = "mcp")]
+#[derive(Debug, Clone, Args)]
+#[command(after_help = "\
+Examples:
+  tierbox mcp --profile local
+  tierbox mcp --profile local-tools
+  tierbox mcp --sandbox demo
+
+What is offered follows the tier: T0 code, commands and files; T1 the named programs, and reading; T2 nothing.
+A fresh sandbox ends with the client.")]
+pub(crate) struct McpArgs {
+    /// Serve this sandbox, which is up, instead of a fresh one
+    #[arg(long, value_name = "SANDBOX", conflicts_with_all = ["set", "copy_in", "mount"])]
+    pub sandbox: Option<String>,
+    #[command(flatten)]
+    pub start: StartArgs,
 }
 
 #[derive(Debug, Clone, Subcommand)]

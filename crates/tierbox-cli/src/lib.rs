@@ -117,6 +117,8 @@ async fn dispatch(context: &mut Context, command: Command) -> Result<u8, Failure
         Command::Profiles => commands::config::profiles(context),
         #[cfg(feature = "serve")]
         Command::Serve(args) => commands::serve::serve(context, args).await,
+        #[cfg(feature = "mcp")]
+        Command::Mcp(args) => commands::mcp::mcp(context, args).await,
         Command::Code(command) => commands::code::code(context, command).await,
         Command::Doctor(args) => commands::doctor::doctor(context, args).await,
         Command::Config(ConfigCommand::Show { profile, set, allow_weaker }) => {

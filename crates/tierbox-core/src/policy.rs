@@ -47,6 +47,12 @@ impl AgentPolicy {
         named
     }
 
+    /// For each rule, one command that it allows, for people and models.
+    pub fn examples(&self) -> Vec<String> {
+        let example = |rule: &ProgramRule| Some(format!("{} {}", rule.program, rule.allow.first()?.join(" ")));
+        self.rules.iter().filter_map(example).collect()
+    }
+
     /// Checks that the rules hold what T1 promises: no shell, no program that starts others unless a rule lists its options,
     /// and every rule true to its own examples.
     ///

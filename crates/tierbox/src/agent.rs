@@ -194,6 +194,12 @@ impl AgentSandbox {
         self.gate.terminated.load(Ordering::Acquire)
     }
 
+    /// Whether some action of this kind could get consent: not if every rule and the preset refuse it, or ask where nobody can
+    /// be asked.
+    pub fn may(&self, tool: Sensitive) -> bool {
+        self.gate.may(tool)
+    }
+
     /// Checks a command against the tooling axis, without running it and without asking anybody.
     ///
     /// # Errors

@@ -46,6 +46,17 @@ impl Gate {
         }
     }
 
+    /// Whether some action of this kind could get consent.
+    pub fn may(&self, tool: Sensitive) -> bool {
+        let passes = |approval: Approval| match approval {
+            Approval::Allow => true,
+            Approval::Ask => self.approver.is_some(),
+            Approval::Reject | Approval::Terminate => false,
+        };
+        let rules = self.settings.approvals.iter().filter(|rule| rule.tool.is_none_or(|of| of == tool));
+        rules.map(|rule| rule.action).chain([self.settings.preset.approval()]).any(passes)
+    }
+
     /// Records a refusal that the tier made, and passes it on.
     pub fn refused<T>(&self, machine: &str, tool: Sensitive, what: impl FnOnce() -> String, refused: Error) -> Result<T> {
         let action = Action::new(self.environment.as_str(), machine, tool, what());

@@ -10,6 +10,8 @@ pub(crate) mod exec;
 pub(crate) mod execs;
 pub(crate) mod forward;
 pub(crate) mod ls;
+#[cfg(feature = "mcp")]
+pub(crate) mod mcp;
 pub(crate) mod run;
 #[cfg(feature = "serve")]
 pub(crate) mod serve;
