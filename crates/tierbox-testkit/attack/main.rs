@@ -4,6 +4,7 @@
 //! It also has the small servers that cases about streams need, and modes that make a host hostile for a command.
 //! It depends on nothing but the standard library, and is linked statically, so that it runs in any Linux machine.
 
+mod egress;
 mod hostile;
 mod net;
 mod probes;
@@ -24,6 +25,11 @@ fn main() -> ExitCode {
         ["connect", "tcp", targets @ ..] => net::connect_tcp(targets),
         ["connect", "udp", targets @ ..] => net::send_udp(targets),
         ["connect", "abstract", name] => net::connect_abstract(name),
+        ["http", target, requests @ ..] => egress::http(target, requests),
+        ["tls", target, "direct", names @ ..] => egress::tls(target, None, names),
+        ["tls", target, via, names @ ..] => egress::tls(target, Some(via), names),
+        ["dns", server, questions @ ..] => egress::dns(server, questions),
+        ["half-open", target, count] => egress::half_open(target, count),
         ["descriptors"] => spy::descriptors(),
         ["pid1"] => spy::pid1(),
         ["other", pid] => spy::other(pid),

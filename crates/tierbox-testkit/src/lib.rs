@@ -28,6 +28,8 @@ pub mod mutant;
 pub mod plain;
 mod runner;
 mod subject;
+#[cfg(target_os = "linux")]
+pub mod world;
 
 pub use case::{Case, Fail, Need, Verdict, skip};
 pub use factory::BackendFactory;

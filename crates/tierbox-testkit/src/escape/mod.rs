@@ -13,6 +13,7 @@ use crate::subject::Subject;
 mod between;
 mod canary;
 mod control;
+mod egress;
 mod files;
 mod kernel;
 mod load;
@@ -59,6 +60,7 @@ pub fn all() -> Vec<Case> {
         kernel::cases(),
         between::cases(),
         network::cases(),
+        egress::cases(),
         control::cases(),
     ]
     .concat()

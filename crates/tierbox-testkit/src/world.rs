@@ -1,0 +1,200 @@
+//! A small internet of a test's own: network namespaces with servers under invented names, so that nothing that is tested can
+//! reach any real address.
+//!
+//! The test program runs itself again in fresh network and mount namespaces. There `/etc/hosts` and `/etc/resolv.conf` are the
+//! world's, and a second namespace behind a pair of devices holds the servers. A sandbox that the test starts has the
+//! world for its host.
+
+use std::fs;
+use std::io::{self, BufRead, BufReader};
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitCode, Stdio};
+
+use tempfile::TempDir;
+
+use crate::plain;
+
+/// The server's address.
+pub const SERVER: &str = "203.0.113.10";
+
+/// What a profile in this world allows.
+pub const ALLOWED: &[&str] = &[
+    "index.test",
+    "*.files.test",
+    "*.files.test:8080",
+    "private.test",
+    "metadata.test",
+    "mapped.test",
+    "own.test",
+    "loopback.test",
+    "tcp://git.test:22",
+];
+
+/// Allowed names that lead where nobody may go, though servers listen there.
+pub const LEADS_ASTRAY: &[&str] = &["private.test", "metadata.test", "mapped.test", "own.test", "loopback.test"];
+
+/// Set where the test program runs again.
+const MARK: &str = "TIERBOX_TESTKIT_WORLD";
+
+/// The line of the world's `/etc/hosts` that names its directory.
+const LINE: &str = "# the world of ";
+
+const HOSTS: &str = "127.0.0.1 localhost loopback.test\n\
+    203.0.113.1 own.test\n\
+    203.0.113.10 index.test files.test x.files.test a.files.test other.test xindex.test index.test.other.test git.test\n\
+    10.99.0.10 private.test\n\
+    ::ffff:10.99.0.10 mapped.test\n\
+    169.254.169.254 metadata.test\n";
+
+/// Namespaces, devices and servers, for as long as this lives.
+#[derive(Debug)]
+pub struct World {
+    _servers: Child,
+    _directory: Option<TempDir>,
+}
+
+/// Why there can be no world here, if so.
+pub fn absent() -> Option<crate::Absence> {
+    let missing = |reason: &str, install: &str| Some(crate::Absence { reason: reason.into(), install: install.into() });
+    let there = |tool: &str| ["/usr/bin", "/usr/sbin", "/bin", "/sbin"].iter().any(|dir| Path::new(dir).join(tool).exists());
+    if is_inside() {
+        return None;
+    }
+    if !plain::is_root() {
+        return missing("network namespaces with servers in them are made by root", "run the tests as root");
+    }
+    let lacking = ["unshare", "nsenter", "ip", "mount", "python3", "openssl"].into_iter().find(|tool| !there(tool))?;
+    missing(&format!("{lacking} is not installed"), "apt-get install iproute2 util-linux python3 openssl")
+}
+
+/// Runs a test program in a world of its own, if there can be one; tests that need it look at [`absent`] themselves.
+pub fn run(body: impl FnOnce() -> ExitCode) -> ExitCode {
+    let lists = std::env::args().any(|word| word == "--list");
+    if lists || is_inside() || (std::env::var_os(MARK).is_none() && absent().is_some()) {
+        return body();
+    }
+    if std::env::var_os(MARK).is_none() {
+        let program = std::env::current_exe().unwrap_or_default();
+        let mut again = Command::new("unshare");
+        again.args(["--net", "--mount", "--"]).arg(program).args(std::env::args_os().skip(1)).env(MARK, "1");
+        let status = again.status().ok().and_then(|status| status.code());
+        return ExitCode::from(status.and_then(|code| u8::try_from(code).ok()).unwrap_or(1));
+    }
+    match World::make() {
+        Ok(_world) => body(),
+        Err(error) => {
+            let _ = io::Write::write_all(&mut io::stderr(), format!("the world could not be made: {error}\n").as_bytes());
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Whether this process is in a world.
+pub fn is_inside() -> bool {
+    directory().is_some()
+}
+
+/// The world's directory: `www` is served under every name, `ca.pem` is who signed the server's certificate.
+pub fn directory() -> Option<PathBuf> {
+    let hosts = fs::read_to_string("/etc/hosts").ok()?;
+    hosts.lines().find_map(|line| line.strip_prefix(LINE)).map(PathBuf::from)
+}
+
+/// Everything that the world's resolver was asked for, in lower case, as far as it is text.
+///
+/// # Errors
+/// If there is no world.
+pub fn heard() -> io::Result<String> {
+    let directory = directory().ok_or(io::ErrorKind::NotFound)?;
+    Ok(String::from_utf8_lossy(&fs::read(directory.join("heard"))?).to_lowercase())
+}
+
+impl World {
+    /// Makes the world in the namespaces that this process has to itself.
+    ///
+    /// # Errors
+    /// The first step that fails, with what its program said.
+    fn make() -> io::Result<Self> {
+        use std::os::unix::fs::PermissionsExt;
+        let directory = tempfile::Builder::new().prefix("tierbox-world-").tempdir()?;
+        let path = directory.path();
+        fs::set_permissions(path, fs::Permissions::from_mode(0o755))?;
+        fs::create_dir(path.join("www"))?;
+        fs::write(path.join("www/x"), "hello\n")?;
+        fs::write(path.join("heard"), "")?;
+        certify(path)?;
+        fs::write(path.join("hosts"), format!("{LINE}{}\n{HOSTS}", path.display()))?;
+        fs::write(path.join("resolv.conf"), "nameserver 203.0.113.53\noptions timeout:1 attempts:1\n")?;
+        for name in ["hosts", "resolv.conf"] {
+            let at = fs::canonicalize(Path::new("/etc").join(name))?;
+            sh(&format!("mount --bind {} {}", path.join(name).display(), at.display()))?;
+        }
+        fs::write(path.join("world.py"), include_str!("world.py"))?;
+        let mut servers = Command::new("unshare")
+            .args(["--net", "--", "sh", "-c", "echo; read _; exec python3 \"$0/world.py\" \"$0\" \"$0/heard\""])
+            .arg(path)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        connect(&mut servers)?;
+        Ok(Self { _servers: servers, _directory: Some(directory) })
+    }
+}
+
+/// Joins the two namespaces, and waits until the servers listen.
+fn connect(servers: &mut Child) -> io::Result<()> {
+    use std::io::Write;
+    let pid = servers.id();
+    let mut said = BufReader::new(servers.stdout.take().ok_or(io::ErrorKind::BrokenPipe)?).lines();
+    said.next().ok_or(io::ErrorKind::BrokenPipe)??;
+    let inside = |what: &str| format!("nsenter --target {pid} --net -- {what}");
+    let addresses: Vec<String> = [Ipv4Addr::new(203, 0, 113, 10), Ipv4Addr::new(203, 0, 113, 53), Ipv4Addr::new(10, 99, 0, 10)]
+        .iter()
+        .map(|address| inside(&format!("ip addr add {address}/24 dev s0")))
+        .collect();
+    let mut steps = vec![
+        "ip link set lo up".to_owned(),
+        format!("ip link add w0 type veth peer name s0 netns {pid}"),
+        "ip addr add 203.0.113.1/24 dev w0".to_owned(),
+        "ip addr add 10.99.0.1/24 dev w0".to_owned(),
+        "ip link set w0 up".to_owned(),
+        "ip route add 169.254.0.0/16 dev w0".to_owned(),
+        inside("ip link set lo up"),
+        inside("ip link set s0 up"),
+        inside("ip addr add 169.254.169.254/16 dev s0"),
+    ];
+    steps.extend(addresses);
+    for step in &steps {
+        sh(step)?;
+    }
+    let stdin = servers.stdin.as_mut().ok_or(io::ErrorKind::BrokenPipe)?;
+    stdin.write_all(b"\n")?;
+    match said.next() {
+        Some(Ok(line)) if line == "ready" => Ok(()),
+        other => Err(io::Error::other(format!("the servers did not start: {other:?}"))),
+    }
+}
+
+/// An authority, and a certificate of its own for every name.
+fn certify(path: &Path) -> io::Result<()> {
+    let names = "DNS:index.test,DNS:*.files.test,DNS:other.test,DNS:git.test";
+    let dir = path.display();
+    sh(&format!(
+        "cd {dir} && openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout ca.key -out ca.pem -days 2 \
+         -subj /CN=world -addext basicConstraints=critical,CA:TRUE -addext keyUsage=critical,keyCertSign,cRLSign 2>&1 && \
+         openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout server.key -out server.csr -subj /CN=index.test 2>&1 && \
+         printf 'subjectAltName={names}\\nbasicConstraints=CA:FALSE\\nextendedKeyUsage=serverAuth\\n' > server.ext && \
+         openssl x509 -req -in server.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile server.ext -out server.crt 2>&1 && \
+         cat server.crt server.key > server.pem"
+    ))
+}
+
+fn sh(script: &str) -> io::Result<()> {
+    let output = Command::new("sh").args(["-c", script]).output()?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    Err(io::Error::other(format!("{script}: {said}")))
+}

@@ -1,0 +1,44 @@
+//! N1 on this machine, in a world of its own: the network part of the escape corpus as root and as a plain user, the programs
+//! that people use, and what happens when the gateway is killed.
+
+#[cfg(target_os = "linux")]
+mod support;
+
+#[cfg(target_os = "linux")]
+#[path = "egress_local/trials.rs"]
+mod trials;
+
+#[cfg(target_os = "linux")]
+fn main() -> std::process::ExitCode {
+    // The gateway of a sandbox that is detached.
+    if let Some(code) = tierbox::egress::run_if_asked() {
+        return code;
+    }
+    tierbox_testkit::world::run(run)
+}
+
+#[cfg(target_os = "linux")]
+fn run() -> std::process::ExitCode {
+    use libtest_mimic::Arguments;
+    use tierbox_testkit::{Suite, minimum, run_with};
+
+    let attacks = &[
+        "network::e43_default_deny",
+        "network::e44_metadata",
+        "network::e48_without_proxies",
+        "network::e49_ports_of_the_host",
+        "egress::e45_other_names",
+        "egress::e45_what_hides_the_name",
+        "egress::e46_addresses",
+        "egress::e47_names_as_a_channel",
+        "egress::e48_without_variables",
+        "egress::e51_flood",
+    ];
+    let suite = || Suite::escape(minimum::local_container_plain(), trials::factory()).only(attacks);
+    let suites = [suite().variant("local_n1"), suite().variant("local_n1_plain").as_plain_user()]
+        .map(|suite| suite.required(support::REQUIRED));
+    run_with(&Arguments::from_args(), &suites, trials::all()).exit_code()
+}
+
+#[cfg(not(target_os = "linux"))]
+fn main() {}

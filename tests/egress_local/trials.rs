@@ -1,0 +1,277 @@
+//! Programs that people use, and the gateway's end.
+
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+
+use libtest_mimic::{Failed, Trial};
+use tierbox::{Backend, Environment, ExecRequest, ExecResult, Hold, NetworkSpec, SandboxExt, Verdict};
+use tierbox_testkit::{Absence, Adjust, BackendFactory, Factory, world};
+
+use crate::support;
+
+/// Containers whose profile allows what the world's names are for.
+pub fn factory() -> Arc<dyn Factory> {
+    let backend: Arc<dyn Backend> = Arc::new(tierbox::local::LocalBackend::new());
+    let mut spec = support::spec("local-web");
+    spec.network = NetworkSpec { allow: world::ALLOWED.iter().map(|name| (*name).to_owned()).collect() };
+    Arc::new(InWorld(BackendFactory::new("local-container", backend, spec, None)))
+}
+
+/// Is absent where there is no world.
+struct InWorld(BackendFactory);
+
+#[async_trait::async_trait]
+impl Factory for InWorld {
+    fn engine(&self) -> &str {
+        self.0.engine()
+    }
+
+    fn absent(&self) -> Option<Absence> {
+        world::absent().or_else(|| self.0.absent())
+    }
+
+    async fn start(&self, adjust: Adjust<'_>) -> tierbox::Result<Arc<dyn Environment>> {
+        self.0.start(adjust).await
+    }
+}
+
+type Work = fn(&Arc<dyn Environment>) -> Result<(), Failed>;
+
+/// Every trial.
+pub fn all() -> Vec<Trial> {
+    let trials: [(&str, Hold, Work); 7] = [
+        ("eval::curl_works_over_http_and_https", Hold::Process, curl),
+        ("eval::pip_installs_from_an_index", Hold::Process, pip),
+        ("eval::git_clones_over_https", Hold::Process, git),
+        ("eval::apt_fetches_a_package", Hold::Process, apt),
+        ("eval::npm_installs_from_a_registry", Hold::Process, npm),
+        ("conformance::decisions_can_be_read", Hold::Process, decisions),
+        ("escape::a_killed_gateway_leaves_no_network", Hold::Kept, killed),
+    ];
+    trials.map(|(name, hold, work)| Trial::test(name, move || run(name, hold, work))).into()
+}
+
+fn run(name: &str, hold: Hold, work: Work) -> Result<(), Failed> {
+    let factory = factory();
+    if let Some(absence) = factory.absent() {
+        return Ok(support::skip("local-container", name, &absence)?);
+    }
+    let environment = block_on(factory.start(&move |spec| spec.hold = hold))?;
+    let done = work(&environment);
+    block_on(environment.stop())?;
+    done
+}
+
+fn block_on<F: Future>(future: F) -> F::Output {
+    static RUNTIME: std::sync::OnceLock<tokio::runtime::Runtime> = std::sync::OnceLock::new();
+    RUNTIME.get_or_init(|| tokio::runtime::Runtime::new().expect("a runtime")).block_on(future)
+}
+
+/// Runs a script that must succeed.
+fn sh(environment: &Arc<dyn Environment>, script: &str) -> Result<ExecResult, Failed> {
+    let request = ExecRequest::shell(format!("set -e; export CA=$PWD/ca.pem; {script}")).timeout(Duration::from_secs(100));
+    let result = block_on(environment.primary().run(request))?;
+    if result.success() {
+        Ok(result)
+    } else {
+        Err(format!("{script}: {result:?}\n{:?}", block_on(environment.decisions())).into())
+    }
+}
+
+/// Puts the world's authority where the working directory is.
+fn trust(environment: &Arc<dyn Environment>) -> Result<(), Failed> {
+    let pem = std::fs::read(directory().join("ca.pem"))?;
+    Ok(block_on(environment.primary().write_bytes("ca.pem", pem))?)
+}
+
+fn directory() -> std::path::PathBuf {
+    world::directory().expect("a world")
+}
+
+/// Runs a script on the host, in the directory that the servers serve.
+fn serve(script: &str) -> Result<(), Failed> {
+    let output = Command::new("sh").args(["-ec", script]).current_dir(directory().join("www")).output()?;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    if output.status.success() { Ok(()) } else { Err(format!("{script}: {said}").into()) }
+}
+
+fn has(program: &str) -> bool {
+    ["/usr/bin", "/usr/local/bin"].iter().any(|dir| Path::new(dir).join(program).exists())
+}
+
+/// Skips what is not on this machine.
+fn lacks(program: &str, test: &str) -> Result<bool, Failed> {
+    if has(program) {
+        return Ok(false);
+    }
+    let absence = Absence { reason: format!("{program} is not installed"), install: format!("apt-get install {program}") };
+    support::skip(program, test, &absence)?;
+    Ok(true)
+}
+
+const DIRECT: &str = "unset http_proxy https_proxy HTTP_PROXY HTTPS_PROXY;";
+
+fn curl(environment: &Arc<dyn Environment>) -> Result<(), Failed> {
+    if lacks("curl", "curl")? {
+        return Ok(());
+    }
+    trust(environment)?;
+    for way in ["", DIRECT] {
+        for url in ["http://index.test/x", "https://index.test/x", "https://x.files.test/x", "http://x.files.test:8080/x"] {
+            let out = sh(environment, &format!("{way} curl -sSf --cacert ca.pem {url}"))?;
+            if out.stdout.text() != "hello\n" {
+                return Err(format!("{url}: {out:?}").into());
+            }
+        }
+        sh(environment, &format!("{way} ! curl -sSf --cacert ca.pem https://other.test/x"))?;
+    }
+    Ok(())
+}
+
+fn pip(environment: &Arc<dyn Environment>) -> Result<(), Failed> {
+    if lacks("pip3", "pip")? {
+        return Ok(());
+    }
+    trust(environment)?;
+    serve(
+        "mkdir -p simple/tiny && python3 - <<'END'
+import zipfile
+with zipfile.ZipFile('simple/tiny/tiny-1.0-py3-none-any.whl', 'w') as wheel:
+    wheel.writestr('tiny.py', 'WORD = \"installed\"\\n')
+    wheel.writestr('tiny-1.0.dist-info/METADATA', 'Metadata-Version: 2.1\\nName: tiny\\nVersion: 1.0\\n')
+    wheel.writestr('tiny-1.0.dist-info/WHEEL', 'Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n')
+    wheel.writestr('tiny-1.0.dist-info/RECORD', '')
+open('simple/tiny/index.html', 'w').write('<a href=\"tiny-1.0-py3-none-any.whl\">tiny-1.0-py3-none-any.whl</a>')
+END",
+    )?;
+    for (number, way) in ["", DIRECT].iter().enumerate() {
+        let out = sh(
+            environment,
+            &format!(
+                "{way} /usr/bin/python3 -m pip install -q --disable-pip-version-check --no-cache-dir --cert ca.pem \
+                 --index-url https://index.test/simple/ --target t{number} tiny; PYTHONPATH=t{number} /usr/bin/python3 -c \
+                 'import tiny; print(tiny.WORD)'"
+            ),
+        )?;
+        if out.stdout.text().trim() != "installed" {
+            return Err(format!("{out:?}").into());
+        }
+    }
+    Ok(())
+}
+
+fn git(environment: &Arc<dyn Environment>) -> Result<(), Failed> {
+    if lacks("git", "git")? {
+        return Ok(());
+    }
+    trust(environment)?;
+    serve(
+        "export HOME=$PWD GIT_CONFIG_NOSYSTEM=1; git init -q work; cd work; echo cloned > file; git add file; \
+         git -c user.name=x -c user.email=x@index.test commit -qm x; cd ..; git clone -q --bare work repo.git; \
+         git -C repo.git update-server-info",
+    )?;
+    for (number, way) in ["", DIRECT].iter().enumerate() {
+        sh(
+            environment,
+            &format!("{way} GIT_SSL_CAINFO=$CA git clone -q https://index.test/repo.git r{number}; cat r{number}/file"),
+        )?;
+    }
+    Ok(())
+}
+
+fn apt(environment: &Arc<dyn Environment>) -> Result<(), Failed> {
+    if lacks("apt-get", "apt")? || lacks("dpkg-deb", "apt")? {
+        return Ok(());
+    }
+    serve(
+        "mkdir -p deb tiny/DEBIAN; printf 'Package: tiny\\nVersion: 1.0\\nArchitecture: all\\nMaintainer: x <x@index.test>\\n\
+         Description: x\\n' > tiny/DEBIAN/control; dpkg-deb -b tiny deb/tiny_1.0_all.deb >/dev/null; cd deb; \
+         { cat ../tiny/DEBIAN/control; echo Filename: ./tiny_1.0_all.deb; echo Size: $(stat -c %s tiny_1.0_all.deb); \
+         echo SHA256: $(sha256sum tiny_1.0_all.deb | cut -d' ' -f1); echo; } > Packages",
+    )?;
+    for (number, way) in ["", DIRECT].iter().enumerate() {
+        sh(
+            environment,
+            &format!(
+                "{way} mkdir -p a{number}/lists/partial a{number}/cache/archives/partial; : > a{number}/status; cd a{number}; \
+                 echo 'deb [trusted=yes] http://index.test/deb ./' > list; \
+                 O=\"-o Dir::Etc=$PWD/none -o Dir::Etc::sourcelist=$PWD/list -o Dir::Etc::sourceparts=/none -o Dir::State=$PWD -o \
+                 Dir::State::lists=$PWD/lists -o Dir::State::status=$PWD/status -o Dir::Cache=$PWD/cache -o APT::Sandbox::User= -o \
+                 Debug::NoLocking=1\"; apt-get $O -qq update; apt-get $O -qq download tiny; test -s tiny_1.0_all.deb"
+            ),
+        )?;
+    }
+    Ok(())
+}
+
+fn npm(environment: &Arc<dyn Environment>) -> Result<(), Failed> {
+    if lacks("npm", "npm")? || lacks("node", "npm")? {
+        return Ok(());
+    }
+    trust(environment)?;
+    serve(
+        "mkdir -p npm/package tarballs; printf '{\"name\":\"small\",\"version\":\"1.0.0\"}' > npm/package/package.json; \
+         tar -C npm -czf tarballs/small-1.0.0.tgz package; \
+         printf '{\"name\":\"small\",\"dist-tags\":{\"latest\":\"1.0.0\"},\"versions\":{\"1.0.0\":{\"name\":\"small\",\"version\":\"1.0.0\",\
+         \"dist\":{\"tarball\":\"https://index.test/tarballs/small-1.0.0.tgz\"}}}}' > small",
+    )?;
+    sh(
+        environment,
+        "mkdir -p n; cd n; echo '{}' > package.json; npm install --cafile $CA --fetch-retries 0 --registry https://index.test/ --no-audit \
+         --no-fund --no-update-notifier --cache $PWD/cache small; test -s node_modules/small/package.json",
+    )?;
+    Ok(())
+}
+
+fn decisions(environment: &Arc<dyn Environment>) -> Result<(), Failed> {
+    sh(environment, "getent hosts index.test; getent hosts other.test || true; curl -sf http://index.test/x")?;
+    let found = block_on(environment.decisions())?;
+    let has = |name: &str, verdict| found.iter().any(|one| one.name == name && one.verdict == verdict);
+    let ended = found.iter().find(|one| one.verdict == Verdict::Ended);
+    if !has("index.test", Verdict::Allowed) || !has("other.test", Verdict::Refused) || ended.is_none_or(|one| one.received != 6) {
+        return Err(format!("{found:?}").into());
+    }
+    if found.iter().any(|one| one.sandbox != environment.id()) {
+        return Err("a decision names another sandbox".into());
+    }
+    let report = environment.report();
+    let named = report.notes.iter().any(|note| note.contains("*.files.test") && note.contains("not seen"));
+    if !named || !report.mechanisms.iter().any(|one| one.name == "egress gateway") {
+        return Err(format!("{report:?}").into());
+    }
+    Ok(())
+}
+
+fn killed(environment: &Arc<dyn Environment>) -> Result<(), Failed> {
+    sh(environment, "curl -sf http://index.test/x")?;
+    let gateway = gateway_of_this_process().ok_or("no gateway in a process of its own")?;
+    let killed = Command::new("kill").args(["-9", &gateway]).status()?;
+    assert!(killed.success());
+    // Its sockets close with it.
+    for _ in 0..500 {
+        if !Path::new("/proc").join(&gateway).join("fd/0").exists() {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    for way in ["", DIRECT] {
+        let script = format!(
+            "{way} ! curl -sf -m 5 http://index.test/x; ! getent hosts index.test; ! curl -sf -m 5 http://{}/x",
+            world::SERVER
+        );
+        sh(environment, &script)?;
+    }
+    Ok(())
+}
+
+/// The gateway among this process's children, as its own name for itself tells.
+fn gateway_of_this_process() -> Option<String> {
+    let tasks = std::fs::read_dir("/proc/self/task").ok()?.flatten();
+    let children = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("children")).ok()).collect::<String>();
+    children.split_whitespace().map(str::to_owned).find(|pid| {
+        std::fs::read(format!("/proc/{pid}/cmdline"))
+            .is_ok_and(|line| String::from_utf8_lossy(&line).contains("tierbox-egress-gateway"))
+    })
+}
