@@ -309,6 +309,12 @@ impl Backend for LocalBackend {
         declared(spec, &settings, mode)
     }
 
+    fn prepare(&self) {
+        // Both are remembered; a failure comes again when it matters.
+        let _ = spawn::program();
+        plan::files::shared();
+    }
+
     async fn start(
         &self,
         spec: &EnvironmentSpec,

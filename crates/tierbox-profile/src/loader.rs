@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use figment::value::{Dict, Tag, Value as FigmentValue};
 use serde_json::Value;
@@ -41,11 +41,16 @@ const MAX_EXTENDS: usize = 16;
 #[derive(Debug, Clone)]
 pub struct Loader {
     schema: Arc<Value>,
+    ready: Arc<Mutex<ReadyProfiles>>,
     surroundings: Arc<Surroundings>,
     assignments: Vec<Assignment>,
     allow_weaker: bool,
     overrides: Option<Overrides>,
 }
+
+/// Ready profiles that were read before, as they are without any layer above them: they are part of the program, so nothing about
+/// them changes. Copies of a loader share them.
+type ReadyProfiles = BTreeMap<String, Profile>;
 
 /// A profile that can be found by name.
 #[derive(Debug, Clone)]
@@ -74,6 +79,7 @@ impl Loader {
     pub fn new(registry: &Registry) -> Self {
         Self {
             schema: Arc::new(schema(registry)),
+            ready: Arc::default(),
             surroundings: Arc::new(Surroundings::of_process()),
             assignments: Vec::new(),
             allow_weaker: false,
@@ -156,13 +162,28 @@ impl Loader {
 
     /// A profile, if there are no errors, and what is wrong otherwise.
     fn read(&self, name: &str) -> Result<(Option<Profile>, Vec<Diagnostic>)> {
-        let mut reading = Reading { loader: self, layers: Vec::new(), problems: Vec::new() };
         let source = find::find(name, &self.surroundings)?;
+        let mut above = Reading::new(self);
+        above.user_file()?;
+        above.overlays();
+        let is_plain = source.is_ready && self.overrides.is_none() && above.layers.is_empty() && above.problems.is_empty();
+        if let Some(known) = self.ready().get(&source.name).filter(|_| is_plain) {
+            let profile = Profile { surroundings: self.surroundings.clone(), ..known.clone() };
+            return Ok((Some(profile), Vec::new()));
+        }
+        let mut reading = Reading::new(self);
         reading.profile_files(&source);
-        reading.user_file()?;
-        reading.overlays();
+        reading.layers.extend(above.layers);
+        reading.problems.extend(above.problems);
         let profile = if reading.problems.is_empty() { reading.assemble(&source)? } else { None };
+        if let (true, Some(profile)) = (is_plain, &profile) {
+            self.ready().insert(source.name, profile.clone());
+        }
         Ok((profile, reading.problems))
+    }
+
+    fn ready(&self) -> MutexGuard<'_, ReadyProfiles> {
+        self.ready.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -173,7 +194,11 @@ struct Reading<'a> {
     problems: Vec<Diagnostic>,
 }
 
-impl Reading<'_> {
+impl<'a> Reading<'a> {
+    fn new(loader: &'a Loader) -> Self {
+        Self { loader, layers: Vec::new(), problems: Vec::new() }
+    }
+
     /// The profile and what it extends, weakest first.
     fn profile_files(&mut self, source: &Source) {
         let mut chain: Vec<(Source, Node)> = Vec::new();

@@ -169,6 +169,22 @@ mod unit {
         }
     }
 
+    /// What is remembered of a ready profile is the profile alone: layers that come or go between two loads count.
+    #[test]
+    fn a_ready_profile_that_was_read_before_takes_new_layers() {
+        let world = World::new();
+        let loader = world.loader();
+        let plain = loader.load("local").unwrap();
+        world.write(USER, "[limits]\nexec = \"7s\"\n");
+        let tightened = loader.load("local").unwrap();
+        assert_eq!(tightened.limits().exec, Some(std::time::Duration::from_secs(7)));
+        let set = loader.clone().set("limits.pids=3").unwrap().load("local").unwrap();
+        assert_eq!(set.limits().pids, Some(Limit::required(3)));
+        std::fs::remove_file(world.path(USER)).unwrap();
+        let again = loader.load("local").unwrap();
+        assert_eq!((again.limits(), again.values()), (plain.limits(), plain.values()));
+    }
+
     #[test]
     fn a_user_who_shuts_the_network_needs_not_empty_the_list() {
         let world = World::new();

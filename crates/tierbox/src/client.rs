@@ -205,6 +205,15 @@ impl Tierbox {
         self.inner.profiles.loader(&self.inner.registry)
     }
 
+    /// Lets the backends get ready for a start that will come soon, in the background. For programs that start one environment: it
+    /// saves them about a millisecond. Does nothing to the host.
+    pub fn prepare(&self) {
+        let registry = self.inner.registry.clone();
+        let work = move || registry.iter().for_each(|backend| backend.prepare());
+        // Without a thread the start does it.
+        let _ = std::thread::Builder::new().name("tierbox-prepare".to_owned()).spawn(work);
+    }
+
     /// Checks that a specification could start here, and tells what its machine could do. No side effects.
     ///
     /// # Errors

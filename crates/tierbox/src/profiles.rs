@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use tierbox_core::{EnvironmentSpec, Error, ErrorKind, Hold, Registry, Result};
 use tierbox_profile::{Loader, Overrides, Profile, ProfileBuilder, Surroundings};
@@ -51,20 +52,22 @@ impl From<ProfileBuilder> for ProfileSource {
 pub(crate) struct Profiles {
     pub directories: Vec<PathBuf>,
     pub user_config: bool,
+    /// Made once: the schema takes longer than all the rest of reading a profile.
+    loader: OnceLock<Loader>,
 }
 
 impl Default for Profiles {
     fn default() -> Self {
-        Self { directories: Vec::new(), user_config: true }
+        Self { directories: Vec::new(), user_config: true, loader: OnceLock::new() }
     }
 }
 
 impl Profiles {
     /// A loader with these directories, and the user's layers where they are wanted.
     pub fn loader(&self, registry: &Registry) -> Result<Loader> {
-        let loader = Loader::new(registry);
+        let loader = self.loader.get_or_init(|| Loader::new(registry)).clone();
         if self.user_config && self.directories.is_empty() {
-            return Ok(loader);
+            return Ok(loader.surroundings(Surroundings::of_process()));
         }
         let mut surroundings = if self.user_config { Surroundings::of_process() } else { without_user() };
         let stated = std::env::var_os("TIERBOX_PROFILES").filter(|_| self.user_config);

@@ -9,6 +9,8 @@ use std::sync::OnceLock;
 
 use rustix::fs::{Access, access};
 
+use crate::plan::read_text;
+
 /// The controllers that tierbox uses for limits.
 pub const CONTROLLERS: [&str; 3] = ["memory", "cpu", "pids"];
 
@@ -71,8 +73,8 @@ impl Cgroups {
     /// What the tree below `root` offers (`/` for the host itself).
     pub fn detect(root: &Path, kill: bool) -> Self {
         let below = |path: &str| root.join(path.trim_start_matches('/'));
-        let own = fs::read_to_string(below("/proc/self/cgroup")).unwrap_or_default();
-        let mounts = fs::read_to_string(below("/proc/self/mountinfo")).unwrap_or_default();
+        let own = read_text(&below("/proc/self/cgroup")).unwrap_or_default();
+        let mounts = read_text(&below("/proc/self/mountinfo")).unwrap_or_default();
         let mut found = Self { kill, ..Self::default() };
         for mount in mounts.lines().filter_map(Mount::parse) {
             let Some(path) = mount.own_path(&own) else { continue };

@@ -61,9 +61,10 @@ pub fn shared() -> &'static (Vec<Bind>, Vec<MadeFile>) {
         let bind =
             |(path, host): (&Path, PathBuf)| Bind { host: bytes(&host), guest: bytes(path), writable: false, optional: true };
         let copy = |(path, host): (&Path, PathBuf)| {
-            let mut contents = Vec::new();
+            let mut contents = Vec::with_capacity(LARGEST_COPY as usize + 1);
             File::open(host).ok()?.take(LARGEST_COPY + 1).read_to_end(&mut contents).ok()?;
             let whole = contents.len() as u64 <= LARGEST_COPY;
+            contents.shrink_to_fit();
             whole.then(|| MadeFile { path: bytes(path), mode: 0o644, contents: Blob(contents) })
         };
         (BOUND.iter().filter_map(real).map(bind).collect(), COPIED.iter().filter_map(real).filter_map(copy).collect())

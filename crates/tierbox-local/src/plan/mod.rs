@@ -142,6 +142,13 @@ fn validate_root(root: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Reads a file of the kernel's, which does not say how long it is: in one read instead of many that grow.
+pub fn read_text(path: &Path) -> std::io::Result<String> {
+    let mut text = String::with_capacity(4096);
+    std::io::Read::read_to_string(&mut std::fs::File::open(path)?, &mut text)?;
+    Ok(text)
+}
+
 /// What this host can do about limits.
 pub fn means(mode: Mode) -> Means<'static> {
     static PER_NAMESPACE: OnceLock<bool> = OnceLock::new();

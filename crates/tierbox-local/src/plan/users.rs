@@ -6,7 +6,7 @@ use tierbox_core::{Error, ErrorKind, Result};
 use tierbox_supervisor::setup::UserMap;
 
 use crate::BACKEND;
-use crate::plan::bytes;
+use crate::plan::{bytes, read_text};
 use crate::settings::Users;
 
 /// The first id of the host that root's containers use: above what systemd-nspawn and the usual subuid ranges take, and
@@ -77,7 +77,7 @@ impl Ids {
     pub fn read() -> Self {
         let uid = rustix::process::geteuid().as_raw();
         let gid = rustix::process::getegid().as_raw();
-        let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+        let read = |path: &str| read_text(path.as_ref()).unwrap_or_default();
         let map = read("/proc/self/uid_map");
         Self {
             readable: std::fs::exists("/proc/self/uid_map").unwrap_or(false),
@@ -121,13 +121,13 @@ fn outer_id(map: &str, id: u32) -> Option<u32> {
 
 impl Helper {
     fn find(uid: u32) -> std::result::Result<Self, String> {
-        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let status = read_text("/proc/self/status".as_ref()).unwrap_or_default();
         if is_confined(&status) {
             return Err("no_new_privs is set, under which newuidmap has no rights".to_owned());
         }
         let name = crate::plan::user_name(uid);
         let extent = |path: &str| {
-            let text = std::fs::read_to_string(path).unwrap_or_default();
+            let text = read_text(path.as_ref()).unwrap_or_default();
             subordinate(&text, name.as_deref(), uid).ok_or_else(|| format!("{path} has no line for this user"))
         };
         let program = |name: &str| crate::plan::find_program(name).ok_or_else(|| format!("{name} is not installed"));

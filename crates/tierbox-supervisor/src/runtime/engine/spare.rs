@@ -90,7 +90,9 @@ impl Engine {
         if self.spares.ready.is_empty() && self.spares.launches > 1 {
             self.add_spare();
         }
-        if self.spares.due && !std::mem::replace(&mut self.spares.timed, true) {
+        // Nor is the first command held up, which may be the only one: its end brings the next look.
+        let settled = self.spares.launches > 1 || !self.commands.any_live();
+        if self.spares.due && settled && !std::mem::replace(&mut self.spares.timed, true) {
             self.timers.after(QUIET, Timer::Spare);
         }
     }
