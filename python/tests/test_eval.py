@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 from inspect_ai import Task, eval as run_eval
 from inspect_ai.dataset import Sample
 from inspect_ai.model import ModelOutput, get_model
@@ -12,6 +13,7 @@ from inspect_ai.log import EvalLog
 from inspect_tierbox import TierboxConfig, _daemon
 
 TASKS = """
+import pytest
 from inspect_ai import Task, task
 from inspect_ai.dataset import Sample
 from inspect_ai.solver import generate
@@ -24,9 +26,21 @@ def beside():
 
 def model(times: int = 1):
     """Looks into a file with a tool, and says what is in it."""
-    call = ModelOutput.for_tool_call("mockllm/model", "bash", {"cmd": "cat secret.txt; id -un"})
+    call = ModelOutput.for_tool_call("mockllm/model", "bash", {"command": "cat secret.txt; id -un"})
     said = ModelOutput.for_tool_call("mockllm/model", "submit", {"answer": "tide"})
     return get_model("mockllm/model", custom_outputs=[call, said] * times)
+
+
+class ByBytes:
+    """Counts tokens without the tables that the real one downloads: tests have no network."""
+
+    def encode(self, text: str, **_: object) -> list[int]:
+        return list(text.encode())
+
+
+@pytest.fixture(autouse=True)
+def no_downloads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tiktoken.get_encoding", lambda name: ByBytes())
 
 
 def entries(log: EvalLog) -> list[dict]:
@@ -50,7 +64,7 @@ def test_an_eval_runs_and_its_log_says_in_what(tmp_path: Path, profile: str) -> 
     assert log.status == "success", log.error
     assert log.results and log.results.scores[0].metrics["accuracy"].value == 1.0
     outputs = [m.text for s in log.samples or [] for m in s.messages if m.role == "tool" and m.function == "bash"]
-    assert all("tide" in text and "agent" in text for text in outputs) and len(outputs) == 3
+    assert outputs == ["tideagent\n"] * 3
     told = entries(log)
     assert len(told) == 3
     for entry in told:
@@ -62,11 +76,12 @@ def test_an_eval_runs_and_its_log_says_in_what(tmp_path: Path, profile: str) -> 
     assert left == []
 
 
-def test_a_profile_is_found_beside_the_task(tmp_path: Path) -> None:
+def test_a_profile_is_found_beside_the_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "tasks").mkdir()
     (tmp_path / "tasks" / "tasks.py").write_text(TASKS)
     (tmp_path / "tasks" / "beside.toml").write_text('extends = "local"\ntier = "T0.H1.N2"\n')
-    (log,) = run_eval(str(tmp_path / "tasks" / "tasks.py"), model="mockllm/model", log_dir=str(tmp_path / "logs"), display="none")
+    monkeypatch.chdir(tmp_path)
+    (log,) = run_eval("tasks/tasks.py", model="mockllm/model", log_dir=str(tmp_path / "logs"), display="none")
     assert log.status == "success", log.error
     assert [entry["profile"] for entry in entries(log)] == ["beside"]
 

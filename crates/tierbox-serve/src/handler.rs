@@ -7,7 +7,7 @@ use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue, WWW_AUTHENTICATE};
 use hyper::{HeaderMap, Request, StatusCode, Uri};
 use tierbox::{Error, ErrorKind, ExecInfo, ExecState, KillReason, Result};
 
-use crate::answer::{self, Answer, JSON, METRICS, TAR, WITH_BYTES};
+use crate::answer::{self, Answer, BYTES, JSON, METRICS, TAR, WITH_BYTES};
 use crate::environments::{Busy, invalid};
 use crate::intake::Intake;
 use crate::presence::Presence;
@@ -170,7 +170,7 @@ fn media(headers: &HeaderMap, takes: Content) -> Option<bool> {
         Content::Json(_) => stated.is_none_or(|stated| stated == JSON).then_some(true),
         Content::Command if stated == Some(JSON) => Some(true),
         Content::Command => (stated == Some(WITH_BYTES)).then_some(false),
-        Content::Tar => stated.is_none_or(|stated| stated == TAR).then_some(false),
+        Content::Tar => stated.is_none_or(|stated| [TAR, BYTES].contains(&stated)).then_some(false),
         _ => Some(false),
     }
 }

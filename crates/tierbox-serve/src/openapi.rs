@@ -44,8 +44,10 @@ fn operation(route: &Route) -> Value {
         operation["parameters"] = parameters.into();
     }
     if route.takes != Content::Nothing {
-        operation["requestBody"] = body("", route.takes);
-        operation["requestBody"]["required"] = true.into();
+        let takes = if route.takes == Content::Tar { Content::Bytes } else { route.takes };
+        operation["requestBody"] = body("", takes);
+        // What renews a lease has a default for everything.
+        operation["requestBody"]["required"] = (route.takes != Content::Json("Renew")).into();
     }
     operation
 }

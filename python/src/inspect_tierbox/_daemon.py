@@ -1,11 +1,13 @@
 """The daemon: started when it is needed, spoken to over its Unix socket."""
 
+import contextlib
 import errno
 import json
 import os
 import shutil
 import subprocess
 import threading
+import time
 import uuid
 from typing import Any
 
@@ -104,7 +106,6 @@ class Leases:
     def __init__(self) -> None:
         self.held: dict[str, str] = {}
         self._thread: threading.Thread | None = None
-        self._stop = threading.Event()
 
     def add(self, environment: str, task: str, ttl: float) -> None:
         self.held[environment] = task
@@ -113,13 +114,12 @@ class Leases:
             self._thread.start()
 
     def _renew(self, every: float) -> None:
-        while not self._stop.wait(every):
-            if self.held:
-                try:
+        while True:
+            time.sleep(every)
+            # The next round tries again; two may fail before a lease ends.
+            with contextlib.suppress(Exception):
+                if self.held:
                     ask_now("POST", "/v1/renew", json={"environments": list(self.held)})
-                except Exception:
-                    # The next round tries again; three are missed before a lease ends.
-                    continue
 
 
 def file_error(refused: Refused, path: str) -> Exception:

@@ -3,22 +3,15 @@
 import json
 import os
 import shlex
-from typing import Any, Union, overload
+from typing import Any
 
 import anyio
 from inspect_ai._util.error import PrerequisiteError
 from inspect_ai.log import transcript
-from inspect_ai.util import (
-    ExecResult,
-    OutputLimitExceededError,
-    SandboxConnection,
-    SandboxEnvironment,
-    SandboxEnvironmentConfigType,
-    SandboxEnvironmentLimits,
-    SandboxUnavailableError,
-    SandboxUserUnsupportedError,
-    sandboxenv,
-)
+from inspect_ai.util import ExecResult, OutputLimitExceededError, SandboxConnection, SandboxEnvironment, sandboxenv
+from inspect_ai.util import SandboxEnvironmentConfigType as Config
+from inspect_ai.util import SandboxEnvironmentLimits as Limits
+from inspect_ai.util import SandboxUnavailableError, SandboxUserUnsupportedError
 from pydantic import BaseModel
 
 from ._config import TierboxConfig
@@ -64,7 +57,7 @@ class TierboxSandboxEnvironment(SandboxEnvironment):
         return 0.2
 
     @classmethod
-    async def task_init(cls, task_name: str, config: SandboxEnvironmentConfigType | None) -> None:
+    async def task_init(cls, task_name: str, config: Config | None) -> None:
         wanted = TierboxConfig.of(config)
         # Inspect is in the task's directory now and only now.
         cls._places.setdefault(wanted, set()).add(wanted.resolved().profile)
@@ -82,9 +75,7 @@ class TierboxSandboxEnvironment(SandboxEnvironment):
             )
 
     @classmethod
-    async def sample_init(
-        cls, task_name: str, config: SandboxEnvironmentConfigType | None, metadata: dict[str, str]
-    ) -> dict[str, SandboxEnvironment]:
+    async def sample_init(cls, task_name: str, config: Config | None, metadata: dict[str, str]) -> dict[str, SandboxEnvironment]:
         wanted = TierboxConfig.of(config)
         places = cls._places.get(wanted) or {wanted.resolved().profile}
         if len(places) > 1:
@@ -118,19 +109,10 @@ class TierboxSandboxEnvironment(SandboxEnvironment):
     @classmethod
     async def _attest(cls, started: dict[str, Any]) -> None:
         """Writes into the sample's log what it runs in."""
-        transcript().info(
-            {
-                "environment": started["id"],
-                "tier": started["tier"],
-                "profile": started["profile"],
-                "backend": started["backend"],
-                "principal": "harness",
-                "tooling": "declared; enforced by Inspect's tools and approvals",
-                "report": started["report"],
-                "attestation": started.get("attestation"),
-            },
-            source="tierbox",
-        )
+        told = {key: started.get(key) for key in ("tier", "profile", "backend", "report", "attestation")}
+        told |= {"environment": started["id"], "principal": "harness"}
+        told["tooling"] = "declared; enforced by Inspect's tools and approvals"
+        transcript().info(told, source="tierbox")
 
     @classmethod
     async def _destroy(cls, environment: str) -> None:
@@ -143,18 +125,14 @@ class TierboxSandboxEnvironment(SandboxEnvironment):
 
     @classmethod
     async def sample_cleanup(
-        cls,
-        task_name: str,
-        config: SandboxEnvironmentConfigType | None,
-        environments: dict[str, SandboxEnvironment],
-        interrupted: bool,
+        cls, task_name: str, config: Config | None, environments: dict[str, SandboxEnvironment], interrupted: bool
     ) -> None:
         if not interrupted:
             for environment in {env.as_type(cls).environment for env in environments.values()}:
                 await cls._destroy(environment)
 
     @classmethod
-    async def task_cleanup(cls, task_name: str, config: SandboxEnvironmentConfigType | None, cleanup: bool) -> None:
+    async def task_cleanup(cls, task_name: str, config: Config | None, cleanup: bool) -> None:
         for environment in list(cls._leases.held):
             if cleanup:
                 await cls._destroy(environment)
@@ -199,7 +177,7 @@ class TierboxSandboxEnvironment(SandboxEnvironment):
         concurrency: bool = True,
     ) -> ExecResult[str]:
         # A time limit is kept inside the machine, so that there is no lost command to try again.
-        limit = SandboxEnvironmentLimits.MAX_EXEC_OUTPUT_SIZE
+        limit = Limits.MAX_EXEC_OUTPUT_SIZE
         head = {"argv": cmd, "machine": self.machine, "cwd": cwd, "env": env or {}, "user": user, "timeout": timeout}
         head |= {"stdin": input is not None, "output_limit": limit}
         stdin = input.encode() if isinstance(input, str) else input or b""
@@ -239,7 +217,7 @@ class TierboxSandboxEnvironment(SandboxEnvironment):
             raise PermissionError(end["cannot_execute"], os.strerror(end["cannot_execute"]), cmd[0])
         for stream in (end["stdout"], end["stderr"]):
             if stream["total"] > stream["head"] + stream["tail"]:
-                raise OutputLimitExceededError(SandboxEnvironmentLimits.MAX_EXEC_OUTPUT_SIZE_STR, stdout + stderr)
+                raise OutputLimitExceededError(Limits.MAX_EXEC_OUTPUT_SIZE_STR, stdout + stderr)
         if killed is not None:
             stderr += f"killed by tierbox: {killed}\n"
         return ExecResult(status == 0, status, stdout, stderr)
@@ -265,19 +243,13 @@ class TierboxSandboxEnvironment(SandboxEnvironment):
         except Refused as refused:
             raise file_error(refused, file) from refused
 
-    @overload
-    async def read_file(self, file: str, text: bool = True) -> str: ...
-
-    @overload
-    async def read_file(self, file: str, text: bool = False) -> bytes: ...
-
-    async def read_file(self, file: str, text: bool = True) -> Union[str, bytes]:
-        most = SandboxEnvironmentLimits.MAX_READ_FILE_SIZE
+    async def read_file(self, file: str, text: bool = True) -> Any:
+        most = Limits.MAX_READ_FILE_SIZE
         params = {"path": file, "machine": self.machine, "max": str(most)}
         try:
             contents = (await ask("GET", f"{self._url}/files", params=params)).content
         except Refused as refused:
             if refused.kind == "too-large":
-                raise OutputLimitExceededError(SandboxEnvironmentLimits.MAX_READ_FILE_SIZE_STR, None) from refused
+                raise OutputLimitExceededError(Limits.MAX_READ_FILE_SIZE_STR, None) from refused
             raise file_error(refused, file) from refused
         return contents.decode() if text else contents
