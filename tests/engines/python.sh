@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Python for the tests: Inspect with the provider, and schemathesis, each pinned and in a virtual environment outside the
+# Python for the tests: Inspect with the provider, schemathesis, and clients of MCP, each pinned and in a virtual environment outside the
 # checkout; and a small Debian as a directory in which samples run.
 #
 #   python.sh install   installs the packages of the system (root, idempotent)
@@ -16,6 +16,8 @@ checkout=$(cd "$(dirname "$0")/../.." && pwd)
 # What an eval needs, and what fuzzes the daemon. Two environments: their dependencies are not of one mind.
 inspect=(inspect-ai==0.3.285 pytest==9.2.0 setuptools==84.2.1)
 tools=(schemathesis==4.32.5)
+# Clients of the MCP server.
+mcp=(mcp==2.1.1 strands-agents==1.62.0)
 
 install_packages() {
   local missing=()
@@ -64,9 +66,11 @@ start() {
   mkdir -p "$home"
   environment inspect "${inspect[@]}"
   environment tools "${tools[@]}"
+  environment mcp "${mcp[@]}"
   provider
   root_directory
   echo "TIERBOX_TEST_PYTHON=$home/inspect/bin/python"
+  echo "TIERBOX_TEST_PYTHON_MCP=$home/mcp/bin/python"
   echo "TIERBOX_TEST_SCHEMATHESIS=$home/tools/bin/schemathesis"
   echo "TIERBOX_TEST_ROOT=$home/root"
 }

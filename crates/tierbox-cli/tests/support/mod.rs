@@ -17,11 +17,16 @@ pub fn able(state: &Path) -> bool {
     if tried.status.code() != Some(69) {
         return true;
     }
-    let said = String::from_utf8_lossy(&tried.stderr).replace(['\n', '\t'], " ");
+    skip("local", &String::from_utf8_lossy(&tried.stderr), "tierbox doctor");
+    false
+}
+
+/// Writes a line into the list of skipped tests.
+pub fn skip(engine: &str, reason: &str, install: &str) {
+    let reason = reason.replace(['\n', '\t'], " ");
     let test = std::thread::current().name().unwrap_or("tierbox-cli").to_owned();
     if let Some(path) = std::env::var_os("TIERBOX_SKIP_FILE") {
         let mut file = std::fs::File::options().append(true).create(true).open(path).unwrap();
-        file.write_all(format!("local\t{test}\t{said}\ttierbox doctor\n").as_bytes()).unwrap();
+        file.write_all(format!("{engine}\t{test}\t{reason}\t{install}\n").as_bytes()).unwrap();
     }
-    false
 }
