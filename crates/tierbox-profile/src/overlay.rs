@@ -20,8 +20,16 @@ pub const PLAIN_VARIABLES: &[(&str, &str)] = &[
 ];
 
 /// Prefixes of variables that only tests and builds of tierbox itself set.
-const OWN_PREFIXES: &[&str] =
-    &["TIERBOX_TEST", "TIERBOX_BENCH_", "TIERBOX_CRASH_", "TIERBOX_BUILD_", "TIERBOX_SKIP_", "TIERBOX_ATTACK"];
+const OWN_PREFIXES: &[&str] = &[
+    "TIERBOX_TEST",
+    "TIERBOX_BENCH_",
+    "TIERBOX_CRASH_",
+    "TIERBOX_BUILD_",
+    "TIERBOX_SKIP_",
+    "TIERBOX_ATTACK",
+    "TIERBOX_ENGINE_",
+    "TIERBOX_CUT_",
+];
 
 /// The environment layer: `TIERBOX__SECTION__KEY_NAME`, and the plain variables that backends name in their schema.
 pub(crate) fn environment(schema: &Value, surroundings: &Surroundings, problems: &mut Vec<Diagnostic>) -> Values {
