@@ -9,8 +9,8 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    AgentSettings, Capabilities, CodeSettings, Environment, Error, ErrorKind, Hold, LeaseHandle, LeaseRecord, Limits, Result,
-    Secrets, Tier,
+    AgentSettings, Capabilities, CodeSettings, Environment, Error, ErrorKind, Hold, LeaseHandle, LeaseRecord, Lifted, Limits,
+    Result, Secrets, Tier,
 };
 
 /// A host directory that is visible inside.
@@ -268,6 +268,15 @@ pub trait Backend: Send + Sync {
         lease: Arc<dyn LeaseHandle>,
         progress: &dyn Progress,
     ) -> Result<Box<dyn Environment>>;
+
+    /// Makes a twin for verification: as [`start`](Self::start), but one rule does not hold in it.
+    ///
+    /// # Errors
+    /// `Unsupported` where there is no such twin, which is the default; else as [`start`](Self::start).
+    async fn twin(&self, spec: &EnvironmentSpec, lifted: &Lifted, lease: Arc<dyn LeaseHandle>) -> Result<Box<dyn Environment>> {
+        let _ = (spec, lease);
+        Err(Error::unsupported("start twin", format!("a twin without its {}", lifted.name())).with_backend(self.name()))
+    }
 
     /// Finds a detached environment again.
     ///

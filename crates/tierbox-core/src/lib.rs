@@ -37,6 +37,7 @@ mod rules;
 mod sandbox;
 mod secrets;
 mod tier;
+mod twin;
 
 pub use admit::malformed_path;
 pub use agent::{AgentSettings, Approval, ApprovalRule, Preset, ProgramRule, Sensitive};
@@ -65,6 +66,7 @@ pub use report::{Applied, LimitReport, Mechanism, Report};
 pub use sandbox::{Connection, DialTarget, Environment, Sandbox};
 pub use secrets::{Secrets, names_a_secret};
 pub use tier::{HostIsolation, Network, Tier, Tooling};
+pub use twin::Lifted;
 
 #[doc(hidden)]
 pub use inventory;

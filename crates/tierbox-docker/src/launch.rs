@@ -257,6 +257,7 @@ fn setup(around: &Around<'_>, machine: &MachinePlan, image: &Image) -> Setup {
         persist: false,
         lifetime_ms: around.limits.lifetime.map(|life| u64::try_from(life.as_millis()).unwrap_or(u64::MAX)),
         crash_at: None,
+        lifted: Vec::new(),
     }
 }
 

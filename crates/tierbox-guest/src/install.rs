@@ -312,6 +312,7 @@ impl Installed {
             persist: false,
             lifetime_ms: None,
             crash_at: None,
+            lifted: Vec::new(),
         }
     }
 }

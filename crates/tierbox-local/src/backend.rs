@@ -7,7 +7,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tierbox_core::{
     Backend, Capabilities, Check, DestroyReport, Environment, EnvironmentSpec, Error, ErrorKind, Hold, HostIsolation, KillDomain,
-    LeaseHandle, LeaseRecord, Locality, Mechanism, MountSupport, Network, Progress, Report, Resource, Result, UserSupport,
+    LeaseHandle, LeaseRecord, Lifted, Locality, Mechanism, MountSupport, Network, Progress, Report, Resource, Result,
+    UserSupport,
 };
 use tierbox_guest::Ready;
 
@@ -17,7 +18,7 @@ use crate::plan::{self, Plan, cgroups::Cgroups, limits};
 use crate::reaper::Watched;
 use crate::scope::Scope;
 use crate::settings::{Mode, Settings};
-use crate::{BACKEND, crash, destroy, doctor, machine, spawn};
+use crate::{BACKEND, crash, destroy, doctor, machine, spawn, twin};
 
 /// The mechanisms without which a container is not H1.
 const REQUIRED: [&str; 8] = [
@@ -165,7 +166,12 @@ fn make_directories(directories: &[PathBuf]) -> Result<()> {
     Ok(())
 }
 
-async fn start(spec: &EnvironmentSpec, lease: Arc<dyn LeaseHandle>, progress: &dyn Progress) -> Result<LocalEnvironment> {
+async fn start(
+    spec: &EnvironmentSpec,
+    lease: Arc<dyn LeaseHandle>,
+    progress: &dyn Progress,
+    lifted: Option<&Lifted>,
+) -> Result<LocalEnvironment> {
     let (settings, mode) = plan::validate(spec)?;
     let life = mode == Mode::Container
         && match spec.tier.network() {
@@ -179,7 +185,10 @@ async fn start(spec: &EnvironmentSpec, lease: Arc<dyn LeaseHandle>, progress: &d
         Some(scoped) => &scoped.cgroups,
         None => Cgroups::of_this_host(),
     };
-    let plan = plan::plan(spec, lease.id(), found, || lease.directory())?;
+    let mut plan = plan::plan(spec, lease.id(), found, || lease.directory())?;
+    if let Some(lifted) = lifted {
+        twin::lift(&mut plan.setup, lifted);
+    }
     lease.record(&plan.resources)?;
     crash::point("lease");
     let directories = Remains(plan.directories.clone());
@@ -205,7 +214,10 @@ async fn start(spec: &EnvironmentSpec, lease: Arc<dyn LeaseHandle>, progress: &d
     }
     let watched = spawned.keeper.clone();
     let launched = machine::launch(spawned, &plan.setup, way.as_ref(), spec.limits.startup).await;
-    let machine = match launched.and_then(|machine| check_tier(spec, &machine.ready).map(|()| machine)) {
+    let machine = match launched.and_then(|machine| match lifted {
+        Some(_) => Ok(machine),
+        None => check_tier(spec, &machine.ready).map(|()| machine),
+    }) {
         Ok(machine) => machine,
         Err(error) => {
             undo(&watched, &plan).await;
@@ -321,7 +333,12 @@ impl Backend for LocalBackend {
         lease: Arc<dyn LeaseHandle>,
         progress: &dyn Progress,
     ) -> Result<Box<dyn Environment>> {
-        Ok(Box::new(start(spec, lease, progress).await?))
+        Ok(Box::new(start(spec, lease, progress, None).await?))
+    }
+
+    async fn twin(&self, spec: &EnvironmentSpec, lifted: &Lifted, lease: Arc<dyn LeaseHandle>) -> Result<Box<dyn Environment>> {
+        let twin = twin::spec(spec, lifted)?;
+        Ok(Box::new(start(&twin, lease, &tierbox_core::Silent, Some(lifted)).await?))
     }
 
     async fn attach(&self, lease: &LeaseRecord) -> Result<Box<dyn Environment>> {

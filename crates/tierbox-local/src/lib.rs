@@ -37,6 +37,8 @@ mod refusal;
 mod scope;
 #[cfg(target_os = "linux")]
 mod spawn;
+#[cfg(target_os = "linux")]
+mod twin;
 
 #[cfg(not(target_os = "linux"))]
 mod elsewhere;

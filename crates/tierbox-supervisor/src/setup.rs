@@ -186,6 +186,10 @@ wire_struct! {
         pub lifetime_ms: Option<u64>,
         /// Names of crash points at which to abort, for tests.
         pub crash_at: Option<String>,
+        /// Mechanisms that are left out, by their names in `Ready`: in a twin, in which verification sees what its probes would
+        /// find if they were not there. Some of `network namespace`, `ipc namespace`, `uts namespace`, `capabilities`,
+        /// `no_new_privs`, `seccomp`, `landlock`. Nothing of a user's ever runs in a twin.
+        pub lifted: Vec<String>,
     }
 }
 
@@ -215,6 +219,7 @@ impl Setup {
             persist: false,
             lifetime_ms: None,
             crash_at: None,
+            lifted: Vec::new(),
         }
     }
 }

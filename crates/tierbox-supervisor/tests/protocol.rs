@@ -317,6 +317,7 @@ fn setup() -> impl Strategy<Value = Setup> {
             persist,
             lifetime_ms,
             crash_at,
+            lifted: Vec::new(),
         },
     )
 }

@@ -61,6 +61,8 @@ mod profiles;
 mod running;
 mod start;
 mod undertaker;
+#[cfg(target_os = "linux")]
+mod verification;
 
 pub use agent::{AgentOptions, AgentSandbox};
 pub use audited::{AuditLayer, DEFAULT_KEEP};
@@ -84,6 +86,8 @@ pub use tierbox_profile as profile;
 pub use tierbox_profile::{Loader, Overrides, Profile, ProfileBuilder, Secret, SecretRef};
 #[cfg(feature = "vagrant")]
 pub use tierbox_vagrant as vagrant;
+pub use tierbox_verify as verify;
+pub use tierbox_verify::Verified;
 pub use undertaker::settle;
 
 #[cfg(test)]

@@ -2,6 +2,8 @@
 
 use tierbox_core::{AuditEntry, AuditOperation, AuditOutcome, EnvironmentSpec, Error, Principal, Report};
 
+use tierbox_verify::{ProbeStatus, Verified};
+
 use crate::AuditLayer;
 
 fn entry(layer: &AuditLayer, step: &str) -> AuditEntry {
@@ -30,6 +32,15 @@ pub(crate) fn start(layer: Option<&AuditLayer>, spec: &EnvironmentSpec) {
 pub(crate) fn ready(layer: Option<&AuditLayer>, report: &Report) {
     let Some(layer) = layer else { return };
     layer.record(entry(layer, "ready").argument("enforced", report.summary()));
+}
+
+/// What verification found.
+pub(crate) fn verified(layer: Option<&AuditLayer>, verified: Option<&Verified>) {
+    let (Some(layer), Some(verified)) = (layer, verified) else { return };
+    let entry = layer.entry(Principal::Tierbox, AuditOperation::Verification);
+    let entry = entry.argument("verified", verified.verification.verified).argument("reused", verified.reused);
+    let open = verified.verification.probes.iter().filter(|probe| probe.status != ProbeStatus::Pass);
+    layer.record(entry.argument("not-passed", open.map(|probe| probe.id.clone()).collect::<Vec<_>>()));
 }
 
 /// The start failed, and is undone.

@@ -7,10 +7,11 @@ use std::time::{Duration, SystemTime};
 
 use tierbox_code::CodeRunner;
 use tierbox_core::{
-    Approver, Backend, CodeSettings, Connection, Decision, Environment, Error, ErrorKind, Hold, LeaseRecord, Principal, Report,
-    Result, Sandbox, Tooling,
+    Approver, Backend, CodeSettings, Connection, Decision, Environment, EnvironmentSpec, Error, ErrorKind, Hold, LeaseRecord,
+    Principal, Report, Result, Sandbox, Tooling,
 };
 use tierbox_lease::{Journal, Lease};
+use tierbox_verify::{Verification, Verified};
 
 use crate::gate::Gate;
 use crate::memo::Memo;
@@ -31,6 +32,7 @@ pub struct Running {
     memo: Memo,
     terminated: Arc<AtomicBool>,
     audit: Option<AuditLayer>,
+    verified: Option<Verified>,
 }
 
 struct Parts {
@@ -58,6 +60,7 @@ impl Running {
             memo,
             terminated: Arc::default(),
             audit: None,
+            verified: None,
             parts: Some(Parts { environment, backend, journal, lease }),
         }
     }
@@ -74,6 +77,27 @@ impl Running {
             Some(layer) => layer.wrap(sandbox, principal),
             None => sandbox,
         }
+    }
+
+    pub(crate) fn verified(mut self, verified: Option<Verified>) -> Self {
+        self.verified = verified;
+        self
+    }
+
+    /// What verification found at its start, or at an earlier one of the same configuration. `None` for one that was not
+    /// verified, or was found again.
+    pub fn verification(&self) -> Option<&Verified> {
+        self.verified.as_ref()
+    }
+
+    /// Carries all probes out in it now. `spec` is what it was started from.
+    ///
+    /// # Errors
+    /// If they could not be carried out; what they found is in the result, failures too.
+    #[cfg(target_os = "linux")]
+    pub async fn verify(&self, spec: &EnvironmentSpec) -> Result<Verification> {
+        let parts = self.parts();
+        crate::verification::verify(&parts.backend, &parts.journal, spec, parts.environment.as_ref(), &self.report).await
     }
 
     /// Where its operations are recorded, for entries of the harness's own; `None` if they are not.

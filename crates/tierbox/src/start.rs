@@ -7,6 +7,7 @@ use tierbox_core::{
     Progress, Report, Result, Silent,
 };
 use tierbox_lease::{Journal, Lease, NewLease};
+use tierbox_verify::Verified;
 
 use crate::StartOptions;
 use crate::memo::Memo;
@@ -41,12 +42,14 @@ pub(crate) async fn start(
     tracing::info!(target: "tierbox::op", id = lease.id(), profile = spec.profile, tier = %spec.tier, backend = spec.backend, "start");
     life::start(audit.as_ref(), &spec);
     let mut attempt = Attempt { backend: Some(backend.clone()), lease: lease.clone(), environment: None };
-    match run(&backend, &spec, &mut attempt, progress).await {
-        Ok(report) => {
+    match run(&backend, journal, &spec, &mut attempt, progress).await {
+        Ok((report, verified)) => {
             let environment = attempt.finish();
+            life::verified(audit.as_ref(), verified.as_ref());
             life::ready(audit.as_ref(), &report);
-            let mut running =
-                Running::new(environment, backend, journal.clone(), Some(lease), report, Memo::of(&spec)).audited(audit);
+            let mut running = Running::new(environment, backend, journal.clone(), Some(lease), report, Memo::of(&spec))
+                .audited(audit)
+                .verified(verified);
             if hold != Hold::Process {
                 running.let_go(hold).await?;
             }
@@ -64,23 +67,47 @@ pub(crate) async fn start(
 
 async fn run(
     backend: &Arc<dyn Backend>,
+    journal: &Journal,
     spec: &EnvironmentSpec,
     attempt: &mut Attempt,
     progress: &dyn Progress,
-) -> Result<Report> {
+) -> Result<(Report, Option<Verified>)> {
     let limit = spec.limits.startup;
     let started = tokio::time::timeout(limit, async {
         let environment = backend.start(spec, attempt.lease.clone(), progress).await?;
         let environment = attempt.environment.insert(environment);
         let mut report = environment.report().clone();
         confirm(spec, &report)?;
+        let verified = verify(backend, journal, spec, environment.as_ref(), &report).await?;
         copy_in(spec, environment.as_ref(), &mut report, progress).await?;
-        Ok(report)
+        Ok((report, verified))
     });
     started.await.unwrap_or_else(|_| {
         let message = format!("it was not ready after {limit:?}, which is limits.startup");
         Err(Error::new(ErrorKind::Timeout, "start environment", message).with_backend(spec.backend.clone()).retryable())
     })
+}
+
+#[cfg(target_os = "linux")]
+async fn verify(
+    backend: &Arc<dyn Backend>,
+    journal: &Journal,
+    spec: &EnvironmentSpec,
+    environment: &dyn Environment,
+    report: &Report,
+) -> Result<Option<Verified>> {
+    crate::verification::at_start(backend, journal, spec, environment, report).await
+}
+
+#[cfg(not(target_os = "linux"))]
+async fn verify(
+    _: &Arc<dyn Backend>,
+    _: &Journal,
+    _: &EnvironmentSpec,
+    _: &dyn Environment,
+    _: &Report,
+) -> Result<Option<Verified>> {
+    Ok(None)
 }
 
 /// Compares what was really enforced with what was asked for.

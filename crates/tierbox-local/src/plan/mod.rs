@@ -217,6 +217,7 @@ pub fn plan(spec: &EnvironmentSpec, id: &str, found: &Cgroups, directory: impl F
         persist: false,
         lifetime_ms: spec.limits.lifetime.map(|life| u64::try_from(life.as_millis()).unwrap_or(u64::MAX)),
         crash_at: crate::crash::requested(),
+        lifted: Vec::new(),
     };
     Ok(Plan {
         setup,

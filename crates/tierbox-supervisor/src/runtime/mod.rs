@@ -5,6 +5,7 @@ pub mod engine;
 pub mod files;
 pub mod identity;
 pub mod machine;
+pub mod probe;
 pub mod sys;
 
 /// Runs the program: reads [`Setup`](crate::setup::Setup) from descriptor 0, sets the machine up, serves it.

@@ -18,6 +18,7 @@ use tierbox_core::{Audit, AuditEntry, Error, ErrorKind, Result, Secrets};
 pub use check::{Problem, Record, Standing, check, read};
 pub use file::Head;
 use file::{Chain, NAME, OUTPUTS};
+pub(crate) use line::hash;
 
 /// Bytes that wait for the disk before whoever records waits too.
 const WAITING: usize = 64 << 20;

@@ -31,15 +31,21 @@ const KEPT: CapabilitySet = BOUNDING.union(CapabilitySet::SYS_PTRACE);
 /// How many capabilities the interface has room for.
 const ROOM: u32 = 64;
 
-/// Gives up everything that only the set-up needed.
+/// Gives up everything that only the set-up needed. A twin may be told to leave one of the two out.
 ///
 /// # Errors
 /// The refusal of step `capabilities`.
-pub fn reduce() -> Step {
+pub fn reduce(capabilities: bool, no_new_privs: bool) -> Step {
+    if capabilities {
+        drop_all_but_few()?;
+    }
+    if no_new_privs { rustix::thread::set_no_new_privs(true).at("no_new_privs") } else { Ok(()) }
+}
+
+fn drop_all_but_few() -> Step {
     drop_bounding().at("capabilities")?;
     let sets = CapabilitySets { effective: KEPT, permitted: KEPT, inheritable: CapabilitySet::empty() };
-    rustix::thread::set_capabilities(None, sets).at("capabilities")?;
-    rustix::thread::set_no_new_privs(true).at("no_new_privs")
+    rustix::thread::set_capabilities(None, sets).at("capabilities")
 }
 
 fn drop_bounding() -> io::Result<()> {

@@ -64,14 +64,18 @@ struct Room {
 
 fn set_up(setup: &Setup, channel: &Channel, prepared: Prepared) -> Result<Room, Stop> {
     let Prepared { caller, granted, listener, word } = prepared;
-    new_namespaces()?;
+    new_namespaces(setup)?;
     if idmap::is_self_written(&setup.users) {
         idmap::write_own(setup, caller)?;
     }
     let name = &setup.id.as_bytes()[..setup.id.len().min(HOST_NAME)];
-    rustix::system::sethostname(name).at("host name")?;
+    if !lifted(setup, "uts namespace") {
+        rustix::system::sethostname(name).at("host name")?;
+    }
     let netlink = Netlink::open().at("loopback")?;
-    netlink.loopback_up()?;
+    if !lifted(setup, "network namespace") {
+        netlink.loopback_up()?;
+    }
     rustix::process::umask(Mode::empty());
     // With the caller's identity still, which may see what root inside may not.
     let sources = Sources::gather(setup, granted)?;
@@ -95,14 +99,20 @@ fn set_up(setup: &Setup, channel: &Channel, prepared: Prepared) -> Result<Room, 
     Ok(Room { listener: listener.map(|listener| listener.socket), cgroups, mechanisms, word })
 }
 
-fn new_namespaces() -> Step {
-    let all = NAMESPACES.iter().fold(0, |all, (flag, _)| all | flag);
+/// Whether a mechanism is left out, in a twin.
+fn lifted(setup: &Setup, name: &str) -> bool {
+    setup.lifted.iter().any(|lifted| lifted == name)
+}
+
+fn new_namespaces(setup: &Setup) -> Step {
+    let wanted = || NAMESPACES.iter().filter(|(_, name)| !lifted(setup, name));
+    let all = wanted().fold(0, |all, (flag, _)| all | flag);
     if sys::unshare(all).is_ok() {
         return Ok(());
     }
     // One by one, to know which.
-    for (flag, step) in NAMESPACES {
-        sys::unshare(flag).at(step)?;
+    for (flag, step) in wanted() {
+        sys::unshare(*flag).at(step)?;
     }
     Ok(())
 }
@@ -178,11 +188,16 @@ fn close_the_door(setup: &Setup, root: &NewRoot, cgroups: &[CgroupDir]) -> Step<
         false => enforced("read-only root", &format!("{} writable directories", root.writable.len())),
     });
     mechanisms.extend(setup.cgroups.iter().map(cgroup::mechanism));
-    caps::reduce()?;
+    caps::reduce(!lifted(setup, "capabilities"), !lifted(setup, "no_new_privs"))?;
     mechanisms.extend([enforced("capabilities", "none for users, docker's fewest for root"), enforced("no_new_privs", "")]);
-    mechanisms.push(confine_files(root, cgroups)?);
-    let instructions = seccomp::install().at("seccomp")?;
-    mechanisms.push(enforced("seccomp", &format!("{instructions} instructions")));
+    if !lifted(setup, "landlock") {
+        mechanisms.push(confine_files(root, cgroups)?);
+    }
+    if !lifted(setup, "seccomp") {
+        let instructions = seccomp::install().at("seccomp")?;
+        mechanisms.push(enforced("seccomp", &format!("{instructions} instructions")));
+    }
+    mechanisms.retain(|mechanism| !lifted(setup, &mechanism.name));
     Ok(mechanisms)
 }
 

@@ -1,0 +1,49 @@
+//! Twins: environments in which one rule is lifted, so that verification sees what its probes would find without it.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// A rule that does not hold in a twin. Nothing of a user's ever runs in one.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum Lifted {
+    /// The whole boundary: commands run beside the host's own.
+    Isolation,
+    /// The network is the host's.
+    Network,
+    /// The ipc namespace is the host's.
+    Ipc,
+    /// The uts namespace is the host's.
+    Uts,
+    /// The capabilities that commands could ever have are not reduced.
+    Capabilities,
+    /// Commands may gain privileges by executing something.
+    NoNewPrivs,
+    /// System calls are not filtered.
+    Seccomp,
+    /// A path of the host's is visible inside.
+    Mount {
+        /// The path on the host.
+        host: PathBuf,
+        /// Where it is inside, absolute.
+        guest: String,
+    },
+}
+
+impl Lifted {
+    /// A name for reports.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Isolation => "isolation",
+            Self::Network => "network namespace",
+            Self::Ipc => "ipc namespace",
+            Self::Uts => "uts namespace",
+            Self::Capabilities => "capabilities",
+            Self::NoNewPrivs => "no_new_privs",
+            Self::Seccomp => "seccomp",
+            Self::Mount { .. } => "mount",
+        }
+    }
+}

@@ -1,0 +1,209 @@
+//! What can be seen and reached from where this runs: `tierbox-supervisor probe REQUEST…`, for verification.
+//!
+//! One line of output per answer: the request, a tab, `yes` or `no`, a tab, what was found with everything that is not
+//! printable escaped. Answers come in the order of the requests. Every request is bounded in time.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream, ToSocketAddrs, UdpSocket};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+/// How long an answer is waited for. What is refused is refused at once; silence is a refusal too.
+const PATIENCE: Duration = Duration::from_millis(300);
+/// Bytes of an answer that are reported.
+const MOST: usize = 4096;
+/// Requests that are taken.
+const REQUESTS: usize = 256;
+/// What canaries answer to.
+const QUESTION: &[u8] = b"tierbox-probe\n";
+
+/// Answers the requests, and returns the exit status.
+pub fn run(requests: &[std::ffi::OsString]) -> u8 {
+    let requests: Vec<String> = requests.iter().take(REQUESTS).map(|word| word.to_string_lossy().into_owned()).collect();
+    let asked = requests.clone();
+    // All at once, so that the slowest decides how long it takes.
+    let threads: Vec<_> = asked.into_iter().map(|request| std::thread::Builder::new().spawn(move || answer(&request))).collect();
+    let mut lines = String::new();
+    for (request, thread) in requests.iter().zip(threads) {
+        let answer = match thread {
+            Ok(thread) => thread.join().unwrap_or_else(|_| Err("the probe failed".to_owned())),
+            // A machine that may not have threads.
+            Err(_) => answer(request),
+        };
+        let (word, found) = match &answer {
+            Ok(found) => ("yes", found.as_bytes()),
+            Err(why) => ("no", why.as_bytes()),
+        };
+        let found = &found[..found.len().min(MOST)];
+        lines.push_str(&format!("{request}\t{word}\t{}\n", found.escape_ascii()));
+    }
+    match std::io::stdout().write_all(lines.as_bytes()) {
+        Ok(()) => 0,
+        Err(_) => 1,
+    }
+}
+
+type Answer = Result<String, String>;
+
+fn said(error: std::io::Error) -> String {
+    match error.raw_os_error() {
+        Some(number) => format!("errno {number}"),
+        None => error.kind().to_string(),
+    }
+}
+
+fn answer(request: &str) -> Answer {
+    let (what, about) = request.split_once(':').unwrap_or((request, ""));
+    match what {
+        "link" => std::fs::read_link(about).map(|path| path.to_string_lossy().into_owned()).map_err(said),
+        "read" => read(about),
+        "exists" => std::fs::symlink_metadata(about).map(|_| String::new()).map_err(said),
+        "field" => field(about),
+        "process" => process(about),
+        "procfs" => procfs(about),
+        "shares" => shares(),
+        "tcp" => tcp(about),
+        "udp" => udp(about),
+        "route" => route(about),
+        "dns" => dns(about),
+        "unix" => heard(UnixStream::connect(about).map_err(said)?),
+        "abstract" => {
+            let address = std::os::unix::net::SocketAddr::from_abstract_name(about).map_err(said)?;
+            heard(UnixStream::connect_addr(&address).map_err(said)?)
+        }
+        _ => Err("this probe is not known".to_owned()),
+    }
+}
+
+fn read(path: &str) -> Answer {
+    let mut found = Vec::new();
+    std::fs::File::open(path).and_then(|file| file.take(MOST as u64).read_to_end(&mut found)).map_err(said)?;
+    Ok(String::from_utf8_lossy(&found).trim_end().to_owned())
+}
+
+/// A field of `/proc/self/status`.
+fn field(name: &str) -> Answer {
+    let status = std::fs::read_to_string("/proc/self/status").map_err(said)?;
+    let value = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+    value.map(|value| value.trim().to_owned()).ok_or_else(|| "there is no such field".to_owned())
+}
+
+/// Whether the process of this number and start time (`PID:TICKS`) can be seen.
+fn process(about: &str) -> Answer {
+    let (pid, ticks) = about.split_once(':').ok_or("PID:TICKS is expected")?;
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).map_err(said)?;
+    // The name is in parentheses, and may hold anything.
+    let rest = stat.rsplit_once(')').map(|(_, rest)| rest).unwrap_or_default();
+    if rest.split_whitespace().nth(19) == Some(ticks) { Ok(String::new()) } else { Err("it is another process".to_owned()) }
+}
+
+/// Whether a path below `/proc` is procfs itself, with nothing mounted on the way.
+fn procfs(path: &str) -> Answer {
+    const PROC_SUPER_MAGIC: i64 = 0x9fa0;
+    let found = rustix::fs::statfs(path).map_err(|errno| format!("errno {}", errno.raw_os_error()))?;
+    if i64::try_from(found.f_type).unwrap_or_default() != PROC_SUPER_MAGIC {
+        return Err("it is on another file system".to_owned());
+    }
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").map_err(said)?;
+    let covers = |line: &str| {
+        let point = line.split_whitespace().nth(4)?;
+        (point != "/proc" && Path::new(path).starts_with(point) && point != "/").then(|| point.to_owned())
+    };
+    match mounts.lines().find_map(covers) {
+        Some(point) => Err(format!("{point} is a mount of its own")),
+        None => Ok(String::new()),
+    }
+}
+
+/// Mounts that only a host can be behind.
+fn shares() -> Answer {
+    const KINDS: [&str; 8] = ["9p", "virtiofs", "vboxsf", "nfs", "nfs4", "cifs", "fuse.sshfs", "fuse.vmhgfs-fuse"];
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").map_err(said)?;
+    let shared = |line: &str| {
+        let (left, right) = line.split_once(" - ")?;
+        let kind = right.split_whitespace().next()?;
+        KINDS.contains(&kind).then(|| format!("{} ({kind})", left.split_whitespace().nth(4).unwrap_or_default()))
+    };
+    let found: Vec<String> = mounts.lines().filter_map(shared).collect();
+    if found.is_empty() { Err("none".to_owned()) } else { Ok(found.join(", ")) }
+}
+
+fn address(about: &str) -> Result<SocketAddr, String> {
+    about.to_socket_addrs().map_err(said)?.next().ok_or_else(|| "it has no address".to_owned())
+}
+
+/// Whether somebody answers, and what.
+fn heard(mut stream: impl Read) -> Answer {
+    let mut said = [0; 128];
+    let count = stream.read(&mut said).unwrap_or(0);
+    Ok(String::from_utf8_lossy(&said[..count]).trim_end().to_owned())
+}
+
+fn tcp(about: &str) -> Answer {
+    let mut stream = TcpStream::connect_timeout(&address(about)?, PATIENCE).map_err(said)?;
+    let _ = stream.set_read_timeout(Some(PATIENCE));
+    let _ = stream.write_all(QUESTION);
+    heard(stream)
+}
+
+fn connected(about: &str) -> Result<UdpSocket, String> {
+    let to = address(about)?;
+    let from = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+    let socket = UdpSocket::bind(from).map_err(said)?;
+    socket.set_read_timeout(Some(PATIENCE)).map_err(said)?;
+    socket.connect(to).map_err(said)?;
+    Ok(socket)
+}
+
+fn udp(about: &str) -> Answer {
+    let socket = connected(about)?;
+    socket.send(QUESTION).map_err(said)?;
+    let mut said_back = [0; 128];
+    let count = socket.recv(&mut said_back).map_err(said)?;
+    Ok(String::from_utf8_lossy(&said_back[..count]).trim_end().to_owned())
+}
+
+/// Whether there is a route to an address. Sends nothing.
+fn route(about: &str) -> Answer {
+    let socket = connected(about)?;
+    socket.local_addr().map(|from| format!("from {}", from.ip())).map_err(said)
+}
+
+/// Whether a resolver (`ADDRESS:PORT/NAME`, or `/NAME` for the machine's own) answers a question for a name, and what.
+fn dns(about: &str) -> Answer {
+    let (server, name) = about.rsplit_once('/').ok_or("SERVER/NAME is expected")?;
+    if !server.is_empty() {
+        return ask(server, name);
+    }
+    let configured = std::fs::read_to_string("/etc/resolv.conf").map_err(said)?;
+    let servers = configured.lines().filter_map(|line| line.trim().strip_prefix("nameserver")).map(str::trim);
+    let mut last = Err("there is no resolver".to_owned());
+    for server in servers.take(3) {
+        let server = if server.contains(':') { format!("[{server}]:53") } else { format!("{server}:53") };
+        last = ask(&server, name);
+        if last.is_ok() {
+            break;
+        }
+    }
+    last
+}
+
+fn ask(server: &str, name: &str) -> Answer {
+    let mut question = vec![0x7b, 0x0c, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+    for label in name.split('.') {
+        let length = u8::try_from(label.len()).ok().filter(|length| (1..64).contains(length)).ok_or("this is no name")?;
+        question.push(length);
+        question.extend_from_slice(label.as_bytes());
+    }
+    question.extend_from_slice(&[0, 0, 1, 0, 1]);
+    let socket = connected(server)?;
+    socket.send(&question).map_err(said)?;
+    let mut answer = [0; 512];
+    let count = socket.recv(&mut answer).map_err(said)?;
+    if count < 12 {
+        return Err("it is no answer".to_owned());
+    }
+    Ok(format!("code {} answers {}", answer[3] & 15, u16::from_be_bytes([answer[6], answer[7]])))
+}

@@ -1,0 +1,188 @@
+//! Canaries on this host: listeners that whoever can reach the host's network or files hears from.
+
+use std::io::Write;
+use std::net::{TcpListener, UdpSocket};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{SocketAddr, UnixListener};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+/// How often the end is looked for.
+const STEP: Duration = Duration::from_millis(100);
+/// The most addresses of this host that are tried from inside.
+const MOST_ADDRESSES: usize = 6;
+
+/// Listeners of every kind, open to every user of this host, and a file. Gone when dropped.
+pub(crate) struct Canaries {
+    /// What they answer.
+    pub nonce: String,
+    /// A world-readable directory of their own.
+    pub directory: PathBuf,
+    pub tcp: u16,
+    pub udp: u16,
+    pub tcp6: Option<u16>,
+    pub udp6: Option<u16>,
+    pub dns: u16,
+    /// The name of a socket without a path.
+    pub nameless: String,
+    /// IPv4 addresses of this host, loopback first.
+    pub addresses4: Vec<String>,
+    /// IPv6 addresses of this host, loopback first.
+    pub addresses6: Vec<String>,
+    over: Arc<AtomicBool>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+struct Listeners {
+    nonce: String,
+    tcp: Vec<TcpListener>,
+    udp: Vec<UdpSocket>,
+    dns: UdpSocket,
+    unix: Vec<UnixListener>,
+}
+
+impl Canaries {
+    pub(crate) fn new() -> std::io::Result<Self> {
+        let nonce = nonce()?;
+        let directory = std::env::temp_dir().join(format!("tierbox-canary-{nonce}"));
+        std::fs::create_dir(&directory)?;
+        std::fs::set_permissions(&directory, std::fs::Permissions::from_mode(0o755))?;
+        let made = Self::listen(nonce, directory.clone());
+        if made.is_err() {
+            let _ = std::fs::remove_dir_all(&directory);
+        }
+        made
+    }
+
+    fn listen(nonce: String, directory: PathBuf) -> std::io::Result<Self> {
+        std::fs::write(directory.join("marker"), &nonce)?;
+        let socket = directory.join("socket");
+        let unix = UnixListener::bind(&socket)?;
+        std::fs::set_permissions(&socket, std::fs::Permissions::from_mode(0o666))?;
+        let nameless = format!("tierbox-canary-{nonce}");
+        let nameless_listener = UnixListener::bind_addr(&SocketAddr::from_abstract_name(&nameless)?)?;
+        let mut tcp = vec![TcpListener::bind("0.0.0.0:0")?];
+        let mut udp = vec![UdpSocket::bind("0.0.0.0:0")?];
+        // A host without IPv6 has nothing to hide there.
+        tcp.extend(TcpListener::bind("[::]:0"));
+        udp.extend(UdpSocket::bind("[::]:0"));
+        let dns = UdpSocket::bind("0.0.0.0:0")?;
+        let port = |address: std::io::Result<std::net::SocketAddr>| address.map(|address| address.port());
+        let (addresses4, addresses6) = addresses();
+        let mut canaries = Self {
+            directory,
+            tcp: port(tcp[0].local_addr())?,
+            udp: port(udp[0].local_addr())?,
+            tcp6: tcp.get(1).map(|listener| port(listener.local_addr())).transpose()?,
+            udp6: udp.get(1).map(|socket| port(socket.local_addr())).transpose()?,
+            dns: port(dns.local_addr())?,
+            nameless,
+            addresses4,
+            addresses6,
+            over: Arc::default(),
+            thread: None,
+            nonce: nonce.clone(),
+        };
+        let listeners = Listeners { nonce, tcp, udp, dns, unix: vec![unix, nameless_listener] };
+        listeners.tcp.iter().try_for_each(|listener| listener.set_nonblocking(true))?;
+        listeners.unix.iter().try_for_each(|listener| listener.set_nonblocking(true))?;
+        listeners.udp.iter().chain([&listeners.dns]).try_for_each(|socket| socket.set_nonblocking(true))?;
+        let over = canaries.over.clone();
+        let builder = std::thread::Builder::new().name("tierbox-canaries".into());
+        canaries.thread = Some(builder.spawn(move || listeners.serve(&over))?);
+        Ok(canaries)
+    }
+}
+
+impl Drop for Canaries {
+    fn drop(&mut self) {
+        self.over.store(true, Ordering::Relaxed);
+        // Wakes the thread at once.
+        let _ = UdpSocket::bind("127.0.0.1:0").and_then(|socket| socket.send_to(b"", ("127.0.0.1", self.udp)));
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+        let _ = std::fs::remove_dir_all(&self.directory);
+    }
+}
+
+impl Listeners {
+    fn serve(&self, over: &AtomicBool) {
+        let wait = Timespec { tv_sec: 0, tv_nsec: STEP.subsec_nanos().into() };
+        while !over.load(Ordering::Relaxed) {
+            let mut fds: Vec<PollFd<'_>> = Vec::new();
+            fds.extend(self.tcp.iter().map(|listener| PollFd::new(listener, PollFlags::IN)));
+            fds.extend(self.udp.iter().chain([&self.dns]).map(|socket| PollFd::new(socket, PollFlags::IN)));
+            fds.extend(self.unix.iter().map(|listener| PollFd::new(listener, PollFlags::IN)));
+            let _ = poll(&mut fds, Some(&wait));
+            self.answer();
+        }
+    }
+
+    fn answer(&self) {
+        for listener in &self.tcp {
+            while let Ok((mut stream, _)) = listener.accept() {
+                let _ = stream.write_all(self.nonce.as_bytes());
+            }
+        }
+        for listener in &self.unix {
+            while let Ok((mut stream, _)) = listener.accept() {
+                let _ = stream.write_all(self.nonce.as_bytes());
+            }
+        }
+        let mut question = [0; 512];
+        for socket in &self.udp {
+            while let Ok((_, from)) = socket.recv_from(&mut question) {
+                let _ = socket.send_to(self.nonce.as_bytes(), from);
+            }
+        }
+        while let Ok((count, from)) = self.dns.recv_from(&mut question) {
+            if count >= 12 {
+                // The same question, marked as an answer without one.
+                question[2] |= 0x80;
+                let _ = self.dns.send_to(&question[..count], from);
+            }
+        }
+    }
+}
+
+/// 128 random bits in hex, from the kernel.
+pub(crate) fn nonce() -> std::io::Result<String> {
+    let mut bytes = [0; 16];
+    let mut source = std::fs::File::open("/dev/urandom")?;
+    std::io::Read::read_exact(&mut source, &mut bytes)?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// This host's own addresses as the kernel lists them, loopback first.
+fn addresses() -> (Vec<String>, Vec<String>) {
+    let (mut four, mut six) = (vec!["127.0.0.1".to_owned()], vec!["::1".to_owned()]);
+    let list = std::fs::read_to_string("/proc/net/fib_trie").unwrap_or_default();
+    let mut last = "";
+    for line in list.lines() {
+        if line.contains("/32 host LOCAL") && !last.starts_with("127.") && !four.iter().any(|known| known == last) {
+            four.push(last.to_owned());
+        }
+        if let Some(address) = line.trim().strip_prefix("|-- ") {
+            last = address;
+        }
+    }
+    let list = std::fs::read_to_string("/proc/net/if_inet6").unwrap_or_default();
+    for line in list.lines() {
+        let hex = line.split_whitespace().next().unwrap_or_default();
+        let Ok(bits) = u128::from_str_radix(hex, 16) else { continue };
+        let address = std::net::Ipv6Addr::from(bits);
+        // Link-local ones need an interface, which the machine names differently.
+        if !address.is_loopback() && (bits >> 118) != 0x3fa {
+            six.push(address.to_string());
+        }
+    }
+    four.truncate(MOST_ADDRESSES);
+    six.truncate(MOST_ADDRESSES);
+    (four, six)
+}

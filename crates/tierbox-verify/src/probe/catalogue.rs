@@ -1,0 +1,375 @@
+//! Which probes an environment of a tier gets.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use tierbox_core::{HostIsolation, Lifted, Locality, Network, Report};
+
+use super::canary::Canaries;
+
+/// What the probe program answered, by request: found or not, and what.
+pub(super) type Answers = BTreeMap<String, (bool, String)>;
+
+/// What answers mean.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Finding {
+    /// The rule holds.
+    Holds(String),
+    /// It does not.
+    Broken(String),
+    /// The answers do not tell.
+    Unclear(String),
+}
+
+/// What shows that a probe works.
+pub(super) enum Control {
+    /// A twin without this rule, in which the probe must find it broken.
+    Twin(Lifted),
+    /// None is needed: the probe looks for what must be there.
+    Unneeded,
+    /// None is possible.
+    Impossible,
+}
+
+type Judge = Arc<dyn Fn(&Answers) -> Finding + Send + Sync>;
+
+pub(super) struct Probe {
+    pub id: &'static str,
+    pub rule: &'static str,
+    pub requests: Vec<String>,
+    pub control: Control,
+    pub judge: Judge,
+}
+
+/// Sockets with which whoever reaches them commands this host.
+const SOCKETS: [&str; 12] = [
+    "/run/docker.sock",
+    "/var/run/docker.sock",
+    "/run/containerd/containerd.sock",
+    "/run/podman/podman.sock",
+    "/run/crio/crio.sock",
+    "/run/libvirt/libvirt-sock",
+    "/run/dbus/system_bus_socket",
+    "/run/systemd/private",
+    "/run/systemd/journal/socket",
+    "/run/snapd.socket",
+    "/run/lxd/unix.socket",
+    "/run/incus/unix.socket",
+];
+
+/// Docker's default capabilities. More than these is never in reach of a container's commands.
+const DOCKERS: u64 = 0x0000_0000_a804_25fb;
+
+/// Inodes of the first namespaces of every kernel.
+const INITIAL: [(&str, u64); 5] =
+    [("pid", 4_026_531_836), ("user", 4_026_531_837), ("uts", 4_026_531_838), ("ipc", 4_026_531_839), ("cgroup", 4_026_531_835)];
+
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
+/// The probes of an environment.
+pub(super) fn probes(report: &Report, canaries: &Canaries) -> Vec<Probe> {
+    let tier = report.tier;
+    let mut probes = Vec::new();
+    match tier.host() {
+        HostIsolation::H0 => return probes,
+        HostIsolation::H1 | HostIsolation::H2 => container(&mut probes, report.locality),
+        HostIsolation::H3 => machine(&mut probes, report),
+    }
+    outside(&mut probes, report.locality, canaries);
+    probes.push(shares(report));
+    if tier.network() == Network::N0 {
+        probes.push(metadata());
+    } else {
+        probes.extend([routes(), metadata()]);
+    }
+    if report.locality == Locality::Local {
+        host_network(&mut probes, canaries);
+    }
+    if tier.network() == Network::N2 {
+        probes.push(resolver(canaries));
+    }
+    probes
+}
+
+fn probe(
+    id: &'static str,
+    rule: &'static str,
+    requests: Vec<String>,
+    control: Control,
+    judge: impl Fn(&Answers) -> Finding + Send + Sync + 'static,
+) -> Probe {
+    Probe { id, rule, requests, control, judge: Arc::new(judge) }
+}
+
+/// A rule that is broken if any request is answered with yes.
+fn none_of(id: &'static str, rule: &'static str, requests: Vec<String>, control: Control) -> Probe {
+    let asked = requests.clone();
+    probe(id, rule, requests, control, move |answers| {
+        let answered: Vec<_> = asked.iter().filter_map(|request| answers.get(request).map(|answer| (request, answer))).collect();
+        if answered.len() < asked.len() {
+            return Finding::Unclear("the probe did not answer".to_owned());
+        }
+        let found: Vec<String> = answered
+            .iter()
+            .filter(|(_, (yes, _))| *yes)
+            .map(|(request, (_, what))| if what.is_empty() { (*request).clone() } else { format!("{request} ({what})") })
+            .collect();
+        if found.is_empty() { Finding::Holds(summary(&answered)) } else { Finding::Broken(found.join(", ")) }
+    })
+}
+
+fn summary(answered: &[(&String, &(bool, String))]) -> String {
+    let mut kinds: Vec<&str> = answered.iter().map(|(_, (_, why))| why.as_str()).collect();
+    kinds.sort_unstable();
+    kinds.dedup();
+    format!("{} tried: {}", answered.len(), kinds.join(", "))
+}
+
+fn value<'a>(answers: &'a Answers, request: &str) -> Result<&'a str, Finding> {
+    match answers.get(request) {
+        Some((true, value)) => Ok(value),
+        Some((false, why)) => Err(Finding::Unclear(format!("{request}: {why}"))),
+        None => Err(Finding::Unclear("the probe did not answer".to_owned())),
+    }
+}
+
+fn settle(finding: Result<Finding, Finding>) -> Finding {
+    finding.unwrap_or_else(|unclear| unclear)
+}
+
+fn container(probes: &mut Vec<Probe>, locality: Locality) {
+    // Inodes of another host's namespaces may be the same as here: there is nothing to compare with.
+    if locality == Locality::Local {
+        for (id, rule, kind, lifted) in [
+            ("h.namespace.mnt", "The mount namespace is not this host's", "mnt", Lifted::Isolation),
+            ("h.namespace.pid", "The pid namespace is not this host's", "pid", Lifted::Isolation),
+            ("h.namespace.net", "The network namespace is not this host's", "net", Lifted::Network),
+            ("h.namespace.ipc", "The ipc namespace is not this host's", "ipc", Lifted::Ipc),
+            ("h.namespace.uts", "The uts namespace is not this host's", "uts", Lifted::Uts),
+        ] {
+            probes.push(namespace(id, rule, kind, lifted));
+        }
+    }
+    probes.push(capabilities());
+    probes.push(status_field("h.no-new-privs", "Executing something gives no privileges", "NoNewPrivs", "1", Lifted::NoNewPrivs));
+    probes.push(status_field("h.seccomp", "System calls are filtered", "Seccomp", "2", Lifted::Seccomp));
+}
+
+fn namespace(id: &'static str, rule: &'static str, kind: &str, lifted: Lifted) -> Probe {
+    let request = format!("link:/proc/self/ns/{kind}");
+    let host = std::fs::read_link(format!("/proc/self/ns/{kind}")).map(|path| path.to_string_lossy().into_owned());
+    let asked = request.clone();
+    probe(id, rule, vec![request], Control::Twin(lifted), move |answers| {
+        settle(value(answers, &asked).map(|inside| match &host {
+            Ok(host) if host == inside => Finding::Broken(format!("{inside}, which is this host's")),
+            Ok(host) => Finding::Holds(format!("{inside}, here {host}")),
+            Err(error) => Finding::Unclear(format!("this host's cannot be read: {error}")),
+        }))
+    })
+}
+
+fn status_field(id: &'static str, rule: &'static str, name: &str, wanted: &'static str, lifted: Lifted) -> Probe {
+    let request = format!("field:{name}");
+    let asked = request.clone();
+    probe(id, rule, vec![request], Control::Twin(lifted), move |answers| {
+        settle(value(answers, &asked).map(|found| {
+            let shown = format!("{} is {found}", asked.trim_start_matches("field:"));
+            if found == wanted { Finding::Holds(shown) } else { Finding::Broken(shown) }
+        }))
+    })
+}
+
+fn capabilities() -> Probe {
+    const SETS: [&str; 5] = ["CapEff", "CapPrm", "CapInh", "CapAmb", "CapBnd"];
+    let requests = SETS.map(|set| format!("field:{set}")).to_vec();
+    let rule = "Commands have no capabilities, and can never get one that docker's default does not have";
+    probe("h.capabilities", rule, requests, Control::Twin(Lifted::Capabilities), |answers| {
+        let mut shown = Vec::new();
+        let mut broken = false;
+        for set in SETS {
+            let found = match value(answers, &format!("field:{set}")) {
+                Ok(found) => found,
+                Err(unclear) => return unclear,
+            };
+            let Ok(bits) = u64::from_str_radix(found, 16) else { return Finding::Unclear(format!("{set} is {found}")) };
+            let allowed = if set == "CapBnd" { DOCKERS } else { 0 };
+            broken |= bits & !allowed != 0;
+            shown.push(format!("{set} {bits:x}"));
+        }
+        let shown = shown.join(", ");
+        if broken { Finding::Broken(shown) } else { Finding::Holds(shown) }
+    })
+}
+
+/// An own kernel. These look for what must be there, so they need no twin.
+fn machine(probes: &mut Vec<Probe>, report: &Report) {
+    let requests = INITIAL.map(|(kind, _)| format!("link:/proc/self/ns/{kind}")).to_vec();
+    probes.push(probe(
+        "h.kernel.namespaces",
+        "Commands are in the first namespaces of their kernel",
+        requests,
+        Control::Unneeded,
+        |answers| {
+            for (kind, inode) in INITIAL {
+                match value(answers, &format!("link:/proc/self/ns/{kind}")) {
+                    Ok(found) if found == format!("{kind}:[{inode}]") => (),
+                    Ok(found) => return Finding::Broken(format!("{found} is not the first one, {inode}")),
+                    Err(unclear) => return unclear,
+                }
+            }
+            Finding::Holds("pid, user, uts, ipc and cgroup are the first ones".to_owned())
+        },
+    ));
+    let own = std::fs::read_to_string(BOOT_ID).unwrap_or_default().trim().to_owned();
+    let requests = vec![format!("read:{BOOT_ID}"), format!("procfs:{BOOT_ID}")];
+    probes.push(probe("h.kernel.boot", "The kernel was booted by itself", requests, Control::Unneeded, move |answers| {
+        match answers.get(&format!("procfs:{BOOT_ID}")) {
+            Some((true, _)) => (),
+            Some((false, why)) => return Finding::Broken(format!("its boot id cannot be believed: {why}")),
+            None => return Finding::Unclear("the probe did not answer".to_owned()),
+        }
+        settle(value(answers, &format!("read:{BOOT_ID}")).map(|found| match () {
+            () if own.is_empty() => Finding::Unclear("this host has no boot id to compare with".to_owned()),
+            () if found == own => Finding::Broken(format!("its boot id is this host's, {found}")),
+            () => Finding::Holds(format!("its boot id is {found}")),
+        }))
+    }));
+    let stated = report
+        .mechanisms
+        .iter()
+        .find(|mechanism| mechanism.name == "virtual machine" && mechanism.applied == tierbox_core::Applied::Enforced);
+    let stated = stated.map(|mechanism| mechanism.detail.clone());
+    let rule = "The engine states that this is a virtual machine";
+    probes.push(probe("h.kernel.engine", rule, Vec::new(), Control::Unneeded, move |_| match &stated {
+        Some(detail) => Finding::Holds(detail.clone()),
+        None => Finding::Broken("the engine does not say so".to_owned()),
+    }));
+}
+
+/// What of this host could be seen from inside.
+fn outside(probes: &mut Vec<Probe>, locality: Locality, canaries: &Canaries) {
+    let directory = canaries.directory.to_string_lossy().into_owned();
+    let local = locality == Locality::Local;
+    let twin = |lifted: Lifted| if local { Control::Twin(lifted) } else { Control::Impossible };
+    let marker = Lifted::Mount { host: canaries.directory.clone(), guest: directory.clone() };
+    probes.push(none_of(
+        "h.marker",
+        "A file of this host cannot be seen",
+        vec![format!("exists:{directory}/marker")],
+        twin(marker),
+    ));
+    let ticks = std::fs::read_to_string("/proc/self/stat").ok().and_then(|stat| {
+        let rest = stat.rsplit_once(')')?.1.to_owned();
+        rest.split_whitespace().nth(19).map(str::to_owned)
+    });
+    let request = format!("process:{}:{}", std::process::id(), ticks.unwrap_or_default());
+    probes.push(none_of("h.processes", "A process of this host cannot be seen", vec![request], twin(Lifted::Isolation)));
+    let sockets = SOCKETS.map(|path| format!("exists:{path}")).to_vec();
+    let control = twin(Lifted::Mount { host: canaries.directory.join("socket"), guest: SOCKETS[0].to_owned() });
+    probes.push(match locality {
+        // In a machine of its own, its services are its own.
+        _ if !local => none_of("h.sockets", "No socket of an engine is there", sockets[..4].to_vec(), control),
+        _ => none_of("h.sockets", "No socket of an engine or of the host's services is there", sockets, control),
+    });
+}
+
+fn shares(report: &Report) -> Probe {
+    let declared = report.mounts.clone();
+    probe(
+        "h.shares",
+        "No folder of the host is shared that the profile does not name",
+        vec!["shares".to_owned()],
+        Control::Unneeded,
+        move |answers| match answers.get("shares") {
+            Some((false, _)) => Finding::Holds("none".to_owned()),
+            Some((true, found)) => {
+                let named = |share: &str| {
+                    let point = share.split(" (").next().unwrap_or(share);
+                    declared.iter().any(|mount| mount.contains(&format!("-> {point} (")))
+                };
+                let unnamed: Vec<&str> = found.split(", ").filter(|share| !named(share)).collect();
+                match unnamed.is_empty() {
+                    true => Finding::Holds(found.clone()),
+                    false => Finding::Broken(unnamed.join(", ")),
+                }
+            }
+            None => Finding::Unclear("the probe did not answer".to_owned()),
+        },
+    )
+}
+
+/// From the ranges for documentation, which lead nowhere. Nothing is sent.
+fn routes() -> Probe {
+    let requests = ["192.0.2.213:9", "198.51.100.1:9", "[2001:db8::1]:9"].map(|address| format!("route:{address}")).to_vec();
+    none_of("n.routes", "There is no route to the outside", requests, Control::Twin(Lifted::Network))
+}
+
+fn metadata() -> Probe {
+    let addresses = ["169.254.169.254:80", "169.254.170.2:80", "100.100.100.200:80", "[fd00:ec2::254]:80"];
+    let requests = addresses.map(|address| format!("route:{address}")).to_vec();
+    none_of("n.metadata", "There is no route to a metadata service", requests, Control::Twin(Lifted::Network))
+}
+
+fn host_network(probes: &mut Vec<Probe>, canaries: &Canaries) {
+    let each = |kind: &str, addresses: &[String], port: u16, six: bool| -> Vec<String> {
+        let shown = |address: &String| if six { format!("[{address}]") } else { address.clone() };
+        addresses.iter().map(|address| format!("{kind}:{}:{port}", shown(address))).collect()
+    };
+    let network = || Control::Twin(Lifted::Network);
+    let mut listeners = vec![
+        ("n.tcp", "This host's TCP ports cannot be reached", each("tcp", &canaries.addresses4, canaries.tcp, false)),
+        ("n.udp", "This host's UDP ports cannot be reached", each("udp", &canaries.addresses4, canaries.udp, false)),
+    ];
+    if let Some(port) = canaries.tcp6 {
+        listeners.push((
+            "n.tcp6",
+            "This host's TCP ports cannot be reached by IPv6",
+            each("tcp", &canaries.addresses6, port, true),
+        ));
+    }
+    if let Some(port) = canaries.udp6 {
+        listeners.push((
+            "n.udp6",
+            "This host's UDP ports cannot be reached by IPv6",
+            each("udp", &canaries.addresses6, port, true),
+        ));
+    }
+    for (id, rule, requests) in listeners {
+        probes.push(heard(id, rule, requests, network(), &canaries.nonce));
+    }
+    let directory = canaries.directory.to_string_lossy();
+    let unix = vec![format!("unix:{directory}/socket")];
+    let everything = || Control::Twin(Lifted::Isolation);
+    probes.push(heard("n.unix", "This host's Unix sockets cannot be reached", unix, everything(), &canaries.nonce));
+    let nameless = vec![format!("abstract:{}", canaries.nameless)];
+    probes.push(heard(
+        "n.abstract",
+        "This host's sockets without a path cannot be reached",
+        nameless,
+        everything(),
+        &canaries.nonce,
+    ));
+}
+
+/// A rule that is broken if a canary answers. That somebody else answers at the same address does not count.
+fn heard(id: &'static str, rule: &'static str, requests: Vec<String>, control: Control, nonce: &str) -> Probe {
+    let (asked, nonce) = (requests.clone(), nonce.to_owned());
+    probe(id, rule, requests, control, move |answers| {
+        let heard = |request: &&String| answers.get(*request).is_some_and(|(yes, said)| *yes && said.contains(&nonce));
+        if asked.iter().any(|request| !answers.contains_key(request)) {
+            return Finding::Unclear("the probe did not answer".to_owned());
+        }
+        let found: Vec<&str> = asked.iter().filter(heard).map(String::as_str).collect();
+        let answered: Vec<_> = asked.iter().filter_map(|request| answers.get(request).map(|answer| (request, answer))).collect();
+        if found.is_empty() { Finding::Holds(summary(&answered)) } else { Finding::Broken(found.join(", ")) }
+    })
+}
+
+fn resolver(canaries: &Canaries) -> Probe {
+    let name = format!("{}.invalid", canaries.nonce);
+    let mut requests: Vec<String> =
+        canaries.addresses4.iter().map(|address| format!("dns:{address}:{}/{name}", canaries.dns)).collect();
+    // Asked only where there is a resolver to ask, which in a twin would be the host's.
+    requests.push(format!("dns:/{name}"));
+    none_of("n.dns", "No resolver answers", requests, Control::Twin(Lifted::Network))
+}

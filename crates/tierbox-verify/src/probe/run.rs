@@ -1,0 +1,201 @@
+//! Carries probes out: inside, and in the twins that show them to work.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use async_trait::async_trait;
+use tierbox_core::{Error, ErrorKind, ExecRequest, GuestPath, Lifted, Report, Result, Sandbox, SandboxExt, WriteOptions};
+
+use super::canary::Canaries;
+use super::catalogue::{Answers, Control, Finding, Probe, probes};
+use super::{ControlResult, ProbeResult, ProbeStatus, Verification};
+
+/// How long one machine may take for its probes.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// The most that the probe program prints.
+const MOST: u64 = 1 << 20;
+
+/// Makes twins.
+#[async_trait]
+pub trait Twins: Send + Sync {
+    /// A twin without this rule.
+    ///
+    /// # Errors
+    /// `Unsupported` where none is possible; else why it could not be made.
+    async fn start(&self, lifted: &Lifted) -> Result<Box<dyn Twin>>;
+}
+
+/// A twin that runs. Dropping it ends it too.
+#[async_trait]
+pub trait Twin: Send + Sync {
+    /// Its machine.
+    fn sandbox(&self) -> Arc<dyn Sandbox>;
+
+    /// Ends it.
+    async fn end(self: Box<Self>);
+}
+
+/// Verifies a machine: carries the probes of its tier out inside, and each in a twin without the rule that it probes.
+/// `program` is the supervisor, which answers for what can be seen and reached.
+///
+/// # Errors
+/// If probes could not be carried out at all. What they found is in the result.
+pub async fn verify(
+    sandbox: Arc<dyn Sandbox>,
+    report: &Report,
+    program: &'static [u8],
+    twins: Arc<dyn Twins>,
+) -> Result<Verification> {
+    let since = Instant::now();
+    let failed = |error| Error::io("set canaries up", error);
+    let canaries = tokio::task::spawn_blocking(Canaries::new).await.map_err(|_| stopped())?.map_err(failed)?;
+    let probes = probes(report, &canaries);
+    let all: Vec<String> = requests(probes.iter());
+    let inside = ask(sandbox.as_ref(), program, &all, &canaries.nonce);
+    let (inside, controls) = tokio::join!(inside, controls(&probes, program, twins, &canaries.nonce));
+    let inside = inside?;
+    let results: Vec<ProbeResult> = probes.iter().map(|probe| judge(probe, &inside, &controls)).collect();
+    let mut verification = Verification {
+        verified: false,
+        time: crate::clock::text(SystemTime::now()),
+        took_ms: u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX),
+        probes: Vec::new(),
+    };
+    verification.add(results);
+    // Waits for a thread.
+    let _ = tokio::task::spawn_blocking(move || drop(canaries)).await;
+    Ok(verification)
+}
+
+fn stopped() -> Error {
+    Error::new(ErrorKind::Cancelled, "verify", "the runtime is shutting down")
+}
+
+fn requests<'a>(probes: impl Iterator<Item = &'a Probe>) -> Vec<String> {
+    let mut requests: Vec<String> = probes.flat_map(|probe| probe.requests.iter().cloned()).collect();
+    requests.sort();
+    requests.dedup();
+    requests
+}
+
+type Controls = BTreeMap<Lifted, Result<Answers>>;
+
+/// What the probes find in their twins, which are made at the same time.
+async fn controls(probes: &[Probe], program: &'static [u8], twins: Arc<dyn Twins>, nonce: &str) -> Controls {
+    let mut wanted: BTreeMap<Lifted, Vec<&Probe>> = BTreeMap::new();
+    for probe in probes {
+        if let Control::Twin(lifted) = &probe.control {
+            wanted.entry(lifted.clone()).or_default().push(probe);
+        }
+    }
+    let mut tasks = tokio::task::JoinSet::new();
+    for (lifted, probes) in wanted {
+        // A machine's own resolver is the host's in a twin, and nothing is to be asked there.
+        let asked = requests(probes.into_iter()).into_iter().filter(|request| !request.starts_with("dns:/")).collect();
+        tasks.spawn(control(lifted, asked, program, twins.clone(), nonce.to_owned()));
+    }
+    let mut found = BTreeMap::new();
+    while let Some(done) = tasks.join_next().await {
+        if let Ok((lifted, answers)) = done {
+            found.insert(lifted, answers);
+        }
+    }
+    found
+}
+
+async fn control(
+    lifted: Lifted,
+    asked: Vec<String>,
+    program: &'static [u8],
+    twins: Arc<dyn Twins>,
+    nonce: String,
+) -> (Lifted, Result<Answers>) {
+    let answers = match twins.start(&lifted).await {
+        Ok(twin) => {
+            let answers = ask(twin.sandbox().as_ref(), program, &asked, &nonce).await;
+            twin.end().await;
+            answers
+        }
+        Err(error) => Err(error),
+    };
+    (lifted, answers)
+}
+
+/// Has the probe program answer inside.
+async fn ask(sandbox: &dyn Sandbox, program: &'static [u8], requests: &[String], nonce: &str) -> Result<Answers> {
+    if requests.is_empty() {
+        return Ok(Answers::new());
+    }
+    let name = format!("tierbox-probe-{}", &nonce[..12]);
+    let path = GuestPath::from(name.as_str());
+    let options = WriteOptions { mode: Some(0o755), create_new: true };
+    sandbox.write(&path, Box::new(std::io::Cursor::new(program)), options).await?;
+    let argv = [format!("./{name}"), "probe".to_owned()].into_iter().chain(requests.iter().cloned());
+    let mut request = ExecRequest::new(argv).timeout(PATIENCE);
+    request.output_limit = Some(tierbox_core::OutputLimit { bytes: MOST, on_exceed: tierbox_core::OnExceed::Kill });
+    let result = sandbox.run(request).await;
+    let _ = sandbox.remove(&path, false).await;
+    let result = result?;
+    if !result.success() {
+        let said = result.stderr.text();
+        let message = format!("the probe program {}: {}", result.outcome(), said.chars().take(300).collect::<String>());
+        return Err(Error::new(ErrorKind::Io, "probe", message));
+    }
+    Ok(parse(&result.stdout.text(), requests))
+}
+
+/// What comes from inside is believed only in so far as it answers what was asked.
+fn parse(text: &str, requests: &[String]) -> Answers {
+    let mut answers = Answers::new();
+    for line in text.lines() {
+        let mut parts = line.splitn(3, '\t');
+        let (Some(request), Some(word), Some(found)) = (parts.next(), parts.next(), parts.next()) else { continue };
+        let Ok(at) = requests.binary_search_by(|asked| asked.as_str().cmp(request)) else { continue };
+        let found: String = found.chars().filter(|char| !char.is_control()).take(1000).collect();
+        answers.insert(requests[at].clone(), (word == "yes", found));
+    }
+    answers
+}
+
+fn judge(probe: &Probe, inside: &Answers, controls: &Controls) -> ProbeResult {
+    let finding = (probe.judge)(inside);
+    let (status, detail, control) = match (finding, &probe.control) {
+        (Finding::Broken(detail), control) => (ProbeStatus::Fail, detail, shown(probe, control, controls).1),
+        (Finding::Unclear(detail), control) => (ProbeStatus::Inconclusive, detail, shown(probe, control, controls).1),
+        (Finding::Holds(detail), control) => {
+            let (status, control) = shown(probe, control, controls);
+            (status, detail, control)
+        }
+    };
+    ProbeResult { id: probe.id.to_owned(), rule: probe.rule.to_owned(), status, detail, control }
+}
+
+/// What the control says about a probe that found nothing.
+fn shown(probe: &Probe, control: &Control, controls: &Controls) -> (ProbeStatus, Option<ControlResult>) {
+    let lifted = match control {
+        Control::Unneeded => return (ProbeStatus::Pass, None),
+        Control::Impossible => return (ProbeStatus::ByConfiguration, None),
+        Control::Twin(lifted) => lifted,
+    };
+    let result = |found: bool, detail: String| Some(ControlResult { lifted: lifted.name().to_owned(), found, detail });
+    match controls.get(lifted) {
+        Some(Ok(answers)) => match (probe.judge)(&with_unasked(probe, answers)) {
+            Finding::Broken(detail) => (ProbeStatus::Pass, result(true, detail)),
+            Finding::Holds(detail) | Finding::Unclear(detail) => (ProbeStatus::Inconclusive, result(false, detail)),
+        },
+        Some(Err(error)) if error.kind() == ErrorKind::Unsupported => (ProbeStatus::ByConfiguration, None),
+        Some(Err(error)) => {
+            (ProbeStatus::Inconclusive, result(false, format!("the twin could not be made: {}", error.message())))
+        }
+        None => (ProbeStatus::Inconclusive, result(false, "the twin was not made".to_owned())),
+    }
+}
+
+fn with_unasked(probe: &Probe, answers: &Answers) -> Answers {
+    let mut answers = answers.clone();
+    for request in probe.requests.iter().filter(|request| request.starts_with("dns:/")) {
+        answers.entry(request.clone()).or_insert((false, "not asked".to_owned()));
+    }
+    answers
+}
