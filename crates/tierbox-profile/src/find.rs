@@ -26,6 +26,7 @@ const READY: &[(&str, &str)] = &[
     ("local-tools", include_str!("../ready/local-tools.toml")),
     ("local-web", include_str!("../ready/local-web.toml")),
     ("remote-container", include_str!("../ready/remote-container.toml")),
+    ("vagrant", include_str!("../ready/vagrant.toml")),
 ];
 
 /// The text of a profile, and where it was found.

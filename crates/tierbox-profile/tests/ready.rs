@@ -51,7 +51,8 @@ mod unit {
                 "local-tools",
                 "local-web",
                 "mine",
-                "remote-container"
+                "remote-container",
+                "vagrant"
             ]
         );
         assert!(list[0].summary.as_ref().unwrap_err().contains("bad.toml:1:8"), "{:?}", list[0]);

@@ -7,6 +7,7 @@ mod unit {
     use tierbox_docker as _;
     use tierbox_local as _;
     use tierbox_profile::{Loader, Surroundings, schema};
+    use tierbox_vagrant as _;
 
     #[test]
     fn the_committed_schema_has_not_drifted() {

@@ -237,7 +237,8 @@ impl Need {
             Self::Dial => by.dial,
             Self::Mounts => by.mounts > MountSupport::None,
             Self::Isolation => by.host > HostIsolation::H0,
-            Self::LocalMachine => by.locality == Locality::Local,
+            // What runs in a virtual machine is no process of this host's.
+            Self::LocalMachine => by.locality == Locality::Local && by.host < HostIsolation::H2,
             Self::LimitMemory => by.limits.memory,
             Self::LimitCpu => by.limits.cpu,
             Self::LimitPids => by.limits.pids,
@@ -283,14 +284,15 @@ impl Case {
         self.needs.iter().all(|need| need.is_met(by))
     }
 
-    /// Runs it. A case that does not end by itself within a minute fails.
+    /// Runs it. A case that does not end by itself within the factory's limit fails.
     ///
     /// # Errors
     /// [`Fail`], with the promise that was broken.
     pub async fn run(&self, subject: Subject) -> Verdict {
-        match tokio::time::timeout(std::time::Duration::from_secs(60), (self.run)(subject)).await {
+        let limit = subject.factory.case_limit();
+        match tokio::time::timeout(limit, (self.run)(subject)).await {
             Ok(verdict) => verdict,
-            Err(_) => Err(Fail::Broken("the case did not end within 60 s".to_owned())),
+            Err(_) => Err(Fail::Broken(format!("the case did not end within {limit:?}"))),
         }
     }
 }

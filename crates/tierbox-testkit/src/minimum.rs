@@ -54,3 +54,15 @@ pub fn docker() -> Capabilities {
     let limits = LimitCapabilities { memory: true, cpu: true, pids: true, ..local_container_plain().limits };
     Capabilities { users: UserSupport::Any, detached: false, limits, ..local_container_plain() }
 }
+
+/// A machine of Vagrant's libvirt provider, with the supervisor inside as root.
+pub fn vagrant_libvirt() -> Capabilities {
+    Capabilities {
+        host: HostIsolation::H3,
+        networks: vec![Network::N0, Network::N2],
+        users: UserSupport::Any,
+        multi_machine: true,
+        snapshots: true,
+        ..local_process()
+    }
+}

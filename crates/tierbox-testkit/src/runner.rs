@@ -4,7 +4,6 @@
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::sync::Arc;
-use std::time::Duration;
 
 use libtest_mimic::{Arguments, Conclusion, Failed, Trial};
 use tierbox_core::{Capabilities, Environment, ErrorKind};
@@ -170,7 +169,7 @@ impl Suite {
     async fn subject(&self) -> Verdict<Subject> {
         let start = async {
             let started =
-                crate::subject::within(Duration::from_secs(60), "the start of an environment", self.factory.start(&|_| ()))
+                crate::subject::within(self.factory.start_limit(), "the start of an environment", self.factory.start(&|_| ()))
                     .await?;
             started.map_err(|error| match error.kind() {
                 ErrorKind::HostUnable | ErrorKind::MissingEngine => Fail::Skipped {

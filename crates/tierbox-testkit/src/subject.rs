@@ -34,6 +34,21 @@ pub trait Factory: Send + Sync {
     /// Why nothing can be started here, if so. Must be quick, and start nothing.
     fn absent(&self) -> Option<Absence>;
 
+    /// How long a start may take.
+    fn start_limit(&self) -> Duration {
+        Duration::from_secs(60)
+    }
+
+    /// How long a case may take, the starts of environments of its own included.
+    fn case_limit(&self) -> Duration {
+        Duration::from_secs(60)
+    }
+
+    /// How long a case waits for what should be there at once.
+    fn patience(&self) -> Duration {
+        Duration::from_secs(10)
+    }
+
     /// Starts an environment from the factory's own specification after `adjust`.
     ///
     /// # Errors
@@ -69,7 +84,8 @@ impl Subject {
             return Err(Fail::Broken(format!("no directory for the case could be made: {made:?}")));
         }
         let dir = String::from_utf8(made.stdout.bytes()).map_err(|error| Fail::Broken(format!("odd directory: {error}")))?;
-        Ok(Self { sandbox, environment, factory, dir, patience: Duration::from_secs(10) })
+        let patience = factory.patience();
+        Ok(Self { sandbox, environment, factory, dir, patience })
     }
 
     /// The capabilities of the sandbox under test.
@@ -260,7 +276,8 @@ impl Subject {
     /// # Errors
     /// [`Fail`] if it cannot be started.
     pub async fn another(&self, adjust: Adjust<'_>) -> Verdict<Self> {
-        let environment = within(Duration::from_secs(60), "the start of an environment", self.factory.start(adjust)).await??;
+        let limit = self.factory.start_limit();
+        let environment = within(limit, "the start of an environment", self.factory.start(adjust)).await??;
         let mut subject = Self::new(environment, self.factory.clone()).await?;
         subject.patience = self.patience;
         Ok(subject)
@@ -271,7 +288,7 @@ impl Subject {
     /// # Errors
     /// [`Fail`] if it cannot be stopped.
     pub async fn stop(&self) -> Verdict {
-        Ok(within(Duration::from_secs(30), "the stop of an environment", self.environment.stop()).await??)
+        Ok(within(self.factory.start_limit(), "the stop of an environment", self.environment.stop()).await??)
     }
 }
 

@@ -12,7 +12,7 @@ use crate::environment::VagrantEnvironment;
 use crate::place::{Place, prefix};
 use crate::provider::Provider;
 use crate::settings::Settings;
-use crate::start::{Memory, plan, start};
+use crate::start::{Memory, check, plan, start};
 use crate::{BACKEND, crash, destroy, doctor, libvirt};
 
 /// The backend `vagrant`: machines of any hypervisor that Vagrant drives.
@@ -34,6 +34,7 @@ fn declared(provider: &Provider) -> Capabilities {
         mounts: MountSupport::None,
         multi_machine: true,
         detached: true,
+        snapshots: provider.can_snapshot(),
         limits: LimitCapabilities { file_size: true, open_files: true, ..LimitCapabilities::default() },
         ..tierbox_guest::capabilities(provider.isolation(), Locality::Local)
     }
@@ -58,7 +59,7 @@ impl Backend for VagrantBackend {
     }
 
     fn validate(&self, spec: &EnvironmentSpec) -> Result<()> {
-        plan(spec)?;
+        check(spec)?;
         spec.check_values()
     }
 

@@ -45,6 +45,9 @@ struct Known {
     remedy: &'static str,
 }
 
+/// Signs that count in the error itself alone.
+const VAGRANTFILE: &[&str] = &["vagrantfile", "configinvalid"];
+
 const KNOWN: &[Known] = &[
     Known {
         signs: &["provider 'libvirt' could not be found", "providernotfound", "provider could not be found", "providernotusable"],
@@ -96,7 +99,13 @@ const KNOWN: &[Known] = &[
         remedy: "raise `config.vm.boot_timeout`, or look at the machine's console",
     },
     Known {
-        signs: &["vagrantfile", "configinvalid", "tierboxshim::refused", "n2 needs", "n2 forbids"],
+        signs: &["n2 needs", "n2 forbids", "at a very early stage", "syntax error in the following vagrantfile"],
+        kind: ErrorKind::InvalidProfile,
+        what: "the Vagrantfile cannot be used as it is",
+        remedy: "try it by itself: vagrant validate",
+    },
+    Known {
+        signs: VAGRANTFILE,
         kind: ErrorKind::InvalidProfile,
         what: "the Vagrantfile cannot be used as it is",
         remedy: "try it by itself: vagrant validate",
@@ -112,7 +121,7 @@ pub fn explain(verb: &str, records: &[Record]) -> Error {
     let all = last_lines(records).to_lowercase();
     let signs_in = |text: &str| KNOWN.iter().find(|known| known.signs.iter().any(|sign| text.contains(sign)));
     // Whatever goes wrong, a Vagrantfile is spoken of on the way.
-    let known = signs_in(&own).or_else(|| signs_in(&all).filter(|known| known.kind != ErrorKind::InvalidProfile));
+    let known = signs_in(&own).or_else(|| signs_in(&all).filter(|known| known.signs != VAGRANTFILE));
     let kind = known.map_or(ErrorKind::HostUnable, |known| known.kind);
     let what = known.map_or_else(|| "it says why below".to_owned(), |known| known.what.to_owned());
     let remedy = known.map_or("run it by hand to see more: vagrant up --debug", |known| known.remedy);

@@ -5,13 +5,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use tierbox_core::{Connection, Environment, Error, ErrorKind, LeaseRecord, Report, Result, Sandbox};
-use tokio::sync::RwLock;
+use tierbox_core::{Connection, Environment, Error, ErrorKind, LeaseHandle, LeaseRecord, Report, Result, Sandbox};
+use tokio::sync::Mutex;
 
-use crate::line::{self, Connected};
+use crate::line::{self, Connected, Joining};
+use crate::pool::{self, Pool};
 use crate::ssh::Ssh;
 use crate::start::Memory;
-use crate::{BACKEND, destroy};
+use crate::swap::Swap;
+use crate::{BACKEND, destroy, snapshot};
 
 /// How long a machine may take to confirm that it lives on.
 const DETACH_PATIENCE: Duration = Duration::from_secs(20);
@@ -20,17 +22,38 @@ const DETACH_PATIENCE: Duration = Duration::from_secs(20);
 pub struct VagrantEnvironment {
     id: String,
     memory: Memory,
-    machines: Vec<Connected>,
+    machines: Vec<Held>,
     report: Report,
     stopped: AtomicBool,
+    /// Where it goes when it is stopped, instead of being destroyed, and the lease that it has until then.
+    pool: Option<(Pool, Arc<dyn LeaseHandle>)>,
     /// Vagrant refuses two calls for one machine at a time.
-    busy: RwLock<()>,
+    busy: Mutex<()>,
+}
+
+/// A machine and its line of the moment.
+struct Held {
+    swap: Arc<Swap>,
+    line: Mutex<Connected>,
+    joining: Joining,
 }
 
 impl VagrantEnvironment {
     /// An environment around machines that are spoken with, the primary one first.
-    pub fn new(id: &str, memory: Memory, machines: Vec<Connected>, report: Report) -> Self {
-        Self { id: id.to_owned(), memory, machines, report, stopped: AtomicBool::new(false), busy: RwLock::new(()) }
+    pub fn new(
+        id: &str,
+        memory: Memory,
+        machines: Vec<Connected>,
+        report: Report,
+        pool: Option<(Pool, Arc<dyn LeaseHandle>)>,
+    ) -> Self {
+        let held = |connected: Connected| Held {
+            swap: Arc::new(Swap::new(connected.sandbox.clone())),
+            joining: connected.joining.clone(),
+            line: Mutex::new(connected),
+        };
+        let machines = machines.into_iter().map(held).collect();
+        Self { id: id.to_owned(), memory, machines, report, stopped: AtomicBool::new(false), pool, busy: Mutex::new(()) }
     }
 
     /// Finds an environment again that another process started.
@@ -50,24 +73,40 @@ impl VagrantEnvironment {
             let joined = line::join(&memory.place, joining, &running.limits).await;
             machines.push(joined.map_err(|error| gone(format!("{name} of {} does not answer: {}", lease.id, error.message())))?);
         }
-        Ok(Self::new(&lease.id, memory, machines, running.report))
+        Ok(Self::new(&lease.id, memory, machines, running.report, None))
     }
 
-    fn find(&self, machine: &str) -> Result<&Connected> {
-        let shown = |connected: &&Connected| connected.joining.machine.shown == machine;
-        let named = |connected: &&Connected| connected.joining.machine.name == machine;
+    fn find(&self, machine: &str) -> Result<&Held> {
+        let shown = |held: &&Held| held.joining.machine.shown == machine;
+        let named = |held: &&Held| held.joining.machine.name == machine;
         self.machines.iter().find(shown).or_else(|| self.machines.iter().find(named)).ok_or_else(|| {
-            let names: Vec<&str> = self.machines.iter().map(|connected| connected.joining.machine.shown.as_str()).collect();
+            let names: Vec<&str> = self.machines.iter().map(|held| held.joining.machine.shown.as_str()).collect();
             let message = format!("no machine is named {machine:?}; there are {}", names.join(", "));
             Error::new(ErrorKind::NotFound, "find machine", message).with_backend(BACKEND)
         })
     }
 
     async fn leave(&self) {
-        for machine in &self.machines {
-            machine.sandbox.channel().close();
-            machine.ssh.close().await;
+        for held in &self.machines {
+            held.swap.now().channel().close();
+            held.line.lock().await.ssh.close().await;
         }
+    }
+
+    /// Puts it back to its first moment and keeps it for the next start. False if it is not to be kept.
+    async fn park(&self) -> Result<bool> {
+        let Some((pool, lease)) = &self.pool else { return Ok(false) };
+        if !pool.has_room()? {
+            return Ok(false);
+        }
+        // Whatever ran in it ends here.
+        snapshot::restore(&self.memory.place, &self.memory.names(), pool::FIRST).await?;
+        pool.keep(&self.memory, lease.as_ref())?;
+        Ok(true)
+    }
+
+    fn require_snapshots(&self) -> Result<()> {
+        if self.machines[0].joining.capabilities.snapshots { Ok(()) } else { Err(pool::unsupported(&self.memory.place.provider)) }
     }
 }
 
@@ -78,7 +117,7 @@ impl Environment for VagrantEnvironment {
     }
 
     fn machines(&self) -> Vec<Arc<dyn Sandbox>> {
-        self.machines.iter().map(|machine| machine.sandbox.clone() as Arc<dyn Sandbox>).collect()
+        self.machines.iter().map(|held| held.swap.clone() as Arc<dyn Sandbox>).collect()
     }
 
     fn report(&self) -> &Report {
@@ -86,21 +125,29 @@ impl Environment for VagrantEnvironment {
     }
 
     fn connection(&self, machine: &str) -> Result<Connection> {
-        let connected = self.find(machine)?;
-        let argv = Ssh::arguments_for_people(&self.memory.place.directory, &connected.joining.machine.name);
+        let held = self.find(machine)?;
+        let argv = Ssh::arguments_for_people(&self.memory.place.directory, &held.joining.machine.name);
         Ok(Connection { argv, note: String::new() })
     }
 
     fn machine(&self, name: &str) -> Result<Arc<dyn Sandbox>> {
-        self.find(name).map(|connected| connected.sandbox.clone() as Arc<dyn Sandbox>)
+        self.find(name).map(|held| held.swap.clone() as Arc<dyn Sandbox>)
     }
 
     async fn stop(&self) -> Result<()> {
         if self.stopped.load(Ordering::Acquire) {
             return Ok(());
         }
-        let _alone = self.busy.write().await;
+        let _alone = self.busy.lock().await;
         self.leave().await;
+        match self.park().await {
+            Ok(true) => {
+                self.stopped.store(true, Ordering::Release);
+                return Ok(());
+            }
+            Ok(false) => {}
+            Err(error) => tracing::warn!(target: "tierbox::vagrant", id = self.id, "cannot be kept: {}", error.message()),
+        }
         let report = destroy::place(&self.memory.place).await;
         if !report.failed.is_empty() {
             return Err(Error::new(ErrorKind::Io, "stop environment", format!("could not remove {}", report.failed.join("; ")))
@@ -112,14 +159,50 @@ impl Environment for VagrantEnvironment {
     }
 
     async fn detach(&self) -> Result<()> {
-        for machine in &self.machines {
-            machine.sandbox.channel().persist(DETACH_PATIENCE).await.map_err(|error| error.with_backend(BACKEND))?;
+        for held in &self.machines {
+            held.swap.now().channel().persist(DETACH_PATIENCE).await.map_err(|error| error.with_backend(BACKEND))?;
+        }
+        Ok(())
+    }
+
+    async fn snapshot(&self, name: &str) -> Result<()> {
+        self.require_snapshots()?;
+        snapshot::check_name(name)?;
+        let _alone = self.busy.lock().await;
+        snapshot::save(&self.memory.place, &self.memory.names(), name).await
+    }
+
+    async fn restore(&self, name: &str) -> Result<()> {
+        self.require_snapshots()?;
+        snapshot::check_name(name)?;
+        let _alone = self.busy.lock().await;
+        snapshot::restore(&self.memory.place, &self.memory.names(), name).await?;
+        for held in &self.machines {
+            let mut line = held.line.lock().await;
+            // What runs over the old line is lost; the new one is to the supervisor as it was saved.
+            held.swap.now().channel().close();
+            line.ssh.close().await;
+            let limits = held.swap.now();
+            let next = line::join(&self.memory.place, held.joining.clone(), limits.limits()).await?;
+            snapshot::wake(&next.ssh).await?;
+            held.swap.replace(next.sandbox.clone());
+            *line = next;
         }
         Ok(())
     }
 
     async fn ended(&self, limit: Duration) -> bool {
-        let primary = self.machines[0].sandbox.channel();
-        tokio::time::timeout(limit, primary.closed()).await.is_ok()
+        let over = async {
+            loop {
+                let line = self.machines[0].swap.now();
+                line.channel().closed().await;
+                // A line that was replaced meanwhile ended because the machine was put back.
+                let _quiet = self.busy.lock().await;
+                if Arc::ptr_eq(&line, &self.machines[0].swap.now()) {
+                    return;
+                }
+            }
+        };
+        tokio::time::timeout(limit, over).await.is_ok()
     }
 }

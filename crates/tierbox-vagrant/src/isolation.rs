@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use roxmltree::{Document, Node};
 use serde::{Deserialize, Serialize};
-use tierbox_core::{Error, ErrorKind, ExecRequest, LeaseHandle, Outcome, Resource, Result, Sandbox, SandboxExt};
+use tierbox_core::{Error, ErrorKind, ExecRequest, Outcome, Result, Sandbox, SandboxExt};
 use tokio::net::UdpSocket;
 
 use crate::libvirt::{domains, networks, tool, virsh};
@@ -91,16 +91,12 @@ fn rules(place: &Place, network: &Isolated) -> String {
     )
 }
 
-/// Sets the rules up and then the network. Both stand in the lease before.
+/// Sets the rules up and then the network. Both stand in the lease already.
 ///
 /// # Errors
 /// What nft or libvirt says.
-pub async fn make(place: &mut Place, lease: &dyn LeaseHandle) -> Result<()> {
+pub async fn make(place: &mut Place) -> Result<()> {
     let Some(mut network) = place.isolated.clone() else { return Ok(()) };
-    lease.record(&[
-        Resource { kind: "nftables".to_owned(), id: table(&place.token) },
-        Resource { kind: "network".to_owned(), id: network.name.clone() },
-    ])?;
     tool("nft", &["-f", "-"], rules(place, &network).as_bytes()).await?;
     crash::point("rules");
     let path = place.file("network.xml");

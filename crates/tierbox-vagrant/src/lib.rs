@@ -42,12 +42,15 @@ mod libvirt;
 mod line;
 mod machines;
 mod place;
+mod pool;
 mod program;
 mod provider;
 mod record;
 mod settings;
+mod snapshot;
 mod ssh;
 mod start;
+mod swap;
 mod throttle;
 
 pub use backend::VagrantBackend;

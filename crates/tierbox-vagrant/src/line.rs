@@ -201,6 +201,8 @@ fn setup(spec: &EnvironmentSpec, mut setup: Setup) -> Setup {
         (RLIMIT_NOFILE, limits.open_files.map(|limit| limit.max)),
         (RLIMIT_CORE, Some(limits.core_size)),
     ];
+    // The machine ends when it is destroyed, and no sooner: another process may join, or a snapshot be put back.
+    setup.persist = true;
     setup.rlimits = asked.into_iter().filter_map(|(resource, value)| Some(Rlimit { resource, value: value? })).collect();
     setup.lifetime_ms = limits.lifetime.map(|life| u64::try_from(life.as_millis()).unwrap_or(u64::MAX));
     setup

@@ -114,8 +114,9 @@ impl Running {
         let mut expression = duct::cmd("vagrant", arguments.iter().chain(&["--machine-readable"]))
             .dir(place.working_directory(source))
             .stdin_null()
-            .stdout_file(output)
+            // What is said last is done first.
             .stderr_to_stdout()
+            .stdout_file(output)
             .unchecked()
             .before_spawn(|command| {
                 command.process_group(0);

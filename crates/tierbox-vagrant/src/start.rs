@@ -16,12 +16,13 @@ use crate::isolation::{self, Isolated};
 use crate::line::{self, Connected, Joining};
 use crate::machines::{self, Chosen, Machine};
 use crate::place::{Place, Source, make_directory, new_token};
+use crate::pool::{self, Pool};
 use crate::program::run;
 use crate::provider::Provider;
 use crate::record::{Record, shown};
 use crate::settings::Settings;
 use crate::ssh::{self, Reach, Ssh};
-use crate::{BACKEND, crash, throttle};
+use crate::{BACKEND, crash, destroy, snapshot, throttle};
 
 /// How long the evaluation of a Vagrantfile may take.
 const EVALUATION: Duration = Duration::from_secs(120);
@@ -31,8 +32,14 @@ const EVALUATION: Duration = Duration::from_secs(120);
 pub struct Memory {
     /// Where it is.
     pub place: Place,
-    /// What is needed to use its machines from another process; the primary machine comes first.
+    /// The machines that came up; the primary one comes first.
+    pub machines: Vec<Machine>,
+    /// Whether nobody said which one is primary.
+    pub is_guess: bool,
+    /// What is needed to use its machines from another process.
     pub running: Option<Box<Running>>,
+    /// The pool that it is kept in, while nobody uses it.
+    pub kept: Option<String>,
 }
 
 /// An environment that came up.
@@ -50,6 +57,11 @@ impl Memory {
     /// Reads it from a lease; `None` if nothing was begun under that lease.
     pub fn of(lease: &LeaseRecord) -> Option<Self> {
         Self::deserialize(&lease.data).ok()
+    }
+
+    /// The machines' names in Vagrant.
+    pub fn names(&self) -> Vec<String> {
+        self.machines.iter().map(|machine| machine.name.clone()).collect()
     }
 
     /// As the lease keeps it.
@@ -71,19 +83,38 @@ pub struct Plan {
     pub vagrantfile: PathBuf,
 }
 
-/// Checks a specification without side effects.
+/// Checks a specification by itself, whatever files there are.
+///
+/// # Errors
+/// `InvalidProfile`, `TierRefused`.
+pub fn check(spec: &EnvironmentSpec) -> Result<(Settings, Provider)> {
+    let settings = Settings::from_value(&spec.settings)?;
+    let provider = settings.provider()?;
+    provider.check(spec.tier)?;
+    Ok((settings, provider))
+}
+
+/// Checks a specification and finds its Vagrantfile, without side effects.
 ///
 /// # Errors
 /// `InvalidProfile`, `TierRefused`.
 pub fn plan(spec: &EnvironmentSpec) -> Result<Plan> {
-    let settings = Settings::from_value(&spec.settings)?;
-    let provider = settings.provider()?;
-    provider.check(spec.tier)?;
+    let (settings, provider) = check(spec)?;
     let vagrantfile = settings.vagrantfile(&spec.base_dir)?;
     Ok(Plan { settings, provider, vagrantfile })
 }
 
-/// Makes an environment. What a failure leaves stands in the lease.
+/// What a start works on.
+struct Start<'a> {
+    spec: &'a EnvironmentSpec,
+    declared: Capabilities,
+    plan: &'a Plan,
+    lease: &'a Arc<dyn LeaseHandle>,
+    progress: &'a dyn Progress,
+    pool: Option<Pool>,
+}
+
+/// Makes an environment, or leaves nothing behind.
 ///
 /// # Errors
 /// What any of the steps says.
@@ -94,53 +125,104 @@ pub async fn start(
     lease: &Arc<dyn LeaseHandle>,
     progress: &dyn Progress,
 ) -> Result<VagrantEnvironment> {
+    let pool = Pool::of(plan, spec, lease.as_ref())?;
+    let start = Start { spec, declared, plan, lease, progress, pool };
+    if let Some(kept) = start.warm().await? {
+        return Ok(kept);
+    }
     let token = new_token()?;
     let isolated = (spec.tier.network() == Network::N2).then(|| Isolated::planned(&token));
+    let home = match pool::journal_of(lease.as_ref())? {
+        // Beside the leases, since a pool hands it from one to the next.
+        Some(journal) => journal.state().path().join("vagrant").join(&token),
+        None => lease.directory()?.join("vagrant"),
+    };
     let mut place = Place {
-        directory: lease.directory()?.join("vagrant"),
+        directory: home,
         vagrantfile: plan.vagrantfile.clone(),
         provider: plan.provider.name().to_owned(),
         isolated,
         token,
     };
-    let resource = |kind: &str, id: String| Resource { kind: kind.to_owned(), id };
-    lease.record(&[
-        resource("vagrant", place.token.clone()),
-        resource("names", place.prefix()),
-        resource("directory", place.directory.display().to_string()),
-    ])?;
-    lease.set_data(Memory { place: place.clone(), running: None }.to_data()?)?;
-    crash::point("lease");
-    make_directory(&place.directory)?;
-    isolation::make(&mut place, lease.as_ref()).await?;
-    place.write(&plan.settings.env)?;
-    lease.set_data(Memory { place: place.clone(), running: None }.to_data()?)?;
-    crash::point("written");
+    match start.cold(&mut place).await {
+        Ok(environment) => Ok(environment),
+        Err(error) => {
+            // What this cannot remove stands in the lease.
+            destroy::place(&place).await;
+            Err(error)
+        }
+    }
+}
 
-    progress.step("reading the Vagrantfile");
-    let chosen = discover(&place, &plan.settings).await?;
-    lease.record(
-        &chosen.1.iter().map(|machine| resource("machine", format!("{}{}", place.prefix(), machine.name))).collect::<Vec<_>>(),
-    )?;
-    let (chosen, defined) = chosen;
-    up(spec, plan, &place, &chosen, progress).await?;
-    crash::point("up");
+impl Start<'_> {
+    fn remember(&self, memory: &Memory) -> Result<()> {
+        self.lease.set_data(memory.to_data()?)
+    }
 
-    let reached = reaches(&place, &chosen, &defined).await?;
-    let named: Vec<(String, Reach)> = reached.iter().map(|(machine, reach)| (machine.name.clone(), reach.clone())).collect();
-    ssh::configure(&place, &named)?;
-    progress.step("connecting");
-    let machines = connect(spec, &declared, &place, &reached).await?;
-    crash::point("connected");
-    let report = report(spec, plan, &place, &chosen, &machines).await?;
-    let running = Running {
-        machines: machines.iter().map(|machine| machine.joining.clone()).collect(),
-        limits: spec.limits.clone(),
-        report: report.clone(),
-    };
-    let memory = Memory { place, running: Some(Box::new(running)) };
-    lease.set_data(memory.to_data()?)?;
-    Ok(VagrantEnvironment::new(lease.id(), memory, machines, report))
+    /// A kept environment, if there is one that can be used.
+    async fn warm(&self) -> Result<Option<VagrantEnvironment>> {
+        let Some(pool) = &self.pool else { return Ok(None) };
+        let Some(memory) = pool.take(self.lease.as_ref()).await? else { return Ok(None) };
+        self.progress.step("taking a kept machine");
+        match self.enter(memory.clone()).await {
+            Ok(environment) => Ok(Some(environment)),
+            Err(error) => {
+                tracing::warn!(target: "tierbox::vagrant", token = memory.place.token, "a kept machine is of no use: {}", error.message());
+                destroy::place(&memory.place).await;
+                self.lease.set_data(serde_json::Value::Null)?;
+                Ok(None)
+            }
+        }
+    }
+
+    /// A new environment.
+    async fn cold(&self, place: &mut Place) -> Result<VagrantEnvironment> {
+        self.lease.record(&pool::resources(place))?;
+        let mut memory = Memory { place: place.clone(), machines: Vec::new(), is_guess: false, running: None, kept: None };
+        self.remember(&memory)?;
+        crash::point("lease");
+        make_directory(&place.directory)?;
+        isolation::make(place).await?;
+        place.write(&self.plan.settings.env)?;
+        memory.place = place.clone();
+        self.remember(&memory)?;
+        crash::point("written");
+
+        self.progress.step("reading the Vagrantfile");
+        let (chosen, defined) = discover(place, &self.plan.settings).await?;
+        let machine =
+            |machine: &Machine| Resource { kind: "machine".to_owned(), id: format!("{}{}", place.prefix(), machine.name) };
+        self.lease.record(&defined.iter().map(machine).collect::<Vec<_>>())?;
+        up(self.spec, self.plan, place, &chosen, self.progress).await?;
+        crash::point("up");
+
+        let reached = reaches(place, &chosen, &defined).await?;
+        let named: Vec<(String, Reach)> = reached.iter().map(|(machine, reach)| (machine.name.clone(), reach.clone())).collect();
+        ssh::configure(place, &named)?;
+        memory.machines = reached.into_iter().map(|(machine, _)| machine).collect();
+        memory.is_guess = chosen.is_guess;
+        if self.pool.is_some() {
+            self.progress.step("saving the first moment");
+            snapshot::save(place, &memory.names(), pool::FIRST).await?;
+        }
+        self.enter(memory).await
+    }
+
+    /// Goes into machines that run.
+    async fn enter(&self, mut memory: Memory) -> Result<VagrantEnvironment> {
+        self.progress.step("connecting");
+        let machines = connect(self.spec, &self.declared, &memory).await?;
+        crash::point("connected");
+        let report = report(self.spec, self.plan, &memory, &machines).await?;
+        memory.running = Some(Box::new(Running {
+            machines: machines.iter().map(|machine| machine.joining.clone()).collect(),
+            limits: self.spec.limits.clone(),
+            report: report.clone(),
+        }));
+        self.remember(&memory)?;
+        let pool = self.pool.clone().map(|pool| (pool, self.lease.clone()));
+        Ok(VagrantEnvironment::new(self.lease.id(), memory, machines, report, pool))
+    }
 }
 
 /// Which machines there are, and which are wanted, before any of them boots.
@@ -215,17 +297,16 @@ async fn asked(place: &Place, machine: &str) -> Result<Option<Reach>> {
     Ok(Reach::from_config(&text.join("\n")))
 }
 
-async fn connect(
-    spec: &EnvironmentSpec,
-    declared: &Capabilities,
-    place: &Place,
-    reached: &[(Machine, Reach)],
-) -> Result<Vec<Connected>> {
+async fn connect(spec: &EnvironmentSpec, declared: &Capabilities, memory: &Memory) -> Result<Vec<Connected>> {
     let mut tasks = JoinSet::new();
-    for (number, (machine, _)) in reached.iter().enumerate() {
+    for (number, machine) in memory.machines.iter().enumerate() {
+        let (place, is_old) = (&memory.place, memory.running.is_some());
         let (machine, place, spec, declared) = (machine.clone(), place.clone(), spec.clone(), declared.clone());
         tasks.spawn(async move {
             let ssh = Arc::new(Ssh::new(&place, &machine.name));
+            if is_old {
+                snapshot::wake(&ssh).await?;
+            }
             let begun = line::begin(&place, &machine, &spec, declared, ssh).await;
             begun.map(|connected| (number, connected)).map_err(|error| error.with_context("machine", &machine.shown))
         });
@@ -238,7 +319,8 @@ async fn connect(
     Ok(machines.into_iter().map(|(_, connected)| connected).collect())
 }
 
-async fn report(spec: &EnvironmentSpec, plan: &Plan, place: &Place, chosen: &Chosen, machines: &[Connected]) -> Result<Report> {
+async fn report(spec: &EnvironmentSpec, plan: &Plan, memory: &Memory, machines: &[Connected]) -> Result<Report> {
+    let place = &memory.place;
     let mechanism = |name: &str, detail: String| Mechanism { name: name.to_owned(), applied: Applied::Enforced, detail };
     let mut mechanisms = Vec::new();
     if plan.provider.isolation() == HostIsolation::H3 {
@@ -251,8 +333,11 @@ async fn report(spec: &EnvironmentSpec, plan: &Plan, place: &Place, chosen: &Cho
         mechanisms.push(mechanism("host firewall", format!("nftables: guests reach nothing of this host; {dropped}")));
     }
     let mut notes: Vec<String> = spec.tier.notes().into_iter().map(str::to_owned).collect();
-    if chosen.is_guess {
-        notes.push(format!("no primary machine is named; commands go to the first, {:?}", chosen.primary.shown));
+    if memory.is_guess {
+        notes.push(format!("no primary machine is named; commands go to the first, {:?}", memory.machines[0].shown));
+    }
+    if plan.settings.pool > 0 && !plan.provider.can_snapshot() {
+        notes.push(format!("vagrant.pool is ignored: the provider {} cannot save running machines", plan.provider.name()));
     }
     if plan.provider.isolation() == HostIsolation::H0 {
         notes.push(format!(

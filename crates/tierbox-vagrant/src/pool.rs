@@ -1,0 +1,162 @@
+//! Machines kept for the next start of the same kind, put back to their first moment.
+//!
+//! A kept environment has a lease of its own, which nobody holds and which expires: `tierbox cleanup` removes it then.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::time::{Duration, SystemTime};
+
+use tierbox_core::{Error, ErrorKind, Hold, LeaseHandle, Resource, Result};
+use tierbox_lease::{Entry, Journal, Lease, NewLease, Standing};
+
+use crate::place::Place;
+use crate::start::{Memory, Plan};
+use crate::{BACKEND, destroy, libvirt};
+
+/// The name of the snapshot that a kept environment is put back to.
+pub const FIRST: &str = "tierbox-first";
+
+/// How long an environment is kept without use.
+const KEPT: Duration = Duration::from_secs(600);
+
+/// A pool: the journal that its leases are in, and what its environments have in common.
+#[derive(Debug, Clone)]
+pub struct Pool {
+    journal: Journal,
+    key: String,
+    size: usize,
+    profile: String,
+    tier: String,
+}
+
+impl Pool {
+    /// The pool that a specification asks for; `None` if it asks for none, or there is no journal to keep it in.
+    pub fn of(plan: &Plan, spec: &tierbox_core::EnvironmentSpec, lease: &dyn LeaseHandle) -> Result<Option<Self>> {
+        if plan.settings.pool == 0 || !plan.provider.can_snapshot() {
+            return Ok(None);
+        }
+        let Some(journal) = journal_of(lease)? else { return Ok(None) };
+        Ok(Some(Self {
+            journal,
+            key: key(plan, spec)?,
+            size: plan.settings.pool as usize,
+            profile: spec.profile.clone(),
+            tier: spec.tier.to_string(),
+        }))
+    }
+
+    fn kept(&self) -> Result<Vec<Entry>> {
+        let now = SystemTime::now();
+        let mut entries = self.journal.list()?.entries;
+        entries.retain(|entry| {
+            entry.record.backend == BACKEND
+                && entry.standing(now) == Standing::Until
+                && Memory::of(&entry.record).is_some_and(|memory| memory.kept.as_deref() == Some(&self.key))
+        });
+        Ok(entries)
+    }
+
+    /// Takes a kept environment over into a lease; `None` if there is none that lives.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub async fn take(&self, lease: &dyn LeaseHandle) -> Result<Option<Memory>> {
+        for entry in self.kept()? {
+            let Ok(former) = self.journal.adopt(&entry.record.id) else { continue };
+            // Another process may have taken it between the look and the lock.
+            let Some(mut memory) = Memory::of(&former.snapshot()).filter(|memory| memory.kept.as_deref() == Some(&self.key))
+            else {
+                continue;
+            };
+            if !lives(&memory).await {
+                if destroy::place(&memory.place).await.failed.is_empty() {
+                    former.remove()?;
+                }
+                continue;
+            }
+            memory.kept = None;
+            lease.record(&resources(&memory.place))?;
+            lease.set_data(memory.to_data()?)?;
+            former.set_data(serde_json::Value::Null)?;
+            former.remove()?;
+            return Ok(Some(memory));
+        }
+        Ok(None)
+    }
+
+    /// Whether one more may be kept.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn has_room(&self) -> Result<bool> {
+        Ok(self.kept()?.len() < self.size)
+    }
+
+    /// Keeps an environment under a lease of its own, and takes it out of the one it had.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn keep(&self, memory: &Memory, from: &dyn LeaseHandle) -> Result<()> {
+        let lease: Lease = self.journal.create(NewLease::new(BACKEND, &self.profile, &self.tier))?;
+        lease.record(&resources(&memory.place))?;
+        lease.set_data(Memory { kept: Some(self.key.clone()), ..memory.clone() }.to_data()?)?;
+        from.set_data(serde_json::Value::Null)?;
+        lease.set_hold(Hold::Until(SystemTime::now() + KEPT))?;
+        lease.release()
+    }
+}
+
+/// What stands in a lease for a place.
+pub fn resources(place: &Place) -> Vec<Resource> {
+    let resource = |kind: &str, id: String| Resource { kind: kind.to_owned(), id };
+    let mut all = vec![
+        resource("vagrant", place.token.clone()),
+        resource("names", place.prefix()),
+        resource("directory", place.directory.display().to_string()),
+    ];
+    if let Some(network) = &place.isolated {
+        all.push(resource("nftables", crate::isolation::table(&place.token)));
+        all.push(resource("network", network.name.clone()));
+    }
+    all
+}
+
+/// The journal that a lease is in, told from where its directory is; `None` for a lease without a journal.
+pub fn journal_of(lease: &dyn LeaseHandle) -> Result<Option<Journal>> {
+    let directory = lease.directory()?;
+    let state = directory.parent().filter(|parent| parent.ends_with("env")).and_then(|parent| parent.parent());
+    match state.filter(|state| state.join("leases").is_dir()) {
+        Some(state) => Journal::at(state).map(Some),
+        None => Ok(None),
+    }
+}
+
+async fn lives(memory: &Memory) -> bool {
+    let prefix = memory.place.prefix();
+    if memory.place.provider != "libvirt" {
+        return true;
+    }
+    for machine in &memory.machines {
+        let domain = format!("{prefix}{}", machine.name);
+        if !libvirt::virsh(&["domstate", &domain]).await.is_ok_and(|state| state.trim() == "running") {
+            return false;
+        }
+    }
+    !memory.machines.is_empty()
+}
+
+/// What must be the same for one start to take what another left: everything that goes into `vagrant up`.
+fn key(plan: &Plan, spec: &tierbox_core::EnvironmentSpec) -> Result<String> {
+    let contents = std::fs::read(&plan.vagrantfile).map_err(|error| {
+        Error::io("read Vagrantfile", error).with_backend(BACKEND).with_context("path", plan.vagrantfile.display())
+    })?;
+    let mut hasher = DefaultHasher::new();
+    (&plan.vagrantfile, contents, plan.provider.name(), spec.tier.to_string()).hash(&mut hasher);
+    (&plan.settings.machines, &plan.settings.primary, &plan.settings.env).hash(&mut hasher);
+    Ok(format!("{:016x}", hasher.finish()))
+}
+
+/// The error for a snapshot that a provider cannot make.
+pub fn unsupported(provider: &str) -> Error {
+    Error::new(ErrorKind::Unsupported, "save snapshot", format!("the provider {provider} cannot save running machines"))
+        .with_backend(BACKEND)
+}

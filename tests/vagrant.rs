@@ -1,0 +1,58 @@
+//! The Vagrant backend on real Vagrant: conformance and escapes on a machine of libvirt that all cases share, and what only whole
+//! environments show.
+
+#[cfg(target_os = "linux")]
+mod support;
+
+#[cfg(target_os = "linux")]
+#[path = "vagrant/keeper.rs"]
+mod keeper;
+#[cfg(target_os = "linux")]
+#[path = "vagrant/lifecycle.rs"]
+mod lifecycle;
+#[cfg(target_os = "linux")]
+#[path = "vagrant/lxc.rs"]
+mod lxc;
+#[cfg(target_os = "linux")]
+#[path = "vagrant/machines.rs"]
+mod machines;
+#[cfg(target_os = "linux")]
+#[path = "vagrant/world.rs"]
+mod world;
+
+#[cfg(target_os = "linux")]
+fn main() -> std::process::ExitCode {
+    use std::sync::Arc;
+
+    use libtest_mimic::Arguments;
+    use tierbox_testkit::{Suite, minimum, run_with};
+
+    match support::again::role().as_deref() {
+        Some("keeper") => return keeper::main(),
+        Some("starter") => return lifecycle::starter(),
+        _ => {}
+    }
+    let factory = Arc::new(keeper::Shared::default());
+    let suites = [
+        Suite::conformance(minimum::vagrant_libvirt(), factory.clone()).variant("vm_required"),
+        Suite::escape(minimum::vagrant_libvirt(), factory).variant("vm_required"),
+    ]
+    .map(|suite| suite.required(support::REQUIRED).expected(include_str!("vagrant/expected.toml")));
+    let others = [machines::all(), lifecycle::all(), lxc::all()].concat_trials();
+    run_with(&Arguments::from_args(), &suites, others).exit_code()
+}
+
+#[cfg(target_os = "linux")]
+trait ConcatTrials {
+    fn concat_trials(self) -> Vec<libtest_mimic::Trial>;
+}
+
+#[cfg(target_os = "linux")]
+impl<const N: usize> ConcatTrials for [Vec<libtest_mimic::Trial>; N] {
+    fn concat_trials(self) -> Vec<libtest_mimic::Trial> {
+        self.into_iter().flatten().collect()
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn main() {}
