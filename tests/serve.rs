@@ -265,6 +265,29 @@ mod conformance {
     }
 
     #[tokio::test]
+    async fn a_code_task_runs_and_its_files_are_had() {
+        let daemon = Daemon::start(|_| ()).await;
+        let id = daemon.create(json!({ "profile": PROFILE })).await;
+        let path = |rest: &str| format!("/v1/environments/{id}/code{rest}");
+        let code = "cat in.txt; echo made > out.txt; exit 4";
+        let task = json!({ "code": code, "runtime": "sh", "files": { "in.txt": "given" }, "session": "s" });
+        let report = daemon.json("POST", &path(""), task).await.value();
+        assert_eq!((&report["exit_code"], &report["stdout"]), (&json!(4), &json!("given")), "{report}");
+        let hash = report["task_hash"].as_str().unwrap();
+        let files = daemon.get(&path(&format!("/{hash}/files"))).await.value();
+        assert!(files["files"].as_array().unwrap().contains(&json!({ "name": "out.txt", "size": 5 })), "{files}");
+        assert_eq!(daemon.get(&path(&format!("/{hash}/file?name=out.txt"))).await.body, b"made\n");
+        assert_eq!(daemon.get(&path(&format!("/{hash}/file?name=none"))).await.status, 404);
+        let status = daemon.get(&path("")).await.value();
+        assert_eq!(status["sessions"][0]["name"], json!("s"), "{status}");
+        let cleaned = daemon.json("POST", &path("/cleanup"), json!({ "older_than": 0 })).await;
+        assert_eq!(cleaned.status, 200, "{}", cleaned.text());
+        let unknown = daemon.json("POST", &path(""), json!({ "code": "x", "runtime": "no-such" })).await;
+        assert!(unknown.status == 400 || unknown.status == 403, "{}", unknown.text());
+        daemon.finish().await;
+    }
+
+    #[tokio::test]
     async fn two_daemons_do_not_share_a_socket_and_one_that_died_leaves_no_obstacle() {
         let mut daemon = Daemon::start(|_| ()).await;
         let second = tierbox_serve::Server::bind(http::client(&daemon.directory), Default::default()).await;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
-use tierbox::{Error, ErrorKind, Hold, Listed, Result, Running, Standing, StartOptions};
+use tierbox::{AgentOptions, AgentSandbox, Error, ErrorKind, Hold, Listed, Result, Running, Standing, StartOptions};
 
 use crate::admission::{Demand, Permit};
 use crate::server::Shared;
@@ -23,6 +23,8 @@ pub(crate) struct Held {
     pub running: Running,
     pub client: String,
     busy: AtomicUsize,
+    /// The agent's handles by machine: what T1 rests on is tried out once for each.
+    agents: tokio::sync::Mutex<BTreeMap<String, AgentSandbox>>,
     /// Its share of the budget; environments that others started have none.
     _permit: Option<Permit>,
 }
@@ -33,6 +35,19 @@ pub(crate) struct Busy(Arc<Held>);
 impl Busy {
     pub fn running(&self) -> &Running {
         &self.0.running
+    }
+
+    /// A machine as the agent may use it; the primary one where `None`. Nobody is asked for approval.
+    pub async fn agent(&self, machine: Option<&str>) -> Result<AgentSandbox> {
+        let running = &self.0.running;
+        let name = machine.map_or_else(|| running.sandbox().name().to_owned(), str::to_owned);
+        let mut agents = self.0.agents.lock().await;
+        if let Some(agent) = agents.get(&name) {
+            return Ok(agent.clone());
+        }
+        let agent = running.for_agent(AgentOptions::new().machine(&name)).await?;
+        agents.insert(name, agent.clone());
+        Ok(agent)
     }
 }
 
@@ -79,7 +94,13 @@ impl Shared {
         }
         self.metrics.started(began.elapsed());
         let id = running.id().to_owned();
-        let held = Held { running, client: client.to_owned(), busy: AtomicUsize::new(0), _permit: Some(permit) };
+        let held = Held {
+            running,
+            client: client.to_owned(),
+            busy: AtomicUsize::new(0),
+            agents: Default::default(),
+            _permit: Some(permit),
+        };
         self.environments().insert(id.clone(), Arc::new(held));
         let mut shown = self.show(&id).await?;
         shown.ttl = Some(ttl.as_secs_f64());
@@ -105,7 +126,13 @@ impl Shared {
         let permit = listed
             .zip(client.as_ref())
             .map(|(listed, _)| self.admission.take(Demand::from_labels(&listed.record.backend, &listed.labels)));
-        Ok(Arc::new(Held { running, client: client.unwrap_or_default(), busy: AtomicUsize::new(0), _permit: permit }))
+        Ok(Arc::new(Held {
+            running,
+            client: client.unwrap_or_default(),
+            busy: AtomicUsize::new(0),
+            agents: Default::default(),
+            _permit: permit,
+        }))
     }
 
     /// Finds the environments again that an earlier daemon served.

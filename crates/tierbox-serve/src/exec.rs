@@ -63,12 +63,11 @@ struct Plan {
 async fn plan(asked: Asked, environment: &Busy) -> Result<(Plan, Presence)> {
     let Asked { principal, mut intake, presence, json, .. } = asked;
     let head: wire::Exec = if json { intake.document().await? } else { intake.head().await? };
-    let running = environment.running();
     let sandbox = machine(environment, head.machine.as_deref())?;
     let limit = limit(&head, sandbox.as_ref())?;
     let actor = match principal {
         Principal::Harness => Actor::Harness(sandbox),
-        Principal::Agent(_) => Actor::Agent(running.agent_on(sandbox.name())?),
+        Principal::Agent(_) => Actor::Agent(environment.agent(Some(sandbox.name())).await?),
     };
     let detach = head.detach;
     if json && head.stdin {

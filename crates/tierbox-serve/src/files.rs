@@ -59,7 +59,7 @@ pub(crate) async fn file(asked: Asked, environment: Busy, op: Op) -> Result<Answ
 
 /// What an agent may do with files; the rest was refused before.
 async fn agents(asked: Asked, environment: &Busy, machine: &str, op: Op, path: GuestPath) -> Result<Answer> {
-    let agent = environment.running().agent_on(machine)?;
+    let agent = environment.agent(Some(machine)).await?;
     match op {
         Op::ReadFile => {
             let most = asked.query.number("max")?.unwrap_or(AGENT_MOST).min(AGENT_MOST);

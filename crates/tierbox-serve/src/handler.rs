@@ -14,7 +14,7 @@ use crate::presence::Presence;
 use crate::principal::{Origin, Principal, Refusal};
 use crate::routes::{self, Content, Found, Op, Route};
 use crate::server::Shared;
-use crate::{exec, files, wire};
+use crate::{code, exec, files, wire};
 
 /// What a handler works with.
 pub(crate) struct Asked {
@@ -218,6 +218,10 @@ async fn in_environment(mut asked: Asked, op: Op, environment: &str, exec: Optio
         Op::Execs | Op::Output | Op::SignalExec | Op::KillExec => {
             let found = shared.find(environment).await?;
             of_command(asked, found, op, exec.map_or("", String::as_str)).await
+        }
+        Op::RunCode | Op::CodeFiles | Op::CodeFile | Op::CleanCode | Op::CodeStatus => {
+            let found = shared.find(environment).await?;
+            code::code(asked, found, op, exec.map_or("", String::as_str)).await
         }
         _ => files::file(asked, shared.find(environment).await?, op).await,
     }

@@ -22,6 +22,7 @@
 
 mod admission;
 mod answer;
+mod code;
 mod environments;
 mod exec;
 mod files;

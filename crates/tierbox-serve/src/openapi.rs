@@ -47,7 +47,8 @@ fn operation(route: &Route) -> Value {
         let takes = if route.takes == Content::Tar { Content::Bytes } else { route.takes };
         operation["requestBody"] = body("", takes);
         // What renews a lease has a default for everything.
-        operation["requestBody"]["required"] = (route.takes != Content::Json("Renew")).into();
+        let optional = [Content::Json("Renew"), Content::Json("CleanCode")].contains(&route.takes);
+        operation["requestBody"]["required"] = (!optional).into();
     }
     operation
 }
@@ -56,7 +57,11 @@ fn parameters(route: &Route) -> Vec<Value> {
     let places = route.path.split('/').filter_map(|part| part.strip_prefix('{')?.strip_suffix('}'));
     let mut all: Vec<Value> = places
         .map(|name| {
-            let about = if name == "exec" { "A command's id: 32 hex digits." } else { "An environment's id or name." };
+            let about = match name {
+                "exec" => "A command's id: 32 hex digits.",
+                "task" => "A code task's hash: 16 hex digits.",
+                _ => "An environment's id or name.",
+            };
             json!({ "name": name, "in": "path", "required": true, "description": about, "schema": { "type": "string", "minLength": 1 } })
         })
         .collect();
@@ -112,6 +117,9 @@ fn schemas() -> Value {
     }
     all!(
         About,
+        CleanCode,
+        Code,
+        CodeFiles,
         Connection,
         Create,
         Detached,

@@ -14,9 +14,12 @@ const TICK: Duration = Duration::from_millis(250);
 /// How often leases are looked at.
 const ROUND: Duration = Duration::from_secs(2);
 
+/// How often the directories of expired code tasks go.
+const EXPIRY: Duration = Duration::from_secs(3600);
+
 /// Goes on until the daemon has been idle for as long as its options say.
 pub(crate) async fn run(shared: Arc<Shared>) {
-    let (mut shown, mut round, mut active) = (0, Instant::now(), Instant::now());
+    let (mut shown, mut round, mut active, mut expiry) = (0, Instant::now(), Instant::now(), Instant::now());
     loop {
         tokio::time::sleep(TICK).await;
         let changed = shared.admission.usage().changed;
@@ -28,11 +31,28 @@ pub(crate) async fn run(shared: Arc<Shared>) {
             round = Instant::now();
             look_at_leases(&shared).await;
         }
+        if expiry.elapsed() >= EXPIRY {
+            expiry = Instant::now();
+            tokio::spawn(remove_expired_tasks(shared.clone()));
+        }
         if shared.metrics.connections.load(Ordering::Relaxed) > 0 || !shared.environments().is_empty() {
             active = Instant::now();
         }
         if shared.options.idle.is_some_and(|idle| active.elapsed() >= idle) {
             return;
+        }
+    }
+}
+
+/// One after the other, so that a machine that does not answer holds up no lease.
+async fn remove_expired_tasks(shared: Arc<Shared>) {
+    let ids: Vec<String> = shared.environments().keys().cloned().collect();
+    for id in ids {
+        let Ok(found) = shared.find(&id).await else { continue };
+        let running = found.running();
+        let Ok(runner) = running.code() else { continue };
+        if let Err(error) = runner.cleanup_tasks(Some(running.code_settings().expiry)).await {
+            tracing::debug!(target: "tierbox::op", id, error = error.message(), "could not remove expired code tasks");
         }
     }
 }

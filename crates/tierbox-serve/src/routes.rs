@@ -30,6 +30,11 @@ pub(crate) enum Op {
     MakeDir,
     Pack,
     Unpack,
+    RunCode,
+    CodeFiles,
+    CodeFile,
+    CleanCode,
+    CodeStatus,
 }
 
 /// What a body is.
@@ -140,6 +145,11 @@ pub(crate) static ROUTES: &[Route] = &[
     route!(MakeDir, PUT "/v1/environments/{environment}/directory", false, Nothing => Json("Done"), [PATH, MACHINE], "Make a directory and its parents"),
     route!(Pack, GET "/v1/environments/{environment}/archive", false, Nothing => Tar, [PATH, MACHINE], "A directory as a tar archive, to be treated as hostile"),
     route!(Unpack, PUT "/v1/environments/{environment}/archive", false, Tar => Json("Done"), [PATH, MACHINE], "Unpack a tar archive into a directory"),
+    route!(RunCode, POST "/v1/environments/{environment}/code", true, Json("Code") => Object, [], "Run a code task in the primary machine, and tell what came of it"),
+    route!(CodeStatus, GET "/v1/environments/{environment}/code", true, Nothing => Object, [], "How code tasks stand: runtimes, room, sessions"),
+    route!(CleanCode, POST "/v1/environments/{environment}/code/cleanup", true, Json("CleanCode") => Object, [], "Remove the directories of old code tasks"),
+    route!(CodeFiles, GET "/v1/environments/{environment}/code/{task}/files", true, Nothing => Json("CodeFiles"), [], "The files of a code task"),
+    route!(CodeFile, GET "/v1/environments/{environment}/code/{task}/file", true, Nothing => Bytes, [Param { name: "name", kind: "string", required: true, about: "Its path below the task's directory, percent-encoded bytes." }], "A file of a code task"),
 ];
 
 /// What a path and a method come to.

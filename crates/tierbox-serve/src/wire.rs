@@ -274,6 +274,61 @@ pub struct Signal {
     pub signal: i32,
 }
 
+/// A code task.
+#[derive(Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Code {
+    /// The program's text.
+    pub code: String,
+    /// What runs it: `python`, `node`, `bash`, `sh`, or another that the profile allows.
+    pub runtime: String,
+    /// Text files that it finds, by their paths below its directory. Other files are written as raw bytes beforehand.
+    #[serde(default)]
+    pub files: BTreeMap<String, String>,
+    /// Variables.
+    #[serde(default)]
+    pub env: BTreeMap<String, String>,
+    /// What it reads; nothing where it is missing.
+    pub stdin: Option<String>,
+    /// The session whose directory it shares.
+    pub session: Option<String>,
+    /// Whether it has a directory of its own; yes where it is missing.
+    pub private_dir: Option<bool>,
+    /// Seconds until it is killed.
+    #[schemars(range(min = 0))]
+    pub timeout: Option<f64>,
+    /// Seconds of CPU time until it is killed.
+    #[schemars(range(min = 0))]
+    pub cpu_time: Option<f64>,
+    /// Bytes of memory of each of its processes.
+    pub memory: Option<u64>,
+}
+
+/// Which code tasks go.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CleanCode {
+    /// Those older than these seconds; the profile's expiry where it is missing.
+    #[schemars(range(min = 0, max = 31536000))]
+    pub older_than: Option<f64>,
+}
+
+/// A file of a code task.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub struct CodeFile {
+    /// Its path below the task's directory; bytes that are no UTF-8 are replaced.
+    pub name: String,
+    /// Bytes.
+    pub size: u64,
+}
+
+/// The files of a code task.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub struct CodeFiles {
+    /// Sorted by name.
+    pub files: Vec<CodeFile>,
+}
+
 /// Facts about a file.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct Stat {
