@@ -8,6 +8,7 @@
 #![expect(dead_code, reason = "what compose files need is planned, and not read yet")]
 
 mod backend;
+mod compose;
 mod crash;
 mod destroy;
 mod doctor;

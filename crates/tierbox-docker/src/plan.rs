@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use tierbox_core::{EnvironmentSpec, ErrorKind, HostIsolation, MountSpec, Network, Result, malformed_path};
 
+use crate::compose::{self, Composed};
 use crate::engine;
 use crate::settings::{Pull, Settings, cut, invalid};
 
@@ -170,8 +171,32 @@ pub fn plan(spec: &EnvironmentSpec) -> Result<Plan> {
     if spec.user.as_deref().is_some_and(is_root) {
         weakened.push("user: commands run as root inside".to_owned());
     }
-    let one = one_machine(spec, &settings);
-    Ok(Plan { machines: vec![one], networks: Vec::new(), volumes: Vec::new(), network: spec.tier.network(), settings, weakened })
+    let network = spec.tier.network();
+    if let Some(path) = &settings.compose {
+        let Composed { machines, networks, volumes, weakened: more } = compose::load(&spec.base_dir.join(path), spec, &settings)?;
+        weakened.extend(more);
+        return Ok(Plan { machines, networks, volumes, network, settings, weakened });
+    }
+    let machines = vec![one_machine(spec, &settings)];
+    Ok(Plan { machines, networks: Vec::new(), volumes: Vec::new(), network, settings, weakened })
+}
+
+/// Machines in groups: each waits only for those of groups before it. `None` if they wait for each other.
+pub fn order(machines: &[&MachinePlan]) -> Option<Vec<Vec<usize>>> {
+    let (mut groups, mut done): (Vec<Vec<usize>>, Vec<&str>) = (Vec::new(), Vec::new());
+    while done.len() < machines.len() {
+        let is_next = |machine: &MachinePlan| {
+            let mut after = machine.service.iter().flat_map(|service| &service.after);
+            !done.contains(&machine.name.as_str()) && after.all(|after| done.contains(&after.service.as_str()))
+        };
+        let next: Vec<usize> = (0..machines.len()).filter(|index| is_next(machines[*index])).collect();
+        if next.is_empty() {
+            return None;
+        }
+        done.extend(next.iter().map(|index| machines[*index].name.as_str()));
+        groups.push(next);
+    }
+    Some(groups)
 }
 
 /// Whether a user's name or number is root's.

@@ -1,0 +1,267 @@
+//! Compose files: the part of the format that describes machines. What is not known is refused by name, and so is what would
+//! open the host to a machine.
+
+mod read;
+mod service;
+mod yaml;
+
+use std::path::Path;
+
+use tierbox_core::{EnvironmentSpec, Result};
+
+use self::read::At;
+use self::yaml::{Node, Value};
+use crate::plan::{Link, MachinePlan};
+use crate::settings::{Settings, cut, invalid, is_name};
+
+/// The largest file that is read.
+const MAX_BYTES: u64 = 1 << 20;
+
+/// The most services.
+const MAX_SERVICES: usize = 64;
+
+/// The network of services that name none.
+const DEFAULT_NETWORK: &str = "default";
+
+/// What a compose file describes.
+pub struct Composed {
+    /// The machines, primary first.
+    pub machines: Vec<MachinePlan>,
+    /// Networks between them.
+    pub networks: Vec<String>,
+    /// Volumes.
+    pub volumes: Vec<String>,
+    /// What makes them weaker than this backend's default.
+    pub weakened: Vec<String>,
+}
+
+/// A service and what of it concerns the whole.
+struct Entry {
+    machine: MachinePlan,
+    is_default: bool,
+    weakened: Vec<String>,
+    /// Whether it has no network at all.
+    alone: bool,
+}
+
+/// Reads a compose file.
+///
+/// # Errors
+/// `InvalidProfile` with the file, the line and the key; what the file system says.
+pub fn load(path: &Path, spec: &EnvironmentSpec, settings: &Settings) -> Result<Composed> {
+    let file = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let unread = |why: String| invalid(format!("docker.compose: {} cannot be read: {why}", path.display()));
+    let text = read(path).map_err(|error| unread(error.to_string()))?;
+    let at = At { file: &file, path: String::new() };
+    let root = yaml::load(&text).map_err(|(line, why)| invalid(format!("{file}:{line}: {why}")))?;
+    let dir = path.parent().unwrap_or(Path::new("/"));
+    compose(&at, &root, dir, spec, settings)
+}
+
+fn read(path: &Path) -> std::io::Result<String> {
+    use std::io::Read;
+    let file = std::fs::File::open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(std::io::Error::other("it is not a file"));
+    }
+    let mut text = String::new();
+    file.take(MAX_BYTES + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > MAX_BYTES { Err(std::io::Error::other("it is larger than 1 MiB")) } else { Ok(text) }
+}
+
+fn compose(at: &At<'_>, root: &Node, dir: &Path, spec: &EnvironmentSpec, settings: &Settings) -> Result<Composed> {
+    let (mut entries, mut networks, mut volumes) = (Vec::new(), Vec::new(), Vec::new());
+    for (key, node) in read::map(at, root)? {
+        let at = at.key(key);
+        match key.as_str() {
+            "services" => {
+                for (name, node) in read::map(&at, node)? {
+                    let at = at.key(name);
+                    if !is_name(name) || name.contains('.') {
+                        return Err(at.wrong(node.line, "a service's name has letters, digits, `-` and `_`"));
+                    }
+                    entries.push(service::read(&at, name, node, dir, spec, settings)?);
+                }
+            }
+            "networks" => networks = declared(&at, node, &["driver", "internal"])?,
+            "volumes" => volumes = declared(&at, node, &["driver"])?,
+            "version" | "name" => drop(read::text(&at, node)?),
+            "configs" | "secrets" => {
+                return Err(at.wrong(node.line, "files of this host are given by the profile's `files`, not here"));
+            }
+            "include" => return Err(at.wrong(node.line, "other files are not included")),
+            key if key.starts_with("x-") => {}
+            _ => return Err(at.wrong(node.line, "this key is not known")),
+        }
+    }
+    if entries.is_empty() || entries.len() > MAX_SERVICES {
+        return Err(at.key("services").wrong(root.line, format!("between 1 and {MAX_SERVICES} services are needed")));
+    }
+    link(&mut entries, &mut networks);
+    check(at, root.line, &entries, &networks, &volumes)?;
+    let primary = primary(at, root.line, &entries, settings)?;
+    entries.swap(0, primary);
+    let weakened = entries.iter().flat_map(|entry| entry.weakened.clone()).collect();
+    Ok(Composed { machines: entries.into_iter().map(|entry| entry.machine).collect(), networks, volumes, weakened })
+}
+
+/// Networks or volumes that the file declares, with the few options that mean something here.
+fn declared(at: &At<'_>, node: &Node, options: &[&str]) -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    for (name, node) in read::map(at, node)? {
+        let at = at.key(name);
+        if !is_name(name) {
+            return Err(at.wrong(node.line, "a name has letters, digits, `.`, `-` and `_`"));
+        }
+        for (key, node) in read::map(&at, node)? {
+            let at = at.key(key);
+            match key.as_str() {
+                "external" => return Err(at.wrong(node.line, "what exists outside this environment is not used")),
+                "driver" if matches!(&node.value, Value::Text(text, _) if text == "bridge" || text == "local") => {}
+                "internal" if options.contains(&"internal") => drop(read::flag(&at, node)?),
+                key if key.starts_with("x-") => {}
+                _ => return Err(at.wrong(node.line, "this key is not known here")),
+            }
+        }
+        names.push(name.clone());
+    }
+    Ok(names)
+}
+
+/// Puts services that name no network on one together, unless there is only one.
+fn link(entries: &mut [Entry], networks: &mut Vec<String>) {
+    let several = entries.len() > 1;
+    for entry in entries.iter_mut().filter(|entry| several && !entry.alone && entry.machine.links.is_empty()) {
+        entry.machine.links.push(Link { network: DEFAULT_NETWORK.to_owned(), aliases: Vec::new() });
+        if !networks.iter().any(|network| network == DEFAULT_NETWORK) {
+            networks.push(DEFAULT_NETWORK.to_owned());
+        }
+    }
+}
+
+/// Checks that every name that is used is declared, and that no service waits for itself.
+fn check(at: &At<'_>, line: usize, entries: &[Entry], networks: &[String], volumes: &[String]) -> Result<()> {
+    for Entry { machine, .. } in entries {
+        let at = at.key("services").key(&machine.name);
+        let missing = |what: &str, name: &str| Err(at.wrong(line, format!("the {what} {:?} is not declared", cut(name))));
+        if let Some(link) = machine.links.iter().find(|link| !networks.contains(&link.network)) {
+            return missing("network", &link.network);
+        }
+        if let Some(mount) = machine.volumes.iter().find(|mount| !volumes.contains(&mount.volume)) {
+            return missing("volume", &mount.volume);
+        }
+        for after in machine.service.iter().flat_map(|service| &service.after) {
+            if !entries.iter().any(|entry| entry.machine.name == after.service) {
+                return missing("service", &after.service);
+            }
+        }
+    }
+    let machines: Vec<&MachinePlan> = entries.iter().map(|entry| &entry.machine).collect();
+    match crate::plan::order(&machines) {
+        Some(_) => Ok(()),
+        None => Err(at.key("services").wrong(line, "services wait for each other (`depends_on`)")),
+    }
+}
+
+/// Which service is the primary machine.
+fn primary(at: &At<'_>, line: usize, entries: &[Entry], settings: &Settings) -> Result<usize> {
+    let named = |name: &str| entries.iter().position(|entry| entry.machine.name == name);
+    if let Some(primary) = &settings.primary {
+        return named(primary).ok_or_else(|| invalid(format!("docker.primary: {} has no service {:?}", at.file, cut(primary))));
+    }
+    let marked: Vec<usize> = (0..entries.len()).filter(|index| entries[*index].is_default).collect();
+    match (marked.as_slice(), named("default"), entries.len()) {
+        ([one], _, _) => Ok(*one),
+        ([], Some(default), _) => Ok(default),
+        ([], None, 1) => Ok(0),
+        ([], None, _) => Err(at.key("services").wrong(line, "it is not told which service is the primary machine")
+            .with_help("name one `default`, mark one with `x-default: true`, or set docker.primary")),
+        _ => Err(at.key("services").wrong(line, "more than one service is marked with x-default")),
+    }
+}
+
+#[cfg(test)]
+mod unit {
+    use tierbox_core::ErrorKind;
+
+    use super::*;
+
+    fn load(text: &str) -> Result<Composed> {
+        let spec = EnvironmentSpec::new(crate::BACKEND, "T0.H1.N2".parse().unwrap());
+        let at = At { file: "compose.yaml", path: String::new() };
+        let root = yaml::load(text).map_err(|(line, why)| invalid(format!("{line}: {why}")))?;
+        compose(&at, &root, Path::new("/base"), &spec, &Settings { compose: Some("c".into()), ..Settings::default() })
+    }
+
+    fn refusal(text: &str) -> String {
+        let error = load(text).err().unwrap_or_else(|| panic!("it was taken: {text}"));
+        assert_eq!(error.kind(), ErrorKind::InvalidProfile);
+        error.to_string()
+    }
+
+    #[test]
+    fn every_service_is_a_machine() {
+        let composed = load(
+            "services:\n  default: {image: a, command: sleep infinity, networks: [front]}\n  web:\n    image: b\n    networks: {front: {aliases: [www]}}\n    \
+             environment: [A=1]\n    volumes: ['data:/data:ro']\n    mem_limit: 64m\n    depends_on: [default]\nnetworks: {front: }\nvolumes: {data: }\n",
+        )
+        .unwrap();
+        let names: Vec<&str> = composed.machines.iter().map(|machine| machine.name.as_str()).collect();
+        assert_eq!(names, ["default", "web"]);
+        let web = &composed.machines[1];
+        assert_eq!((web.memory, web.env["A"].as_str(), web.links[0].aliases[0].as_str()), (Some(64 << 20), "1", "www"));
+        assert!(web.volumes[0].read_only && web.read_only);
+    }
+
+    #[test]
+    fn dangerous_and_unknown_keys_are_refused_by_name_and_line() {
+        for (key, name) in [
+            ("privileged: true", "privileged"),
+            ("network_mode: host", "network_mode"),
+            ("pid: host", "pid"),
+            ("ipc: host", "ipc"),
+            ("userns_mode: host", "userns_mode"),
+            ("cap_add: [SYS_ADMIN]", "cap_add"),
+            ("devices: [/dev/kvm]", "devices"),
+            ("security_opt: ['seccomp:unconfined']", "security_opt"),
+            ("volumes: ['/var/run/docker.sock:/var/run/docker.sock']", "volumes"),
+            ("volumes: ['./data:/data']", "volumes"),
+            ("volumes: [{type: bind, source: /, target: /x}]", "volumes"),
+            ("ports: ['80:80']", "ports"),
+            ("env_file: .env", "env_file"),
+            ("extends: {file: x, service: y}", "extends"),
+            ("volumes_from: [y]", "volumes_from"),
+            ("cgroup_parent: /", "cgroup_parent"),
+            ("sysctls: {a: 1}", "sysctls"),
+            ("restart: always", "restart"),
+            ("container_name: x", "container_name"),
+            ("extra_hosts: ['a:1.2.3.4']", "extra_hosts"),
+            ("imgae: x", "imgae"),
+            ("environment: [HOME]", "environment"),
+            ("environment: {A: $HOME}", "environment"),
+            ("tmpfs: /proc/x", "tmpfs"),
+        ] {
+            let text = refusal(&format!("services:\n  default:\n    image: a\n    {key}\n"));
+            assert!(text.contains("compose.yaml:4") && text.contains(name), "{key}: {text}");
+        }
+        for text in ["services: {a: {image: x}}\nsecrets: {}\n", "foo: 1\nservices: {a: {image: x}}\n", "services: {a: {}}\n"] {
+            refusal(text);
+        }
+        assert!(refusal("services: {a: {image: x}}\nnetworks: {n: {external: true}}\n").contains("external"));
+    }
+
+    #[test]
+    fn the_primary_machine_is_told() {
+        let two = |more: &str| format!("services:\n  a: {{image: x}}\n  b: {{image: x{more}}}\n");
+        assert!(refusal(&two("")).contains("primary"));
+        assert_eq!(load(&two(", x-default: true")).unwrap().machines[0].name, "b");
+    }
+
+    #[test]
+    fn circles_and_missing_names_are_refused() {
+        refusal("services:\n  a: {image: x, depends_on: [b], x-default: true}\n  b: {image: x, depends_on: [a]}\n");
+        refusal("services: {a: {image: x, networks: [n]}}\n");
+        refusal("services: {a: {image: x, volumes: ['v:/v']}}\n");
+        refusal("services: {a: {image: x, depends_on: [z]}}\n");
+    }
+}
