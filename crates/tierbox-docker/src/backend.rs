@@ -13,13 +13,13 @@ use tierbox_core::{
 };
 use tierbox_guest::{GuestConfig, GuestSandbox};
 
-use crate::destroy::CONTAINER;
+use crate::destroy::{CONTAINER, IMAGE, NETWORK, VOLUME};
 use crate::engine::{self, Engine, failed, on_driver};
 use crate::environment::{self, DockerEnvironment, Machine, Memory};
 use crate::launch::{self, Around, Launched, name_of};
-use crate::plan::{self, Plan};
+use crate::plan::{self, ImagePlan, MachinePlan, Plan};
 use crate::settings::Settings;
-use crate::{BACKEND, crash, destroy, doctor, image, limits, report};
+use crate::{BACKEND, build, crash, destroy, doctor, egress, image, limits, network, report, services};
 
 /// The backend `docker`: containers of an engine on this machine.
 #[derive(Debug, Clone, Copy, Default)]
@@ -32,12 +32,18 @@ impl DockerBackend {
     }
 }
 
+/// Whether this process is root on this host.
+fn is_root() -> bool {
+    std::fs::metadata("/proc/self").is_ok_and(|own| std::os::unix::fs::MetadataExt::uid(&own) == 0)
+}
+
 /// What machines of a plan can do.
 fn capabilities(plan: &Plan) -> Capabilities {
     let closed = plan.machines.iter().all(limits::holds_disk);
     Capabilities {
         host: HostIsolation::H1,
-        networks: vec![Network::N2],
+        // The gateway listens in the container's network, which only root may enter.
+        networks: if is_root() { vec![Network::N1, Network::N2] } else { vec![Network::N2] },
         locality: Locality::Local,
         kill_domain: KillDomain::Subreaper,
         streaming_output: true,
@@ -77,6 +83,13 @@ impl Progress for Steps {
         // The caller may have given up.
         let _ = self.0.send(message.to_owned());
     }
+}
+
+/// What runs.
+struct Up {
+    machines: Vec<Machine>,
+    mechanisms: Vec<Mechanism>,
+    limits: Vec<LimitReport>,
 }
 
 /// Everything that starting takes, owned: it runs on the driver's thread.
@@ -128,13 +141,12 @@ impl Start {
         let engine = Engine::connect(&socket).await?;
         let info = engine.docker.info().await.map_err(|error| failed("ask the engine", &error))?;
         let resources = self.resources();
-        let mut images = Vec::new();
-        for machine in &self.plan.machines {
-            images.push(image::ensure(&engine, &machine.image, &name_of(self.lease.id(), &machine.name), &self.steps).await?);
-        }
-        let program = launch::write_program(&self.lease.directory()?)?;
         self.lease.record(&resources)?;
         crash::point("lease");
+        let images = self.images(&engine).await?;
+        let program = launch::write_program(&self.lease.directory()?)?;
+        network::create(&engine, self.lease.id(), &self.plan).await?;
+        crash::point("networks");
         let around = Around {
             engine: &engine,
             info: &info,
@@ -143,51 +155,117 @@ impl Start {
             limits: &self.spec.limits,
             plan: &self.plan,
         };
-        self.wanted()?;
-        self.steps.step("starting the containers");
-        let launches = self.plan.machines.iter().zip(&images).map(|(machine, image)| launch::launch(&around, machine, image));
-        // All of them come to an end, so that nothing is under way any more when the undertaker comes.
-        let launched = join_all(launches).await.into_iter().collect::<Result<Vec<_>>>()?;
-        let (machines, mechanisms, limits) = self.machines(launched, &around).await?;
+        let Up { machines, mut mechanisms, limits } = self.bring_up(&around, &images).await?;
         self.lease.set_data(Memory { socket: socket.clone(), ready: true }.to_data()?)?;
         crash::point("ready");
+        mechanisms.extend(self.plan.egress.as_ref().map(|egress| Mechanism {
+            name: "egress gateway".to_owned(),
+            applied: tierbox_core::Applied::Enforced,
+            detail: format!("{} rules; nothing but its sockets is in the network", egress.rules.iter().len()),
+        }));
         let report = self.report(&machines, mechanisms, limits, &images);
         Ok(DockerEnvironment::new(self.lease.id(), machines, report, socket, resources))
     }
 
     fn resources(&self) -> Vec<Resource> {
-        let container = |name: &str| Resource { kind: CONTAINER.to_owned(), id: name_of(self.lease.id(), name) };
-        self.plan.machines.iter().map(|machine| container(&machine.name)).collect()
+        let resource = |kind: &str, name: &str| Resource { kind: kind.to_owned(), id: name_of(self.lease.id(), name) };
+        let machines = &self.plan.machines;
+        let built = machines.iter().filter(|machine| matches!(machine.image, ImagePlan::Built(_)));
+        let images = built.map(|machine| resource(IMAGE, &machine.name));
+        let networks = self.plan.networks.iter().map(|name| resource(NETWORK, name));
+        let volumes = self.plan.volumes.iter().map(|name| resource(VOLUME, name));
+        images.chain(networks).chain(volumes).chain(machines.iter().map(|machine| resource(CONTAINER, &machine.name))).collect()
     }
 
-    async fn machines(
-        &self,
-        launched: Vec<Launched>,
-        around: &Around<'_>,
-    ) -> Result<(Vec<Machine>, Vec<Mechanism>, Vec<LimitReport>)> {
-        let (mut machines, mut mechanisms, mut limits) = (Vec::new(), Vec::new(), Vec::new());
-        for (plan, launched) in self.plan.machines.iter().zip(launched) {
-            let mut capabilities = capabilities(&self.plan);
-            capabilities.kill_domain = launched.ready.kill_domain;
-            capabilities.memory_outcome = launched.ready.memory_outcome;
-            capabilities.users = if launched.ready.users { UserSupport::Any } else { UserSupport::DefaultOnly };
-            let config = GuestConfig {
-                name: plan.name.clone(),
-                backend: BACKEND,
-                capabilities,
-                limits: self.spec.limits.clone(),
-                agent: launched.agent,
-            };
-            let sandbox = Arc::new(GuestSandbox::new(launched.channel.clone(), config));
-            let found = report::mechanisms(&*sandbox, &self.plan, plan, around.info).await?;
-            report::check(&plan.name, &found, self.plan.settings.runtime.as_deref())?;
-            merge(&mut mechanisms, found, &plan.name);
-            if limits.is_empty() {
-                limits = launched.limits;
+    /// Finds, fetches or builds every machine's image.
+    async fn images(&self, engine: &Engine) -> Result<Vec<image::Image>> {
+        let mut images = Vec::new();
+        for machine in &self.plan.machines {
+            self.wanted()?;
+            let built = name_of(self.lease.id(), &machine.name);
+            if let ImagePlan::Built(plan) = &machine.image {
+                build::image(engine, plan, &built, self.lease.id(), &self.steps).await?;
+                crash::point("built");
             }
-            machines.push(Machine { channel: launched.channel, sandbox });
+            images.push(image::ensure(engine, &machine.image, &built, &self.steps).await?);
         }
-        Ok((machines, mechanisms, limits))
+        Ok(images)
+    }
+
+    /// Starts machines and their services, those first for which others wait.
+    async fn bring_up(&self, around: &Around<'_>, images: &[image::Image]) -> Result<Up> {
+        let plans: Vec<&MachinePlan> = self.plan.machines.iter().collect();
+        let mut up: Vec<Option<(Machine, Option<services::Running>)>> = plans.iter().map(|_| None).collect();
+        let (mut mechanisms, mut limits) = (Vec::new(), Vec::new());
+        for group in plan::order(&plans).unwrap_or_default() {
+            self.wanted()?;
+            self.await_services(&group, &up).await?;
+            self.steps.step("starting the containers");
+            // All of them come to an end, so that nothing is under way any more when the undertaker comes.
+            let launches = group.iter().map(|index| launch::launch(around, plans[*index], &images[*index]));
+            let launched = join_all(launches).await.into_iter().collect::<Result<Vec<_>>>()?;
+            for (index, launched) in group.into_iter().zip(launched) {
+                if limits.is_empty() {
+                    limits.clone_from(&launched.limits);
+                }
+                let machine = self.machine(plans[index], launched, around, &mut mechanisms).await?;
+                let service = services::start(&*machine.sandbox, plans[index], &images[index]).await?;
+                up[index] = Some((machine, service));
+            }
+        }
+        for (machine, service) in up.iter().flatten() {
+            if let Some(service) = service {
+                service.healthy(&*machine.sandbox).await?;
+            }
+        }
+        Ok(Up { machines: up.into_iter().flatten().map(|(machine, _)| machine).collect(), mechanisms, limits })
+    }
+
+    /// Waits for what a group of machines must have before it starts.
+    async fn await_services(&self, group: &[usize], up: &[Option<(Machine, Option<services::Running>)>]) -> Result<()> {
+        let afters =
+            group.iter().filter_map(|index| self.plan.machines[*index].service.as_ref()).flat_map(|service| &service.after);
+        for after in afters {
+            let index = self.plan.machines.iter().position(|machine| machine.name == after.service);
+            if let Some((machine, Some(service))) = index.and_then(|index| up[index].as_ref()) {
+                self.steps.step(&format!("waiting for the service {}", after.service));
+                service.reach(&*machine.sandbox, after.condition).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A handle on a machine, once it is clear that it is what the tier says.
+    async fn machine(
+        &self,
+        plan: &MachinePlan,
+        launched: Launched,
+        around: &Around<'_>,
+        mechanisms: &mut Vec<Mechanism>,
+    ) -> Result<Machine> {
+        let mut capabilities = capabilities(&self.plan);
+        capabilities.kill_domain = launched.ready.kill_domain;
+        capabilities.memory_outcome = launched.ready.memory_outcome;
+        capabilities.users = if launched.ready.users { UserSupport::Any } else { UserSupport::DefaultOnly };
+        let config = GuestConfig {
+            name: plan.name.clone(),
+            backend: BACKEND,
+            capabilities,
+            limits: self.spec.limits.clone(),
+            agent: launched.agent,
+        };
+        let sandbox = Arc::new(GuestSandbox::new(launched.channel.clone(), config));
+        let found = report::mechanisms(&*sandbox, &launched.ready, &self.plan, plan, around.info).await?;
+        report::check(&plan.name, &found, self.plan.settings.runtime.as_deref())?;
+        merge(mechanisms, found, &plan.name);
+        let gateway = match &self.plan.egress {
+            Some(egress) => {
+                let log = self.lease.directory()?.join(format!("egress-{}.log", plan.name));
+                Some(egress::serve(around.engine, around.id, &plan.name, egress, &log).await?)
+            }
+            None => None,
+        };
+        Ok(Machine { channel: launched.channel, sandbox, gateway })
     }
 
     fn report(
@@ -200,7 +278,8 @@ impl Start {
         let spec = &self.spec;
         let kill_domain = machines.iter().map(|machine| tierbox_core::Sandbox::capabilities(&*machine.sandbox).kill_domain).min();
         let mounts = spec.mounts.iter().map(|mount| format!("{} -> {} (ro)", mount.host.display(), mount.guest)).collect();
-        let notes = spec.tier.notes().into_iter().map(str::to_owned).chain(notes(images));
+        let rules = self.plan.egress.iter().flat_map(|egress| egress.rules.notes());
+        let notes = spec.tier.notes().into_iter().map(str::to_owned).chain(notes(images)).chain(rules);
         Report {
             profile: spec.profile.clone(),
             tier: spec.tier,

@@ -207,4 +207,27 @@ mod unit {
         let dead = Engine::connect(&path).await.unwrap_err();
         assert!(dead.message().contains("nobody listens"), "{dead}");
     }
+
+    #[test]
+    fn a_closed_socket_is_told_from_a_missing_one() {
+        use std::os::unix::fs::PermissionsExt;
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("engine.sock");
+        let _listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+        std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+        // This thread alone becomes somebody to whom the socket is closed.
+        let asked = std::thread::spawn(move || {
+            let nobody = rustix::process::Uid::from_raw(65534);
+            rustix::thread::set_thread_res_uid(nobody, nobody, nobody).unwrap();
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(Engine::connect(&path)).unwrap_err()
+        });
+        let error = asked.join().unwrap();
+        assert_eq!(error.kind(), ErrorKind::HostUnable);
+        assert!(error.message().contains("closed to this user") && error.help().unwrap().contains("group"), "{error}");
+    }
 }

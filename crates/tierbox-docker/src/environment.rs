@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
-use tierbox_core::{Connection, Environment, Error, ErrorKind, LeaseRecord, Report, Resource, Result, Sandbox};
+use tierbox_core::{Connection, Decision, Environment, Error, ErrorKind, LeaseRecord, Report, Resource, Result, Sandbox};
+use tierbox_egress::Gateway;
 use tierbox_guest::{Channel, GuestSandbox};
 
 use crate::engine::on_driver;
@@ -51,6 +52,8 @@ pub struct Machine {
     pub channel: Channel,
     /// The handle for everybody else.
     pub sandbox: Arc<GuestSandbox>,
+    /// Its way out, with N1.
+    pub gateway: Option<Gateway>,
 }
 
 /// A running environment.
@@ -129,6 +132,15 @@ impl Environment for DockerEnvironment {
         }
         self.stopped.store(true, Ordering::Release);
         Ok(())
+    }
+
+    async fn decisions(&self) -> Result<Vec<Decision>> {
+        let mut all = Vec::new();
+        for gateway in self.machines.iter().filter_map(|machine| machine.gateway.as_ref()) {
+            all.extend(gateway.decisions()?);
+        }
+        all.sort_by_key(|decision| decision.time);
+        Ok(all)
     }
 
     async fn ended(&self, limit: Duration) -> bool {

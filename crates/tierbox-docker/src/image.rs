@@ -27,8 +27,6 @@ pub struct Image {
     pub command: Vec<String>,
     /// Directories for which the engine makes volumes.
     pub volumes: Vec<String>,
-    /// Whether it brings a health check.
-    pub has_health: bool,
 }
 
 impl Image {
@@ -42,7 +40,6 @@ impl Image {
             entrypoint: config.entrypoint.unwrap_or_default(),
             command: config.cmd.unwrap_or_default(),
             volumes: config.volumes.unwrap_or_default(),
-            has_health: config.healthcheck.is_some(),
         }
     }
 

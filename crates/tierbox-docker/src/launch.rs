@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use bollard::container::AttachContainerResults;
 use bollard::models::{
-    ContainerCreateBody, HostConfig, HostConfigCgroupnsModeEnum, HostConfigLogConfig, Mount, MountBindOptions, MountType,
-    SystemInfo,
+    ContainerCreateBody, HealthConfig, HostConfig, HostConfigCgroupnsModeEnum, HostConfigLogConfig, Mount, MountBindOptions,
+    MountType, NetworkingConfig, SystemInfo,
 };
 use bollard::query_parameters::{AttachContainerOptions, CreateContainerOptions};
 use tierbox_core::{Error, ErrorKind, LimitReport, Limits, Result};
@@ -20,7 +20,7 @@ use crate::engine::{Engine, bounded, failed};
 use crate::image::Image;
 use crate::limits::{self, RUN_SHARE, SHM_SHARE, TMP_SHARE, WORK_SHARE};
 use crate::plan::{MachinePlan, Plan, WORKSPACE};
-use crate::{BACKEND, crash, stream};
+use crate::{BACKEND, crash, network, stream};
 
 /// Where the supervisor appears inside.
 pub const SUPERVISOR: &str = "/.tierbox";
@@ -87,6 +87,7 @@ pub async fn launch(around: &Around<'_>, machine: &MachinePlan, image: &Image) -
     let docker = &around.engine.docker;
     docker.create_container(Some(options), body).await.map_err(|error| failed("create the container", &error))?;
     crash::point("created");
+    network::connect(around.engine, around.id, machine).await?;
     let attached =
         AttachContainerOptions { stdin: true, stdout: true, stderr: true, stream: true, ..AttachContainerOptions::default() };
     let AttachContainerResults { output, input } =
@@ -146,11 +147,12 @@ fn status(status: Option<bollard::models::ContainerStateStatusEnum>) -> String {
 
 /// The container's configuration.
 fn body(around: &Around<'_>, machine: &MachinePlan, image: &Image) -> Result<(ContainerCreateBody, Vec<LimitReport>)> {
+    let (network, endpoints) = network::first(around.id, machine);
     let mut config = HostConfig {
         auto_remove: Some(false),
         // What goes over the attached stream is the protocol, not a log.
         log_config: Some(HostConfigLogConfig { typ: Some("none".to_owned()), config: None }),
-        network_mode: Some("none".to_owned()),
+        network_mode: Some(network),
         privileged: Some(false),
         cap_drop: Some(vec!["ALL".to_owned()]),
         cap_add: Some(machine.capabilities.clone()),
@@ -163,7 +165,7 @@ fn body(around: &Around<'_>, machine: &MachinePlan, image: &Image) -> Result<(Co
         mounts: Some(mounts(around, machine)),
         runtime: around.plan.settings.runtime.clone(),
         // Nothing of this host's resolver configuration is to be seen inside.
-        dns: Some(vec!["127.0.0.1".to_owned()]),
+        dns: Some(vec![around.plan.egress.as_ref().map_or("127.0.0.1".to_owned(), |egress| egress.nameserver())]),
         dns_search: Some(vec![".".to_owned()]),
         ..HostConfig::default()
     };
@@ -185,6 +187,9 @@ fn body(around: &Around<'_>, machine: &MachinePlan, image: &Image) -> Result<(Co
         image: Some(image.id.clone()),
         labels: Some(labels(around.id)),
         host_config: Some(config),
+        networking_config: Some(NetworkingConfig { endpoints_config: Some(endpoints) }),
+        // The image's own would be a process of the engine's every few seconds.
+        healthcheck: Some(HealthConfig { test: Some(vec!["NONE".to_owned()]), ..HealthConfig::default() }),
         ..ContainerCreateBody::default()
     };
     Ok((body, limits))
@@ -242,7 +247,7 @@ fn setup(around: &Around<'_>, machine: &MachinePlan, image: &Image) -> Setup {
         id: around.id.to_owned(),
         users: UserMap::Single,
         agent: Agent { name: name.to_owned(), uid: UNKNOWN_ID, gid: group.parse().unwrap_or(UNKNOWN_ID), home: text(home) },
-        env: variables(machine, image),
+        env: variables(around.plan, machine, image),
         workdir: text(&workdir),
         root: Root::Host,
         binds: Vec::new(),
@@ -258,16 +263,20 @@ fn setup(around: &Around<'_>, machine: &MachinePlan, image: &Image) -> Setup {
         lifetime_ms: around.limits.lifetime.map(|life| u64::try_from(life.as_millis()).unwrap_or(u64::MAX)),
         crash_at: None,
         lifted: Vec::new(),
+        // A runtime of its own brings a kernel of its own.
+        filter: around.plan.settings.runtime.is_none(),
     }
 }
 
-/// The image's variables, then the profile's.
-fn variables(machine: &MachinePlan, image: &Image) -> Vec<(Blob, Blob)> {
+/// The image's variables, the gateway's, then the profile's.
+fn variables(plan: &Plan, machine: &MachinePlan, image: &Image) -> Vec<(Blob, Blob)> {
+    let proxies = plan.egress.as_ref().map(|egress| egress.sockets.variables()).unwrap_or_default();
     let mut all: Vec<(&str, &str)> = Vec::new();
     if !image.env.iter().any(|text| text.starts_with("PATH=")) {
         all.push(("PATH", PATH));
     }
     all.extend(image.env.iter().filter_map(|text| text.split_once('=')).filter(|(key, _)| !key.is_empty()));
+    all.extend(proxies.iter().map(|(key, value)| (key.as_str(), value.as_str())));
     all.extend(machine.env.iter().map(|(key, value)| (key.as_str(), value.as_str())));
     all.into_iter().map(|(key, value)| (Blob::from(key.as_bytes()), Blob::from(value.as_bytes()))).collect()
 }

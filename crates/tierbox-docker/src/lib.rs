@@ -5,20 +5,23 @@
 //! profile's `[docker]` table takes.
 #![deny(missing_docs)]
 #![forbid(unsafe_code)]
-#![expect(dead_code, reason = "what compose files need is planned, and not read yet")]
 
 mod backend;
+mod build;
 mod compose;
 mod crash;
 mod destroy;
 mod doctor;
+mod egress;
 mod engine;
 mod environment;
 mod image;
 mod launch;
 mod limits;
+mod network;
 mod plan;
 mod report;
+mod services;
 mod settings;
 mod stream;
 

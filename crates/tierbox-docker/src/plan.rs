@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use tierbox_core::{EnvironmentSpec, ErrorKind, HostIsolation, MountSpec, Network, Result, malformed_path};
 
 use crate::compose::{self, Composed};
+use crate::egress::EgressPlan;
 use crate::engine;
 use crate::settings::{Pull, Settings, cut, invalid};
 
@@ -28,6 +29,8 @@ pub struct Plan {
     pub settings: Settings,
     /// What they can reach.
     pub network: Network,
+    /// The gateway, with N1.
+    pub egress: Option<EgressPlan>,
     /// What makes them weaker than this backend's default.
     pub weakened: Vec<String>,
 }
@@ -172,13 +175,14 @@ pub fn plan(spec: &EnvironmentSpec) -> Result<Plan> {
         weakened.push("user: commands run as root inside".to_owned());
     }
     let network = spec.tier.network();
+    let egress = EgressPlan::of(spec)?;
     if let Some(path) = &settings.compose {
         let Composed { machines, networks, volumes, weakened: more } = compose::load(&spec.base_dir.join(path), spec, &settings)?;
         weakened.extend(more);
-        return Ok(Plan { machines, networks, volumes, network, settings, weakened });
+        return Ok(Plan { machines, networks, volumes, network, egress, settings, weakened });
     }
     let machines = vec![one_machine(spec, &settings)];
-    Ok(Plan { machines, networks: Vec::new(), volumes: Vec::new(), network, settings, weakened })
+    Ok(Plan { machines, networks: Vec::new(), volumes: Vec::new(), network, egress, settings, weakened })
 }
 
 /// Machines in groups: each waits only for those of groups before it. `None` if they wait for each other.

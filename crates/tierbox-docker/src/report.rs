@@ -2,6 +2,7 @@
 
 use bollard::models::SystemInfo;
 use tierbox_core::{Applied, Error, ErrorKind, GuestPath, Mechanism, ReadOptions, Result, Sandbox};
+use tierbox_guest::Ready;
 use tokio::io::AsyncReadExt;
 
 use crate::BACKEND;
@@ -30,7 +31,13 @@ fn mechanism(name: &str, applied: Applied, detail: impl Into<String>) -> Mechani
 ///
 /// # Errors
 /// What reading inside says.
-pub async fn mechanisms(sandbox: &dyn Sandbox, plan: &Plan, machine: &MachinePlan, info: &SystemInfo) -> Result<Vec<Mechanism>> {
+pub async fn mechanisms(
+    sandbox: &dyn Sandbox,
+    ready: &Ready,
+    plan: &Plan,
+    machine: &MachinePlan,
+    info: &SystemInfo,
+) -> Result<Vec<Mechanism>> {
     let mut found = Vec::new();
     for (name, file) in NAMESPACES.into_iter().chain(OTHERS) {
         let own = is_own(sandbox, file).await;
@@ -38,7 +45,9 @@ pub async fn mechanisms(sandbox: &dyn Sandbox, plan: &Plan, machine: &MachinePla
     }
     let status = read(sandbox, "/proc/self/status").await?;
     let field = |key: &str| status.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':')).unwrap_or_default().trim();
-    found.push(seccomp(field("Seccomp"), plan.settings.runtime.as_deref()));
+    let own = ready.mechanisms.iter().find(|mechanism| mechanism.name == "seccomp");
+    let engines = info.security_options.iter().flatten().any(|option| option.contains("seccomp"));
+    found.push(seccomp(field("Seccomp"), own, engines, plan.settings.runtime.as_deref()));
     found.push(flag("no_new_privs", field("NoNewPrivs") == "1", ""));
     let none = ["CapInh", "CapPrm", "CapEff", "CapAmb"].iter().all(|set| u64::from_str_radix(field(set), 16) == Ok(0));
     let root = format!("the default user has none, root inside {}", machine.capabilities.join(", "));
@@ -57,10 +66,14 @@ fn flag(name: &str, set: bool, detail: &str) -> Mechanism {
     if set { mechanism(name, Applied::Enforced, detail) } else { mechanism(name, Applied::Absent, "") }
 }
 
-fn seccomp(mode: &str, runtime: Option<&str>) -> Mechanism {
-    match (mode, runtime) {
-        ("2", _) => mechanism("seccomp", Applied::Enforced, "the engine's default filter"),
-        (_, Some(runtime)) => mechanism("seccomp", Applied::Weaker, format!("left to the runtime {runtime}")),
+fn seccomp(mode: &str, own: Option<&Mechanism>, engines: bool, runtime: Option<&str>) -> Mechanism {
+    match (mode, own, runtime) {
+        ("2", Some(own), _) => {
+            let beside = if engines { ", beside the engine's filter" } else { "" };
+            mechanism("seccomp", Applied::Enforced, format!("{}{beside}", own.detail))
+        }
+        ("2", None, _) => mechanism("seccomp", Applied::Enforced, "the engine's filter"),
+        (_, _, Some(runtime)) => mechanism("seccomp", Applied::Weaker, format!("left to the runtime {runtime}")),
         _ => mechanism("seccomp", Applied::Absent, ""),
     }
 }

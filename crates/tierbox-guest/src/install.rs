@@ -313,6 +313,7 @@ impl Installed {
             lifetime_ms: None,
             crash_at: None,
             lifted: Vec::new(),
+            filter: false,
         }
     }
 }

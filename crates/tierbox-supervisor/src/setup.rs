@@ -190,6 +190,8 @@ wire_struct! {
         /// find if they were not there. Some of `network namespace`, `ipc namespace`, `uts namespace`, `capabilities`,
         /// `no_new_privs`, `seccomp`, `landlock`. Nothing of a user's ever runs in a twin.
         pub lifted: Vec<String>,
+        /// In mode `Guest`: also refuse the system calls that a container of mode `Container` refuses. Others always do, or never.
+        pub filter: bool,
     }
 }
 
@@ -220,6 +222,7 @@ impl Setup {
             lifetime_ms: None,
             crash_at: None,
             lifted: Vec::new(),
+            filter: false,
         }
     }
 }

@@ -290,12 +290,12 @@ fn setup() -> impl Strategy<Value = Setup> {
         prop::collection::vec(rlimit, 0..3),
         prop::collection::vec(cgroup, 0..3),
     );
-    let rest = (net(), option(blob()), option(text()), any::<(Option<u64>, Option<u64>, bool, Option<u64>, u32)>());
+    let rest = (net(), option(blob()), option(text()), any::<(Option<u64>, Option<u64>, bool, Option<u64>, u32, bool)>());
     (who, tree, rest).prop_map(
         |(
             (mode, id, users, agent, env, workdir),
             (root, binds, files, writable, rlimits, cgroups),
-            (net, listen, crash_at, (disk, inodes, persist, lifetime_ms, version)),
+            (net, listen, crash_at, (disk, inodes, persist, lifetime_ms, version, filter)),
         )| Setup {
             version,
             mode,
@@ -318,6 +318,7 @@ fn setup() -> impl Strategy<Value = Setup> {
             lifetime_ms,
             crash_at,
             lifted: Vec::new(),
+            filter,
         },
     )
 }

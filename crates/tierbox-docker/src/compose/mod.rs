@@ -77,8 +77,8 @@ fn compose(at: &At<'_>, root: &Node, dir: &Path, spec: &EnvironmentSpec, setting
             "services" => {
                 for (name, node) in read::map(&at, node)? {
                     let at = at.key(name);
-                    if !is_name(name) || name.contains('.') {
-                        return Err(at.wrong(node.line, "a service's name has letters, digits, `-` and `_`"));
+                    if !is_name(name) || name.contains(|char: char| char == '.' || char.is_ascii_uppercase()) {
+                        return Err(at.wrong(node.line, "a service's name has small letters, digits, `-` and `_`"));
                     }
                     entries.push(service::read(&at, name, node, dir, spec, settings)?);
                 }
@@ -174,7 +174,9 @@ fn primary(at: &At<'_>, line: usize, entries: &[Entry], settings: &Settings) -> 
         ([one], _, _) => Ok(*one),
         ([], Some(default), _) => Ok(default),
         ([], None, 1) => Ok(0),
-        ([], None, _) => Err(at.key("services").wrong(line, "it is not told which service is the primary machine")
+        ([], None, _) => Err(at
+            .key("services")
+            .wrong(line, "it is not told which service is the primary machine")
             .with_help("name one `default`, mark one with `x-default: true`, or set docker.primary")),
         _ => Err(at.key("services").wrong(line, "more than one service is marked with x-default")),
     }

@@ -52,7 +52,8 @@ fn plain(at: &At<'_>, line: usize, text: &str) -> Result<String> {
     }
     let rest = text.replace("$$", "\u{0}");
     if rest.contains('$') {
-        return Err(at.wrong(line, "`$` puts in a variable of this host, which is refused")
+        return Err(at
+            .wrong(line, "`$` puts in a variable of this host, which is refused")
             .with_help("write `$$` for a dollar sign, and give variables by the profile's `env`"));
     }
     Ok(rest.replace('\u{0}', "$"))
@@ -115,7 +116,8 @@ pub fn variables(at: &At<'_>, node: &Node) -> Result<Vec<(String, String)>> {
         Value::List(items) => items.iter().map(|item| variable(at, item)).collect::<Result<_>>()?,
         _ => {
             let value = |(key, value): &(String, Node)| {
-                let text = if value.value == Value::Null { host_variable(at, value.line, key) } else { text(&at.key(key), value) };
+                let text =
+                    if value.value == Value::Null { host_variable(at, value.line, key) } else { text(&at.key(key), value) };
                 Ok((key.clone(), text?, value.line))
             };
             map(at, node)?.iter().map(value).collect::<Result<_>>()?
@@ -138,7 +140,8 @@ fn variable(at: &At<'_>, item: &Node) -> Result<(String, String, usize)> {
 }
 
 fn host_variable(at: &At<'_>, line: usize, key: &str) -> Result<String> {
-    Err(at.wrong(line, format!("{} without a value takes this host's, which is refused", cut(key)))
+    Err(at
+        .wrong(line, format!("{} without a value takes this host's, which is refused", cut(key)))
         .with_help("write a value (`\"\"` for an empty one)"))
 }
 

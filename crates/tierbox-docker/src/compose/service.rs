@@ -279,11 +279,14 @@ fn harmless(at: &At<'_>, key: &str, node: &Node) -> Result<()> {
         return Ok(());
     }
     let instead = DANGEROUS.iter().find(|(known, _)| *known == key).map(|(_, instead)| *instead);
-    let refused = at.wrong(node.line, if instead.is_some() || key == "privileged" || key == "security_opt" {
-        "this is refused: it would open this host or the sandbox"
-    } else {
-        "this key is not known"
-    });
+    let refused = at.wrong(
+        node.line,
+        if instead.is_some() || key == "privileged" || key == "security_opt" {
+            "this is refused: it would open this host or the sandbox"
+        } else {
+            "this key is not known"
+        },
+    );
     Err(match instead {
         Some(instead) => refused.with_help(instead),
         None => refused,
@@ -301,7 +304,8 @@ fn guest_path(at: &At<'_>, line: usize, path: &str) -> Result<String> {
 }
 
 fn build(at: &At<'_>, node: &Node, dir: &Path) -> Result<BuildPlan> {
-    let mut plan = BuildPlan { context: dir.to_owned(), dockerfile: Path::new("Dockerfile").into(), args: Default::default(), target: None };
+    let mut plan =
+        BuildPlan { context: dir.to_owned(), dockerfile: Path::new("Dockerfile").into(), args: Default::default(), target: None };
     if let Value::Text(..) = node.value {
         plan.context = dir.join(read::text(at, node)?);
     } else {
@@ -344,7 +348,8 @@ fn network(at: &At<'_>, name: &str, node: &Node) -> Result<Link> {
 
 fn health(at: &At<'_>, node: &Node) -> Result<Health> {
     let second = Duration::from_secs;
-    let mut health = Health { test: Some(Vec::new()), interval: second(30), timeout: second(30), retries: 3, start_period: Duration::ZERO };
+    let mut health =
+        Health { test: Some(Vec::new()), interval: second(30), timeout: second(30), retries: 3, start_period: Duration::ZERO };
     for (key, node) in read::map(at, node)? {
         let at = at.key(key);
         match key.as_str() {

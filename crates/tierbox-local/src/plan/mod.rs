@@ -218,6 +218,7 @@ pub fn plan(spec: &EnvironmentSpec, id: &str, found: &Cgroups, directory: impl F
         lifetime_ms: spec.limits.lifetime.map(|life| u64::try_from(life.as_millis()).unwrap_or(u64::MAX)),
         crash_at: crate::crash::requested(),
         lifted: Vec::new(),
+        filter: false,
     };
     Ok(Plan {
         setup,

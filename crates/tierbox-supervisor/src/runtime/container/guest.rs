@@ -9,7 +9,8 @@ use rustix::process::DumpableBehavior;
 
 use super::inside::announce_and_run;
 use super::refusal::{AtStep, Refusal, Step};
-use super::refuse;
+use super::{refuse, seccomp};
+use crate::protocol::Mechanism;
 use crate::runtime::identity::Identity;
 use crate::runtime::machine::{Channel, Machine};
 use crate::runtime::sys;
@@ -24,8 +25,8 @@ pub fn run(setup: Setup, channel: Channel) -> u8 {
 /// The same, with a socket to which joiners connect.
 pub fn run_with(mut setup: Setup, channel: Channel, joiners: Option<OwnedFd>) -> u8 {
     let _ = rustix::process::setsid();
-    match find_agent(&mut setup).and_then(|()| prepare(&setup)) {
-        Ok(()) => serve(setup, channel, joiners),
+    match find_agent(&mut setup).and_then(|()| prepare(&setup)).and_then(|()| filter(&setup)) {
+        Ok(mechanisms) => serve(setup, channel, joiners, mechanisms),
         Err(refusal) => refuse(&channel, &refusal),
     }
 }
@@ -52,6 +53,18 @@ fn find_agent(setup: &mut Setup) -> Step {
         }
     }
     Ok(())
+}
+
+/// Refuses system calls from here on, if that is asked for.
+///
+/// # Errors
+/// The refusal of step `seccomp`.
+fn filter(setup: &Setup) -> Step<Vec<Mechanism>> {
+    if !setup.filter {
+        return Ok(Vec::new());
+    }
+    let instructions = seccomp::install().at("seccomp")?;
+    Ok(vec![Mechanism { name: "seccomp".to_owned(), applied: 0, detail: format!("{instructions} instructions") }])
 }
 
 /// What modes without namespaces of their own do before they serve.
@@ -85,9 +98,9 @@ fn make_workdir(setup: &Setup) {
 }
 
 /// Serves without anything having been isolated.
-fn serve(setup: Setup, channel: Channel, joiners: Option<OwnedFd>) -> u8 {
+fn serve(setup: Setup, channel: Channel, joiners: Option<OwnedFd>, mechanisms: Vec<Mechanism>) -> u8 {
     let other_users = rustix::process::geteuid().is_root();
-    let (cgroups, mechanisms) = (Vec::new(), Vec::new());
+    let cgroups = Vec::new();
     let joined = joiners.is_some();
     announce_and_run(Machine { setup, channel, listener: joiners, joined, cgroups, mechanisms, other_users })
 }

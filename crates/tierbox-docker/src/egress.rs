@@ -1,0 +1,70 @@
+//! N1: the gateway's sockets are the only way out of a machine's own network namespace.
+//!
+//! The machine is on no network but those between the machines, so there is nothing else to be reached. This process enters
+//! the machine's network namespace with one thread, listens there, and serves what comes; that takes root.
+
+use std::net::Ipv4Addr;
+use std::os::fd::AsFd;
+use std::path::Path;
+
+use tierbox_core::{EnvironmentSpec, Error, ErrorKind, Network, Result};
+use tierbox_egress::{Config, Gateway, Rules};
+
+use crate::BACKEND;
+use crate::engine::{Engine, failed};
+use crate::launch::name_of;
+
+/// The gateway's address inside: every address of this network is the machine's own loopback, and nobody uses this one.
+const GATEWAY: Ipv4Addr = Ipv4Addr::new(127, 98, 18, 1);
+
+/// What may be reached, and where the gateway listens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EgressPlan {
+    /// The names.
+    pub rules: Rules,
+    /// The sockets.
+    pub sockets: tierbox_egress::Plan,
+}
+
+impl EgressPlan {
+    /// What a specification allows; `None` without N1.
+    ///
+    /// # Errors
+    /// `InvalidProfile` for what is no rule; `HostUnable` where this process cannot enter a container's network.
+    pub fn of(spec: &EnvironmentSpec) -> Result<Option<Self>> {
+        if spec.tier.network() != Network::N1 {
+            return Ok(None);
+        }
+        let rules = Rules::new(&spec.network)?;
+        let sockets = tierbox_egress::Plan::new(GATEWAY, &rules);
+        Ok(Some(Self { rules, sockets }))
+    }
+
+    /// The resolver of machines.
+    pub fn nameserver(&self) -> String {
+        self.sockets.address().to_string()
+    }
+}
+
+/// Listens in a machine's network and serves it. The machine runs, and nothing in it but its supervisor.
+///
+/// # Errors
+/// `HostUnable` where its network cannot be entered.
+pub async fn serve(engine: &Engine, id: &str, machine: &str, plan: &EgressPlan, log: &Path) -> Result<Gateway> {
+    let found = engine.docker.inspect_container(&name_of(id, machine), None).await;
+    let state = found.map_err(|error| failed("look for the machine's network", &error))?.state;
+    let pid = state.and_then(|state| state.pid).filter(|pid| *pid > 0).unwrap_or_default();
+    let unable = |error: std::io::Error| {
+        Error::new(ErrorKind::HostUnable, "start egress gateway", format!("the network of process {pid} cannot be entered: {error}"))
+            .with_backend(BACKEND)
+            .with_help("N1 takes root on the engine's own host; with N2 it needs neither")
+    };
+    let namespace = std::fs::File::open(format!("/proc/{pid}/ns/net")).map_err(unable)?;
+    let own = std::fs::read_link("/proc/self/ns/net").map_err(unable)?;
+    if std::fs::read_link(format!("/proc/{pid}/ns/net")).map_err(unable)? == own {
+        return Err(unable(std::io::Error::other("it is this host's own")));
+    }
+    let sockets = plan.sockets.bind_in(namespace.as_fd()).map_err(unable)?;
+    let config = Config::new(id, plan.rules.clone(), plan.sockets.clone(), log);
+    Gateway::start(config, sockets).map_err(|error| error.with_backend(BACKEND))
+}

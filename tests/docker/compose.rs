@@ -1,0 +1,204 @@
+//! Compose files: every service a machine, networks between them, and nothing else to be reached.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use libtest_mimic::Trial;
+use serde_json::json;
+use tierbox::{Environment, EnvironmentSpec, ErrorKind, ExecRequest, SandboxExt};
+
+use crate::world::{docker, ensure, nothing_left, sh, start, text, trial, with_settings, write};
+
+pub fn all() -> Vec<Trial> {
+    vec![
+        trial("compose::services_reach_each_other_and_nothing_else", services_reach_each_other_and_nothing_else),
+        trial("compose::networks_separate", networks_separate),
+        trial("compose::volumes_are_shared_and_removed", volumes_are_shared_and_removed),
+        trial("compose::dependencies_are_waited_for", dependencies_are_waited_for),
+        trial("compose::a_service_that_fails_fails_the_start", a_service_that_fails_fails_the_start),
+        trial("compose::dangerous_keys_never_reach_the_engine", dangerous_keys_never_reach_the_engine),
+    ]
+}
+
+fn composed(text: &str) -> (tempfile::TempDir, EnvironmentSpec) {
+    let dir = tempfile::tempdir().expect("a directory");
+    write(dir.path(), "compose.yaml", text);
+    let mut spec = with_settings(json!({"compose": "compose.yaml"}));
+    spec.base_dir = dir.path().to_owned();
+    // Volumes have no bound of their own.
+    spec.limits.disk = None;
+    spec.limits.inodes = None;
+    (dir, spec)
+}
+
+const PAIR: &str = "
+services:
+  default:
+    image: tierbox-test/debian:1
+    command: sleep infinity
+  web:
+    image: tierbox-test/busybox:1
+    working_dir: /workspace
+    command: httpd -f -p 8080 -h /etc
+    environment: {ROLE: server}
+    healthcheck:
+      test: [CMD, wget, -q, -O, /dev/null, 'http://127.0.0.1:8080/passwd']
+      interval: 1s
+    networks: {default: {aliases: [www]}}
+    mem_limit: 64m
+networks:
+  default:
+";
+
+async fn services_reach_each_other_and_nothing_else() -> Result<(), String> {
+    let (_dir, spec) = composed(PAIR);
+    let environment = start(spec).await.map_err(text)?;
+    let [primary, web] = [environment.machine("default").map_err(text)?, environment.machine("web").map_err(text)?];
+    ensure(environment.primary().name() == "default", "another machine is the primary one")?;
+    ensure(sh(&web, "echo $ROLE").await? == "server", "its variables are missing")?;
+    // The control: a name and a port of the other service.
+    let fetch = "exec 3<>/dev/tcp/www/8080 && printf 'GET /passwd HTTP/1.0\\r\\n\\r\\n' >&3 && cat <&3";
+    let fetched = primary.run(ExecRequest::new(["/bin/bash", "-c", fetch])).await.map_err(text)?;
+    ensure(fetched.stdout.text().contains("app:x:4242"), format!("{fetched:?}"))?;
+    nothing_outside(&environment).await?;
+    environment.stop().await.map_err(text)?;
+    nothing_left(environment.id())
+}
+
+/// Nothing but the other machines: neither the engine's host (every address of its bridges), nor beyond.
+async fn nothing_outside(environment: &Arc<dyn Environment>) -> Result<(), String> {
+    let listener = Listener::start();
+    let mut addresses = vec!["1.1.1.1".to_owned(), "169.254.169.254".to_owned(), "172.17.0.1".to_owned()];
+    let gateways = "{{range .IPAM.Config}}{{.Gateway}} {{end}}";
+    for network in docker(&["network", "ls", "-q", "--filter", "driver=bridge"]).lines() {
+        let found = docker(&["network", "inspect", "-f", gateways, network]);
+        addresses.extend(found.split_whitespace().filter_map(|address| address.split('/').next()).map(str::to_owned));
+    }
+    for address in addresses {
+        let script = format!("timeout 2 bash -c 'exec 3<>/dev/tcp/{address}/{} && echo reached' 2>/dev/null; :", listener.port);
+        let seen = environment.primary().run(ExecRequest::new(["/bin/bash", "-c", &script])).await.map_err(text)?;
+        ensure(!seen.stdout.text().contains("reached"), format!("{address} is reached"))?;
+    }
+    let named = environment.primary().run(ExecRequest::shell("timeout 5 getent hosts example.org")).await.map_err(text)?;
+    ensure(!named.success(), format!("a name was resolved: {}", named.stdout.text()))
+}
+
+/// Something that listens on every address of the engine's own network namespace.
+struct Listener {
+    child: std::process::Child,
+    port: u16,
+}
+
+impl Listener {
+    fn start() -> Self {
+        let pid = docker(&["info", "-f", "{{.DockerRootDir}}"]);
+        let pid = std::fs::read_to_string(std::path::Path::new(&pid).with_file_name("dockerd.pid")).unwrap_or_default();
+        let port = 7777;
+        let child = std::process::Command::new("nsenter")
+            .args(["-t", pid.trim(), "-n", "busybox", "nc", "-l", "-k", "-p", &port.to_string()])
+            .stdin(std::process::Stdio::null())
+            .spawn()
+            .expect("nsenter");
+        Self { child, port }
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+async fn networks_separate() -> Result<(), String> {
+    let (_dir, spec) = composed(
+        "
+services:
+  default: {image: tierbox-test/debian:1, networks: [front, back]}
+  a: {image: tierbox-test/debian:1, networks: [front]}
+  b: {image: tierbox-test/debian:1, networks: [back]}
+  c: {image: tierbox-test/debian:1, network_mode: none}
+networks: {front: , back: }
+",
+    );
+    let environment = start(spec).await.map_err(text)?;
+    let knows = async |machine: &str, other: &str| -> Result<bool, String> {
+        let machine = environment.machine(machine).map_err(text)?;
+        let found = machine.run(ExecRequest::shell(format!("timeout 5 getent hosts {other}"))).await.map_err(text)?;
+        Ok(found.success())
+    };
+    for (from, to, expected) in
+        [("default", "a", true), ("default", "b", true), ("a", "default", true), ("a", "b", false), ("c", "a", false)]
+    {
+        ensure(knows(from, to).await? == expected, format!("{from} -> {to} is not {expected}"))?;
+    }
+    environment.stop().await.map_err(text)?;
+    nothing_left(environment.id())
+}
+
+async fn volumes_are_shared_and_removed() -> Result<(), String> {
+    let (_dir, spec) = composed(
+        "
+services:
+  default: {image: tierbox-test/debian:1, user: root, volumes: ['data:/data']}
+  reader: {image: tierbox-test/debian:1, user: root, volumes: [{type: volume, source: data, target: /in, read_only: true}], network_mode: none}
+volumes: {data: }
+",
+    );
+    let environment = start(spec).await.map_err(text)?;
+    sh(&environment.primary(), "echo shared > /data/file").await?;
+    let reader = environment.machine("reader").map_err(text)?;
+    ensure(
+        sh(&reader, "cat /in/file; touch /in/x 2>/dev/null || echo closed").await? == "shared\nclosed",
+        "not shared read-only",
+    )?;
+    environment.stop().await.map_err(text)?;
+    nothing_left(environment.id())
+}
+
+async fn dependencies_are_waited_for() -> Result<(), String> {
+    let (_dir, spec) = composed(
+        "
+services:
+  default:
+    image: tierbox-test/debian:1
+    command: [sh, -c, 'cat /data/ready > /tmp/seen; sleep infinity']
+    volumes: ['data:/data']
+    depends_on: {seed: {condition: service_completed_successfully}, slow: {condition: service_healthy}}
+  seed: {image: tierbox-test/debian:1, user: root, command: [sh, -c, 'sleep 1; echo seeded > /data/ready'], volumes: ['data:/data']}
+  slow:
+    image: tierbox-test/debian:1
+    command: [sh, -c, 'sleep 1; touch /tmp/well; sleep infinity']
+    healthcheck: {test: test -e /tmp/well, interval: 500ms, retries: 20}
+volumes: {data: }
+",
+    );
+    let start_time = Instant::now();
+    let environment = start(spec).await.map_err(text)?;
+    ensure(start_time.elapsed().as_millis() > 1000, "nobody waited")?;
+    ensure(sh(&environment.primary(), "cat /tmp/seen").await? == "seeded", "it started too early")?;
+    environment.stop().await.map_err(text)?;
+    nothing_left(environment.id())
+}
+
+async fn a_service_that_fails_fails_the_start() -> Result<(), String> {
+    let (_dir, spec) = composed(
+        "
+services:
+  default: {image: tierbox-test/debian:1}
+  bad: {image: tierbox-test/debian:1, command: [sh, -c, 'echo my last words >&2; exit 3'], healthcheck: {test: 'false', interval: 1s}}
+",
+    );
+    let error = start(spec).await.err().ok_or("it started")?;
+    ensure(error.message().contains("bad") && error.message().contains("my last words"), format!("{error:?}"))
+}
+
+async fn dangerous_keys_never_reach_the_engine() -> Result<(), String> {
+    for key in ["privileged: true", "pid: host", "volumes: ['/:/host']", "network_mode: host", "cap_add: [SYS_ADMIN]"] {
+        let (_dir, spec) = composed(&format!("services:\n  default:\n    image: tierbox-test/debian:1\n    {key}\n"));
+        let error = start(spec).await.err().ok_or(format!("{key} was taken"))?;
+        let name = key.split(':').next().unwrap_or_default();
+        ensure(error.kind() == ErrorKind::InvalidProfile && error.message().contains(name), format!("{error:?}"))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,127 @@
+//! Engines that fail, and machines that somebody else ends.
+
+use std::time::Duration;
+
+use libtest_mimic::Trial;
+use serde_json::json;
+use tierbox::{Backend, ErrorKind, ExecRequest, Outcome, SandboxExt};
+
+use crate::world::{docker, ensure, nothing_left, remains, sh, spec, start, text, trial};
+
+pub fn all() -> Vec<Trial> {
+    vec![
+        trial("engine::a_socket_that_is_not_there_is_told", a_socket_that_is_not_there_is_told),
+        trial("engine::a_container_killed_from_outside_is_lost", a_container_killed_from_outside_is_lost),
+        trial("engine::what_bears_no_label_is_left_alone", what_bears_no_label_is_left_alone),
+        trial("engine::an_unknown_runtime_is_told", an_unknown_runtime_is_told),
+        trial("engine::the_socket_is_never_mounted", the_socket_is_never_mounted),
+        trial("engine::mounts_are_read_only_and_reported", mounts_are_read_only_and_reported),
+        trial("engine::a_start_that_is_given_up_leaves_nothing", a_start_that_is_given_up_leaves_nothing),
+        trial("engine::what_is_in_force_is_reported", what_is_in_force_is_reported),
+    ]
+}
+
+async fn a_socket_that_is_not_there_is_told() -> Result<(), String> {
+    let mut spec = spec("tierbox-test/debian:1");
+    spec.settings["host"] = json!("unix:///nonexistent/docker.sock");
+    let error = start(spec).await.err().ok_or("it started")?;
+    ensure(error.kind() == ErrorKind::MissingEngine && error.message().contains("/nonexistent/docker.sock"), format!("{error:?}"))
+}
+
+async fn a_container_killed_from_outside_is_lost() -> Result<(), String> {
+    let environment = start(spec("tierbox-test/debian:1")).await.map_err(text)?;
+    let machine = environment.primary();
+    let mut handle = machine.spawn(ExecRequest::new(["sleep", "1000"])).await.map_err(text)?;
+    let container = remains(environment.id()).pop().ok_or("no container")?;
+    docker(&["kill", &container]);
+    let ended = handle.wait().await.map_err(text)?;
+    ensure(ended.outcome == Outcome::Lost, format!("{ended:?}"))?;
+    let error = machine.run(ExecRequest::new(["true"])).await.err();
+    ensure(error.as_ref().is_some_and(|error| error.kind() == ErrorKind::Lost), format!("{error:?}"))?;
+    ensure(environment.ended(Duration::from_secs(10)).await, "it has not ended")?;
+    environment.stop().await.map_err(text)?;
+    nothing_left(environment.id())
+}
+
+async fn what_bears_no_label_is_left_alone() -> Result<(), String> {
+    let environment = start(spec("tierbox-test/debian:1")).await.map_err(text)?;
+    let container = remains(environment.id()).pop().ok_or("no container")?;
+    // Somebody takes its name.
+    docker(&["rename", &container, &format!("{container}-moved")]);
+    docker(&["create", "--name", &container, "tierbox-test/debian:1"]);
+    let stopped = environment.stop().await;
+    let there = docker(&["ps", "-a", "--format", "{{.Names}}"]);
+    docker(&["rm", "-f", &container, &format!("{container}-moved")]);
+    stopped.map_err(text)?;
+    ensure(there.lines().any(|name| name == container), "a container of somebody else's was removed")
+}
+
+async fn an_unknown_runtime_is_told() -> Result<(), String> {
+    let mut spec = spec("tierbox-test/debian:1");
+    spec.settings["runtime"] = json!("runsc");
+    let error = start(spec).await.err().ok_or("it started")?;
+    ensure(error.kind() == ErrorKind::HostUnable && error.to_string().contains("runtime"), format!("{error:?}"))
+}
+
+async fn the_socket_is_never_mounted() -> Result<(), String> {
+    let socket = crate::support::engines::address("docker").map_err(|absence| absence.reason)?;
+    let socket = std::path::PathBuf::from(socket.trim_start_matches("unix://"));
+    for host in [socket.clone(), socket.parent().ok_or("no parent")?.to_owned(), "/".into()] {
+        let mut spec = spec("tierbox-test/debian:1");
+        spec.mounts = vec![tierbox::MountSpec { host: host.clone(), guest: "/mnt/x".to_owned(), writable: false }];
+        let error = start(spec).await.err().ok_or(format!("{} was mounted", host.display()))?;
+        ensure(error.kind() == ErrorKind::InvalidProfile && error.message().contains("socket"), format!("{error:?}"))?;
+    }
+    Ok(())
+}
+
+async fn mounts_are_read_only_and_reported() -> Result<(), String> {
+    let dir = tempfile::tempdir().map_err(|error| error.to_string())?;
+    crate::world::write(dir.path(), "file", "of the host");
+    let mut spec = spec("tierbox-test/debian:1");
+    spec.mounts = vec![tierbox::MountSpec { host: dir.path().to_owned(), guest: "/mnt/data".to_owned(), writable: false }];
+    let environment = start(spec).await.map_err(text)?;
+    let result = environment.primary().run(ExecRequest::shell("echo x > /mnt/data/new").user("root")).await.map_err(text)?;
+    ensure(!result.success() && result.stderr.text().contains("Read-only"), format!("{result:?}"))?;
+    let reported = environment.report().mounts.join(" ");
+    environment.stop().await.map_err(text)?;
+    ensure(reported.contains("/mnt/data (ro)"), reported)
+}
+
+async fn a_start_that_is_given_up_leaves_nothing() -> Result<(), String> {
+    for millis in [0, 20, 60, 120, 200] {
+        let before = docker(&["ps", "-aq"]);
+        let given_up = tokio::time::timeout(Duration::from_millis(millis), start(spec("tierbox-test/debian:1"))).await;
+        if let Ok(started) = given_up {
+            started.map_err(text)?.stop().await.map_err(text)?;
+        }
+        let mut left = String::new();
+        for _ in 0..100 {
+            left = docker(&["ps", "-aq"]);
+            if left == before {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        ensure(left == before, format!("given up after {millis} ms, it left {left:?}"))?;
+    }
+    Ok(())
+}
+
+async fn what_is_in_force_is_reported() -> Result<(), String> {
+    let environment = start(spec("tierbox-test/debian:1")).await.map_err(text)?;
+    let report = environment.report().clone();
+    let seen = sh(&environment.primary(), "grep -E '^(NoNewPrivs|Seccomp|CapBnd)' /proc/self/status; ls /sys/class/net").await;
+    environment.stop().await.map_err(text)?;
+    for name in
+        ["network namespace", "pid namespace", "mount namespace", "seccomp", "no_new_privs", "capabilities", "read-only root"]
+    {
+        let found = report.mechanisms.iter().find(|found| found.name == name);
+        ensure(found.is_some_and(|found| found.applied == tierbox::Applied::Enforced), format!("{name}: {found:?}"))?;
+    }
+    ensure(report.weakened.is_empty(), format!("{:?}", report.weakened))?;
+    let seen = seen?;
+    ensure(seen.lines().last() == Some("lo"), seen)?;
+    let checks = tierbox::docker::DockerBackend::new().doctor().await;
+    ensure(!checks.is_empty(), "the doctor says nothing")
+}

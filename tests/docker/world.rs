@@ -1,0 +1,109 @@
+//! What the tests have in common: an engine, specifications, and leases that are kept in memory.
+
+use std::future::Future;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+
+use libtest_mimic::Trial;
+use serde_json::json;
+use tierbox::{Environment, EnvironmentSpec, ExecRequest, Result, Sandbox, SandboxExt};
+use tierbox_testkit::{BackendFactory, Factory};
+
+use crate::support::{self, engines};
+
+/// The engine of these tests.
+pub const ENGINE: &str = "docker";
+
+/// A test on the engine; ignored where there is none, unless it must be here.
+pub fn trial<F, R>(name: &str, test: F) -> Trial
+where
+    F: Fn() -> R + Send + 'static,
+    R: Future<Output = std::result::Result<(), String>>,
+{
+    let full = format!("docker::{name}");
+    let absent = engines::address(ENGINE).err();
+    let must = std::env::var_os("CI").is_some();
+    let ignored = absent.is_some() && !must;
+    let run = move || {
+        if let Some(absence) = &absent {
+            return support::skip(ENGINE, &full, absence).map_err(Into::into);
+        }
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
+        runtime.block_on(test()).map_err(Into::into)
+    };
+    Trial::test(format!("docker::{name}"), run).with_ignored_flag(ignored)
+}
+
+/// A specification with an image of the tests'.
+pub fn spec(image: &str) -> EnvironmentSpec {
+    engines::docker_spec(ENGINE, "docker", image)
+}
+
+/// A specification with other settings than an image.
+pub fn with_settings(settings: serde_json::Value) -> EnvironmentSpec {
+    let mut spec = spec("x:1");
+    let host = spec.settings["host"].clone();
+    spec.settings = settings;
+    spec.settings["host"] = host;
+    spec.settings["pull"] = json!("never");
+    spec
+}
+
+/// Starts an environment of a specification.
+pub async fn start(spec: EnvironmentSpec) -> Result<Arc<dyn Environment>> {
+    let backend = Arc::new(tierbox::docker::DockerBackend::new());
+    BackendFactory::new(ENGINE, backend, spec, None).start(&|_| ()).await
+}
+
+/// What a script prints; an error with everything if it fails.
+pub async fn sh(sandbox: &Arc<dyn Sandbox>, script: &str) -> std::result::Result<String, String> {
+    let result = sandbox.run(ExecRequest::shell(script)).await.map_err(|error| error.to_string())?;
+    if !result.success() {
+        return Err(format!("{script:?}: {result:?}"));
+    }
+    Ok(result.stdout.text().trim().to_owned())
+}
+
+/// Runs the engine's own command, and returns what it prints.
+pub fn docker(arguments: &[&str]) -> String {
+    let host = engines::address(ENGINE).unwrap_or_default();
+    let output = Command::new("docker").arg("-H").arg(host).args(arguments).stdin(Stdio::null()).output().expect("docker");
+    assert!(output.status.success(), "docker {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).trim().to_owned()
+}
+
+/// What the engine still has that bears an environment's label.
+pub fn remains(id: &str) -> Vec<String> {
+    let label = format!("label=dev.tierbox.lease={id}");
+    let kinds: [&[&str]; 4] = [
+        &["ps", "-a", "--format", "{{.Names}}", "--filter", &label],
+        &["network", "ls", "--format", "{{.Name}}", "--filter", &label],
+        &["volume", "ls", "--format", "{{.Name}}", "--filter", &label],
+        &["images", "-a", "--format", "{{.Repository}}:{{.ID}}", "--filter", &label],
+    ];
+    kinds.iter().flat_map(|kind| docker(kind).lines().map(str::to_owned).collect::<Vec<_>>()).collect()
+}
+
+/// Fails unless nothing of an environment is left.
+pub fn nothing_left(id: &str) -> std::result::Result<(), String> {
+    let left = remains(id);
+    if left.is_empty() { Ok(()) } else { Err(format!("{id} left {left:?}")) }
+}
+
+/// Fails with a message unless the condition holds.
+pub fn ensure(condition: bool, message: impl Into<String>) -> std::result::Result<(), String> {
+    if condition { Ok(()) } else { Err(message.into()) }
+}
+
+/// Writes a file below a directory.
+pub fn write(dir: &Path, name: &str, contents: &str) {
+    let path = dir.join(name);
+    std::fs::create_dir_all(path.parent().expect("a parent")).expect("a directory");
+    std::fs::write(path, contents).expect("a file");
+}
+
+/// An error as text, for tests that fail with text.
+pub fn text(error: tierbox::Error) -> String {
+    error.to_string()
+}
