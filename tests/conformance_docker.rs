@@ -1,4 +1,4 @@
-//! The conformance suite on containers of a Docker Engine.
+//! The conformance suite on containers of a Docker Engine, and of podman's compatible service.
 
 #[cfg(target_os = "linux")]
 mod support;
@@ -9,7 +9,12 @@ fn main() -> std::process::ExitCode {
     use tierbox_testkit::{Suite, minimum, run_with};
 
     let docker = support::engines::docker("docker", "docker");
-    let suites = [Suite::conformance(minimum::docker(), docker).variant("docker")].map(|suite| suite.required(support::REQUIRED));
+    let podman = support::engines::docker("podman", "docker");
+    let suites = [
+        Suite::conformance(minimum::docker(), docker).variant("docker"),
+        Suite::conformance(minimum::docker(), podman).variant("docker::podman"),
+    ]
+    .map(|suite| suite.required(support::REQUIRED));
     run_with(&Arguments::from_args(), &suites, Vec::new()).exit_code()
 }
 

@@ -95,11 +95,21 @@ impl Listener {
         let pid = std::fs::read_to_string(std::path::Path::new(&pid).with_file_name("dockerd.pid")).unwrap_or_default();
         let port = 7777;
         let child = std::process::Command::new("nsenter")
-            .args(["-t", pid.trim(), "-n", "busybox", "nc", "-l", "-k", "-p", &port.to_string()])
+            .args(["-t", pid.trim(), "-n", "busybox", "httpd", "-f", "-p", &port.to_string(), "-h", "/var/empty"])
             .stdin(std::process::Stdio::null())
             .spawn()
             .expect("nsenter");
-        Self { child, port }
+        let listener = Self { child, port };
+        // The control: on the host itself it is reached.
+        let connect = ["-t", pid.trim(), "-n", "busybox", "nc", "-w", "1", "127.0.0.1", &port.to_string()];
+        for _ in 0..100 {
+            let tried = std::process::Command::new("nsenter").args(connect).stdin(std::process::Stdio::null()).status();
+            if tried.is_ok_and(|status| status.success()) {
+                return listener;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
+        panic!("nothing listens where it should");
     }
 }
 

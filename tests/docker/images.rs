@@ -21,7 +21,7 @@ pub fn all() -> Vec<Trial> {
 async fn without_a_shell() -> Result<(), String> {
     let environment = start(spec("tierbox-test/scratch:1")).await.map_err(text)?;
     let machine = environment.primary();
-    let result = machine.run(ExecRequest::new(["/program", "echo", "hello"])).await.map_err(text)?;
+    let result = machine.run(ExecRequest::new(["/busybox", "echo", "hello"])).await.map_err(text)?;
     ensure(result.stdout.text() == "hello\n", format!("{result:?}"))?;
     let missing = machine.run(ExecRequest::shell("true")).await.map_err(text)?;
     ensure(missing.outcome() == Outcome::Exited(127), format!("{missing:?}"))?;

@@ -17,7 +17,7 @@ docker() { command docker -H "unix://$socket" "$@"; }
 install_packages() {
   local missing=()
   for pair in dockerd:docker.io docker:docker.io containerd:containerd runc:runc iptables:iptables mmdebstrap:mmdebstrap busybox:busybox-static; do
-    command -v "${pair%%:*}" >/dev/null || missing+=("${pair#*:}")
+    type -P "${pair%%:*}" >/dev/null || missing+=("${pair#*:}")
   done
   [ "${#missing[@]}" = 0 ] && return
   export DEBIAN_FRONTEND=noninteractive
@@ -84,8 +84,8 @@ busybox_image() {
 scratch_image() {
   local root
   root=$(mktemp -d)
-  cp "$(command -v busybox)" "$root/program"
-  tar -C "$root" -c program | docker import -c 'ENTRYPOINT ["/program"]' - tierbox-test/scratch:1 >/dev/null
+  cp "$(command -v busybox)" "$root/busybox"
+  tar -C "$root" -c busybox | docker import -c 'ENTRYPOINT ["/busybox"]' - tierbox-test/scratch:1 >/dev/null
   rm -r "$root"
 }
 

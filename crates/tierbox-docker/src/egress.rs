@@ -55,9 +55,13 @@ pub async fn serve(engine: &Engine, id: &str, machine: &str, plan: &EgressPlan, 
     let state = found.map_err(|error| failed("look for the machine's network", &error))?.state;
     let pid = state.and_then(|state| state.pid).filter(|pid| *pid > 0).unwrap_or_default();
     let unable = |error: std::io::Error| {
-        Error::new(ErrorKind::HostUnable, "start egress gateway", format!("the network of process {pid} cannot be entered: {error}"))
-            .with_backend(BACKEND)
-            .with_help("N1 takes root on the engine's own host; with N2 it needs neither")
+        Error::new(
+            ErrorKind::HostUnable,
+            "start egress gateway",
+            format!("the network of process {pid} cannot be entered: {error}"),
+        )
+        .with_backend(BACKEND)
+        .with_help("N1 takes root on the engine's own host; with N2 it needs neither")
     };
     let namespace = std::fs::File::open(format!("/proc/{pid}/ns/net")).map_err(unable)?;
     let own = std::fs::read_link("/proc/self/ns/net").map_err(unable)?;

@@ -49,10 +49,9 @@ pub async fn mechanisms(
     let engines = info.security_options.iter().flatten().any(|option| option.contains("seccomp"));
     found.push(seccomp(field("Seccomp"), own, engines, plan.settings.runtime.as_deref()));
     found.push(flag("no_new_privs", field("NoNewPrivs") == "1", ""));
-    let none = ["CapInh", "CapPrm", "CapEff", "CapAmb"].iter().all(|set| u64::from_str_radix(field(set), 16) == Ok(0));
-    let root = format!("the default user has none, root inside {}", machine.capabilities.join(", "));
-    let applied = if none { Applied::Enforced } else { Applied::Weaker };
-    found.push(mechanism("capabilities", applied, if none { root } else { format!("{} in force", field("CapEff")) }));
+    let sets = ["CapInh", "CapPrm", "CapEff", "CapAmb"];
+    let held = sets.iter().fold(0, |held, set| held | u64::from_str_radix(field(set), 16).unwrap_or(u64::MAX));
+    found.push(capabilities(held, &machine.capabilities));
     found.push(flag("read-only root", machine.read_only, ""));
     let options = info.security_options.clone().unwrap_or_default();
     found.push(flag("apparmor", options.iter().any(|option| option.contains("apparmor")), "the engine's default profile"));
@@ -60,6 +59,36 @@ pub async fn mechanisms(
         found.push(mechanism("runtime", Applied::Enforced, runtime.clone()));
     }
     Ok(found)
+}
+
+/// What the default user may do beyond others. Root has a few, all of them among the engine's own default.
+fn capabilities(held: u64, named: &[String]) -> Mechanism {
+    let of_root = format!("root inside has {}", named.join(", "));
+    let allowed = named.iter().filter_map(|name| bit(name)).fold(0, |allowed, bit| allowed | 1 << bit);
+    match held {
+        0 => mechanism("capabilities", Applied::Enforced, format!("the default user has none, {of_root}")),
+        held if held & !allowed == 0 => {
+            mechanism("capabilities", Applied::Weaker, format!("the default user is root: {of_root}"))
+        }
+        held => mechanism("capabilities", Applied::Absent, format!("{held:#x} in force")),
+    }
+}
+
+/// The kernel's number of a capability that can be named.
+fn bit(name: &str) -> Option<u32> {
+    let numbers = [
+        ("CHOWN", 0),
+        ("DAC_OVERRIDE", 1),
+        ("FOWNER", 3),
+        ("FSETID", 4),
+        ("KILL", 5),
+        ("SETGID", 6),
+        ("SETUID", 7),
+        ("NET_BIND_SERVICE", 10),
+        ("AUDIT_WRITE", 29),
+        ("SETFCAP", 31),
+    ];
+    numbers.iter().find(|(known, _)| *known == name).map(|(_, bit)| *bit)
 }
 
 fn flag(name: &str, set: bool, detail: &str) -> Mechanism {
@@ -103,10 +132,10 @@ async fn read(sandbox: &dyn Sandbox, path: &str) -> Result<String> {
 /// `TierRefused` naming what is missing.
 pub fn check(machine: &str, mechanisms: &[Mechanism], runtime: Option<&str>) -> Result<()> {
     let required = NAMESPACES.iter().map(|(name, _)| *name).chain(["seccomp", "no_new_privs", "capabilities"]);
+    let weaker = |name: &str| name == "capabilities" || (name == "seccomp" && runtime.is_some());
     let in_force = |name: &str| {
-        mechanisms
-            .iter()
-            .any(|found| found.name == name && (found.applied == Applied::Enforced || (name == "seccomp" && runtime.is_some())))
+        let found = mechanisms.iter().find(|found| found.name == name).map(|found| found.applied);
+        found == Some(Applied::Enforced) || (found == Some(Applied::Weaker) && weaker(name))
     };
     let missing: Vec<&str> = required.filter(|name| !in_force(name)).collect();
     if missing.is_empty() {
