@@ -95,7 +95,7 @@ impl Listener {
         let pid = std::fs::read_to_string(std::path::Path::new(&pid).with_file_name("dockerd.pid")).unwrap_or_default();
         let port = 7777;
         let child = std::process::Command::new("nsenter")
-            .args(["-t", pid.trim(), "-n", "busybox", "httpd", "-f", "-p", &port.to_string(), "-h", "/var/empty"])
+            .args(["-t", pid.trim(), "-n", "busybox", "httpd", "-f", "-p", &port.to_string(), "-h", "/usr/share"])
             .stdin(std::process::Stdio::null())
             .spawn()
             .expect("nsenter");

@@ -6,9 +6,10 @@
 #   docker.sh start     starts the daemon and makes the images (idempotent); prints KEY=value lines for the tests
 #   docker.sh stop      ends the daemon; what it stored stays for the next start
 #
-# TIERBOX_ENGINE_DIR says where it keeps its things (default /var/lib/tierbox-engines).
+# TIERBOX_ENGINE_DIR says where it keeps its things (default /var/lib/tierbox-engines), TIERBOX_ENGINE_IMAGES which images it
+# makes, TIERBOX_ENGINE_DISK how much it may store (default: as much as there is).
 set -euo pipefail
-[ "$(id -u)" = 0 ] || exec sudo -n --preserve-env=TIERBOX_ENGINE_DIR "$0" "$@"
+[ "$(id -u)" = 0 ] || exec sudo -n --preserve-env=TIERBOX_ENGINE_DIR,TIERBOX_ENGINE_IMAGES,TIERBOX_ENGINE_DISK "$0" "$@"
 
 home="${TIERBOX_ENGINE_DIR:-/var/lib/tierbox-engines}/docker"
 socket="$home/docker.sock"
@@ -43,8 +44,11 @@ start_daemon() {
   if answers; then return; fi
   mkdir -p "$home"
   rm -f "$home/dockerd.pid" "$socket"
+  mkdir -p "$home/data"
+  local disk="true"
+  [ -z "${TIERBOX_ENGINE_DISK:-}" ] || disk="mount -t tmpfs -o size=$TIERBOX_ENGINE_DISK tmpfs $home/data"
   # Its own network: the host's bridges and packet filter stay untouched. cgroupfs: there may be no systemd.
-  setsid unshare --net --mount --propagation private sh -c "ip link set lo up; exec dockerd \
+  setsid unshare --net --mount --propagation private sh -c "ip link set lo up; $disk; exec dockerd \
     --host unix://$socket --data-root $home/data --exec-root $home/exec --pidfile $home/dockerd.pid \
     --exec-opt native.cgroupdriver=cgroupfs --storage-driver overlay2 --shutdown-timeout 2" >"$home/dockerd.log" 2>&1 </dev/null &
   if ! wait_for answers; then
@@ -91,9 +95,9 @@ scratch_image() {
 
 start() {
   start_daemon
-  has tierbox-test/debian:1 || debian_image
-  has tierbox-test/busybox:1 || busybox_image
-  has tierbox-test/scratch:1 || scratch_image
+  for image in ${TIERBOX_ENGINE_IMAGES:-debian busybox scratch}; do
+    has "tierbox-test/$image:1" || "${image}_image"
+  done
   echo "TIERBOX_DOCKER_HOST=unix://$socket"
 }
 

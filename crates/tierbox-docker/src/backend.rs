@@ -367,7 +367,6 @@ impl Backend for DockerBackend {
     }
 
     async fn destroy(&self, lease: &LeaseRecord) -> Result<DestroyReport> {
-        crash::point("destroy");
         let lease = lease.clone();
         on_driver(async move { destroy::lease(&lease).await }).await
     }

@@ -36,6 +36,7 @@ pub async fn lease(lease: &LeaseRecord) -> Result<DestroyReport> {
     if lease.resources.is_empty() {
         return Ok(report);
     }
+    crate::crash::point("destroy");
     let memory = Memory::of(lease)?;
     let engine = Engine::connect(&memory.socket).await?;
     if !memory.ready && !remove_all(&engine, lease, &mut report).await {

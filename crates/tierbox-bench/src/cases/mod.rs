@@ -1,5 +1,7 @@
 //! The rows.
 
+#[cfg(feature = "docker")]
+mod docker;
 mod files;
 mod latency;
 mod parallel;
@@ -34,6 +36,14 @@ pub(crate) const ALL: &[Case] = &[
     case("collect 1 GiB", 1.0, stream::collected),
     case("write 100 MiB", 2.0, files::write),
     case("read 100 MiB", 2.0, files::read),
+    #[cfg(feature = "docker")]
+    case("docker exec", 1.0, docker::exec),
+    #[cfg(feature = "docker")]
+    case("docker files", 1.0, docker::files),
+    #[cfg(feature = "docker")]
+    case("docker create and destroy", 1.5, docker::lifecycle),
+    #[cfg(feature = "docker")]
+    case("docker 50 at once", 1.5, docker::many),
     case("program size", 1.0, program::size),
     case("tierbox --help", 1.0, program::help),
     Case { name: "release build", bar: 1.0, needs_build: true, measure: program::build },
