@@ -12,7 +12,7 @@ fn main() -> std::process::ExitCode {
     let podman = support::engines::docker("podman", "docker");
     let suites = [
         Suite::conformance(minimum::docker(), docker).variant("docker"),
-        Suite::conformance(minimum::docker(), podman).variant("docker::podman"),
+        Suite::conformance(minimum::podman(), podman).variant("docker::podman"),
     ]
     .map(|suite| suite.required(support::REQUIRED));
     run_with(&Arguments::from_args(), &suites, Vec::new()).exit_code()

@@ -245,6 +245,7 @@ impl Start {
     ) -> Result<Machine> {
         let mut capabilities = capabilities(&self.plan);
         capabilities.kill_domain = launched.ready.kill_domain;
+        capabilities.limits.inodes &= !around.engine.is_podman;
         capabilities.memory_outcome = launched.ready.memory_outcome;
         capabilities.users = if launched.ready.users { UserSupport::Any } else { UserSupport::DefaultOnly };
         let config = GuestConfig {

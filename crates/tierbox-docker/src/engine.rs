@@ -24,6 +24,8 @@ pub struct Engine {
     pub socket: PathBuf,
     /// The client. Every request is a connection of its own.
     pub docker: Docker,
+    /// Whether it is podman's service, which takes less.
+    pub is_podman: bool,
 }
 
 impl fmt::Debug for Engine {
@@ -51,7 +53,7 @@ pub fn locate(settings: &Settings) -> Result<PathBuf> {
 }
 
 /// Engines that were spoken to: agreeing on a version takes a request.
-static KNOWN: OnceLock<Mutex<HashMap<PathBuf, Docker>>> = OnceLock::new();
+static KNOWN: OnceLock<Mutex<HashMap<PathBuf, Engine>>> = OnceLock::new();
 
 impl Engine {
     /// Connects to the engine behind a socket.
@@ -62,16 +64,17 @@ impl Engine {
         reach(socket).await?;
         let known = KNOWN.get_or_init(Mutex::default);
         let found = known.lock().unwrap_or_else(PoisonError::into_inner).get(socket).cloned();
-        if let Some(docker) = found {
-            return Ok(Self { socket: socket.to_owned(), docker });
+        if let Some(engine) = found {
+            return Ok(engine);
         }
-        let address = socket.to_string_lossy();
-        let docker = Docker::connect_with_unix(&address, PATIENCE, API_DEFAULT_VERSION)
-            .map_err(|error| failed("connect to the engine", &error))?;
-        let agreed = docker.negotiate_version().await;
-        let docker = agreed.map_err(|error| failed("connect to the engine", &error))?;
-        known.lock().unwrap_or_else(PoisonError::into_inner).insert(socket.to_owned(), docker.clone());
-        Ok(Self { socket: socket.to_owned(), docker })
+        let unreached = |error: Answer| failed("connect to the engine", &error);
+        let docker = Docker::connect_with_unix(&socket.to_string_lossy(), PATIENCE, API_DEFAULT_VERSION).map_err(unreached)?;
+        let docker = docker.negotiate_version().await.map_err(unreached)?;
+        let version = docker.version().await.map_err(unreached)?;
+        let is_podman = version.components.iter().flatten().any(|component| component.name.contains("Podman"));
+        let engine = Self { socket: socket.to_owned(), docker, is_podman };
+        known.lock().unwrap_or_else(PoisonError::into_inner).insert(socket.to_owned(), engine.clone());
+        Ok(engine)
     }
 }
 

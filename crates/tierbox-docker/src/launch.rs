@@ -160,7 +160,7 @@ fn body(around: &Around<'_>, machine: &MachinePlan, image: &Image) -> Result<(Co
         readonly_rootfs: Some(machine.read_only),
         ipc_mode: Some("private".to_owned()),
         cgroupns_mode: Some(HostConfigCgroupnsModeEnum::PRIVATE),
-        tmpfs: Some(writable(around.limits, machine, image)),
+        tmpfs: Some(writable(around, machine, image)),
         shm_size: around.limits.disk.map(|disk| i64::try_from(disk.max * SHM_SHARE / 16).unwrap_or(i64::MAX)),
         mounts: Some(mounts(around, machine)),
         runtime: around.plan.settings.runtime.clone(),
@@ -169,7 +169,7 @@ fn body(around: &Around<'_>, machine: &MachinePlan, image: &Image) -> Result<(Co
         dns_search: Some(vec![".".to_owned()]),
         ..HostConfig::default()
     };
-    let limits = limits::apply(&mut config, around.limits, machine, around.info)?;
+    let limits = limits::apply(&mut config, around.limits, machine, around.info, around.engine)?;
     let body = ContainerCreateBody {
         hostname: Some(machine.name.clone()),
         // The supervisor: it becomes somebody else before it runs anything.
@@ -196,17 +196,18 @@ fn body(around: &Around<'_>, machine: &MachinePlan, image: &Image) -> Result<(Co
 }
 
 /// The areas that can be written to under a read-only root, each of bounded size.
-fn writable(limits: &Limits, machine: &MachinePlan, image: &Image) -> HashMap<String, String> {
+fn writable(around: &Around<'_>, machine: &MachinePlan, image: &Image) -> HashMap<String, String> {
+    let area = |share, more| limits::tmpfs(around.engine, around.limits, share, more);
     let mut areas = HashMap::from([
-        ("/tmp".to_owned(), limits::tmpfs(limits, TMP_SHARE, "mode=1777,exec")),
-        ("/run".to_owned(), limits::tmpfs(limits, RUN_SHARE, "mode=0755")),
+        ("/tmp".to_owned(), area(TMP_SHARE, "mode=1777,exec")),
+        ("/run".to_owned(), area(RUN_SHARE, "mode=0755")),
     ]);
     // An image that works there has files of its own in it.
     if image.workdir.as_deref() != Some(WORKSPACE) {
-        areas.insert(WORKSPACE.to_owned(), limits::tmpfs(limits, WORK_SHARE, "mode=0755,exec"));
+        areas.insert(WORKSPACE.to_owned(), area(WORK_SHARE, "mode=0755,exec"));
     }
     for path in &machine.tmpfs {
-        areas.insert(path.clone(), limits::tmpfs(limits, TMP_SHARE, "mode=1777,exec"));
+        areas.insert(path.clone(), area(TMP_SHARE, "mode=1777,exec"));
     }
     areas
 }

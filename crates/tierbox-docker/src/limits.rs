@@ -5,6 +5,7 @@ use tierbox_core::{Applied, Enforce, Error, ErrorKind, Limit, LimitReport, Limit
 use tierbox_supervisor::setup::Rlimit;
 
 use crate::BACKEND;
+use crate::engine::Engine;
 use crate::plan::MachinePlan;
 
 /// The kernel's numbers.
@@ -22,12 +23,16 @@ pub const RUN_SHARE: u64 = 1;
 pub const SHM_SHARE: u64 = 1;
 
 /// A share of the disk and inode limits as options of a tmpfs.
-pub fn tmpfs(limits: &Limits, share: u64, more: &str) -> String {
+pub fn tmpfs(engine: &Engine, limits: &Limits, share: u64, more: &str) -> String {
+    options(limits, !engine.is_podman, share, more)
+}
+
+fn options(limits: &Limits, counts_inodes: bool, share: u64, more: &str) -> String {
     let mut options = format!("rw,nosuid,nodev,{more}");
     if let Some(disk) = limits.disk {
         options.push_str(&format!(",size={}", (disk.max * share / 16).max(4096)));
     }
-    if let Some(inodes) = limits.inodes {
+    if let Some(inodes) = limits.inodes.filter(|_| counts_inodes) {
         options.push_str(&format!(",nr_inodes={}", (inodes.max * share / 16).max(16)));
     }
     options
@@ -80,7 +85,13 @@ impl Means {
 ///
 /// # Errors
 /// `LimitRefused` for a required limit that this engine cannot enforce.
-pub fn apply(config: &mut HostConfig, limits: &Limits, machine: &MachinePlan, info: &SystemInfo) -> Result<Vec<LimitReport>> {
+pub fn apply(
+    config: &mut HostConfig,
+    limits: &Limits,
+    machine: &MachinePlan,
+    info: &SystemInfo,
+    engine: &Engine,
+) -> Result<Vec<LimitReport>> {
     let means = Means::of(info);
     let mut reports = Reports::default();
     let memory = lower(limits.memory, machine.memory);
@@ -105,7 +116,7 @@ pub fn apply(config: &mut HostConfig, limits: &Limits, machine: &MachinePlan, in
     }
     let closed = holds_disk(machine);
     reports.add("disk", limits.disk, size, closed, "tmpfs")?;
-    reports.add("inodes", limits.inodes, |count| count.to_string(), closed, "tmpfs")?;
+    reports.add("inodes", limits.inodes, |count| count.to_string(), closed && !engine.is_podman, "tmpfs")?;
     reports.add("file-size", limits.file_size, size, true, "rlimit")?;
     reports.add("open-files", limits.open_files, |count| count.to_string(), true, "rlimit")?;
     Ok(reports.0)
@@ -152,7 +163,7 @@ mod unit {
     fn the_writable_areas_together_hold_no_more_than_the_limit() {
         assert_eq!(WORK_SHARE + TMP_SHARE + RUN_SHARE + SHM_SHARE, 16);
         let limits = Limits { disk: Some(Limit::required(16 << 20)), inodes: Some(Limit::required(160)), ..Limits::default() };
-        assert_eq!(tmpfs(&limits, WORK_SHARE, "mode=1777"), "rw,nosuid,nodev,mode=1777,size=10485760,nr_inodes=100");
+        assert_eq!(options(&limits, true, WORK_SHARE, "mode=1777"), "rw,nosuid,nodev,mode=1777,size=10485760,nr_inodes=100");
     }
 
     #[test]

@@ -19,6 +19,7 @@ const MAX_BYTES: u64 = 1 << 20;
 /// The ready profiles, which are part of the program.
 const READY: &[(&str, &str)] = &[
     ("docker", include_str!("../ready/docker.toml")),
+    ("docker-web", include_str!("../ready/docker-web.toml")),
     ("local", include_str!("../ready/local.toml")),
     ("local-open", include_str!("../ready/local-open.toml")),
     ("local-process", include_str!("../ready/local-process.toml")),

@@ -44,6 +44,7 @@ mod unit {
             [
                 "bad",
                 "docker",
+                "docker-web",
                 "local",
                 "local-open",
                 "local-process",
@@ -56,8 +57,8 @@ mod unit {
             ]
         );
         assert!(list[0].summary.as_ref().unwrap_err().contains("bad.toml:1:8"), "{:?}", list[0]);
-        assert_eq!(list[8].summary.as_ref().unwrap().description, "My own");
-        assert!(list[1].path.is_none() && list[8].path.is_some());
+        assert_eq!(list[9].summary.as_ref().unwrap().description, "My own");
+        assert!(list[1].path.is_none() && list[9].path.is_some());
     }
 
     #[test]

@@ -66,3 +66,9 @@ pub fn vagrant_libvirt() -> Capabilities {
         ..local_process()
     }
 }
+
+/// The same of podman's compatible service, which counts no files.
+pub fn podman() -> Capabilities {
+    let docker = docker();
+    Capabilities { limits: LimitCapabilities { inodes: false, ..docker.limits }, ..docker }
+}
