@@ -5,6 +5,7 @@ pub mod again;
 pub mod engines;
 pub mod framed;
 pub mod joined;
+pub mod plain;
 pub mod remains;
 
 use std::sync::Arc;

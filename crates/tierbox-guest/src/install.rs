@@ -117,6 +117,19 @@ fn plain_word(what: &str, word: &str) -> Result<String> {
     Err(Error::new(ErrorKind::InvalidInput, "install supervisor", message))
 }
 
+/// Prints what the machine says of itself and of the user `$want`; `me` is the number of whoever runs it.
+pub(crate) const FACTS: &str = "me=$(id -u); echo \"want=$want\"; [ -n \"$want\" ] || want=$me; \
+     while IFS=: read -r name pass number rest; do \
+     if [ \"$name\" = \"$want\" ]; then echo \"user=$name:$pass:$number:$rest\"; break; fi; \
+     if [ \"$number\" = \"$want\" ]; then echo \"number=$name:$pass:$number:$rest\"; fi; done < /etc/passwd; \
+     if [ -r /etc/environment ]; then \
+     while IFS= read -r line; do case $line in PATH=*) echo \"environment=${line#PATH=}\";; esac; done < /etc/environment; fi; \
+     if [ -r /etc/login.defs ]; then \
+     while read -r key value; do case $key in ENV_PATH|ENV_SUPATH) echo \"$key=${value#PATH=}\";; esac; done < /etc/login.defs; fi; \
+     for file in /etc/default/locale /etc/locale.conf; do [ -r $file ] || continue; \
+     while IFS= read -r line; do case $line in LANG=*) echo \"lang=${line#LANG=}\";; esac; done < $file; done; \
+     echo done=1";
+
 /// Prints the hash of a file: each machine has one of these.
 const SUM: &str = "sum() { if command -v sha256sum >/dev/null; then sha256sum < \"$1\"; \
                    elif command -v openssl >/dev/null; then openssl dgst -sha256 -r < \"$1\"; \
@@ -132,7 +145,7 @@ pub fn script(options: &Options) -> Result<String> {
     let mut random = [0; 8];
     getrandom::fill(&mut random).map_err(|error| Error::new(ErrorKind::Io, "install supervisor", error.to_string()))?;
     let random: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
-    let (given, hash, arch) = (given.join(" "), hash()?, std::env::consts::ARCH);
+    let (given, hash, arch, facts) = (given.join(" "), hash()?, std::env::consts::ARCH, FACTS);
     let script = format!(
         "LC_ALL=C; export LC_ALL; home=${{HOME:-}}; PATH={PATH}; export PATH; umask 077; {SUM}; \
          no() {{ echo \"refused=$1\"; cat >/dev/null; exit 3; }}; \
@@ -152,15 +165,7 @@ pub fn script(options: &Options) -> Result<String> {
          done; \
          [ -n \"$good\" ] || {{ [ -z \"$have\" ] || rm -rf \"${{have%/*}}\"; no place; }}; \
          echo \"dir=$good\"; \
-         want=\"{user}\"; echo \"want=$want\"; [ -n \"$want\" ] || want=$me; \
-         while IFS=: read -r name pass number rest; do \
-         if [ \"$name\" = \"$want\" ]; then echo \"user=$name:$pass:$number:$rest\"; break; fi; \
-         if [ \"$number\" = \"$want\" ]; then echo \"number=$name:$pass:$number:$rest\"; fi; done < /etc/passwd; \
-         while IFS= read -r line; do case $line in PATH=*) echo \"environment=${{line#PATH=}}\";; esac; done 2>/dev/null < /etc/environment; \
-         while read -r key value; do case $key in ENV_PATH|ENV_SUPATH) echo \"$key=${{value#PATH=}}\";; esac; done 2>/dev/null < /etc/login.defs; \
-         for file in /etc/default/locale /etc/locale.conf; do [ -r $file ] || continue; \
-         while IFS= read -r line; do case $line in LANG=*) echo \"lang=${{line#LANG=}}\";; esac; done < $file; done; \
-         echo done=1"
+         want=\"{user}\"; {facts}"
     );
     Ok(script)
 }
@@ -172,34 +177,70 @@ pub fn script(options: &Options) -> Result<String> {
 /// [plain transport](crate::plain). `NoSpace`; `InvalidInput` for a user that the machine does not have; `Protocol` for
 /// anything else.
 pub fn parse(printed: &[u8]) -> Result<Installed> {
-    let odd = |what: &str| Error::new(ErrorKind::Protocol, "install supervisor", format!("the machine's answer {what}"));
     if printed.len() > LONGEST {
         return Err(odd("is too long"));
     }
     let text = String::from_utf8_lossy(printed);
-    let find = |key: &str| text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
-    if let Some(reason) = find("refused") {
-        return Err(refused(reason, find("arch").unwrap_or_default()));
+    if let Some(reason) = find(&text, "refused") {
+        return Err(refused(reason, find(&text, "arch").unwrap_or_default()));
     }
+    let Facts { root, user, path, lang } = facts(&text)?;
+    let dir = find(&text, "dir").filter(|dir| dir.starts_with('/') && is_plain(dir));
+    let dir = dir.ok_or_else(|| odd("names no directory"))?.to_owned();
+    Ok(Installed { dir, root, user, path, lang })
+}
+
+fn odd(what: &str) -> Error {
+    Error::new(ErrorKind::Protocol, "look at machine", format!("the machine's answer {what}"))
+}
+
+/// The value that a machine printed under a key.
+pub(crate) fn find<'a>(text: &'a str, key: &str) -> Option<&'a str> {
+    text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='))
+}
+
+/// Whether a word of a machine's can stand in a script.
+pub(crate) fn is_plain(word: &str) -> bool {
+    plain_word("the directory", word).is_ok()
+}
+
+/// What [`FACTS`] printed.
+#[derive(Debug, Clone)]
+pub(crate) struct Facts {
+    /// Whether scripts run as root.
+    pub(crate) root: bool,
+    pub(crate) user: Account,
+    pub(crate) path: String,
+    pub(crate) lang: Option<String>,
+}
+
+/// Reads what [`FACTS`] printed.
+pub(crate) fn facts(text: &str) -> Result<Facts> {
+    if text.len() > LONGEST {
+        return Err(odd("is too long"));
+    }
+    let find = |key: &str| find(text, key);
     if find("done") != Some("1") {
         return Err(odd(&format!("ends early: {:?}", printable(text.trim(), 300))));
     }
-    let dir = find("dir").filter(|dir| dir.starts_with('/') && plain_word("the directory", dir).is_ok());
     let uid: u32 = find("uid").and_then(|uid| uid.parse().ok()).ok_or_else(|| odd("names no user"))?;
-    let account = find("user").or_else(|| find("number")).and_then(account);
-    let user = match account {
-        Some(account) => account,
-        None if find("want").is_none_or(|want| want.is_empty() || want == uid.to_string()) => nameless(uid),
-        None => return Err(Error::new(ErrorKind::InvalidInput, "install supervisor", "the machine has no such user")),
+    let own = find("want").is_none_or(|want| want.is_empty() || want == uid.to_string());
+    let user = match find("user").or_else(|| find("number")).map(account) {
+        Some(Some(account)) => account,
+        None if own => nameless(uid),
+        // As root any number is a user, with or without a name.
+        None if uid == 0 && find("want").is_some_and(|want| want.parse::<u32>().is_ok_and(|number| number != u32::MAX)) => {
+            nameless(find("want").and_then(|want| want.parse().ok()).unwrap_or_default())
+        }
+        _ => return Err(Error::new(ErrorKind::InvalidInput, "look at machine", "the machine has no such user")),
     };
     if uid != 0 && user.uid != uid {
         let message = "another default user than the one who logs in needs root in the machine";
-        return Err(Error::new(ErrorKind::InvalidInput, "install supervisor", message));
+        return Err(Error::new(ErrorKind::InvalidInput, "look at machine", message));
     }
     let path = find("environment").or_else(|| find(if user.uid == 0 { "ENV_SUPATH" } else { "ENV_PATH" }));
     let unquoted = |text: &str| text.trim().trim_matches('"').to_owned();
-    Ok(Installed {
-        dir: dir.ok_or_else(|| odd("names no directory"))?.to_owned(),
+    Ok(Facts {
         root: uid == 0,
         user,
         path: path.map(unquoted).filter(|path| !path.is_empty()).unwrap_or_else(|| PATH.to_owned()),

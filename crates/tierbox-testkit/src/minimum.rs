@@ -72,3 +72,24 @@ pub fn podman() -> Capabilities {
     let docker = docker();
     Capabilities { limits: LimitCapabilities { inodes: false, ..docker.limits }, ..docker }
 }
+
+/// A machine that is reached by a plain transport, with POSIX tools alone. As whom commands can run depends on the machine.
+pub fn plain() -> Capabilities {
+    let limits = LimitCapabilities { file_size: true, open_files: true, ..LimitCapabilities::default() };
+    Capabilities {
+        locality: Locality::Remote,
+        kill_domain: KillDomain::Session,
+        streaming_output: false,
+        streaming_stdin: false,
+        pty: false,
+        signals: false,
+        idle_timeout: false,
+        detached_exec: false,
+        confined_exec: false,
+        usage: false,
+        dial: false,
+        detached: false,
+        limits,
+        ..local_process()
+    }
+}

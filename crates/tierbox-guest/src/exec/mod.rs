@@ -10,4 +10,4 @@ mod passed;
 pub(crate) use call::{Ending, completed};
 pub(crate) use framed::attach;
 pub(crate) use handle::{Handle, wire_reason};
-pub(crate) use launch::{NewExec, launch};
+pub(crate) use launch::{NewExec, launch, new_id};

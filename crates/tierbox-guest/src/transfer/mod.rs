@@ -8,7 +8,7 @@
 #[cfg(all(target_os = "linux", feature = "descriptors"))]
 mod at;
 mod beneath;
-mod bridge;
+pub(crate) mod bridge;
 mod file;
 mod pack;
 #[cfg(test)]

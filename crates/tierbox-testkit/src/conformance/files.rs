@@ -229,7 +229,11 @@ async fn stat_tells_the_facts(s: Subject) -> Verdict {
     let ids = s.text("id -u; id -g").await?;
     let meta = s.sandbox.stat(&s.path("file"), false).await?;
     ensure_eq!((meta.kind, meta.size, meta.mode), (FileKind::File, 5, 0o640), "kind, size and mode");
-    ensure_eq!(meta.modified_ns, 1_000_000_000_500_000_000, "time of change");
+    // Not every machine's tools can set fractions of seconds, or tell them.
+    match s.text("stat -c %.9Y file 2>/dev/null; :").await?.as_str() {
+        "1000000000.500000000" => ensure_eq!(meta.modified_ns, 1_000_000_000_500_000_000, "time of change"),
+        _ => ensure_eq!((meta.modified_ns / 1_000_000_000).to_string(), s.text("stat -c %Y file").await?, "second of change"),
+    }
     ensure_eq!(format!("{}\n{}", meta.uid, meta.gid), ids, "owner");
     let link = s.sandbox.stat(&s.path("link"), false).await?;
     ensure_eq!((link.kind, link.target), (FileKind::Symlink, Some(b"file".to_vec())), "a link");
@@ -260,7 +264,7 @@ async fn list_is_sorted_and_complete(s: Subject) -> Verdict {
 }
 
 async fn large_directories_are_listed(s: Subject) -> Verdict {
-    s.sh("mkdir many; cd many; seq -f 'file-with-a-rather-long-name-%06.0f' 3000 | xargs touch").await?;
+    s.sh("mkdir many; cd many; seq 3000 | sed 's/^/file-with-a-rather-long-name-00/' | xargs touch").await?;
     let entries = s.soon("a listing", s.sandbox.list(&s.path("many"))).await??;
     ensure_eq!(entries.len(), 3000, "entries");
     ensure!(entries.windows(2).all(|pair| pair[0].name < pair[1].name), "they are not sorted");

@@ -121,7 +121,8 @@ async fn short_commands_lose_nothing(s: Subject) -> Verdict {
 async fn large_output_is_whole(s: Subject) -> Verdict {
     // 32 MiB of numbered lines of 64 bytes: whatever is lost, doubled or swapped shows.
     const LINES: u64 = (32 << 20) / 64;
-    let mut handle = s.spawn(ExecRequest::new(["seq", "-f", "%063.0f", "1", &LINES.to_string()])).await?;
+    let lines = "seq -f %063.0f 1 $0 2>/dev/null || awk -v n=\"$0\" 'BEGIN { for (i = 1; i <= n; i++) printf \"%063d\\n\", i }'";
+    let mut handle = s.spawn(ExecRequest::new(["/bin/sh", "-c", lines, &LINES.to_string()])).await?;
     let mut reader = tokio::io::BufReader::with_capacity(256 << 10, handle.take_stdout().ok_or_else(missing)?);
     let mut line = [0; 64];
     for number in 1..=LINES {

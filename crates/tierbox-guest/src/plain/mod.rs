@@ -1,0 +1,136 @@
+//! A sandbox over a *plain transport*: where no stream into the machine can be had (a run-command service), or where the
+//! supervisor cannot run (another architecture, nothing executable).
+//!
+//! The transport runs a POSIX shell script in the machine and brings back what it printed. Everything else is here:
+//! [`PlainSandbox::open`] looks at the machine and makes a sandbox of it.
+//!
+//! In the machine it takes `/bin/sh`, procfs, and the usual small tools, as coreutils or busybox have them. What a plain sandbox
+//! does not offer is in [`capabilities`]: output comes when the command has ended, stdin is given as a whole, and there are no
+//! terminals, signals, detached commands or dialled streams. The rest is as everywhere:
+//!
+//! - a command runs at most once, whatever becomes of the transport's answer: the directory that is named by its id is its claim,
+//!   and a script that is sent again finds it and tells what became of the command;
+//! - its time limit holds in the machine, and takes all of its session and all descendants. A process that left both, by `setsid`
+//!   and a parent that is gone, escapes: [`KillDomain::Session`], which backs nothing above H0 by itself;
+//! - bytes are exact, of arguments, variables, input, output, files and names; what is longer than the transport carries at once
+//!   goes in pieces, with constant memory on this side. The machine holds a command's output in files until it was read,
+//!   64 MiB a stream at most: beyond that a command is killed for its output;
+//! - a small command takes one script, so does reading or writing a small file.
+//!
+//! Two things a shell cannot tell: a command that itself exits with 130 or 141 is reported as ended by SIGINT or SIGPIPE.
+
+mod archives;
+mod call;
+mod exec;
+mod files;
+mod probe;
+mod sandbox;
+mod script;
+mod words;
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use tierbox_core::{
+    Capabilities, HostIsolation, KillDomain, LimitCapabilities, Limits, Locality, MountSupport, Network, Result, UserSupport,
+};
+
+pub use sandbox::PlainSandbox;
+
+/// What a sandbox over a plain transport can do, in a machine that `host` and `networks` describe.
+pub fn capabilities(host: HostIsolation, networks: Vec<Network>, locality: Locality) -> Capabilities {
+    Capabilities {
+        host,
+        networks,
+        locality,
+        kill_domain: KillDomain::Session,
+        streaming_output: false,
+        streaming_stdin: false,
+        pty: false,
+        signals: false,
+        idle_timeout: false,
+        detached_exec: false,
+        users: UserSupport::Any,
+        memory_outcome: false,
+        usage: false,
+        confined_exec: false,
+        files: true,
+        archives: true,
+        dial: false,
+        mounts: MountSupport::None,
+        multi_machine: false,
+        detached: false,
+        snapshots: false,
+        limits: LimitCapabilities { file_size: true, open_files: true, ..LimitCapabilities::default() },
+    }
+}
+
+/// What a backend says of a machine that it reaches by a plain transport.
+#[derive(Debug, Clone)]
+pub struct PlainConfig {
+    /// The machine's name within its environment.
+    pub name: String,
+    /// The backend's name, for errors.
+    pub backend: &'static str,
+    /// What the machine can do, from [`capabilities`].
+    pub capabilities: Capabilities,
+    /// Its limits; `exec` and `output` are defaults of commands, file size and open files are set for each.
+    pub limits: Limits,
+    /// The sandbox's default user, by name or number; whoever runs the scripts where `None`.
+    pub user: Option<String>,
+    /// Where commands start and relative paths begin; the user's home where `None`.
+    pub workdir: Option<String>,
+    /// Variables on top of the machine's.
+    pub env: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+/// What a transport may carry at once. What is larger goes in pieces.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PlainLimits {
+    /// The longest script, in bytes. At least 16 KiB.
+    pub script: usize,
+    /// The most on standard input, in bytes. At least 4 KiB.
+    pub stdin: usize,
+    /// The most that comes back of standard output, in bytes. At least 4 KiB. Of standard error 4 KiB are enough.
+    pub output: usize,
+}
+
+/// A script to run.
+#[derive(Debug, Clone)]
+pub struct PlainRun {
+    /// The script: ASCII, without NUL, for `/bin/sh -c`. It may have many lines and any printable character.
+    pub script: String,
+    /// What it reads; then end of file.
+    pub stdin: Bytes,
+    /// When to give up waiting. The script ends itself before that, unless the machine hangs.
+    pub limit: Duration,
+}
+
+/// What came of a script.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PlainOutput {
+    /// Its exit status, 0 to 255.
+    pub status: i32,
+    /// What it printed, all of it: a transport that had to cut returns `TooLarge`.
+    pub stdout: Vec<u8>,
+    /// What it complained; may be cut.
+    pub stderr: Vec<u8>,
+}
+
+/// Runs scripts in a machine: a backend's way in where it has no channel.
+///
+/// Each call may be on a line of its own. Several may run at once. Dropping the future stops waiting; whether the script goes on
+/// is no matter, since what must end in the machine is ended by another script.
+#[async_trait]
+pub trait PlainTransport: Send + Sync {
+    /// What it may carry.
+    fn limits(&self) -> PlainLimits;
+
+    /// Runs `/bin/sh -c SCRIPT` in the machine, always as the same user, and brings back its bytes as they are.
+    ///
+    /// # Errors
+    /// `Lost` where the script may have run. Any error that [is retryable](tierbox_core::Error::is_retryable) says that it did
+    /// not; it is then tried again a few times. `TooLarge` for more output than [`PlainLimits::output`].
+    async fn run(&self, run: PlainRun) -> Result<PlainOutput>;
+}

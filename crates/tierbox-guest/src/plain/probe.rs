@@ -1,0 +1,113 @@
+//! What the machine is, asked once.
+
+use std::time::Duration;
+
+use tierbox_core::{Error, ErrorKind, Result};
+
+use super::call::Caller;
+use super::script::PRELUDE;
+use super::words::Words;
+use crate::errors::printable;
+use crate::install::{self, Facts};
+
+/// How long the questions may take.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// The tools that everything here is made of.
+const TOOLS: &str = "env mkdir mkfifo cat head wc sleep rm mv ln chmod stat readlink dd";
+
+/// A machine, as it told.
+#[derive(Debug, Clone)]
+pub(super) struct Machine {
+    /// A directory of our own that nobody else can enter.
+    pub(super) base: String,
+    /// Whether scripts run as root.
+    pub(super) root: bool,
+    pub(super) facts: Facts,
+    pub(super) env: String,
+    /// Starts a session of its own, where the transport does not.
+    pub(super) setsid: Option<String>,
+    /// Becomes another user.
+    pub(super) setpriv: Option<String>,
+    pub(super) tar: bool,
+    /// Whether `stat` tells fractions of seconds.
+    pub(super) fraction: bool,
+}
+
+fn script(user: &str) -> Result<String> {
+    let mut random = [0; 8];
+    getrandom::fill(&mut random).map_err(|error| Error::new(ErrorKind::Io, "open sandbox", error.to_string()))?;
+    let random: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
+    Ok(format!(
+        "{PRELUDE}umask 077
+old=$IFS
+where() {{ IFS=:; for dir in $PATH; do if [ -x $dir/$1 ]; then echo $dir/$1; break; fi; done; IFS=$old; }}
+missing=; for tool in {TOOLS}; do command -v $tool >/dev/null || missing=\"$missing $tool\"; done
+[ -z \"$missing\" ] || {{ echo \"missing=$missing\"; exit 0; }}
+[ -r /proc/$$/stat ] || {{ echo 'missing= /proc'; exit 0; }}
+me=$(id -u); echo \"uid=$me\"
+base=
+if [ \"$me\" = 0 ]; then
+  for dir in /var/lib /var/tmp /tmp /run; do
+    if mkdir -m 700 $dir/tierbox-plain-{random} 2>/dev/null; then base=$dir/tierbox-plain-{random}; break; fi
+  done
+else
+  for dir in /var/tmp /tmp \"$HOME\"; do
+    base=$(mktemp -d \"$dir/tierbox-plain-XXXXXXXXXX\" 2>/dev/null) && break
+  done
+fi
+echo \"base=$base\"
+case $(stat -c %.9Y / 2>/dev/null) in *[0-9].[0-9]*) echo fraction=1;; esac
+echo \"env=$(where env)\"
+read -r line </proc/$$/stat; line=${{line##*) }}; set -- $line
+[ \"$4\" = $$ ] || echo \"setsid=$(where setsid)\"
+if [ \"$me\" = 0 ] && setpriv --reuid=0 --regid=0 --init-groups -- true 2>/dev/null; then echo \"setpriv=$(where setpriv)\"; fi
+! command -v tar >/dev/null || echo tar=1
+want={user}
+{}",
+        install::FACTS
+    ))
+}
+
+/// Asks a machine what it is.
+pub(super) async fn ask(caller: &Caller, user: Option<&str>) -> Result<Machine> {
+    const TRIED: &str = "open sandbox";
+    let mut words = Words::default();
+    let quoted = words.word(user.unwrap_or_default().as_bytes());
+    let output = caller.run(format!("{}{}", words.before, script(&quoted)?), bytes::Bytes::new(), LIMIT, TRIED).await?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let find = |key: &str| install::find(&text, key);
+    if let Some(missing) = find("missing") {
+        let message = format!("the machine lacks what a plain sandbox needs:{}", printable(missing, 300));
+        return Err(Error::new(ErrorKind::Unsupported, TRIED, message));
+    }
+    let program = |key: &str| find(key).filter(|path| path.starts_with('/') && install::is_plain(path)).map(str::to_owned);
+    let odd = |what: &str| {
+        let said = String::from_utf8_lossy(&output.stderr);
+        Error::new(ErrorKind::Protocol, TRIED, format!("the machine {what}: {:?}", printable(said.trim(), 300)))
+    };
+    Ok(Machine {
+        base: program("base").ok_or_else(|| odd("has no directory for a sandbox"))?,
+        root: find("uid") == Some("0"),
+        facts: install::facts(&text)?,
+        env: program("env").ok_or_else(|| odd("does not say where env is"))?,
+        setsid: program("setsid"),
+        setpriv: program("setpriv"),
+        tar: find("tar") == Some("1"),
+        fraction: find("fraction") == Some("1"),
+    })
+}
+
+/// Looks a user up.
+pub(super) async fn account(caller: &Caller, user: &str) -> Result<Option<install::Account>> {
+    let mut words = Words::default();
+    let quoted = words.word(user.as_bytes());
+    let script = format!("{}{PRELUDE}echo uid=$(id -u)\nwant={quoted}\n{}", words.before, install::FACTS);
+    let output = caller.run(script, bytes::Bytes::new(), LIMIT, "exec").await?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    match install::facts(&text) {
+        Ok(facts) => Ok(Some(facts.user)),
+        Err(error) if error.kind() == ErrorKind::InvalidInput => Ok(None),
+        Err(error) => Err(error),
+    }
+}

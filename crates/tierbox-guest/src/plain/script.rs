@@ -1,0 +1,257 @@
+//! What runs in the machine: POSIX shell, and tools that both coreutils and busybox have.
+
+/// The search path of our own tools. The command never sees it.
+pub(super) const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Goes before every script.
+pub(super) const PRELUDE: &str =
+    "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin; LC_ALL=C; export PATH LC_ALL\n";
+
+/// How a command ends and is killed. `D` is its directory, in which
+///
+/// - `end` is made by whoever ends it first and says how: nobody overwrites it;
+/// - `pid` names the wrapper, the command's session, and what must not be killed;
+/// - `k` tells the wrapper that somebody else has killed all there was: it must not start tools before that, which belong to its
+///   session too;
+/// - `n` is what the command's shell noted before it became the command;
+/// - `o` and `e` are what it printed; `done` says that both are complete.
+pub(super) const LIFE: &str = r#"
+endit() {
+  set -C
+  if echo "$1" 2>/dev/null >"$D/end"; then set +C; return 0; fi
+  set +C
+  return 1
+}
+slay() {
+  [ -s "$D/pid" ] || return 0
+  read -r W S keep <"$D/pid"
+  if [ "$S" = - ]; then
+    S=
+    if [ -s "$D/n" ]; then read -r word pid <"$D/n"; [ "$word" != session ] || S=$pid; fi
+  fi
+  rounds=0
+  while [ $rounds -lt 50 ]; do
+    rounds=$((rounds+1))
+    list=
+    tree=" $W "
+    grown=1
+    while [ -n "$grown" ]; do
+      grown=
+      for p in /proc/[0-9]*; do
+        pid=${p#/proc/}
+        case " $keep $tree" in *" $pid "*) continue;; esac
+        { read -r line <"$p/stat"; } 2>/dev/null || continue
+        line=${line##*) }
+        set -- $line
+        case $1 in Z|X) continue;; esac
+        if [ -n "$S" ] && [ "$4" = "$S" ]; then :
+        else case $tree in *" $2 "*) ;; *) continue;; esac; fi
+        tree="$tree$pid "
+        list="$list $pid"
+        grown=1
+        kill -STOP $pid 2>/dev/null
+      done
+    done
+    [ -n "$list" ] || return 0
+    kill -KILL $list 2>/dev/null
+  done
+}
+"#;
+
+/// Tells how it ended and prints what it printed, as far as that goes inline.
+pub(super) const REPORT: &str = r#"
+report() {
+  end=; note=; times=
+  [ ! -s "$D/end" ] || read -r end <"$D/end"
+  [ ! -s "$D/note" ] || read -r note <"$D/note"
+  [ ! -s "$D/times" ] || read -r times <"$D/times"
+  o=0; e=0
+  [ ! -s "$D/o" ] || o=$(wc -c <"$D/o")
+  [ ! -s "$D/e" ] || e=$(wc -c <"$D/e")
+  o=$((o)); e=$((e))
+  if [ $o -ge $CAP ] || [ $e -ge $CAP ]; then end="kill output"; fi
+  echo "tierbox-plain 1 end=$end; note=$note; times=$times; out=$o; err=$e;"
+  left=$INLINE
+  if [ $o -gt 0 ]; then
+    [ $o -le $left ] || o=$left
+    head -c $o "$D/o"
+    left=$((left-o))
+  fi
+  if [ $e -gt 0 ] && [ $left -gt 0 ]; then
+    [ $e -le $left ] || e=$left
+    head -c $e "$D/e"
+  fi
+}
+"#;
+
+/// Runs a command once: the directory of its name is the claim. Whoever finds it there waits for what became of it.
+///
+/// The command runs in the foreground, because shells make those in the background ignore SIGINT. Its output goes through FIFOs
+/// and not to files, because a program may open `/dev/stderr` anew, which would cut a file. Their readers may not write files
+/// much longer than `CAP`: a
+/// command that prints more meets a closed pipe, or what watches it, and is told as killed for its output. A message of the shell tells a
+/// signal from an exit status above 128; of SIGINT and SIGPIPE it says nothing.
+pub(super) const WRAPPER: &str = r#"
+umask 077
+cd /
+bound() { ulimit -c 0; [ -z "$BLOCKS" ] || ulimit -f $BLOCKS; }
+if mkdir "$D" 2>/dev/null; then
+  exec 2>"$D/m"
+  if ! mkfifo -m 666 "$D/1" "$D/2" || ! mkfifo "$D/k"; then
+    echo "fail" >"$D/end"
+    : >"$D/done"
+    report
+    exit 0
+  fi
+  exec 9<>"$D/k"
+  ( bound; exec cat ) <"$D/1" >"$D/o" 2>/dev/null 9>&- &
+  c1=$!
+  ( bound; exec cat ) <"$D/2" >"$D/e" 2>/dev/null 9>&- &
+  c2=$!
+  read -r line <"/proc/$$/stat"
+  line=${line##*) }
+  set -- $line
+  S=-
+  [ "$4" != $$ ] || S=$$
+  wd=
+  if [ -n "$TIMEOUT" ]; then
+    ( trap 'kill $! 2>/dev/null; exit 0' TERM
+      sleep $TIMEOUT &
+      wait $! || { sleep $TIMEOUT_WHOLE & wait $!; }
+      ! endit "kill timeout" || slay ) </dev/null >/dev/null 2>&1 &
+    wd=$!
+  fi
+  ow=
+  if [ -n "$MOST" ]; then
+    ( while :; do
+        for f in "$D/o" "$D/e"; do
+          if [ -s "$f" ] && [ $(wc -c <"$f") -ge $CAP ]; then ! endit "kill output" || slay; exit 0; fi
+        done
+        sleep 0.05 || sleep 1
+      done ) </dev/null >/dev/null 2>&1 &
+    ow=$!
+  fi
+  echo "$$ $S $$ $c1 $c2 $wd $ow" >"$D/pid"
+  read -r began rest </proc/uptime
+  if [ -e "$D/end" ]; then
+    : >"$D/1" 2>"$D/2"
+    ran=
+  else
+    ran=1
+    ( @LAUNCH@ ) <@STDIN@ >"$D/1" 2>"$D/2" 3>"$D/n" 9>&-
+  fi
+  status=$?
+  read -r ended rest </proc/uptime
+  by=exit
+  [ ! -s "$D/m" ] || by=signal
+  if endit "$by $status"; then
+    [ -z "$wd" ] || kill $wd
+    [ -z "$ow" ] || kill $ow
+    [ -z "$TIDY" ] || slay
+  else
+    i=0
+    until [ -s "$D/end" ] || [ $i -gt 100000 ]; do i=$((i+1)); done
+    read -r word reason <"$D/end"
+    case $reason in
+      timeout) wait $wd; [ -z "$ow" ] || kill $ow;;
+      output) wait $ow; [ -z "$wd" ] || kill $wd;;
+      *)
+        [ -z "$wd" ] || kill $wd
+        [ -z "$ow" ] || kill $ow
+        [ -z "$ran" ] || read -r word <&9;;
+    esac
+  fi
+  late=
+  trap 'late=1' USR1
+  ( while sleep 0.15 || sleep 1; do kill -USR1 $$ || exit 0; done ) </dev/null >/dev/null 2>&1 &
+  drain=$!
+  [ -n "$late" ] || wait $c1
+  [ -n "$late" ] || wait $c2
+  kill $drain
+  trap '' USR1
+  echo "$began $ended" >"$D/times"
+  if [ -s "$D/n" ]; then
+    while read -r word rest; do [ "$word" = session ] || echo "$word $rest"; done <"$D/n" >"$D/note"
+  fi
+  : >"$D/done"
+  report
+elif [ -d "$D" ]; then
+  until [ -e "$D/done" ]; do
+    if [ -s "$D/pid" ]; then
+      read -r W rest <"$D/pid"
+      if [ ! -d "/proc/$W" ] && [ ! -e "$D/done" ]; then endit "lost"; slay; : >"$D/done"; fi
+    fi
+    sleep 0.2 || sleep 1
+  done
+  report
+else
+  echo "tierbox-plain 1 end=gone; note=; times=; out=0; err=0;"
+fi
+"#;
+
+/// Makes ready to become the command. `CWD`, `SEARCH`, `SETSID` and the arguments are set.
+///
+/// Programs that cannot be executed are told apart before: the shell and `env` would run a text as a script, and say the same for
+/// several causes.
+pub(super) const BECOME: &str = r#"
+never() { echo "never $1" >&3; exit 1; }
+cannot() { echo "cannot $1" >&3; printf 'tierbox: %s: %s\n' "$1" "$2" >&2; exit $3; }
+cd "$CWD" 2>/dev/null || never cwd
+umask 022
+ulimit -c 0 2>/dev/null
+case $1 in
+*/*) found=$1;;
+*)
+  found=; second=
+  set -f; old=$IFS; IFS=:
+  for dir in $SEARCH; do
+    [ -n "$dir" ] || dir=.
+    if [ -f "$dir/$1" ]; then
+      if [ -x "$dir/$1" ]; then found=$dir/$1; break; fi
+      [ -n "$second" ] || second=$dir/$1
+    fi
+  done
+  IFS=$old; set +f
+  [ -n "$found" ] || found=$second
+  [ -n "$found" ] || cannot 2 "$1: not found in PATH" 127;;
+esac
+if [ ! -e "$found" ]; then
+  where=${found%/*}
+  while [ -n "$where" ] && [ ! -e "$where" ] && [ "$where" != "${where%/*}" ]; do where=${where%/*}; done
+  if [ -d "$where" ] && [ ! -x "$where" ]; then cannot 13 "$1: permission denied" 126; fi
+  cannot 2 "$1: no such file" 127
+fi
+[ ! -d "$found" ] && [ -x "$found" ] || cannot 13 "$1: permission denied" 126
+line=
+if [ -r "$found" ]; then { IFS= read -r line <"$found"; } 2>/dev/null
+case $line in
+'#!'*)
+  set -f; old=$IFS; IFS='	 '
+  for inter in ${line#??}; do break; done
+  IFS=$old; set +f
+  [ -e "$inter" ] || cannot 2 "$1: its interpreter does not exist" 127;;
+?ELF*) ;;
+*) cannot 8 "$1: not a program" 126;;
+esac
+fi
+if [ -n "$SETSID" ]; then read -r me rest </proc/self/stat; echo "session $me" >&3; fi
+"#;
+
+/// Ends a command by its id: records why, unless something ended it before, and kills its tree.
+pub(super) const CANCEL: &str = r#"
+umask 077
+if mkdir "$D" 2>/dev/null; then
+  echo "never" >"$D/end"
+  : >"$D/done"
+elif [ ! -e "$D/done" ]; then
+  ! endit "kill $REASON" || :
+  i=0
+  until [ -s "$D/end" ] || [ $i -gt 100000 ]; do i=$((i+1)); done
+  read -r word reason <"$D/end"
+  if [ "$word $reason" = "kill $REASON" ] && [ -s "$D/pid" ]; then
+    slay
+    read -r W rest <"$D/pid"
+    if [ -d "/proc/$W" ] && [ ! -e "$D/done" ]; then echo slain >"$D/k"; fi
+  fi
+fi
+"#;
