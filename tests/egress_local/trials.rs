@@ -50,7 +50,46 @@ pub fn all() -> Vec<Trial> {
         ("conformance::decisions_can_be_read", Hold::Process, decisions),
         ("escape::a_killed_gateway_leaves_no_network", Hold::Kept, killed),
     ];
-    trials.map(|(name, hold, work)| Trial::test(name, move || run(name, hold, work))).into()
+    let browse = Trial::test(BROWSE, browse);
+    trials.map(|(name, hold, work)| Trial::test(name, move || run(name, hold, work))).into_iter().chain([browse]).collect()
+}
+
+const BROWSE: &str = "eval::an_agent_that_browses_gets_allowed_pages_only";
+
+/// T1 with N1, as the profile says it: the agent's handle, the gateway, an allowed page and a refused one.
+fn browse() -> Result<(), Failed> {
+    if let Some(absence) = factory().absent() {
+        return Ok(support::skip("local-container", BROWSE, &absence)?);
+    }
+    if lacks("curl", BROWSE)? {
+        return Ok(());
+    }
+    let state = tempfile::tempdir()?;
+    let profiles = concat!(env!("CARGO_MANIFEST_DIR"), "/../../profiles");
+    let client = tierbox::Tierbox::builder().profile_dir(profiles).user_config(false).state_dir(state.path()).build()?;
+    let options = tierbox::StartOptions::new().set("network.allow", "[\"index.test\"]").allow_weaker();
+    block_on(async {
+        let running = client.start_with("local-browse", options).await?;
+        let agent = running.agent();
+        let curl = |words: &[&str]| ExecRequest::new(["/usr/bin/curl", "-q"].iter().chain(words));
+        let page = agent.run(curl(&["-sSf", "http://index.test/x"])).await?;
+        assert_eq!(page.stdout.text(), "hello\n");
+        assert!(!agent.run(curl(&["-sSf", "http://other.test/x"])).await?.success());
+        for refused in [
+            curl(&["-X", "POST", "http://index.test/x"]),
+            curl(&["-d", "x", "http://index.test/x"]),
+            curl(&["-o", "/tmp/x", "http://index.test/x"]),
+            ExecRequest::new(["/bin/sh", "-c", "true"]),
+        ] {
+            let error = agent.run(refused).await.expect_err("refused");
+            assert_eq!(error.kind(), tierbox::ErrorKind::PolicyDenied);
+        }
+        let refused =
+            running.decisions().await?.into_iter().any(|one| one.name == "other.test" && one.verdict == Verdict::Refused);
+        assert!(refused);
+        running.stop().await
+    })?;
+    Ok(())
 }
 
 fn run(name: &str, hold: Hold, work: Work) -> Result<(), Failed> {

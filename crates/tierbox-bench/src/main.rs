@@ -33,7 +33,7 @@ Usage: cargo run --release -p tierbox-bench -- [OPTIONS]
   --check       exit with status 1 if a ratio is over twice its bar, or a row could not be measured
   --help        this text
 
-Needs bwrap (package bubblewrap) as the peer, and a host where the profile `local` starts (`tierbox doctor`).";
+Needs bwrap (package bubblewrap) as the peer, for the gateway squid as well, and a host where the profile `local` starts (`tierbox doctor`).";
 
 /// What the command line asks for.
 #[derive(Debug, Default)]
@@ -66,6 +66,9 @@ fn options() -> Result<Option<Options>, Failure> {
 }
 
 fn main() -> ExitCode {
+    if let Some(code) = cases::egress::inside() {
+        return code;
+    }
     let outcome = options().and_then(|options| match options {
         None => {
             println!("{HELP}");

@@ -21,6 +21,7 @@ const READY: &[(&str, &str)] = &[
     ("docker", include_str!("../ready/docker.toml")),
     ("docker-web", include_str!("../ready/docker-web.toml")),
     ("local", include_str!("../ready/local.toml")),
+    ("local-browse", include_str!("../ready/local-browse.toml")),
     ("local-open", include_str!("../ready/local-open.toml")),
     ("local-process", include_str!("../ready/local-process.toml")),
     ("local-text", include_str!("../ready/local-text.toml")),

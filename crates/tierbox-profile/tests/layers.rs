@@ -252,7 +252,7 @@ mod unit {
             assert_eq!(loader.load(name).unwrap_err().kind(), ErrorKind::UnknownProfile, "{name:?}");
         }
         let text = loader.load("locla").unwrap_err().to_string();
-        assert!(text.contains("local, local-open") && text.contains("did you mean local?"), "{text}");
+        assert!(text.contains("local, local-browse") && text.contains("did you mean local?"), "{text}");
     }
 
     #[test]

@@ -16,6 +16,7 @@ mod unit {
             ("local-open", "T0.H1.N0"),
             ("local-process", "T0.H0.N0"),
             ("local-text", "T2.H1.N2"),
+            ("local-browse", "T1.H1.N1"),
             ("local-tools", "T1.H1.N2"),
             ("local-web", "T0.H1.N1"),
         ] {
@@ -46,6 +47,7 @@ mod unit {
                 "docker",
                 "docker-web",
                 "local",
+                "local-browse",
                 "local-open",
                 "local-process",
                 "local-text",

@@ -101,6 +101,24 @@ pub fn directory() -> Option<PathBuf> {
     hosts.lines().find_map(|line| line.strip_prefix(LINE)).map(PathBuf::from)
 }
 
+/// Does work on a thread that is in the servers' network namespace, where it can listen on [`SERVER`]. Threads that it starts
+/// stay there.
+///
+/// # Errors
+/// If there is no world, or the thread cannot enter.
+pub fn among_servers<T: Send>(work: impl FnOnce() -> T + Send) -> io::Result<T> {
+    use std::os::fd::AsFd;
+    let directory = directory().ok_or(io::ErrorKind::NotFound)?;
+    let pid = fs::read_to_string(directory.join("pid"))?;
+    let namespace = fs::File::open(format!("/proc/{}/ns/net", pid.trim()))?;
+    let work = || {
+        let kind = rustix::thread::LinkNameSpaceType::Network;
+        rustix::thread::move_into_link_name_space(namespace.as_fd(), Some(kind))?;
+        Ok(work())
+    };
+    std::thread::scope(|scope| scope.spawn(work).join().unwrap_or_else(|_| Err(io::Error::other("the thread panicked"))))
+}
+
 /// Everything that the world's resolver was asked for, in lower case, as far as it is text.
 ///
 /// # Errors
@@ -137,6 +155,7 @@ impl World {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()?;
+        fs::write(path.join("pid"), servers.id().to_string())?;
         connect(&mut servers)?;
         Ok(Self { _servers: servers, _directory: Some(directory) })
     }

@@ -2,6 +2,7 @@
 
 #[cfg(feature = "docker")]
 mod docker;
+pub(crate) mod egress;
 mod files;
 mod latency;
 mod parallel;
@@ -44,6 +45,7 @@ pub(crate) const ALL: &[Case] = &[
     case("docker create and destroy", 1.5, docker::lifecycle),
     #[cfg(feature = "docker")]
     case("docker 50 at once", 1.5, docker::many),
+    case("egress gateway", 8.0, egress::requests),
     case("program size", 1.0, program::size),
     case("tierbox --help", 1.0, program::help),
     Case { name: "release build", bar: 1.0, needs_build: true, measure: program::build },
