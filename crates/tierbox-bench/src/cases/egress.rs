@@ -192,7 +192,12 @@ impl Squid {
              shutdown_lifetime 0 seconds\nhosts_file /etc/hosts\n"
         );
         std::fs::write(&file, text)?;
-        let child = Command::new(program).args(["-N", "-f"]).arg(&file).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+        let child = Command::new(program)
+            .args(["-N", "-n", &format!("tierbox{}", std::process::id()), "-f"])
+            .arg(&file)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()?;
         let squid = Self(child);
         for _ in 0..500 {
             if TcpStream::connect(SQUID).is_ok() {
@@ -206,7 +211,8 @@ impl Squid {
 
 impl Drop for Squid {
     fn drop(&mut self) {
-        let _ = self.0.kill();
+        // It has shared memory to remove.
+        let _ = Command::new("kill").arg(self.0.id().to_string()).status();
         let _ = self.0.wait();
     }
 }
