@@ -59,8 +59,9 @@ mod unit {
             ]
         );
         assert!(list[0].summary.as_ref().unwrap_err().contains("bad.toml:1:8"), "{:?}", list[0]);
-        assert_eq!(list[9].summary.as_ref().unwrap().description, "My own");
-        assert!(list[1].path.is_none() && list[9].path.is_some());
+        let mine = list.iter().find(|listed| listed.name == "mine").unwrap();
+        assert_eq!(mine.summary.as_ref().unwrap().description, "My own");
+        assert!(list[1].path.is_none() && mine.path.is_some());
     }
 
     #[test]
