@@ -240,6 +240,7 @@ mod conformance {
             .await;
             let listed = daemon.get("/v1/environments").await.value();
             assert_eq!(listed["waiting"][0]["client"], json!("patient"));
+            assert_eq!(tierbox_serve::waiting(&daemon.directory.path().join("state"))[0].client, "patient");
             daemon.json("DELETE", &format!("/v1/environments/{first}"), Value::Null).await
         };
         let (second, _) = tokio::join!(waiting, free);
@@ -284,6 +285,36 @@ mod conformance {
         assert_eq!(cleaned.status, 200, "{}", cleaned.text());
         let unknown = daemon.json("POST", &path(""), json!({ "code": "x", "runtime": "no-such" })).await;
         assert!(unknown.status == 400 || unknown.status == 403, "{}", unknown.text());
+        daemon.finish().await;
+    }
+
+    #[tokio::test]
+    async fn who_follows_hears_of_starts_commands_and_ends() {
+        let daemon = Daemon::start(|_| ()).await;
+        let mut stream = daemon.connect().await;
+        stream.write_all(&http::request("GET", "/v1/events", &[], b"")).await.unwrap();
+        let mut heard = [0; 16];
+        stream.read_exact(&mut heard).await.unwrap();
+        let id = daemon.create(json!({ "profile": PROFILE })).await;
+        let (head, _) = daemon.shell(&id, "exit 5").await;
+        daemon.json("DELETE", &format!("/v1/environments/{id}"), Value::Null).await;
+        let mut text = String::new();
+        let until_the_end = async {
+            let mut chunk = [0; 4096];
+            while !text.contains("destroyed") {
+                let count = stream.read(&mut chunk).await.unwrap();
+                assert!(count > 0, "{text}");
+                text.push_str(&String::from_utf8_lossy(&chunk[..count]));
+            }
+        };
+        tokio::time::timeout(LIMIT, until_the_end).await.unwrap();
+        let documents = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let told: Vec<Value> = documents.filter(Value::is_object).collect();
+        let kinds: Vec<&str> = told.iter().filter_map(|event| event["event"].as_str()).collect();
+        assert_eq!(kinds, ["asked", "started", "exec-started", "exec-ended", "destroyed"]);
+        assert_eq!((&told[3]["exec"], &told[3]["outcome"]), (&head["exec"], &json!({ "exited": 5 })));
+        assert!(told[1..].iter().all(|event| event["environment"] == json!(id)));
+        assert_eq!((&told[1]["backend"], &told[1]["profile"]), (&json!("local"), &json!(PROFILE)));
         daemon.finish().await;
     }
 

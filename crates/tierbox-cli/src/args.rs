@@ -82,6 +82,14 @@ pub(crate) enum Command {
     /// Serve other programs over HTTP, on a Unix socket of your own
     #[cfg(feature = "serve")]
     Serve(ServeArgs),
+    /// Follow what happens in the daemon: starts, ends, commands
+    #[cfg(feature = "serve")]
+    #[command(after_help = "Example:\n  tierbox events --json | jq .outcome")]
+    Events {
+        /// The daemon's Unix socket (default: serve/serve.sock in the state directory)
+        #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath)]
+        socket: Option<PathBuf>,
+    },
     /// Print the variables that make Inspect's tools fit a profile's tooling tier, for a shell's eval
     #[command(after_help = "Example:\n  eval \"$(tierbox env local-tools)\"")]
     Env {

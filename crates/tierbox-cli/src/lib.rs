@@ -116,6 +116,8 @@ async fn dispatch(context: &mut Context, command: Command) -> Result<u8, Failure
         Command::Env { profile } => commands::env::env(context, &profile),
         Command::Profiles => commands::config::profiles(context),
         #[cfg(feature = "serve")]
+        Command::Events { socket } => commands::events::events(context, socket).await,
+        #[cfg(feature = "serve")]
         Command::Serve(args) => commands::serve::serve(context, args).await,
         #[cfg(feature = "mcp")]
         Command::Mcp(args) => commands::mcp::mcp(context, args).await,

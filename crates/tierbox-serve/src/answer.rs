@@ -25,6 +25,8 @@ pub(crate) const FRAMES: &str = "application/vnd.tierbox.frames";
 pub(crate) const BYTES: &str = "application/octet-stream";
 /// A tar archive.
 pub(crate) const TAR: &str = "application/x-tar";
+/// JSON documents, one a line.
+pub(crate) const EVENTS: &str = "application/x-ndjson";
 /// JSON.
 pub(crate) const JSON: &str = "application/json";
 /// Prometheus' text format.

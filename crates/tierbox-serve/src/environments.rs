@@ -84,11 +84,29 @@ impl Shared {
         let demand = Demand::of(&spec);
         options.labels.insert(CLIENT_LABEL.into(), client.into());
         options.labels.extend(demand.labels().map(|(key, value)| (key.to_owned(), value)));
+        let told = |event: &mut wire::Event| {
+            (event.backend, event.profile) = (Some(spec.backend.clone()), Some(spec.profile.clone()));
+            event.client = Some(client.to_owned());
+        };
+        self.events.tell(wire::EventKind::Asked, "", told);
         let permit = self.admission.admit(client, &spec.profile, demand, Instant::now() + wait).await?;
         // The lease's time begins when the environment is ready, or it could expire during a long start.
         options.hold = detachable.then(|| Hold::Until(SystemTime::now() + spec.limits.startup + ttl));
         let began = Instant::now();
-        let running = self.client.start_spec(spec, options).await?;
+        let (backend, profile) = (spec.backend.clone(), spec.profile.clone());
+        let told = |event: &mut wire::Event| {
+            (event.backend, event.profile, event.client) = (Some(backend), Some(profile), Some(client.to_owned()));
+        };
+        let running = match self.client.start_spec(spec, options).await {
+            Ok(running) => {
+                self.events.tell(wire::EventKind::Started, running.id(), told);
+                running
+            }
+            Err(error) => {
+                self.events.tell(wire::EventKind::Failed, "", told);
+                return Err(error);
+            }
+        };
         if detachable {
             self.client.renew(running.id(), Hold::Until(SystemTime::now() + ttl))?;
         }
@@ -162,6 +180,7 @@ impl Shared {
             Err(error) => return Err(error),
         };
         let held = self.environments().remove(&id);
+        self.events.tell(wire::EventKind::Destroyed, &id, |_| ());
         // One that cannot be detached is this process's own: it ends by its handle.
         if let Some(held) = held.filter(|held| held.running.is_attached()) {
             return match Arc::try_unwrap(held) {

@@ -17,9 +17,9 @@ use crate::environments::{Busy, invalid, seconds};
 use crate::frames::{Kind, frame};
 use crate::handler::Asked;
 use crate::intake::Intake;
-use crate::metrics::Metrics;
 use crate::presence::Presence;
 use crate::principal::Principal;
+use crate::server::Shared;
 use crate::wire;
 
 /// How much of a stream is read, and sent as one frame, at once.
@@ -119,7 +119,7 @@ fn request(head: wire::Exec) -> Result<ExecRequest> {
 
 /// Runs a command to its end. A client that goes away meanwhile ends it: this future is dropped.
 pub(crate) async fn collected(asked: Asked, environment: Busy) -> Result<Answer> {
-    let metrics = asked.shared.metrics.clone();
+    let shared = asked.shared.clone();
     let (mut plan, presence) = plan(asked, &environment).await?;
     if plan.detach {
         return detached(plan).await;
@@ -129,6 +129,7 @@ pub(crate) async fn collected(asked: Asked, environment: Busy) -> Result<Answer>
     }
     let mut handle = plan.actor.spawn(plan.request).await?;
     let id = handle.id();
+    shared.events.exec(environment.running().id(), id, None);
     let stdin = handle.take_stdin();
     let running = tierbox::collect(handle.as_mut(), plan.limit);
     let result = match stdin {
@@ -139,7 +140,8 @@ pub(crate) async fn collected(asked: Asked, environment: Busy) -> Result<Answer>
             () = presence.gone() => return Err(left()),
         },
     };
-    metrics.ended(result.completed.outcome, result.completed.usage.wall);
+    shared.metrics.ended(result.completed.outcome, result.completed.usage.wall);
+    shared.events.exec(environment.running().id(), id, Some(result.completed.outcome));
     let head = ended(id, &result.completed, describe(&result.stdout), describe(&result.stderr));
     let mut bytes = BytesMut::from(answer::line(&head)?.as_slice());
     bytes.put_u8(b'\n');
@@ -171,7 +173,7 @@ fn left() -> tierbox::Error {
 
 /// Runs a command, and sends what it prints while it runs.
 pub(crate) async fn streamed(asked: Asked, environment: Busy) -> Result<Answer> {
-    let metrics = asked.shared.metrics.clone();
+    let shared = asked.shared.clone();
     let (mut plan, presence) = plan(asked, &environment).await?;
     if plan.detach {
         return Err(invalid("a detached command is not streamed: follow its output"));
@@ -180,7 +182,9 @@ pub(crate) async fn streamed(asked: Asked, environment: Busy) -> Result<Answer> 
     let (sender, receiver) = mpsc::channel(AHEAD);
     tokio::spawn(async move {
         // As long as this runs, the environment is in use.
-        let _environment = environment;
+        let environment = environment;
+        let (exec, name) = (handle.id(), environment.running().id());
+        shared.events.exec(name, exec, None);
         let stdin = handle.take_stdin();
         let fed = async {
             match stdin {
@@ -188,7 +192,7 @@ pub(crate) async fn streamed(asked: Asked, environment: Busy) -> Result<Answer> 
                 None => std::future::pending().await,
             }
         };
-        let sent = send(handle, &sender, true, &metrics);
+        let sent = send(handle, &sender, Some((&shared, name)));
         tokio::select! {
             () = sent => {}
             // Each of these drops the handle, which kills the command.
@@ -206,11 +210,10 @@ pub(crate) async fn output(asked: Asked, environment: Busy, exec: &str) -> Resul
     let from = |name: &str| asked.query.number(name).map(Option::unwrap_or_default);
     let handle = sandbox.attach(exec.parse()?, from("stdout_from")?, from("stderr_from")?).await?;
     let (sender, receiver) = mpsc::channel(AHEAD);
-    let metrics = asked.shared.metrics.clone();
     tokio::spawn(async move {
         let _environment = environment;
         tokio::select! {
-            () = send(handle, &sender, false, &metrics) => {}
+            () = send(handle, &sender, None) => {}
             () = sender.closed() => {}
         }
     });
@@ -234,7 +237,7 @@ impl Drop for CancelOnDrop<'_> {
 type Sender = mpsc::Sender<io::Result<Bytes>>;
 
 /// Sends the frames of a command to its end.
-async fn send(mut handle: Box<dyn ExecHandle>, to: &Sender, own: bool, metrics: &Metrics) {
+async fn send(mut handle: Box<dyn ExecHandle>, to: &Sender, own: Option<(&Shared, &str)>) {
     let id = handle.id();
     let first = answer::line(&wire::Detached { exec: id.to_string() }).unwrap_or_default();
     if to.send(Ok(frame(Kind::Started, &first))).await.is_err() {
@@ -244,15 +247,16 @@ async fn send(mut handle: Box<dyn ExecHandle>, to: &Sender, own: bool, metrics: 
     let copied = async { tokio::join!(copy(stdout, Kind::Stdout, to), copy(stderr, Kind::Stderr, to)) };
     tokio::pin!(copied);
     let totals = {
-        let mut cancel = CancelOnDrop { handle: own.then_some(&*handle) };
+        let mut cancel = CancelOnDrop { handle: own.is_some().then_some(&*handle) };
         let totals = (&mut copied).await;
         cancel.handle = None;
         totals
     };
     let last = match handle.wait().await {
         Ok(completed) => {
-            if own {
-                metrics.ended(completed.outcome, completed.usage.wall);
+            if let Some((shared, environment)) = own {
+                shared.metrics.ended(completed.outcome, completed.usage.wall);
+                shared.events.exec(environment, id, Some(completed.outcome));
             }
             let total = |total| wire::Stream { total, ..wire::Stream::default() };
             let ended = ended(id, &completed, total(totals.0), total(totals.1));

@@ -184,6 +184,7 @@ async fn general(mut asked: Asked, op: Op) -> Result<Answer> {
             let environments = shared.environments().len();
             Ok(answer::bytes(METRICS, shared.metrics.text(environments, &shared.admission.usage())))
         }
+        Op::Events => Ok(shared.events.follow()),
         Op::List => answer::json(&shared.list().await?),
         Op::Create => {
             let create: wire::Create = asked.intake.document().await?;

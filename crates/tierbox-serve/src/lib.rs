@@ -24,6 +24,7 @@ mod admission;
 mod answer;
 mod code;
 mod environments;
+mod events;
 mod exec;
 mod files;
 mod frames;
@@ -43,6 +44,6 @@ pub mod wire;
 
 pub use admission::{Budget, Waiting};
 pub use openapi::openapi;
-pub use options::{Options, default_socket, queue_file};
+pub use options::{Options, default_socket, queue_file, waiting};
 pub use server::Server;
 pub use tokens::Tokens;

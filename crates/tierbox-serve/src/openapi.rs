@@ -3,7 +3,7 @@
 use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value, json};
 
-use crate::answer::{BYTES, FRAMES, JSON, METRICS, TAR, WITH_BYTES};
+use crate::answer::{BYTES, EVENTS, FRAMES, JSON, METRICS, TAR, WITH_BYTES};
 use crate::routes::{Content, ROUTES, Route};
 use crate::wire;
 
@@ -100,6 +100,9 @@ fn body(about: &str, content: Content) -> Value {
         ) }),
         Content::Bytes => json!({ BYTES: raw("Raw bytes.") }),
         Content::Tar => json!({ TAR: raw("A tar archive.") }),
+        Content::Lines => {
+            json!({ EVENTS: { "schema": { "type": "string", "description": "The document `Event`, one a line." } } })
+        }
         Content::Text => json!({ METRICS: { "schema": { "type": "string" } } }),
     };
     let mut body = json!({ "content": media });
@@ -117,6 +120,7 @@ fn schemas() -> Value {
     }
     all!(
         About,
+        Event,
         CleanCode,
         Code,
         CodeFiles,

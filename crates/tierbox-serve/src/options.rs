@@ -58,3 +58,14 @@ pub fn default_socket(client: &Tierbox) -> Result<PathBuf> {
 pub fn queue_file(state: &Path) -> PathBuf {
     state.join("serve").join("queue.json")
 }
+
+/// Who waits for admission, as a daemon of this state directory last wrote it down. Nobody, without a living daemon.
+pub fn waiting(state: &Path) -> Vec<crate::Waiting> {
+    #[derive(serde::Deserialize)]
+    struct Queue {
+        pid: u32,
+        waiting: Vec<crate::Waiting>,
+    }
+    let queue = std::fs::read(queue_file(state)).ok().and_then(|text| serde_json::from_slice::<Queue>(&text).ok());
+    queue.filter(|queue| Path::new("/proc").join(queue.pid.to_string()).exists()).map(|queue| queue.waiting).unwrap_or_default()
+}

@@ -87,6 +87,7 @@ async fn look_at_leases(shared: &Shared) {
         let really = ids.into_iter().filter(|id| shared.client.journal().is_ok_and(|journal| journal.get(id).is_err()));
         really.collect::<Vec<_>>().iter().filter_map(|id| environments.remove(id)).collect()
     };
+    gone.iter().for_each(|held| shared.events.tell(crate::wire::EventKind::Gone, held.running.id(), |_| ()));
     drop(gone);
 }
 

@@ -8,6 +8,7 @@ pub(crate) enum Op {
     About,
     OpenApi,
     Metrics,
+    Events,
     List,
     Create,
     Show,
@@ -58,6 +59,8 @@ pub(crate) enum Content {
     Tar,
     /// Metrics as text.
     Text,
+    /// JSON documents, one a line.
+    Lines,
 }
 
 /// A value in the query.
@@ -116,13 +119,14 @@ macro_rules! route {
     };
 }
 
-use Content::{Bytes, Command, Frames, Json, Nothing, Object, Tar, Text, WithBytes};
+use Content::{Bytes, Command, Frames, Json, Lines, Nothing, Object, Tar, Text, WithBytes};
 
 /// All of them.
 pub(crate) static ROUTES: &[Route] = &[
     route!(About, GET "/v1", false, Nothing => Json("About"), [PROFILE], "About this daemon"),
     route!(OpenApi, GET "/v1/openapi.json", false, Nothing => Object, [], "This document"),
     route!(Metrics, GET "/metrics", false, Nothing => Text, [], "Counters and gauges for Prometheus"),
+    route!(Events, GET "/v1/events", false, Nothing => Lines, [], "Follow what happens, one JSON document `Event` a line"),
     route!(List, GET "/v1/environments", false, Nothing => Json("Environments"), [], "All environments, and who waits for one"),
     route!(Create, POST "/v1/environments", false, Json("Create") => Json("Environment"), [], "Start an environment"),
     route!(RenewMine, POST "/v1/renew", false, Json("Renew") => Json("Renewed"), [], "Renew every lease of this client"),

@@ -9,6 +9,7 @@ use tierbox::{Result, StartOptions, Tierbox};
 
 use crate::admission::{Admission, Demand};
 use crate::environments::Held;
+use crate::events::Events;
 use crate::listen::{self, Listeners};
 use crate::metrics::Metrics;
 use crate::options::{Options, default_socket};
@@ -22,6 +23,7 @@ pub(crate) struct Shared {
     pub tokens: Tokens,
     pub admission: Admission,
     pub metrics: Arc<Metrics>,
+    pub events: Events,
     environments: Mutex<BTreeMap<String, Arc<Held>>>,
 }
 
@@ -74,6 +76,7 @@ impl Server {
             tokens,
             admission: Admission::new(options.budget.clone()),
             metrics: Arc::default(),
+            events: Events::default(),
             environments: Mutex::default(),
             options,
         });

@@ -274,6 +274,54 @@ pub struct Signal {
     pub signal: i32,
 }
 
+/// What happened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum EventKind {
+    /// A client waits for admission, or is admitted at once.
+    Asked,
+    /// An environment is ready.
+    Started,
+    /// A start failed, or was given up.
+    Failed,
+    /// A client ended an environment.
+    Destroyed,
+    /// An environment is gone: its lease ended, or somebody else ended it.
+    Gone,
+    /// A command was launched.
+    ExecStarted,
+    /// A command ended.
+    ExecEnded,
+    /// The follower was too slow for some.
+    Missed,
+    /// Nothing happened for a while.
+    Beat,
+}
+
+/// One event: a line of `GET /v1/events`.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub struct Event {
+    /// Seconds since 1970.
+    pub time: f64,
+    /// What happened.
+    pub event: EventKind,
+    /// Where.
+    pub environment: Option<String>,
+    /// The environment's backend.
+    pub backend: Option<String>,
+    /// The environment's profile.
+    pub profile: Option<String>,
+    /// Who asked for the environment.
+    pub client: Option<String>,
+    /// The command's id.
+    pub exec: Option<String>,
+    /// How the command ended.
+    #[schemars(with = "Option<serde_json::Value>")]
+    pub outcome: Option<Outcome>,
+    /// How many events were missed.
+    pub missed: Option<u64>,
+}
+
 /// A code task.
 #[derive(Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]

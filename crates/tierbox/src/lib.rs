@@ -60,6 +60,7 @@ mod options;
 mod profiles;
 mod running;
 mod start;
+mod traced;
 mod undertaker;
 #[cfg(target_os = "linux")]
 mod verification;

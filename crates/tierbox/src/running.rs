@@ -15,6 +15,7 @@ use tierbox_verify::{Verification, Verified};
 
 use crate::gate::Gate;
 use crate::memo::Memo;
+use crate::traced::Traced;
 use crate::undertaker::{Burial, bury};
 use crate::{AgentOptions, AgentSandbox, AuditLayer, life};
 
@@ -54,7 +55,7 @@ impl Running {
     ) -> Self {
         Self {
             id: environment.id().to_owned(),
-            primary: environment.primary(),
+            primary: Arc::new(Traced::new(environment.primary(), &report.backend, environment.id())),
             tooling: report.tier.tooling(),
             report,
             memo,
@@ -73,6 +74,7 @@ impl Running {
     }
 
     fn recorded(&self, sandbox: Arc<dyn Sandbox>, principal: Principal) -> Arc<dyn Sandbox> {
+        let sandbox: Arc<dyn Sandbox> = Arc::new(Traced::new(sandbox, &self.report.backend, &self.id));
         match &self.audit {
             Some(layer) => layer.wrap(sandbox, principal),
             None => sandbox,

@@ -7,6 +7,7 @@ mod files;
 mod latency;
 mod parallel;
 mod program;
+mod serve;
 mod stream;
 
 use crate::bench::{Bench, Failure};
@@ -46,6 +47,8 @@ pub(crate) const ALL: &[Case] = &[
     #[cfg(feature = "docker")]
     case("docker 50 at once", 1.5, docker::many),
     case("egress gateway", 8.0, egress::requests),
+    case("exec through serve", 1.0, serve::exec),
+    case("tasks through serve", 1.5, serve::tasks),
     case("program size", 1.0, program::size),
     case("tierbox --help", 1.0, program::help),
     Case { name: "release build", bar: 1.0, needs_build: true, measure: program::build },

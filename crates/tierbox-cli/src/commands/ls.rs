@@ -14,15 +14,44 @@ pub(crate) async fn ls(context: &mut Context) -> Result<u8, Failure> {
     if context.global.json {
         let environments: Vec<_> = listing.environments.iter().map(describe).collect();
         let foreign: Vec<_> = listing.foreign.iter().map(|file| json!({ "path": file.path, "problem": file.problem })).collect();
-        output::json(&json!({ "environments": environments, "foreign": foreign }));
+        output::json(&json!({ "environments": environments, "foreign": foreign, "waiting": waiting(context)? }));
         return Ok(0);
     }
-    let rows: Vec<Vec<String>> = listing.environments.iter().map(row).collect();
+    let mut rows: Vec<Vec<String>> = listing.environments.iter().map(row).collect();
+    rows.extend(waiting(context)?.as_array().into_iter().flatten().map(queued));
     output::line(table::render(&["ID", "NAME", "PROFILE", "TIER", "STATE", "AGE", "ENDS IN"], &rows));
     for file in listing.foreign {
         output::remark(&format!("{} is not a lease of tierbox's: {}", file.path.display(), file.problem));
     }
     Ok(0)
+}
+
+/// Who waits for the daemon's admission, as data.
+#[cfg(feature = "serve")]
+fn waiting(context: &Context) -> tierbox::Result<serde_json::Value> {
+    Ok(json!(tierbox_serve::waiting(&context.client.state_path()?)))
+}
+
+/// Nobody waits without a daemon.
+#[cfg(not(feature = "serve"))]
+fn waiting(_: &Context) -> tierbox::Result<serde_json::Value> {
+    Ok(json!([]))
+}
+
+fn queued(waiting: &serde_json::Value) -> Vec<String> {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let since = std::time::Duration::from_secs(waiting["since"].as_u64().unwrap_or_default());
+    let text = |key: &str| waiting[key].as_str().unwrap_or_default().to_owned();
+    let state = format!("waiting, for {}", text("client"));
+    vec![
+        "-".to_owned(),
+        String::new(),
+        text("profile"),
+        String::new(),
+        state,
+        table::span(now.saturating_sub(since)),
+        String::new(),
+    ]
 }
 
 fn row(listed: &Listed) -> Vec<String> {

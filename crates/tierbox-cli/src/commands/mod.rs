@@ -6,6 +6,8 @@ pub(crate) mod cp;
 pub(crate) mod doctor;
 pub(crate) mod end;
 pub(crate) mod env;
+#[cfg(feature = "serve")]
+pub(crate) mod events;
 pub(crate) mod exec;
 pub(crate) mod execs;
 pub(crate) mod forward;

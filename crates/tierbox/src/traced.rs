@@ -1,0 +1,152 @@
+//! Spans: every operation in a machine is one, with its backend, its environment and, for a command, its exec id.
+//!
+//! The target is `tierbox::sandbox` and the level `info`; without a subscriber that wants them they cost next to nothing.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use tierbox_core::{
+    ByteReader, ByteStream, ByteWriter, Capabilities, Completed, DialTarget, DirEntry, ExecHandle, ExecId, ExecInfo, ExecRequest,
+    FileMeta, GuestPath, KillReason, Limits, PtySize, ReadOptions, Result, Sandbox, Signal, WriteOptions,
+};
+use tracing::field::{Empty, display};
+use tracing::{Instrument, Span, info_span};
+
+/// A machine whose operations are spans.
+pub(crate) struct Traced {
+    inner: Arc<dyn Sandbox>,
+    backend: String,
+    environment: String,
+}
+
+impl Traced {
+    pub fn new(inner: Arc<dyn Sandbox>, backend: &str, environment: &str) -> Self {
+        Self { inner, backend: backend.to_owned(), environment: environment.to_owned() }
+    }
+
+    fn span(&self, operation: &'static str) -> Span {
+        let (backend, environment, machine) = (&*self.backend, &*self.environment, self.inner.name());
+        info_span!(target: "tierbox::sandbox", "sandbox", operation, backend, environment, machine, exec = Empty, outcome = Empty)
+    }
+
+    fn of(&self, operation: &'static str, id: ExecId) -> Span {
+        let span = self.span(operation);
+        span.record("exec", display(id));
+        span
+    }
+
+    fn handle(&self, span: Span, inner: Box<dyn ExecHandle>) -> Box<dyn ExecHandle> {
+        if span.is_disabled() {
+            return inner;
+        }
+        span.record("exec", display(inner.id()));
+        Box::new(TracedHandle { inner, span })
+    }
+}
+
+#[async_trait]
+impl Sandbox for Traced {
+    fn name(&self) -> &str {
+        self.inner.name()
+    }
+    fn capabilities(&self) -> &Capabilities {
+        self.inner.capabilities()
+    }
+    fn limits(&self) -> &Limits {
+        self.inner.limits()
+    }
+    async fn spawn(&self, request: ExecRequest) -> Result<Box<dyn ExecHandle>> {
+        let span = self.span("exec");
+        let handle = self.inner.spawn(request).instrument(span.clone()).await?;
+        Ok(self.handle(span, handle))
+    }
+    async fn spawn_detached(&self, request: ExecRequest) -> Result<ExecId> {
+        let span = self.span("exec detached");
+        let id = self.inner.spawn_detached(request).instrument(span.clone()).await?;
+        span.record("exec", display(id));
+        Ok(id)
+    }
+    async fn execs(&self) -> Result<Vec<ExecInfo>> {
+        self.inner.execs().instrument(self.span("execs")).await
+    }
+    async fn attach(&self, id: ExecId, stdout_from: u64, stderr_from: u64) -> Result<Box<dyn ExecHandle>> {
+        let span = self.of("attach", id);
+        let handle = self.inner.attach(id, stdout_from, stderr_from).instrument(span.clone()).await?;
+        Ok(self.handle(span, handle))
+    }
+    async fn signal(&self, id: ExecId, signal: Signal) -> Result<()> {
+        self.inner.signal(id, signal).instrument(self.of("signal", id)).await
+    }
+    async fn kill(&self, id: ExecId, reason: KillReason) -> Result<()> {
+        self.inner.kill(id, reason).instrument(self.of("kill", id)).await
+    }
+    async fn wait(&self, id: ExecId) -> Result<Completed> {
+        let span = self.of("wait", id);
+        let completed = self.inner.wait(id).instrument(span.clone()).await?;
+        span.record("outcome", display(completed.outcome));
+        Ok(completed)
+    }
+    async fn read(&self, path: &GuestPath, options: ReadOptions) -> Result<(FileMeta, ByteReader)> {
+        self.inner.read(path, options).instrument(self.span("read")).await
+    }
+    async fn write(&self, path: &GuestPath, contents: ByteReader, options: WriteOptions) -> Result<()> {
+        self.inner.write(path, contents, options).instrument(self.span("write")).await
+    }
+    async fn stat(&self, path: &GuestPath, follow: bool) -> Result<FileMeta> {
+        self.inner.stat(path, follow).instrument(self.span("stat")).await
+    }
+    async fn list(&self, path: &GuestPath) -> Result<Vec<DirEntry>> {
+        self.inner.list(path).instrument(self.span("list")).await
+    }
+    async fn remove(&self, path: &GuestPath, recursive: bool) -> Result<()> {
+        self.inner.remove(path, recursive).instrument(self.span("remove")).await
+    }
+    async fn make_dir(&self, path: &GuestPath) -> Result<()> {
+        self.inner.make_dir(path).instrument(self.span("make-dir")).await
+    }
+    async fn unpack(&self, path: &GuestPath, tar: ByteReader) -> Result<()> {
+        self.inner.unpack(path, tar).instrument(self.span("unpack")).await
+    }
+    async fn pack(&self, path: &GuestPath) -> Result<ByteReader> {
+        self.inner.pack(path).instrument(self.span("pack")).await
+    }
+    async fn dial(&self, target: DialTarget) -> Result<Box<dyn ByteStream>> {
+        self.inner.dial(target).instrument(self.span("dial")).await
+    }
+}
+
+/// A command whose span ends with its handle.
+struct TracedHandle {
+    inner: Box<dyn ExecHandle>,
+    span: Span,
+}
+
+#[async_trait]
+impl ExecHandle for TracedHandle {
+    fn id(&self) -> ExecId {
+        self.inner.id()
+    }
+    fn take_stdin(&mut self) -> Option<ByteWriter> {
+        self.inner.take_stdin()
+    }
+    fn take_stdout(&mut self) -> Option<ByteReader> {
+        self.inner.take_stdout()
+    }
+    fn take_stderr(&mut self) -> Option<ByteReader> {
+        self.inner.take_stderr()
+    }
+    async fn signal(&self, signal: Signal) -> Result<()> {
+        self.inner.signal(signal).instrument(self.span.clone()).await
+    }
+    async fn resize(&self, size: PtySize) -> Result<()> {
+        self.inner.resize(size).await
+    }
+    fn kill(&self, reason: KillReason) {
+        self.inner.kill(reason);
+    }
+    async fn wait(&mut self) -> Result<Completed> {
+        let completed = self.inner.wait().instrument(self.span.clone()).await?;
+        self.span.record("outcome", display(completed.outcome));
+        Ok(completed)
+    }
+}

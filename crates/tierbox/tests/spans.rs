@@ -1,0 +1,51 @@
+//! What a subscriber of `tracing` learns of commands.
+#![cfg(all(target_os = "linux", feature = "local"))]
+
+use std::io::Write;
+use std::sync::{Arc, Mutex};
+
+use tierbox::{ExecRequest, SandboxExt, Tierbox};
+use tracing_subscriber::fmt::format::FmtSpan;
+
+#[derive(Clone, Default)]
+struct Lines(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().write(bytes)
+    }
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+mod conformance {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_span_names_the_backend_the_environment_and_the_command() {
+        let lines = Lines::default();
+        let writer = lines.clone();
+        let subscriber = tracing_subscriber::fmt().with_ansi(false).with_span_events(FmtSpan::CLOSE);
+        let subscriber = subscriber.with_writer(move || writer.clone()).finish();
+        let _guard = tracing::subscriber::set_default(subscriber);
+        let state = tempfile::tempdir().unwrap();
+        let client = Tierbox::builder().user_config(false).state_dir(state.path().join("state")).build().unwrap();
+        let running = client.start("local-process").await.unwrap();
+        let id = running.id().to_owned();
+        let request = ExecRequest::shell("exit 3").env("TOKEN", "hunter2");
+        running.run(request).await.unwrap();
+        running.write_bytes("f", "x").await.unwrap();
+        running.stop().await.unwrap();
+        let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+        let of = |operation: &str| {
+            let found = text.lines().find(|line| line.contains(&format!("operation=\"{operation}\"")) && line.contains("close"));
+            found.unwrap_or_else(|| panic!("no span of {operation} in\n{text}")).to_owned()
+        };
+        let exec = of("exec");
+        for part in ["backend=\"local\"", &format!("environment=\"{id}\""), "exec=", "outcome=exited with status 3"] {
+            assert!(exec.contains(part), "{part} in {exec}");
+        }
+        assert!(of("write").contains(&id) && !text.contains("hunter2"));
+    }
+}
