@@ -41,7 +41,7 @@ pub struct Shared {
 }
 
 fn failed(what: impl Into<String>) -> Error {
-    Error::new(ErrorKind::HostUnable, "start the shared machine", what)
+    Error::new(ErrorKind::Internal, "start the shared machine", what)
 }
 
 /// What a case's own environment is started from. The pool's size counts those that wait, not those in use.
@@ -68,7 +68,7 @@ impl Factory for Shared {
     }
 
     fn patience(&self) -> Duration {
-        Duration::from_secs(30)
+        Duration::from_secs(60)
     }
 
     async fn start(&self, adjust: Adjust<'_>) -> Result<Arc<dyn Environment>> {
@@ -131,9 +131,9 @@ fn is_alive() -> bool {
 
 /// The keeper.
 pub fn main() -> ExitCode {
+    // One that is about to end still has its machines to remove.
     let alive = lock_file("keeper");
-    if flock(&alive, FlockOperation::NonBlockingLockExclusive).is_err() {
-        eprintln!("another keeper lives");
+    if flock(&alive, FlockOperation::LockExclusive).is_err() {
         return ExitCode::FAILURE;
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");

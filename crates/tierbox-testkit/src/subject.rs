@@ -98,6 +98,11 @@ impl Subject {
         need.is_met(self.capabilities())
     }
 
+    /// A time that is right for machines of the usual speed, longer where the factory asks for more patience.
+    pub fn scaled(&self, time: Duration) -> Duration {
+        time.mul_f64((self.patience.as_secs_f64() / 10.0).max(1.0))
+    }
+
     /// A path in the case's directory.
     pub fn path(&self, name: &str) -> GuestPath {
         GuestPath::from(format!("{}/{name}", self.dir))

@@ -9,6 +9,8 @@ mod parallel;
 mod program;
 mod serve;
 mod stream;
+#[cfg(feature = "vagrant")]
+mod vagrant;
 
 use crate::bench::{Bench, Failure};
 use crate::report::Row;
@@ -51,5 +53,7 @@ pub(crate) const ALL: &[Case] = &[
     case("tasks through serve", 1.5, serve::tasks),
     case("program size", 1.0, program::size),
     case("tierbox --help", 1.0, program::help),
+    #[cfg(feature = "vagrant")]
+    case("vagrant", 1.0, vagrant::all),
     Case { name: "release build", bar: 1.0, needs_build: true, measure: program::build },
 ];

@@ -50,9 +50,9 @@ pub(super) fn scatter(mark: Mark) -> String {
 
 async fn descendants_die(s: Subject) -> Verdict {
     let mark = Mark::new();
-    let request = ExecRequest::shell(format!("{} sleep 1000", scatter(mark))).timeout(Duration::from_millis(400));
+    let request = ExecRequest::shell(format!("{} sleep 1000", scatter(mark))).timeout(s.scaled(Duration::from_millis(400)));
     let mut handle = s.spawn(request).await?;
-    s.until(Duration::from_secs(2), "the children run", || s.alive(mark)).await?;
+    s.until(s.scaled(Duration::from_secs(2)), "the children run", || s.alive(mark)).await?;
     ensure_eq!(s.outcome(&mut handle).await?, Outcome::Killed(KillReason::Timeout), "outcome");
     s.gone(mark).await
 }

@@ -1,0 +1,200 @@
+//! A machine of Vagrant on libvirt against Vagrant by itself and a bare multiplexed `ssh` to the same machine.
+//!
+//! Needs what `tests/engines/vagrant.sh start` prints in the environment.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use tierbox::{ExecRequest, GuestPath, ReadOptions, Running, SandboxExt, StartOptions, Tierbox};
+use tokio::io::AsyncReadExt as _;
+
+use crate::bench::{Bench, Failure};
+use crate::peers::timed;
+use crate::report::Row;
+use crate::stats::{Summary, in_turns};
+
+const BYTES: usize = 100 << 20;
+
+/// A run of Vagrant by itself, with a dotfile directory of its own.
+struct Alone {
+    dotfile: PathBuf,
+}
+
+impl Alone {
+    fn new(bench: &Bench) -> Self {
+        Self { dotfile: bench.directory().join("vagrant-alone") }
+    }
+
+    fn call(&self, words: &[&str]) -> Command {
+        let mut command = Command::new("vagrant");
+        let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../vagrantfiles/basic");
+        command.args(words).env("VAGRANT_CWD", examples).env("VAGRANT_DOTFILE_PATH", &self.dotfile);
+        command.env("VAGRANT_DEFAULT_PROVIDER", "libvirt").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        command
+    }
+}
+
+impl Drop for Alone {
+    fn drop(&mut self) {
+        let _ = self.call(&["destroy", "--force"]).status();
+    }
+}
+
+/// A multiplexed connection of OpenSSH's own to a machine.
+struct Mux {
+    words: Vec<String>,
+}
+
+impl Mux {
+    fn new(bench: &Bench, running: &Running) -> Result<Self, Failure> {
+        let mut words = running.connection("default")?.argv;
+        let host = words.pop().ok_or("the connection names no machine")?;
+        // Relative, because the path of a socket has 100 bytes at most.
+        words.extend(["-S", "mux", "-o", "ControlMaster=auto", "-o", "ControlPersist=600"].map(str::to_owned));
+        words.push(host);
+        let mux = Self { words };
+        timed(&mut mux.run(bench, "true"))?;
+        Ok(mux)
+    }
+
+    fn run(&self, bench: &Bench, script: &str) -> Command {
+        let mut command = Command::new(&self.words[0]);
+        command.current_dir(bench.directory()).args(&self.words[1..]).arg(script);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        command
+    }
+
+    fn end(&self, bench: &Bench) {
+        let (host, options) = self.words.split_last().expect("there is a host");
+        let mut command = Command::new(&options[0]);
+        let _ =
+            command.current_dir(bench.directory()).args(&options[1..]).args(["-O", "exit", host]).stderr(Stdio::null()).status();
+    }
+}
+
+fn client(bench: &Bench) -> Result<Tierbox, Failure> {
+    let profiles = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../profiles");
+    Ok(Tierbox::builder().user_config(false).profile_dir(profiles).state_dir(bench.directory().join("vagrant-state")).build()?)
+}
+
+fn start(bench: &Bench, client: &Tierbox, pool: bool) -> Result<Running, Failure> {
+    let options = StartOptions::new().set("vagrant.pool", if pool { "1" } else { "0" });
+    Ok(bench.wait(client.start_with("vagrant-basic", options))?)
+}
+
+/// Everything that one machine can show.
+pub(crate) fn all(bench: &Bench) -> Result<Vec<Row>, Failure> {
+    if !std::env::var("TIERBOX_TEST_VAGRANT").is_ok_and(|there| there.contains("libvirt")) {
+        return Err("there is no Vagrant for it: tests/engines/vagrant.sh start prints what to set".into());
+    }
+    let client = client(bench)?;
+    let mut rows = starts(bench, &client)?;
+    let running = start(bench, &client, false)?;
+    let measured = on_machine(bench, &running);
+    bench.wait(running.stop())?;
+    rows.extend(measured?);
+    Ok(rows)
+}
+
+/// A start against `vagrant up` of the same Vagrantfile, and one from the pool against the same.
+fn starts(bench: &Bench, client: &Tierbox) -> Result<Vec<Row>, Failure> {
+    let samples = if bench.quick { 1 } else { 5 };
+    let ours = || -> Result<Duration, Failure> {
+        let begin = Instant::now();
+        let running = start(bench, client, false)?;
+        let time = begin.elapsed();
+        bench.wait(running.stop())?;
+        Ok(time)
+    };
+    let theirs = || -> Result<Duration, Failure> {
+        let alone = Alone::new(bench);
+        timed(&mut alone.call(&["up"]))
+    };
+    let (ours, theirs) = in_turns(samples, ours, theirs)?;
+    let up = Summary::of_times(&theirs);
+    // The first one of a pool boots, and what it leaves is taken.
+    bench.wait(start(bench, client, true)?.stop())?;
+    let mut warm = Vec::new();
+    for _ in 0..samples * 3 {
+        let begin = Instant::now();
+        let running = start(bench, client, true)?;
+        warm.push(begin.elapsed());
+        bench.wait(running.stop())?;
+    }
+    bench.wait(client.cleanup(tierbox::CleanupOptions { all: true, kept: true }))?;
+    Ok(vec![
+        Row::less_is_better("vagrant: start", "ms", Summary::of_times(&ours), "vagrant up", up.clone(), 1.15),
+        Row::less_is_better("vagrant: start from the pool", "ms", Summary::of_times(&warm), "vagrant up", up, 0.5),
+    ])
+}
+
+fn on_machine(bench: &Bench, running: &Running) -> Result<Vec<Row>, Failure> {
+    let mux = Mux::new(bench, running)?;
+    let measured = commands(bench, running, &mux).and_then(|mut rows| {
+        rows.extend(files(bench, running, &mux)?);
+        Ok(rows)
+    });
+    mux.end(bench);
+    measured
+}
+
+fn commands(bench: &Bench, running: &Running, mux: &Mux) -> Result<Vec<Row>, Failure> {
+    let sandbox = running.sandbox();
+    let ours = || -> Result<Duration, Failure> {
+        let begin = Instant::now();
+        let result = bench.wait(sandbox.run(ExecRequest::new(["/bin/true"])))?;
+        if result.success() { Ok(begin.elapsed()) } else { Err(format!("/bin/true {}", result.outcome()).into()) }
+    };
+    let (fast, plain) = in_turns(bench.samples(), ours, || timed(&mut mux.run(bench, "/bin/true")))?;
+    // `vagrant ssh` needs a machine of Vagrant's own making.
+    let alone = Alone::new(bench);
+    timed(&mut alone.call(&["up"]))?;
+    let few = if bench.quick { 3 } else { 10 };
+    let (ours, slow) = in_turns(few, ours, || timed(&mut alone.call(&["ssh", "-c", "/bin/true"])))?;
+    let summary = Summary::of_times;
+    Ok(vec![
+        Row::less_is_better("vagrant: exec", "ms", summary(&fast), "multiplexed ssh", summary(&plain), 0.5),
+        Row::less_is_better("vagrant: exec", "ms", summary(&ours), "vagrant ssh -c", summary(&slow), 0.01),
+    ])
+}
+
+fn files(bench: &Bench, running: &Running, mux: &Mux) -> Result<Vec<Row>, Failure> {
+    let data: Bytes = (0..BYTES).map(|index| (index % 251) as u8).collect();
+    let local = bench.directory().join("large");
+    std::fs::write(&local, &data)?;
+    let few = if bench.quick { 1 } else { 3 };
+    let sandbox = running.sandbox();
+    let write = || -> Result<Duration, Failure> {
+        let begin = Instant::now();
+        bench.wait(sandbox.write_bytes("large", data.clone()))?;
+        Ok(begin.elapsed())
+    };
+    let cat_up = || -> Result<Duration, Failure> { timed(mux.run(bench, "cat > theirs").stdin(std::fs::File::open(&local)?)) };
+    let (up, cat_in) = in_turns(few, write, cat_up)?;
+    let read = || -> Result<Duration, Failure> {
+        let begin = Instant::now();
+        let total = bench.wait(async {
+            let (_, mut reader) = sandbox.read(&GuestPath::from("large"), ReadOptions::default()).await?;
+            let mut buffer = vec![0; 1 << 20];
+            let mut total = 0;
+            loop {
+                match reader.read(&mut buffer).await? {
+                    0 => return Ok::<usize, Failure>(total),
+                    count => total += count,
+                }
+            }
+        })?;
+        if total == BYTES { Ok(begin.elapsed()) } else { Err(format!("{total} bytes came of {BYTES}").into()) }
+    };
+    let cat_down = || -> Result<Duration, Failure> {
+        timed(mux.run(bench, "cat theirs").stdout(std::fs::File::create(bench.directory().join("back"))?))
+    };
+    let (down, cat_out) = in_turns(few, read, cat_down)?;
+    let rate = |times: &[Duration]| Summary::of_times(times).map(|millis| BYTES as f64 / f64::from(1 << 20) / millis * 1e3);
+    Ok(vec![
+        Row::more_is_better("vagrant: 100 MiB in", "MiB/s", rate(&up), "ssh cat", rate(&cat_in), 1.5),
+        Row::more_is_better("vagrant: 100 MiB out", "MiB/s", rate(&down), "ssh cat", rate(&cat_out), 1.5),
+    ])
+}
