@@ -1,0 +1,190 @@
+//! Running tasks: many samples at once, each in sandboxes of its own.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tierbox::{
+    AgentOptions, Error, ErrorKind, ExecRequest, Outcome, Result, Running, Sandbox, SandboxExt, StartOptions, Tierbox,
+};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+
+use crate::progress::Progress;
+use crate::record::{Record, Records, Verdict, attestation};
+use crate::score::{self, Tree};
+use crate::task::{Sample, Task};
+
+/// The directory of a sample, below the sandbox's working directory.
+pub const WORK: &str = "sample";
+
+/// How a run is carried out.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// The profile: the one thing that decides where samples run.
+    pub profile: String,
+    /// Samples at once.
+    pub concurrency: usize,
+    /// Further attempts at a sample whose sandbox failed.
+    pub retries: u32,
+}
+
+/// Runs every sample of every task, and writes a record for each.
+///
+/// # Errors
+/// If results cannot be written. What fails in a sandbox is a record.
+pub async fn run(client: &Tierbox, plan: &Plan, tasks: Vec<Task>, records: Arc<Records>) -> Result<Vec<Record>> {
+    let progress = Arc::new(Progress::new(tasks.iter().map(|task| task.samples.len()).sum()));
+    let slots = Arc::new(Semaphore::new(plan.concurrency.max(1)));
+    let mut running = JoinSet::new();
+    for task in tasks {
+        let work = Work { client: client.clone(), plan: plan.clone(), progress: progress.clone(), records: records.clone() };
+        running.spawn(work.task(task, slots.clone()));
+    }
+    let mut done = Vec::new();
+    while let Some(ended) = running.join_next().await {
+        done.extend(ended.map_err(|error| Error::new(ErrorKind::Internal, "run task", error.to_string()))??);
+    }
+    progress.finish();
+    Ok(done)
+}
+
+#[derive(Clone)]
+struct Work {
+    client: Tierbox,
+    plan: Plan,
+    progress: Arc<Progress>,
+    records: Arc<Records>,
+}
+
+/// What one attempt came to.
+struct Attempt {
+    verdict: Verdict,
+    tier: Option<String>,
+    attestation: Value,
+}
+
+impl Work {
+    async fn task(self, task: Task, slots: Arc<Semaphore>) -> Result<Vec<Record>> {
+        let prepared = self.prepare(&task, &slots).await;
+        let mut samples = JoinSet::new();
+        for sample in task.samples.clone() {
+            let (work, slots, name) = (self.clone(), slots.clone(), task.name);
+            let given = prepared.as_ref().map(|(_, tree)| tree.clone()).map_err(|error| format!("{}: {error}", error.kind()));
+            samples.spawn(async move {
+                // A closed semaphore would only mean that there is no limit any more.
+                let _slot = slots.acquire().await;
+                work.sample(name, &sample, given).await
+            });
+        }
+        let mut records = Vec::new();
+        while let Some(ended) = samples.join_next().await {
+            records.push(ended.map_err(|error| Error::new(ErrorKind::Internal, "run sample", error.to_string()))??);
+        }
+        if let Ok((running, _)) = prepared {
+            // What the task's own clean-up cannot do, the end of its sandbox does.
+            let _ = script(running.sandbox().as_ref(), task.cleanup).await;
+            running.stop().await?;
+        }
+        Ok(records)
+    }
+
+    /// The task's own sandbox, and the tree that every sample is given.
+    async fn prepare(&self, task: &Task, slots: &Semaphore) -> Result<(Running, Arc<Tree>)> {
+        let _slot = slots.acquire().await;
+        let running = self.client.start(&self.plan.profile).await?;
+        let sandbox = running.sandbox();
+        sandbox.make_dir(&WORK.into()).await?;
+        script(sandbox.as_ref(), task.setup).await?;
+        let tree = score::export(sandbox.as_ref()).await?;
+        let tree =
+            tree.ok_or_else(|| Error::new(ErrorKind::TooLarge, "set up task", "what it gives its samples is too large"))?;
+        Ok((running, Arc::new(tree)))
+    }
+
+    async fn sample(&self, task: &str, sample: &Sample, given: Result<Arc<Tree>, String>) -> Result<Record> {
+        self.progress.began();
+        let started = Instant::now();
+        let mut attempts = 0;
+        let attempt = loop {
+            attempts += 1;
+            let failed = match &given {
+                Ok(tree) => match self.attempt(sample, tree).await {
+                    Ok(attempt) => break attempt,
+                    Err(error) => error,
+                },
+                Err(error) => Error::new(ErrorKind::Internal, "set up task", error.clone()),
+            };
+            let again = failed.is_retryable() || matches!(failed.kind(), ErrorKind::Lost | ErrorKind::Timeout);
+            if !again || attempts > self.plan.retries {
+                break Attempt {
+                    verdict: Verdict::Invalid(format!("{}: {failed}", failed.kind())),
+                    tier: None,
+                    attestation: Value::Null,
+                };
+            }
+            tokio::time::sleep(Duration::from_millis(200) * attempts).await;
+        };
+        let record = Record {
+            task: task.to_owned(),
+            sample: sample.name.to_owned(),
+            verdict: attempt.verdict,
+            attempts,
+            seconds: started.elapsed().as_secs_f64(),
+            profile: self.plan.profile.clone(),
+            tier: attempt.tier,
+            attestation: attempt.attestation,
+        };
+        self.records.write(&record).map_err(|error| Error::io("write result", error))?;
+        self.progress.ended(&record);
+        Ok(record)
+    }
+
+    async fn attempt(&self, sample: &Sample, given: &Tree) -> Result<Attempt> {
+        let running = self.client.start_with(self.plan.profile.as_str(), StartOptions::new()).await?;
+        let (tier, attestation) = (Some(running.report().tier.to_string()), attestation(&running));
+        let left = self.live(&running, sample, given).await;
+        running.stop().await?;
+        let verdict = match left? {
+            Ok(tree) => score::score(&self.client, &self.plan.profile, sample, &tree).await?,
+            Err(verdict) => verdict,
+        };
+        Ok(Attempt { verdict, tier, attestation })
+    }
+
+    /// One life of a sample's sandbox: what the agent left, or why it left nothing to score.
+    async fn live(&self, running: &Running, sample: &Sample, given: &Tree) -> Result<Result<Tree, Verdict>> {
+        let sandbox = running.sandbox();
+        score::import(sandbox.as_ref(), given).await?;
+        script(sandbox.as_ref(), sample.setup).await?;
+        let agent = running.for_agent(AgentOptions::new()).await?;
+        for step in &sample.steps {
+            let step = ExecRequest::shell(step).cwd(WORK).timeout(sample.time);
+            match agent.run(step).await {
+                Ok(ran) => match ran.outcome() {
+                    // A step that fails is the agent's to deal with; what it left is scored.
+                    Outcome::Exited(_) | Outcome::Signaled(_) => {}
+                    Outcome::Lost => return Err(Error::new(ErrorKind::Lost, "run step", "the sandbox went away").retryable()),
+                    other => return Ok(Err(Verdict::Failed(other.to_string()))),
+                },
+                Err(error) if error.kind() == ErrorKind::PolicyDenied => return Ok(Err(Verdict::Failed(error.to_string()))),
+                Err(error) => return Err(error),
+            }
+        }
+        let tree = score::export(sandbox.as_ref()).await?;
+        script(sandbox.as_ref(), sample.cleanup).await?;
+        Ok(tree.ok_or_else(|| Verdict::Failed("it left more than can be scored".to_owned())))
+    }
+}
+
+/// Runs a script of the harness's own, which must succeed.
+async fn script(sandbox: &dyn Sandbox, text: &str) -> Result<()> {
+    let ran = sandbox.run(ExecRequest::shell(text).cwd(WORK).timeout(Duration::from_secs(60))).await?;
+    if ran.success() {
+        return Ok(());
+    }
+    let said: String = ran.stderr.text().chars().take(200).collect();
+    let error =
+        Error::new(ErrorKind::Internal, "run set-up or clean-up", format!("it {}: {}", ran.outcome(), said.escape_debug()));
+    Err(if ran.outcome() == Outcome::Lost { error.retryable() } else { error })
+}
