@@ -20,6 +20,7 @@ use tokio::time::timeout;
 
 use crate::body::{Counted, Way};
 use crate::budget::Place;
+use crate::idle::Felt;
 use crate::room::{Denied, Flow, Room, Target};
 use crate::serve::Guard;
 use crate::tunnel::{self, ALERT, IDLE, OPENING};
@@ -72,6 +73,7 @@ where
         let visit = visit.clone();
         async move { Ok::<_, Infallible>(visit.answer(request).await) }
     });
+    let (client, pulse) = Felt::new(client);
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(OPENING)
@@ -82,7 +84,13 @@ where
         .serve_connection(TokioIo::new(client), service)
         .with_upgrades();
     // A client that breaks the rules of HTTP was told so; one that went away needs nothing.
-    let _ = guard.until_closed(connection).await;
+    let served = async {
+        tokio::select! {
+            _ = connection => {}
+            () = pulse.stopped(IDLE) => {}
+        }
+    };
+    let _ = guard.until_closed(served).await;
 }
 
 impl Visit {

@@ -29,6 +29,7 @@ mod dns;
 mod gateway;
 mod hello;
 mod http;
+mod idle;
 mod log;
 mod process;
 mod room;

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tierbox_core::{Decision, Error, ErrorKind, Result};
 
 /// The most bytes of one sandbox's log. Beyond it nothing more is allowed.
-const LARGEST: u64 = 256 << 20;
+const LARGEST: u64 = 64 << 20;
 
 /// The longest line. A name has at most 255 bytes, each of at most 6 in JSON, and a rule not more.
 const LONGEST_LINE: u64 = 8 << 10;
