@@ -56,10 +56,11 @@ pub(crate) async fn follow(handle: &mut dyn ExecHandle, is_terminal: bool) -> Re
     handle.wait().await
 }
 
-/// Prints what is retained of a command's output, waiting no more than `quiet` for it.
-pub(crate) async fn drain(handle: &mut dyn ExecHandle, quiet: Duration) {
-    let stdout = streams::forward_retained(handle.take_stdout(), Target::Stdout, quiet);
-    let stderr = streams::forward_retained(handle.take_stderr(), Target::Stderr, quiet);
+/// Prints what is retained of a command's output, and nothing that it prints from now on.
+pub(crate) async fn print_retained(handle: &mut dyn ExecHandle) {
+    let [stdout, stderr] = handle.retained().unwrap_or_default();
+    let stdout = streams::forward_retained(handle.take_stdout(), Target::Stdout, stdout);
+    let stderr = streams::forward_retained(handle.take_stderr(), Target::Stderr, stderr);
     tokio::join!(stdout, stderr);
 }
 

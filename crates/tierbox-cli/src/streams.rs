@@ -2,7 +2,6 @@
 
 use std::io::{IsTerminal, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tierbox::{ByteReader, ByteWriter};
@@ -14,9 +13,6 @@ use crate::output;
 
 /// How much is read at once.
 const CHUNK: usize = 64 << 10;
-
-/// The most of one stream that a machine retains for those who come later.
-const RETAINED: usize = 1 << 20;
 
 /// What a pipe takes without blocking when it says that it is ready.
 const PIPE_ATOMIC: usize = 4096;
@@ -43,25 +39,11 @@ pub(crate) async fn forward_output(reader: Option<ByteReader>, target: Target, r
     sink.finish().await;
 }
 
-/// Copies what a machine retains of a command's output, which comes at once: not more than it can hold, and not waiting for
-/// more than `quiet` altogether. A command that goes on printing is not followed.
-pub(crate) async fn forward_retained(reader: Option<ByteReader>, target: Target, quiet: Duration) {
-    let Some(mut reader) = reader else { return };
-    let mut sink = Sink::new(target, false);
-    let mut chunk = vec![0; CHUNK];
-    let (mut patience, mut room) = (quiet, RETAINED);
-    while room > 0 {
-        let asked = Instant::now();
-        let wanted = room.min(CHUNK);
-        let Ok(Ok(count @ 1..)) = tokio::time::timeout(patience, reader.read(&mut chunk[..wanted])).await else { break };
-        // Only waiting for the machine counts: whoever reads us may take their time.
-        patience = patience.saturating_sub(asked.elapsed());
-        room -= count;
-        if let Err(error) = sink.write(&chunk[..count]).await {
-            return output::lost(&error);
-        }
-    }
-    sink.finish().await;
+/// Copies the next so many bytes of a command's output: what a machine retained of it. A command that goes on printing is not
+/// followed.
+pub(crate) async fn forward_retained(reader: Option<ByteReader>, target: Target, bytes: u64) {
+    let Some(reader) = reader else { return };
+    forward_output(Some(Box::new(reader.take(bytes))), target, false).await;
 }
 
 /// One of this process's output streams, with a filter where it is a terminal.
@@ -171,29 +153,17 @@ pub(crate) fn forward_input(mut to: ByteWriter) {
 
 #[cfg(test)]
 mod unit {
+    use std::time::Duration;
+
     use super::*;
-
-    /// Prints without end: as much as is read, or one byte at a time with a rest before each.
-    struct Endless(Option<Duration>);
-
-    impl Endless {
-        fn reader(self) -> ByteReader {
-            let (mut end, reader) = tokio::io::duplex(CHUNK);
-            tokio::spawn(async move {
-                let chunk = vec![b'\n'; if self.0.is_some() { 1 } else { CHUNK }];
-                while end.write_all(&chunk).await.is_ok() {
-                    tokio::time::sleep(self.0.unwrap_or_default()).await;
-                }
-            });
-            Box::new(reader)
-        }
-    }
 
     #[tokio::test]
     async fn a_command_that_goes_on_printing_is_not_followed() {
-        for rest in [None, Some(Duration::from_millis(20))] {
-            let forwarded = forward_retained(Some(Endless(rest).reader()), Target::Stderr, Duration::from_millis(100));
-            assert!(tokio::time::timeout(Duration::from_secs(30), forwarded).await.is_ok(), "{rest:?}");
-        }
+        let (mut end, reader) = tokio::io::duplex(CHUNK);
+        end.write_all(&[b'\n'; 100]).await.unwrap();
+        // Its other end stays open, as of a command that runs.
+        let forwarded = forward_retained(Some(Box::new(reader)), Target::Stderr, 60);
+        assert!(tokio::time::timeout(Duration::from_secs(30), forwarded).await.is_ok());
+        drop(end);
     }
 }

@@ -534,6 +534,12 @@ pub trait ExecHandle: Send + Sync {
     /// Its identity.
     fn id(&self) -> ExecId;
 
+    /// How many bytes of its stdout and stderr there were to be read at the moment when it was attached to: where the past ends
+    /// and what it prints from then on begins. `None` for a command of one's own, and where that is not known.
+    fn retained(&self) -> Option<[u64; 2]> {
+        None
+    }
+
     /// Takes the writing end of its stdin: `Some` once, and only for [`Stdin::Stream`]. Shutting it down or dropping it is
     /// end of file.
     fn take_stdin(&mut self) -> Option<ByteWriter>;

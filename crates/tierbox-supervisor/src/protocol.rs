@@ -267,7 +267,7 @@ wire_enum! {
             /// Why.
             reason: Kill,
         } = 10,
-        /// Kill the tree of a command by id.
+        /// Kill the tree of a command by id; of one that ended, what it left behind.
         KillById {
             /// Its identity.
             id: [u8; 16],
@@ -634,6 +634,13 @@ wire_enum! {
             /// All in all.
             received: u64,
         } = 20,
+        /// First answer to `Attach`: so much of each stream is held for this client. What comes after it is new.
+        Attached {
+            /// Bytes of stdout.
+            stdout: u64,
+            /// Bytes of stderr.
+            stderr: u64,
+        } = 21,
     }
 }
 

@@ -5,7 +5,9 @@ mod engine_support;
 use std::io::Read;
 
 use engine_support::*;
-use tierbox_supervisor::protocol::{End, Exec, FromSupervisor, Kill, Killed, NotStarted, StdinMode, ToSupervisor, WinSize};
+use tierbox_supervisor::protocol::{
+    End, Exec, FileOp, FromSupervisor, Kill, Killed, NotStarted, StdinMode, ToSupervisor, WinSize,
+};
 use tierbox_supervisor::setup::Mode;
 
 mod commands {
@@ -251,6 +253,72 @@ mod kills {
         });
     }
 
+    fn leftovers_die_by_id(machine: &mut Machine) {
+        let id = exec(&[]).id;
+        let collected = machine.client.run(&Exec { id, ..sh("sleep 1000 > /dev/null 2>&1 & echo $!") });
+        assert_eq!(collected.end(), End::Exited { code: 0 });
+        let left = collected.out().trim().to_owned();
+        assert!(is_running(&left));
+        let call = machine.client.call();
+        machine.client.send(call, &ToSupervisor::KillById { id, reason: Kill::Cancelled });
+        assert_eq!(machine.client.next_of(call), FromSupervisor::Finished);
+        eventually("what it left behind is gone", || !is_running(&left));
+        eventually("there is nothing to kill any more", || {
+            let call = machine.client.call();
+            machine.client.send(call, &ToSupervisor::KillById { id, reason: Kill::Cancelled });
+            matches!(machine.client.next_of(call), FromSupervisor::Failed { .. })
+        });
+    }
+
+    #[test]
+    fn what_an_ended_command_left_behind_is_killed_by_its_id() {
+        leftovers_die_by_id(&mut Machine::start(Mode::Process));
+        let mut there = false;
+        let mut machine = Machine::start_with(Mode::Process, |setup| there = cgroup(setup, "/sys/fs/cgroup/freezer", "freezer"));
+        if there {
+            leftovers_die_by_id(&mut machine);
+        }
+    }
+
+    /// Both parts of a pipeline count, and what an earlier command used does not.
+    #[test]
+    fn memory_is_counted_for_all_processes_of_a_command_together() {
+        let mut there = false;
+        let mut machine = Machine::start_with(Mode::Process, |setup| there = cgroup(setup, "/sys/fs/cgroup/memory", "memory"));
+        if !there {
+            return;
+        }
+        let hold = "{ head -c 40000000 /dev/zero; echo full >&2; read line <&3; } | tail -c 40000000 > /dev/null";
+        let command = Exec { stdin: StdinMode::Framed, ..sh(&format!("exec 3<&0; {hold} & {hold} & wait")) };
+        let call = machine.client.launch(&command);
+        machine.client.read_until(call, "full\nfull\n");
+        machine.client.send(call, &ToSupervisor::InputEnd);
+        let two = machine.client.collect(call).done.unwrap().peak_memory.unwrap();
+        assert!((60 << 20..1 << 30).contains(&two), "{two} bytes");
+        let little = machine.client.run(&sh("exit 0")).done.unwrap().peak_memory.unwrap();
+        assert!(little < 30 << 20, "{little} bytes");
+    }
+
+    #[test]
+    fn file_workers_are_in_the_machines_cgroups() {
+        let mut there = false;
+        let mut path = String::new();
+        let mut machine = Machine::start_with(Mode::Process, |setup| {
+            there = cgroup(setup, "/sys/fs/cgroup/memory", "memory");
+            path = setup.cgroups.first().map(|group| String::from_utf8_lossy(&group.path.0).into_owned()).unwrap_or_default();
+        });
+        if !there {
+            return;
+        }
+        let call = machine.client.call();
+        let op = FileOp::MakeDir { path: blob("made") };
+        machine.client.send(call, &ToSupervisor::File { op });
+        assert_eq!(machine.client.next_of(call), FromSupervisor::Finished);
+        let below = std::fs::read_dir(&path).unwrap().flatten().map(|entry| entry.path()).filter(|path| path.is_dir());
+        let inside: String = below.map(|dir| std::fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default()).collect();
+        assert_eq!(inside.lines().count(), 1, "the worker alone: {inside}");
+    }
+
     #[test]
     fn whole_trees_by_shim() {
         let mut machine = Machine::start(Mode::Process);
@@ -400,6 +468,7 @@ mod detached {
         let collected = machine.client.collect(attached);
         assert_eq!((collected.first_offset[0], collected.stdout.len()), (1_500_004 - (1 << 20), 1 << 20));
         assert!(collected.out().ends_with("end\n"));
+        assert_eq!(collected.retained, Some([1 << 20, 0]), "what was there is told first");
     }
 
     #[test]

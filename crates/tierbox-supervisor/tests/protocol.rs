@@ -214,6 +214,7 @@ fn from_supervisor() -> impl Strategy<Value = FromSupervisor> {
     let entry = (blob(), meta()).prop_map(|(name, meta)| Entry { name, meta });
     any_of(vec![
         one_of(&[M::InputClosed, M::Finished, M::Dialed, M::Pong]),
+        any::<(u64, u64)>().prop_map(|(stdout, stderr)| M::Attached { stdout, stderr }).boxed(),
         (prop::collection::vec(mechanism, 0..4), any::<(u8, bool, bool)>())
             .prop_map(|(mechanisms, (kill_domain, memory_outcome, users))| M::Ready {
                 mechanisms,

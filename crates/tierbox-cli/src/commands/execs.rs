@@ -1,16 +1,11 @@
 //! `tierbox ps`, `logs` and `kill`.
 
-use std::time::Duration;
-
 use serde_json::json;
 use tierbox::{Error, ErrorKind, ExecId, ExecInfo, ExecState, KillReason, Result, Running};
 
 use crate::args::{KillArgs, LogsArgs, PsArgs};
 use crate::interrupt::Failure;
 use crate::{Context, exit, neutral, output, session, table};
-
-/// `logs` without `-f` waits so long at most: what is retained comes at once.
-const QUIET: Duration = Duration::from_millis(300);
 
 /// So much of an id is shown.
 const SHORT: usize = 12;
@@ -38,7 +33,7 @@ pub(crate) async fn logs(context: &mut Context, args: LogsArgs) -> Result<u8, Fa
             let completed = session::follow(handle.as_mut(), false).await?;
             return Ok(if args.follow { session::conclude(&completed) } else { 0 });
         }
-        session::drain(handle.as_mut(), QUIET).await;
+        session::print_retained(handle.as_mut()).await;
         Ok(0)
     };
     context.interrupts.guard(work).await

@@ -1,11 +1,12 @@
 //! The host's half of a command: what the machine said of it.
 
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
 use tierbox_core::{Completed, ExecId, KillReason, NotStartedCause, Outcome, Usage};
-use tierbox_supervisor::protocol::{Done, End, FromSupervisor, Killed, NotStarted, STDERR, STDOUT, ToSupervisor};
+use tierbox_supervisor::protocol::{Done, End, FromSupervisor, Killed, NotStarted, STDERR, STDOUT, ToSupervisor, WINDOW};
 
 use crate::calls::{Sink, Step};
 use crate::channel::Shared;
@@ -43,6 +44,10 @@ pub(crate) struct ExecCall {
     pub(crate) stdin: Option<Arc<Outflow>>,
     launched: Instant,
     overdue: Option<Instant>,
+    /// Whether its caller closed a pipe while it ran, of which it may die before a cancel reaches it.
+    broken: AtomicBool,
+    /// Bytes of stdout and stderr that were there when it was attached to.
+    retained: OnceLock<[u64; 2]>,
     state: Mutex<State>,
 }
 
@@ -76,8 +81,25 @@ impl ExecCall {
             stdin: None,
             launched,
             overdue: timeout.and_then(|timeout| launched.checked_add(timeout)?.checked_add(LATE)),
+            broken: AtomicBool::new(false),
+            retained: OnceLock::new(),
             state: Mutex::default(),
         }
+    }
+
+    /// Notes that a pipe is closed while the command runs.
+    pub(crate) fn note_broken(&self) {
+        self.broken.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether a pipe was closed while the command ran.
+    pub(crate) fn is_broken(&self) -> bool {
+        self.broken.load(Ordering::Relaxed)
+    }
+
+    /// What was there of each stream when it was attached to.
+    pub(crate) fn retained(&self) -> Option<[u64; 2]> {
+        self.retained.get().copied()
     }
 
     /// The end, if it is known. Otherwise `waker` is woken when it is.
@@ -189,6 +211,14 @@ impl ExecCall {
                 if let Some(bytes) = self.inflow(stream)?.push(offset, &data.0)? {
                     shared.send(call, &ToSupervisor::Credit { stream, bytes });
                 }
+            }
+            FromSupervisor::Attached { stdout, stderr } => {
+                // A command's last words may come on top of a full window.
+                if stdout.max(stderr) > 4 * u64::from(WINDOW) {
+                    return Err("it claims to hold more output than it may");
+                }
+                // Only the first counts.
+                let _ = self.retained.set([stdout, stderr]);
             }
             FromSupervisor::OutputEnd { stream } => self.inflow(stream)?.end(Ok(())),
             FromSupervisor::InputCredit { bytes } => {

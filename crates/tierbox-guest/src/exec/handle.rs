@@ -19,6 +19,7 @@ use super::call::{Ending, ExecCall};
 #[cfg(all(target_os = "linux", feature = "descriptors"))]
 use super::passed::PassedReader;
 use crate::channel::Channel;
+use crate::driver;
 use crate::errors::Fault;
 use crate::flow::FramedReader;
 use crate::operation;
@@ -91,6 +92,21 @@ impl Handle {
         self.channel.shared().send(number, &ToSupervisor::Kill { reason: wire_reason(reason) });
     }
 
+    /// A command whose pipe was closed may have died of that before it could be cancelled; what it left behind is cancelled as
+    /// well, unless its end was waited for.
+    fn kill_orphans(&self) {
+        if !self.call.is_broken() || self.discarding {
+            return;
+        }
+        if let Ok(driver) = driver::handle() {
+            let (channel, id) = (self.channel.clone(), self.call.id);
+            driver.spawn(async move {
+                // Mostly there is nothing, which is an error elsewhere.
+                let _ = operation::kill(&channel, id, KillReason::Cancelled).await;
+            });
+        }
+    }
+
     fn poll_wait(&mut self, cx: &mut Context<'_>) -> Poll<Result<Completed>> {
         for output in [&mut self.stdout, &mut self.stderr] {
             discard(output, cx);
@@ -154,6 +170,10 @@ impl ExecHandle for Handle {
         self.call.id
     }
 
+    fn retained(&self) -> Option<[u64; 2]> {
+        self.call.retained()
+    }
+
     fn take_stdin(&mut self) -> Option<ByteWriter> {
         self.stdin.take()
     }
@@ -202,7 +222,10 @@ impl ExecHandle for Handle {
 impl Drop for Handle {
     fn drop(&mut self) {
         match (self.owned, self.number) {
-            (Owned::Yes, _) => self.send_kill(KillReason::Cancelled),
+            (Owned::Yes, _) => {
+                self.send_kill(KillReason::Cancelled);
+                self.kill_orphans();
+            }
             (Owned::No, Some(number)) if !self.call.is_over() => {
                 self.channel.shared().send(number, &ToSupervisor::Detach);
                 self.channel.shared().release(number);

@@ -176,9 +176,12 @@ impl AsyncRead for PassedReader {
 
 impl Drop for PassedReader {
     fn drop(&mut self) {
-        // Of a running command it is closed, as a shell's pipeline would.
-        if !self.call.is_over() || self.pipe.is_closed() {
+        if self.pipe.is_closed() {
             return;
+        }
+        // Of a running command it is closed, as a shell's pipeline would.
+        if !self.call.is_over() {
+            return self.call.note_broken();
         }
         let mut byte = [0];
         if !matches!(self.pipe.read(&mut byte), Ok(0)) {

@@ -319,6 +319,7 @@ async fn a_detached_command_is_left_alone_and_found_again() {
         let (call, ToSupervisor::Attach { id, stdout_from: 3, .. }) = peer.hear() else { panic!("no attach") };
         assert_eq!(id, exec.id);
         assert_eq!(peer.hear(), (0, ToSupervisor::Ping));
+        peer.say(call, &FromSupervisor::Attached { stdout: 2, stderr: 0 });
         peer.say(call, &FromSupervisor::Started { pid: 5 });
         peer.say(0, &FromSupervisor::Pong);
         peer.say(call, &FromSupervisor::Output { stream: STDOUT, offset: 10, data: Blob(b"rest".to_vec()) });
@@ -331,6 +332,7 @@ async fn a_detached_command_is_left_alone_and_found_again() {
     });
     let id = soon(sandbox.spawn_detached(ExecRequest::new(["x"]))).await.unwrap();
     let mut handle = soon(sandbox.attach(id, 3, 0)).await.unwrap();
+    assert_eq!(handle.retained(), Some([2, 0]));
     let mut text = String::new();
     soon(handle.take_stdout().unwrap().read_to_string(&mut text)).await.unwrap();
     assert_eq!(text, "rest");
@@ -349,4 +351,37 @@ async fn pipes_of_an_exec_close_on_this_side() {
     // As in a pipeline whose reader went away.
     assert_eq!(stdout.write_all(b"x").unwrap_err().kind(), std::io::ErrorKind::BrokenPipe);
     let _: Vec<OwnedFd> = std::mem::take(&mut peer.descriptors);
+}
+
+/// A reader and then its handle are dropped: the command may die of its closed pipe first, and what it left behind goes too.
+#[tokio::test]
+async fn a_command_whose_pipe_was_closed_is_cancelled_with_all_it_left() {
+    let (mut peer, sandbox) = sandbox();
+    let mut handle = sandbox.spawn(ExecRequest::new(["x"])).await.unwrap();
+    let (call, exec) = peer.hear_exec();
+    drop(handle.take_stdout());
+    peer.say(call, &done(End::Signaled { signal: 13 }));
+    let mut stderr = String::new();
+    drop(std::mem::take(&mut peer.descriptors));
+    soon(handle.take_stderr().unwrap().read_to_string(&mut stderr)).await.unwrap();
+    drop(handle);
+    let (call, id) = loop {
+        match peer.hear() {
+            // Its end may not have been heard yet when the handle went.
+            (_, ToSupervisor::Kill { reason: Kill::Cancelled }) => {}
+            (call, ToSupervisor::KillById { id, reason: Kill::Cancelled }) => break (call, id),
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(id, exec.id);
+    peer.say(call, &FromSupervisor::Finished);
+    // One that was waited for keeps what it left.
+    let mut handle = sandbox.spawn(ExecRequest::new(["x"])).await.unwrap();
+    let (call, _) = peer.hear_exec();
+    drop(handle.take_stdout());
+    drop(std::mem::take(&mut peer.descriptors));
+    peer.say(call, &exited(0));
+    soon(handle.wait()).await.unwrap();
+    drop(handle);
+    peer.hear_nothing();
 }

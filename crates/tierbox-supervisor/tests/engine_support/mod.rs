@@ -175,6 +175,7 @@ impl Client {
                 FromSupervisor::OutputEnd { .. } => collected.ends += 1,
                 FromSupervisor::Started { .. } => collected.started += 1,
                 FromSupervisor::InputClosed => {}
+                FromSupervisor::Attached { stdout, stderr } => collected.retained = Some([stdout, stderr]),
                 FromSupervisor::Done { done } => {
                     collected.done = Some(done);
                     return collected;
@@ -199,7 +200,10 @@ impl Client {
                     self.send(call, &ToSupervisor::Credit { stream, bytes: data.0.len() as u32 });
                     output.extend(data.0);
                 }
-                FromSupervisor::Started { .. } | FromSupervisor::InputCredit { .. } | FromSupervisor::OutputEnd { .. } => {}
+                FromSupervisor::Started { .. }
+                | FromSupervisor::Attached { .. }
+                | FromSupervisor::InputCredit { .. }
+                | FromSupervisor::OutputEnd { .. } => {}
                 other => panic!("{other:?} before {text:?}"),
             }
         }
@@ -227,6 +231,7 @@ pub struct Collected {
     pub stdout: Vec<u8>,
     pub stderr: Vec<u8>,
     pub first_offset: [u64; 2],
+    pub retained: Option<[u64; 2]>,
     pub ends: usize,
     pub started: usize,
     pub done: Option<Done>,

@@ -54,7 +54,7 @@ impl Bench {
         let identity =
             Identity { name: "agent".into(), uid, gid, groups: vec![gid], home: b"/".to_vec(), shell: b"/bin/sh".to_vec() };
         let workdir = dir.path().as_os_str().as_encoded_bytes();
-        Self { worker: Worker::fork(&identity, workdir).unwrap(), uid, gid, dir, ended: false }
+        Self { worker: Worker::fork(&identity, workdir, &[]).unwrap(), uid, gid, dir, ended: false }
     }
 
     pub fn path(&self, name: &str) -> PathBuf {

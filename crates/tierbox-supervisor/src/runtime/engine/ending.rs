@@ -15,6 +15,9 @@ const LONGEST_KILL: Duration = Duration::from_secs(5);
 /// How long pipes that background children hold open are waited for.
 const DRAIN: Duration = Duration::from_millis(100);
 
+/// How soon what is to be killed is looked at again.
+const AGAIN: Duration = Duration::from_millis(5);
+
 impl Engine {
     /// Records why a command's tree is killed, if nothing ended it before, and kills it.
     pub(super) fn begin_kill(&mut self, key: u32, reason: Killed) {
@@ -122,13 +125,15 @@ impl Engine {
         let totals = command.framed.as_ref().map_or([0, 0], |framed| framed.outlets.each_ref().map(super::stream::Outlet::total));
         let usage = command.usage.unwrap_or_default();
         let ran = !matches!(command.end, Some(End::NotStarted { .. }));
+        // A small command may fit into what the kernel set aside for the one before: its largest process is the least it used.
+        let counted = command.domain.as_ref().and_then(super::domain::Domain::peak_memory);
         let done = Done {
             end: command.end.clone().unwrap_or(End::Signaled { signal: libc::SIGKILL }),
             cannot_execute: command.cannot_execute,
             wall_us: u64::try_from((reaped - command.launched).as_micros()).unwrap_or(u64::MAX),
             user_us: ran.then_some(usage.user_us),
             system_us: ran.then_some(usage.system_us),
-            peak_memory: Some(usage.max_rss).filter(|peak| ran && *peak > 0),
+            peak_memory: counted.into_iter().chain([usage.max_rss]).max().filter(|peak| ran && *peak > 0),
             stdout_total: totals[0],
             stderr_total: totals[1],
         };
@@ -168,7 +173,8 @@ impl Engine {
             self.shimmed.remove(&slot);
             self.board.give_back(slot);
         }
-        if let Some(domain) = command.domain.take() {
+        if let Some(mut domain) = command.domain.take() {
+            domain.owner = Some(command.id);
             if let Some(shim) = domain.shim {
                 self.children.insert(shim, Child::Leftover);
             }
@@ -176,14 +182,31 @@ impl Engine {
         }
     }
 
+    /// Kills what a command that is done left behind. Whether there was anything.
+    pub(super) fn kill_leftovers_of(&mut self, id: &super::exec::Id) -> bool {
+        let all = self.spent.iter_mut().chain(&mut self.leftovers);
+        let mut found = false;
+        for domain in all.filter(|domain| domain.owner.as_ref() == Some(id) && !self.domains.is_empty(domain)) {
+            domain.condemned = true;
+            found = true;
+        }
+        if found {
+            self.recycle();
+        }
+        found
+    }
+
     /// Looks whether the domains of commands that are done can be used again.
     pub(super) fn recycle(&mut self) {
         let mut domains = std::mem::take(&mut self.spent);
         domains.append(&mut self.leftovers);
+        domains.iter().filter(|domain| domain.condemned).for_each(|domain| self.domains.kill(domain));
         self.leftovers = domains.into_iter().filter_map(|domain| self.domains.give_back(domain)).collect();
         if !self.leftovers.is_empty() && !self.leftovers_timed {
             self.leftovers_timed = true;
-            self.timers.after(Duration::from_secs(1), Timer::Leftovers);
+            let condemned = self.leftovers.iter().any(|domain| domain.condemned);
+            let wait = if condemned { AGAIN } else { Duration::from_secs(1) };
+            self.timers.after(wait, Timer::Leftovers);
         }
     }
 }

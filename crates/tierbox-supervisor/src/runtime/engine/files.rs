@@ -167,7 +167,8 @@ impl Engine {
     }
 
     fn hire(&mut self) -> io::Result<u32> {
-        let worker = Worker::fork(&self.agent, &self.setup.workdir.0)?;
+        let doors = self.domains.worker_doors()?;
+        let worker = Worker::fork(&self.agent, &self.setup.workdir.0, &doors)?;
         let desk = self.files.number();
         self.poller.add(worker.as_fd(), Token::Worker(desk), Interest::READ)?;
         self.children.insert(worker.pid(), Child::Worker(desk));

@@ -336,6 +336,9 @@ impl Engine {
                 self.timers.cancel(at, timer);
             }
         }
+        let outlets = command.framed.as_ref().map(|framed| framed.outlets.each_ref());
+        let [stdout, stderr] = outlets.map_or([0, 0], |[stdout, stderr]| [stdout.held_from(from[0]), stderr.held_from(from[1])]);
+        self.connections.send(id, call, &FromSupervisor::Attached { stdout, stderr });
         command.followers.push(Follower { connection: id, call, taps: from.map(Tap::from) });
         if let (true, Some(pid)) = (command.started, pid) {
             self.connections.send(id, call, &FromSupervisor::Started { pid: pid as u32 });
@@ -375,7 +378,8 @@ impl Engine {
         if let Some(key) = running {
             self.begin_kill(key, killed(&reason));
         }
-        let answer = running.map(drop).ok_or((Failure::NotFound, libc::ESRCH, "no such command, or it has ended"));
+        let killed = running.is_some() || self.kill_leftovers_of(command_id);
+        let answer = killed.then_some(()).ok_or((Failure::NotFound, libc::ESRCH, "no such command, or it has ended"));
         self.answer(id, call, answer);
     }
 

@@ -52,6 +52,11 @@ impl Outlet {
         self.held.len()
     }
 
+    /// Bytes held that come at or after a position.
+    pub fn held_from(&self, position: u64) -> u64 {
+        self.total().saturating_sub(position.max(self.base))
+    }
+
     /// How much more may be held.
     pub fn room(&self) -> usize {
         (WINDOW as usize).saturating_sub(self.held.len())

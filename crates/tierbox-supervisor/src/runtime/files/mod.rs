@@ -20,7 +20,7 @@ mod write;
 
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 
@@ -40,14 +40,14 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Forks a worker. It drops to `identity`, becomes non-dumpable, closes every descriptor but its socket, and waits.
+    /// Forks a worker. It enters the cgroups whose files these `doors` are, drops to `identity`, becomes non-dumpable, closes every descriptor but its socket, and waits.
     ///
     /// If it cannot become that user, it answers every operation with `Failed`.
     ///
     /// # Errors
     /// If no process or socket can be had.
-    pub fn fork(identity: &Identity, workdir: &[u8]) -> io::Result<Self> {
-        let (socket, pid) = process::fork(identity, workdir)?;
+    pub fn fork(identity: &Identity, workdir: &[u8], doors: &[RawFd]) -> io::Result<Self> {
+        let (socket, pid) = process::fork(identity, workdir, doors)?;
         Ok(Self { socket, pid, decoder: Decoder::default(), closed: false })
     }
 

@@ -12,7 +12,7 @@ use crate::runtime::identity::Identity;
 const SOCKET: RawFd = 3;
 
 /// Forks a worker; returns the engine's end of its socket, and its process id.
-pub fn fork(identity: &Identity, workdir: &[u8]) -> io::Result<(OwnedFd, i32)> {
+pub fn fork(identity: &Identity, workdir: &[u8], doors: &[RawFd]) -> io::Result<(OwnedFd, i32)> {
     let (engine, worker) = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
     let parent = std::process::id();
     // SAFETY: the child runs `become_worker`, which never returns. The caller is single-threaded in the program; in a
@@ -20,16 +20,17 @@ pub fn fork(identity: &Identity, workdir: &[u8]) -> io::Result<(OwnedFd, i32)> {
     let pid = unsafe { libc::fork() };
     match pid {
         -1 => Err(io::Error::last_os_error()),
-        0 => become_worker(worker, parent, identity, workdir),
+        0 => become_worker(worker, parent, identity, workdir, doors),
         pid => Ok((engine, pid)),
     }
 }
 
 /// The child's whole life.
-fn become_worker(socket: OwnedFd, parent: u32, identity: &Identity, workdir: &[u8]) -> ! {
+fn become_worker(socket: OwnedFd, parent: u32, identity: &Identity, workdir: &[u8], doors: &[RawFd]) -> ! {
     // Unwinding into the caller's frames would make a second supervisor of it.
     let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         reset_signals();
+        enter(doors)?;
         let socket = keep_only(socket)?;
         let assumed = drop_privileges(identity);
         die_with_parent(parent)?;
@@ -39,6 +40,17 @@ fn become_worker(socket: OwnedFd, parent: u32, identity: &Identity, workdir: &[u
     let code = if matches!(ended, Ok(Ok(()))) { 0 } else { 1 };
     // SAFETY: `_exit` ends the process without running the handlers and destructors that belong to the parent.
     unsafe { libc::_exit(code) }
+}
+
+/// Enters cgroups. One that cannot be entered ends the worker: it would write past the machine's limits.
+fn enter(doors: &[RawFd]) -> io::Result<()> {
+    for door in doors {
+        // SAFETY: a plain system call on a constant; the engine keeps the descriptors open across the fork.
+        if unsafe { libc::write(*door, b"0".as_ptr().cast(), 1) } != 1 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
 }
 
 fn reset_signals() {

@@ -134,7 +134,7 @@ impl Hierarchies {
 
     /// Descriptors that one set holds.
     pub fn descriptors(&self) -> usize {
-        self.own.iter().map(|hierarchy| if hierarchy.uses.unified { 3 } else { 2 }).sum()
+        self.own.iter().map(|hierarchy| 2 + usize::from(hierarchy.uses.unified) + usize::from(hierarchy.uses.memory)).sum()
     }
 
     fn next_name(&mut self) -> String {
@@ -198,6 +198,36 @@ struct Member {
     /// What tells whether anything lives in it, in a unified hierarchy.
     population: Option<OwnedFd>,
     kills_before: u64,
+    peak: Option<Peak>,
+}
+
+/// The most memory that was in use at once.
+#[derive(Debug)]
+struct Peak {
+    counter: OwnedFd,
+    /// What earlier commands left there: files in memory are their makers' for as long as they exist.
+    before: u64,
+}
+
+impl Peak {
+    fn open(dir: BorrowedFd<'_>, unified: bool) -> Option<Self> {
+        let name = if unified { "memory.peak" } else { "memory.max_usage_in_bytes" };
+        // A unified hierarchy's counter can be set back only since Linux 6.12, and only through this very descriptor.
+        let counter = open(dir, name, OFlags::RDWR).or_else(|_| open(dir, name, OFlags::RDONLY)).ok()?;
+        Some(Self { counter, before: 0 })
+    }
+
+    fn value(&self) -> Option<u64> {
+        Some(read_fd(self.counter.as_fd()).trim().parse::<u64>().ok()?.saturating_sub(self.before))
+    }
+
+    /// Sets it back to what is in use now; `None` where the kernel cannot.
+    fn rearmed(mut self) -> Option<Self> {
+        rustix::io::pwrite(&self.counter, b"0", 0).ok()?;
+        self.before = 0;
+        self.before = self.value()?;
+        Some(self)
+    }
 }
 
 /// A command's cgroups in all hierarchies.
@@ -211,7 +241,8 @@ impl Member {
     fn new(dir: OwnedFd, hierarchy: usize, uses: Uses) -> io::Result<Self> {
         let procs = door(dir.as_fd(), uses.unified)?;
         let population = if uses.unified { Some(open(dir.as_fd(), "cgroup.events", OFlags::RDONLY)?) } else { None };
-        Ok(Self { hierarchy, uses, dir, procs, population, kills_before: 0 })
+        let peak = if uses.memory { Peak::open(dir.as_fd(), uses.unified) } else { None };
+        Ok(Self { hierarchy, uses, dir, procs, population, kills_before: 0, peak })
     }
 
     fn is_empty(&self) -> bool {
@@ -290,10 +321,16 @@ impl Set {
         self.members.iter().any(|member| member.uses.memory && member.kills() > member.kills_before)
     }
 
+    /// The most memory that was in use in it at once, in bytes, since it was made or rearmed.
+    pub fn peak_memory(&self) -> Option<u64> {
+        self.members.iter().find_map(|member| member.peak.as_ref()?.value())
+    }
+
     /// Makes it ready for the next command.
     pub fn rearm(&mut self) {
         for member in self.members.iter_mut().filter(|member| member.uses.memory) {
             member.kills_before = member.kills();
+            member.peak = member.peak.take().and_then(Peak::rearmed);
         }
     }
 }

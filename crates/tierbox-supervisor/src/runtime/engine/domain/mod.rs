@@ -23,6 +23,10 @@ pub struct Domain {
     /// Whether the shim said that nothing is left below it.
     pub shim_idle: bool,
     shimmed: bool,
+    /// The command that had it, once that is done.
+    pub owner: Option<[u8; 16]>,
+    /// Whether what lives in it is to be killed.
+    pub condemned: bool,
 }
 
 /// The kill domains of a machine.
@@ -30,6 +34,8 @@ pub struct Domain {
 pub struct Domains {
     hierarchies: Hierarchies,
     pool: Vec<Set>,
+    /// Where file workers are, so that what they write counts as the machine's memory.
+    workers: Option<Set>,
     tree: Option<Tree>,
 }
 
@@ -41,7 +47,7 @@ impl Domains {
     pub fn new(dirs: &[CgroupDir]) -> io::Result<Self> {
         let (hierarchies, first) = Hierarchies::new(dirs)?;
         let tree = if hierarchies.can_kill() { None } else { Some(Tree::open()?) };
-        Ok(Self { hierarchies, pool: first.into_iter().collect(), tree })
+        Ok(Self { hierarchies, pool: first.into_iter().collect(), workers: None, tree })
     }
 
     /// Whether cgroups do it; otherwise shims.
@@ -64,6 +70,18 @@ impl Domains {
         self.hierarchies.shared.iter().map(AsRawFd::as_raw_fd).collect()
     }
 
+    /// The files to which a file worker writes its number: the machine's limits are to hold for it too.
+    ///
+    /// # Errors
+    /// If the kernel refuses a cgroup for them.
+    pub fn worker_doors(&mut self) -> io::Result<Vec<RawFd>> {
+        if self.workers.is_none() {
+            self.workers = self.hierarchies.make()?;
+        }
+        let own = self.workers.iter().flat_map(Set::doors);
+        Ok(own.chain(self.shared_doors()).collect())
+    }
+
     /// A domain for one command.
     ///
     /// # Errors
@@ -73,7 +91,7 @@ impl Domains {
             Some(set) => Some(set),
             None => self.hierarchies.make()?,
         };
-        Ok(Domain { set, shim: None, shim_idle: false, shimmed: !self.by_cgroup() })
+        Ok(Domain { set, shim: None, shim_idle: false, shimmed: !self.by_cgroup(), owner: None, condemned: false })
     }
 
     /// Takes a domain back. It comes back out if something still lives in it.
@@ -91,7 +109,7 @@ impl Domains {
         if self.hierarchies.remove(&set) {
             return None;
         }
-        Some(Domain { set: Some(set), shim: None, shim_idle: false, shimmed: domain.shimmed })
+        Some(Domain { set: Some(set), shim: None, shim_idle: false, ..domain })
     }
 
     /// Whether nothing lives in a domain.
@@ -127,6 +145,11 @@ impl Domain {
     /// Whether a shim belongs between supervisor and command.
     pub fn wants_shim(&self) -> bool {
         self.shimmed
+    }
+
+    /// The most memory that all of it used at once, in bytes, where it is counted.
+    pub fn peak_memory(&self) -> Option<u64> {
+        self.set.as_ref().and_then(Set::peak_memory)
     }
 
     /// Whether the kernel killed something in it for want of memory.
