@@ -405,7 +405,7 @@ wire_struct! {
         pub user_us: Option<u64>,
         /// System CPU time in microseconds.
         pub system_us: Option<u64>,
-        /// Peak memory in bytes.
+        /// Peak memory in bytes: of all its processes together where its cgroup counts that, and never less than its largest process.
         pub peak_memory: Option<u64>,
         /// Bytes that went to stdout, if framed.
         pub stdout_total: u64,
