@@ -25,7 +25,8 @@ async fn only_allowed_names_are_known() -> Result<(), String> {
     // A name that is allowed, and an address behind it that is not this one.
     let odd = "exec 3<>/dev/tcp/127.98.18.1/443; printf 'not tls\\r\\n\\r\\n' >&3; timeout 3 cat <&3 | wc -c";
     let odd = machine.run(ExecRequest::new(["/bin/bash", "-c", odd])).await.map_err(text)?;
-    ensure(odd.stdout.text().trim() == "0", format!("{odd:?}"))?;
+    // No more than a TLS alert.
+    ensure(odd.stdout.text().trim().parse().is_ok_and(|bytes: u32| bytes < 16), format!("{odd:?}"))?;
     let decisions = environment.decisions().await.map_err(text)?;
     ensure(decisions.iter().any(|decision| decision.name == "other.example"), format!("{decisions:?}"))?;
     let gateway = environment.report().mechanisms.iter().any(|found| found.name == "egress gateway");

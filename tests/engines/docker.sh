@@ -40,6 +40,16 @@ wait_for() {
   done
 }
 
+# Ends what a daemon that was killed left: the next one, in other namespaces, would wait for its shims in vain.
+end_orphans() {
+  local dir
+  for dir in /proc/[0-9]*; do
+    if grep -qaF containerd-shim "$dir/cmdline" 2>/dev/null && grep -qaF "$home/exec" "$dir/cmdline" 2>/dev/null; then
+      kill -9 "${dir#/proc/}" || true
+    fi
+  done
+}
+
 start_daemon() {
   if answers; then return; fi
   mkdir -p "$home"
@@ -47,6 +57,7 @@ start_daemon() {
   mkdir -p "$home/data"
   local disk="true"
   [ -z "${TIERBOX_ENGINE_DISK:-}" ] || disk="mount -t tmpfs -o size=$TIERBOX_ENGINE_DISK tmpfs $home/data"
+  end_orphans
   # Its own network: the host's bridges and packet filter stay untouched. cgroupfs: there may be no systemd.
   setsid unshare --net --mount --propagation private sh -c "ip link set lo up; $disk; exec dockerd \
     --host unix://$socket --data-root $home/data --exec-root $home/exec --pidfile $home/dockerd.pid \
@@ -104,7 +115,7 @@ start() {
 stop() {
   [ -f "$home/dockerd.pid" ] || return 0
   local pid
-  pid=$(cat "$home/dockerd.pid")
+  pid=$(cat "$home/dockerd.pid" 2>/dev/null) || return 0
   # Only the daemon that was started with this directory.
   tr '\0' ' ' <"/proc/$pid/cmdline" 2>/dev/null | grep -qF "$home/data" || return 0
   kill "$pid"
