@@ -2,11 +2,17 @@
 #![deny(missing_docs)]
 #![forbid(unsafe_code)]
 
+mod attestation;
 mod clock;
 pub mod log;
 pub mod probe;
+mod report;
 
+pub use attestation::{
+    ATTESTATION_VERSION, Affordances, Attestation, AttestedLimit, AttestedMechanism, AttestedVerification, LogLink,
+};
 pub use log::{LogLimits, OperationLog};
+pub use report::page;
 
 /// A SHA-256 in hex.
 pub fn digest(bytes: &[u8]) -> String {

@@ -41,6 +41,7 @@ pub struct OperationLog {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
     directory: PathBuf,
+    withholds: bool,
 }
 
 struct Shared {
@@ -97,7 +98,15 @@ impl OperationLog {
         let writer = Writer { shared: shared.clone(), chain, secrets, limits, outputs: directory.join(OUTPUTS), written: 0 };
         let builder = std::thread::Builder::new().name("tierbox-log".into());
         let thread = builder.spawn(move || writer.run()).map_err(failed)?;
-        Ok(Self { shared, thread: Some(thread), directory: directory.to_owned() })
+        Ok(Self { shared, thread: Some(thread), directory: directory.to_owned(), withholds: false })
+    }
+
+    /// Writes no argument and no contents from now on: for a process that found an environment again, and does not know which
+    /// values in it are secrets.
+    #[must_use]
+    pub fn withholding(mut self) -> Self {
+        self.withholds = true;
+        self
     }
 
     /// The directory of the run.
@@ -124,7 +133,14 @@ impl OperationLog {
 }
 
 impl Audit for OperationLog {
-    fn record(&self, entry: AuditEntry) {
+    fn record(&self, mut entry: AuditEntry) {
+        if self.withholds {
+            entry.arguments.values_mut().for_each(|value| *value = "withheld".into());
+            entry.data.iter_mut().for_each(|data| data.kept = Default::default());
+            if let tierbox_core::AuditOutcome::Failed { message, .. } = &mut entry.outcome {
+                *message = "withheld".to_owned();
+            }
+        }
         let mut queue = self.shared.lock();
         // Memory stays bounded where the disk is slower than the sandboxes.
         while queue.bytes > WAITING && queue.broken.is_none() {

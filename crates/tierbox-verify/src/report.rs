@@ -1,0 +1,307 @@
+//! One run as a page: a file without anything from elsewhere.
+
+use std::fmt::Write;
+
+use serde_json::Value;
+use tierbox_core::Decision;
+
+use crate::attestation::Attestation;
+use crate::log::{Record, Standing};
+
+/// The most operations that a page shows. The log has them all.
+const MOST: usize = 20_000;
+
+const STYLE: &str = "body{font:14px/1.45 system-ui,sans-serif;margin:2rem auto;max-width:72rem;padding:0 1rem;color:#1b1f24;background:#fff}\
+h1{font-size:1.5rem}h2{font-size:1.1rem;margin-top:2rem}table{border-collapse:collapse;width:100%}\
+th,td{text-align:left;padding:.25rem .6rem;border-bottom:1px solid #d8dee4;vertical-align:top}td{overflow-wrap:anywhere}\
+code{font-family:ui-monospace,monospace;font-size:.92em}.pass,.ok{color:#116329}.fail,.bad{color:#a40e26;font-weight:600}\
+.inconclusive,.by-configuration,.open{color:#7d4e00}.bar{position:relative;height:.8rem;background:#eef1f4;min-width:10rem}\
+.bar i{position:absolute;top:0;bottom:0;min-width:2px;background:#4078c0}.bar i.bad{background:#a40e26}\
+@media(prefers-color-scheme:dark){body{background:#0d1117;color:#e6edf3}th,td{border-color:#30363d}.bar{background:#21262d}\
+.pass,.ok{color:#3fb950}.fail,.bad{color:#ff7b72}.inconclusive,.by-configuration,.open{color:#d29922}}";
+
+/// Renders a run: its attestation where there is one, its operations, and what its gateway decided.
+pub fn page(attestation: Option<&Attestation>, records: &[Record], standing: &Standing, decisions: &[Decision]) -> String {
+    let title = attestation.map_or_else(|| "Run".to_owned(), |attestation| format!("Run {}", attestation.environment));
+    let mut html = format!(
+        "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width\">\
+         <meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\
+         <title>{0}</title><style>{STYLE}</style></head><body><h1>{0}</h1>",
+        escape(&title)
+    );
+    chain(&mut html, standing);
+    if let Some(attestation) = attestation {
+        tier(&mut html, attestation);
+    }
+    timeline(&mut html, records);
+    egress(&mut html, decisions);
+    html.push_str("</body></html>\n");
+    html
+}
+
+/// Text in a page. What sandboxes and people named is shown, never interpreted.
+fn escape(text: &str) -> String {
+    let mut safe = String::with_capacity(text.len());
+    for char in text.chars() {
+        match char {
+            '&' => safe.push_str("&amp;"),
+            '<' => safe.push_str("&lt;"),
+            '>' => safe.push_str("&gt;"),
+            '"' => safe.push_str("&quot;"),
+            '\'' => safe.push_str("&#39;"),
+            '\n' | '\t' => safe.push(char),
+            // Also what turns the direction of text around.
+            char if char.is_control()
+                || ('\u{200b}'..='\u{200f}').contains(&char)
+                || ('\u{202a}'..='\u{202e}').contains(&char)
+                || ('\u{2066}'..='\u{2069}').contains(&char) =>
+            {
+                let _ = write!(safe, "\\u{{{:x}}}", u32::from(char));
+            }
+            char => safe.push(char),
+        }
+    }
+    safe
+}
+
+fn table(html: &mut String, headings: &[&str], rows: impl IntoIterator<Item = Vec<String>>) {
+    html.push_str("<table><thead><tr>");
+    for heading in headings {
+        let _ = write!(html, "<th>{heading}</th>");
+    }
+    html.push_str("</tr></thead><tbody>");
+    for row in rows {
+        html.push_str("<tr>");
+        for cell in row {
+            let _ = write!(html, "<td>{cell}</td>");
+        }
+        html.push_str("</tr>");
+    }
+    html.push_str("</tbody></table>");
+}
+
+fn chain(html: &mut String, standing: &Standing) {
+    let (class, says) =
+        if standing.is_intact() { ("ok", "the log is as it was written") } else { ("bad", "THE LOG WAS CHANGED") };
+    let _ = write!(
+        html,
+        "<p><span id=\"chain\" class=\"{class}\">{says}</span>: {} lines, last hash <code>{}</code>",
+        standing.head.lines, standing.head.hash
+    );
+    if standing.torn > 0 {
+        let _ = write!(html, "; a last line of {} bytes was cut off by a crash", standing.torn);
+    }
+    html.push_str(if standing.ended {
+        "; the environment was ended in order</p>"
+    } else {
+        "; the environment was not ended in order, or still runs</p>"
+    });
+    for problem in &standing.problems {
+        let _ = write!(html, "<p class=\"bad\">line {}: {}</p>", problem.line, escape(&problem.what));
+    }
+}
+
+fn tier(html: &mut String, attestation: &Attestation) {
+    let verified = match &attestation.verification {
+        Some(found) if found.verified => "<span class=\"pass\">verified</span>".to_owned(),
+        Some(_) => "<span class=\"inconclusive\">not every probe passed</span>".to_owned(),
+        None => "<span class=\"open\">not verified</span>".to_owned(),
+    };
+    let _ = write!(
+        html,
+        "<h2>Tier</h2><p><strong id=\"tier\">{}</strong> on {} ({}), profile {}, {verified}; tierbox {}, kernel {}</p>",
+        escape(&attestation.tier),
+        escape(&attestation.backend),
+        escape(&attestation.locality),
+        escape(&attestation.profile),
+        escape(&attestation.tierbox),
+        escape(attestation.host.get("kernel").map(String::as_str).unwrap_or_default()),
+    );
+    for weakened in &attestation.weakened {
+        let _ = write!(html, "<p class=\"bad\">weakened: {}</p>", escape(weakened));
+    }
+    let cell = |text: &str| escape(text);
+    let class = |word: &str| format!("<span class=\"{0}\">{0}</span>", escape(word));
+    let rows = attestation.mechanisms.iter().map(|it| vec![cell(&it.name), cell(&it.applied), cell(&it.detail)]);
+    table(html, &["Mechanism", "Applied", "Detail"], rows);
+    html.push_str("<h2>Limits</h2>");
+    let rows = attestation.limits.iter().map(|it| vec![cell(&it.name), cell(&it.value), cell(&it.by), cell(&it.applied)]);
+    table(html, &["Limit", "Value", "By", "Applied"], rows);
+    if let Some(found) = &attestation.verification {
+        let again = if found.reused { ", reused from an earlier start" } else { "" };
+        let _ = write!(html, "<h2>Probes</h2><p>at {} in {} ms{again}</p>", escape(&found.time), found.took_ms);
+        let rows = found.probes.iter().map(|probe| {
+            let status =
+                serde_json::to_value(probe.status).ok().and_then(|word| word.as_str().map(str::to_owned)).unwrap_or_default();
+            let control = probe
+                .control
+                .as_ref()
+                .map_or_else(String::new, |control| format!("without {}: {}", control.lifted, control.detail));
+            vec![cell(&probe.id), class(&status), cell(&probe.rule), cell(&probe.detail), cell(&control)]
+        });
+        table(html, &["Probe", "Result", "Rule", "Inside", "Control"], rows);
+    }
+}
+
+/// Where an operation lies in the run, in parts of a hundred.
+struct Span {
+    from: f64,
+    width: f64,
+}
+
+fn timeline(html: &mut String, records: &[Record]) {
+    let _ = write!(html, "<h2>Operations</h2><p>{} entries</p>", records.len());
+    let time = |value: &Value| value["time"].as_str().and_then(micros);
+    let first = records.iter().filter_map(|record| time(&record.value)).min().unwrap_or(0);
+    let last = records.iter().filter_map(|record| time(&record.value)).max().unwrap_or(first + 1).max(first + 1);
+    let part = |at: u64| (at.saturating_sub(first)) as f64 * 100.0 / (last - first) as f64;
+    let rows = records.iter().take(MOST).map(|record| {
+        let value = &record.value;
+        let end = time(value).unwrap_or(first);
+        let start = end.saturating_sub(value["duration_us"].as_u64().unwrap_or(0)).max(first);
+        let span = Span { from: part(start), width: part(end) - part(start) };
+        row(value, &span)
+    });
+    table(html, &["#", "Time", "Who", "Operation", "What", "Outcome", "Resources", "When"], rows);
+    if records.len() > MOST {
+        let _ = write!(html, "<p>{} more are in the log.</p>", records.len() - MOST);
+    }
+}
+
+fn row(value: &Value, span: &Span) -> Vec<String> {
+    let text = |key: &str| escape(value[key].as_str().unwrap_or_default());
+    let (outcome, good) = outcome(&value["outcome"]);
+    let class = if good { "ok" } else { "bad" };
+    vec![
+        value["seq"].to_string(),
+        text("time"),
+        text("principal"),
+        text("operation"),
+        format!("<code>{}</code>", escape(&what(value))),
+        format!("<span class=\"{class}\">{}</span>", escape(&outcome)),
+        escape(&resources(value)),
+        format!(
+            "<div class=\"bar\"><i class=\"{class}\" style=\"left:{:.2}%;width:{:.2}%\"></i></div>",
+            span.from.min(99.0),
+            span.width.min(100.0 - span.from.min(99.0))
+        ),
+    ]
+}
+
+fn what(value: &Value) -> String {
+    let arguments = &value["arguments"];
+    let words = arguments["argv"].as_array().map(|argv| {
+        argv.iter().map(|word| word.as_str().map_or_else(|| word.to_string(), str::to_owned)).collect::<Vec<_>>().join(" ")
+    });
+    let said =
+        words.or_else(|| Some(if arguments.is_null() { value["exec"].as_str()?.to_owned() } else { arguments.to_string() }));
+    said.unwrap_or_default().chars().take(500).collect()
+}
+
+fn outcome(outcome: &Value) -> (String, bool) {
+    match outcome["status"].as_str() {
+        Some("failed") => (
+            format!("{}: {}", outcome["kind"].as_str().unwrap_or_default(), outcome["message"].as_str().unwrap_or_default()),
+            false,
+        ),
+        Some("ended") => {
+            let end = &outcome["completed"]["outcome"];
+            (end.as_str().map_or_else(|| end.to_string().replace(['{', '}', '"'], ""), str::to_owned), end["exited"] == 0)
+        }
+        Some("abandoned") => ("given up".to_owned(), false),
+        Some(other) => (other.to_owned(), true),
+        None => (String::new(), true),
+    }
+}
+
+fn resources(value: &Value) -> String {
+    let mut parts = Vec::new();
+    if let Some(micros) = value["duration_us"].as_u64() {
+        parts.push(format!("{:.1} ms", micros as f64 / 1000.0));
+    }
+    let usage = &value["outcome"]["completed"]["usage"];
+    if let Some(bytes) = usage["peak_memory"].as_u64() {
+        parts.push(format!("{} KiB", bytes / 1024));
+    }
+    for data in value["data"].as_array().into_iter().flatten() {
+        parts.push(format!("{} {} B", data["stream"].as_str().unwrap_or_default(), data["bytes"]));
+    }
+    parts.join(", ")
+}
+
+/// Microseconds since the year 0, for comparison only. Every month counts as 31 days here, which keeps the order.
+fn micros(time: &str) -> Option<u64> {
+    let number = |from: usize, to: usize| time.get(from..to)?.parse::<u64>().ok();
+    let days = (number(0, 4)? * 12 + number(5, 7)?) * 31 + number(8, 10)?;
+    let seconds = ((days * 24 + number(11, 13)?) * 60 + number(14, 16)?) * 60 + number(17, 19)?;
+    Some(seconds * 1_000_000 + number(20, 26)?)
+}
+
+fn egress(html: &mut String, decisions: &[Decision]) {
+    if decisions.is_empty() {
+        return;
+    }
+    html.push_str("<h2>Network</h2>");
+    let rows = decisions.iter().take(MOST).map(|decision| {
+        let verdict =
+            serde_json::to_value(decision.verdict).ok().and_then(|word| word.as_str().map(str::to_owned)).unwrap_or_default();
+        let class = if verdict == "allowed" { "ok" } else { "bad" };
+        vec![
+            crate::clock::text(decision.time),
+            escape(&decision.name),
+            decision.address.map_or_else(String::new, |address| address.to_string()),
+            decision.port.to_string(),
+            format!("<span class=\"{class}\">{}</span>", escape(&verdict)),
+            escape(&decision.rule),
+            format!("{} / {}", decision.sent, decision.received),
+        ]
+    });
+    table(html, &["Time", "Name", "Address", "Port", "Verdict", "Rule", "Bytes sent / received"], rows);
+}
+
+#[cfg(test)]
+mod unit {
+    use serde_json::json;
+
+    use super::*;
+    use crate::log::Head;
+
+    fn standing() -> Standing {
+        let head = Head { lines: 2, hash: "0".repeat(64) };
+        Standing { head, torn: 0, ended: true, unfinished: Vec::new(), references: 0, problems: Vec::new() }
+    }
+
+    #[test]
+    fn nothing_that_ran_is_interpreted() {
+        let hostile = "<script>alert(1)</script>\u{202e}\u{1b}[31m\"'";
+        let records = [Record {
+            seq: 1,
+            value: json!({"seq": 1, "time": "2026-01-02T03:04:05.000006Z", "principal": "agent", "operation": "exec",
+                "arguments": {"argv": [hostile]}, "outcome": {"status": "failed", "kind": "io", "message": hostile}}),
+        }];
+        let page = page(None, &records, &standing(), &[]);
+        assert!(!page.contains("<script") && !page.contains('\u{202e}') && !page.contains('\u{1b}'), "{page}");
+        assert!(page.contains("&lt;script&gt;") && page.contains("default-src 'none'"));
+        assert!(!page.contains("http://") && !page.contains("https://"), "nothing from elsewhere");
+    }
+
+    #[test]
+    fn a_changed_log_is_said_first() {
+        let mut changed = standing();
+        changed.problems.push(crate::log::Problem { line: 3, what: "it does not follow".into() });
+        let page = page(None, &[], &changed, &[]);
+        assert!(page.contains("THE LOG WAS CHANGED") && page.contains("line 3: it does not follow"));
+    }
+
+    #[test]
+    fn times_keep_their_order() {
+        let times = [
+            "2025-12-31T23:59:59.999999Z",
+            "2026-01-01T00:00:00.000000Z",
+            "2026-02-28T00:00:00.000000Z",
+            "2026-03-01T00:00:00.000001Z",
+        ];
+        let micros: Vec<_> = times.iter().map(|time| micros(time).unwrap()).collect();
+        assert!(micros.is_sorted());
+    }
+}
