@@ -97,6 +97,25 @@ pub(crate) enum Command {
         #[arg(default_value = "local", env = "TIERBOX_PROFILE")]
         profile: String,
     },
+    /// Probe a profile's isolation from inside, each probe with a twin that shows it to work
+    #[command(after_help = "Example:\n  tierbox verify local")]
+    Verify {
+        /// The profile: a name, or the path of a file
+        #[arg(default_value = "local", env = "TIERBOX_PROFILE", hide_env_values = true)]
+        profile: String,
+    },
+    /// Check and show the operation logs of runs that were started with --log
+    #[command(subcommand)]
+    Log(LogCommand),
+    /// Print a logged run as one HTML page
+    #[command(after_help = "Example:\n  tierbox report local-0a1b2c -o run.html")]
+    Report {
+        /// The id of the run's sandbox, or the directory of the run
+        run: String,
+        /// Write it to this file
+        #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+        output: Option<PathBuf>,
+    },
     /// Say what this machine can enforce, why not, and what to change
     Doctor(DoctorArgs),
     /// Show, check and make profiles
@@ -113,6 +132,21 @@ pub(crate) enum Command {
     ExitCodes,
 }
 
+/// What is done with a log.
+#[derive(Debug, Subcommand)]
+pub(crate) enum LogCommand {
+    /// Say whether a log is as it was written
+    Verify {
+        /// The id of the run's sandbox, or the directory of the run
+        run: String,
+    },
+    /// Print the operations of a run
+    Show {
+        /// The id of the run's sandbox, or the directory of the run
+        run: String,
+    },
+}
+
 /// Which sandbox to start, and what differs from its profile.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct StartArgs {
@@ -125,6 +159,9 @@ pub(crate) struct StartArgs {
     /// Permit --set, --mount and variables to weaken the profile; the report lists what they do
     #[arg(long)]
     pub allow_weaker: bool,
+    /// Keep an operation log and an attestation of the run, for `tierbox log` and `tierbox report`
+    #[arg(long, env = "TIERBOX_OPERATION_LOG", hide_env_values = true)]
+    pub log: bool,
     /// Copy a host file or directory in (default: to its name in the working directory); may be repeated
     #[arg(long, value_name = "SRC[:PATH]", value_parser = parse::copy_in, value_hint = ValueHint::AnyPath)]
     pub copy_in: Vec<CopyInArg>,

@@ -38,7 +38,7 @@ use std::time::Duration;
 use clap::Parser;
 use tierbox::{Registry, Tierbox};
 
-use crate::args::{Cli, Command, ConfigCommand, Global};
+use crate::args::{Cli, Command, ConfigCommand, Global, LogCommand};
 use crate::interrupt::{Failure, Interrupts};
 
 /// How long the end of an interrupted start is waited for.
@@ -122,6 +122,10 @@ async fn dispatch(context: &mut Context, command: Command) -> Result<u8, Failure
         #[cfg(feature = "mcp")]
         Command::Mcp(args) => commands::mcp::mcp(context, args).await,
         Command::Code(command) => commands::code::code(context, command).await,
+        Command::Verify { profile } => commands::verify::verify(context, &profile).await,
+        Command::Log(LogCommand::Verify { run }) => Ok(commands::log::verify(context, &run)?),
+        Command::Log(LogCommand::Show { run }) => Ok(commands::log::print(context, &run)?),
+        Command::Report { run, output } => Ok(commands::log::report(context, &run, output)?),
         Command::Doctor(args) => commands::doctor::doctor(context, args).await,
         Command::Config(ConfigCommand::Show { profile, set, allow_weaker }) => {
             commands::config::show(context, &profile, set, allow_weaker)

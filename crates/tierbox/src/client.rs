@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
 use tierbox_core::{
-    Backend, Capabilities, Check, DestroyReport, EnvironmentSpec, Error, ErrorKind, Hold, LeaseRecord, Registry, Result,
+    Backend, Capabilities, Check, DestroyReport, EnvironmentSpec, Error, ErrorKind, Hold, LeaseRecord, Registry, Result, Secrets,
 };
 use tierbox_lease::{CleanupOptions, CleanupReport, Entry, Foreign, Journal, Standing, StateDir};
 use tierbox_profile::{Loader, Profile};
@@ -14,7 +14,7 @@ use tierbox_profile::{Loader, Profile};
 use crate::memo::Memo;
 use crate::profiles::{ProfileSource, Profiles};
 use crate::running::{Running, destroy};
-use crate::{StartOptions, check, start};
+use crate::{Run, StartOptions, check, runs, start};
 
 /// Starts and finds environments. Cheap to clone; clones share everything.
 ///
@@ -235,7 +235,21 @@ impl Tierbox {
         let environment = backend.attach(&entry.record).await?;
         let report = environment.report().clone();
         tracing::info!(target: "tierbox::op", id = entry.record.id, "attach");
-        Ok(Running::new(environment, backend, journal.clone(), None, report, Memo::from_value(&entry.memo)))
+        let memo = Memo::from_value(&entry.memo);
+        let log = memo.log.then(|| runs::open(journal, &entry.record.id, Secrets::new(), memo.secrets)).transpose()?;
+        Ok(Running::new(environment, backend, journal.clone(), None, report, memo).logged(log))
+    }
+
+    /// A run that was logged ([`StartOptions::log`]), by its environment's id or by its directory.
+    ///
+    /// # Errors
+    /// `NotFound`; what the file system says.
+    pub fn run(&self, id_or_directory: &str) -> Result<Run> {
+        let directory = match id_or_directory.contains('/') {
+            true => PathBuf::from(id_or_directory),
+            false => runs::directory(&self.state_path()?, id_or_directory)?,
+        };
+        Run::read(directory)
     }
 
     /// All environments in the state directory.

@@ -59,6 +59,7 @@ mod memo;
 mod options;
 mod profiles;
 mod running;
+mod runs;
 mod start;
 mod traced;
 mod undertaker;
@@ -71,6 +72,7 @@ pub use client::{Listed, Listing, Tierbox, TierboxBuilder};
 pub use options::StartOptions;
 pub use profiles::ProfileSource;
 pub use running::Running;
+pub use runs::Run;
 pub use tierbox_code as code;
 pub use tierbox_core::*;
 pub use tierbox_guest::transfer;
@@ -87,6 +89,11 @@ pub use tierbox_profile as profile;
 pub use tierbox_profile::{Loader, Overrides, Profile, ProfileBuilder, Secret, SecretRef};
 #[cfg(feature = "vagrant")]
 pub use tierbox_vagrant as vagrant;
+/// The program that verification runs inside, where this build carries it.
+pub fn supervisor_program() -> Option<&'static [u8]> {
+    tierbox_guest::supervisor::BYTES
+}
+
 pub use tierbox_verify as verify;
 pub use tierbox_verify::Verified;
 pub use undertaker::settle;

@@ -43,6 +43,13 @@ pub(crate) fn verified(layer: Option<&AuditLayer>, verified: Option<&Verified>) 
     layer.record(entry.argument("not-passed", open.map(|probe| probe.id.clone()).collect::<Vec<_>>()));
 }
 
+/// A document of the run was written.
+pub(crate) fn named(layer: Option<&AuditLayer>, step: &str, sha256: &str) {
+    if let Some(layer) = layer {
+        layer.record(entry(layer, step).argument("sha256", sha256));
+    }
+}
+
 /// The start failed, and is undone.
 pub(crate) fn failed(layer: Option<&AuditLayer>, error: &Error) {
     let Some(layer) = layer else { return };

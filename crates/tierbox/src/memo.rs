@@ -15,6 +15,10 @@ pub(crate) struct Memo {
     pub agent: AgentSettings,
     /// Code tasks.
     pub code: CodeSettings,
+    /// Whether there is an operation log.
+    pub log: bool,
+    /// Whether the profile holds secrets, which this note does not.
+    pub secrets: bool,
     /// Notes of whoever started it.
     pub labels: BTreeMap<String, String>,
 }
@@ -24,13 +28,20 @@ impl Default for Memo {
     fn default() -> Self {
         let code = CodeSettings { runtimes: Vec::new(), ..CodeSettings::default() };
         let agent = AgentSettings { preset: tierbox_core::Preset::Prod, ..AgentSettings::default() };
-        Self { programs: Vec::new(), agent, code, labels: BTreeMap::new() }
+        Self { programs: Vec::new(), agent, code, log: false, secrets: true, labels: BTreeMap::new() }
     }
 }
 
 impl Memo {
     pub fn of(spec: &EnvironmentSpec) -> Self {
-        Self { programs: spec.programs.clone(), agent: spec.agent.clone(), code: spec.code.clone(), labels: BTreeMap::new() }
+        Self {
+            programs: spec.programs.clone(),
+            agent: spec.agent.clone(),
+            code: spec.code.clone(),
+            log: false,
+            secrets: !spec.secrets.is_empty(),
+            labels: BTreeMap::new(),
+        }
     }
 
     /// As a lease keeps it.

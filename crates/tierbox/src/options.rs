@@ -45,6 +45,9 @@ pub struct StartOptions {
     pub progress: Option<Arc<dyn Progress>>,
     /// Keeps every command, file operation and decision of this environment. Nothing is kept where `None`.
     pub audit: Option<Arc<dyn Audit>>,
+    /// Keep an operation log and an attestation in the state directory, for [`Tierbox::run`](crate::Tierbox::run). Off by
+    /// default: what commands print is then written down, redacted.
+    pub log: bool,
 }
 
 impl StartOptions {
@@ -125,6 +128,12 @@ impl StartOptions {
         self.progress = Some(progress);
         self
     }
+    /// Keeps an operation log and an attestation in the state directory.
+    #[must_use]
+    pub fn log(mut self) -> Self {
+        self.log = true;
+        self
+    }
     /// Gives every command, file operation and decision to somebody who keeps them.
     #[must_use]
     pub fn audit(mut self, audit: Arc<dyn Audit>) -> Self {
@@ -147,6 +156,7 @@ impl fmt::Debug for StartOptions {
             .field("keepable", &self.keepable)
             .field("lifetime", &self.lifetime)
             .field("allow_weaker", &self.allow_weaker)
+            .field("log", &self.log)
             .field("labels", &self.labels)
             .finish_non_exhaustive()
     }

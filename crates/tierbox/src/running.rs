@@ -11,13 +11,13 @@ use tierbox_core::{
     Principal, Report, Result, Sandbox, Tooling,
 };
 use tierbox_lease::{Journal, Lease};
-use tierbox_verify::{Verification, Verified};
+use tierbox_verify::{Attestation, OperationLog, Verification, Verified};
 
 use crate::gate::Gate;
 use crate::memo::Memo;
 use crate::traced::Traced;
 use crate::undertaker::{Burial, bury};
-use crate::{AgentOptions, AgentSandbox, AuditLayer, life};
+use crate::{AgentOptions, AgentSandbox, AuditLayer, life, runs};
 
 /// An environment that runs, and what can be done with it.
 ///
@@ -34,6 +34,9 @@ pub struct Running {
     terminated: Arc<AtomicBool>,
     audit: Option<AuditLayer>,
     verified: Option<Verified>,
+    /// What it was started from, where this process did.
+    spec: Option<Box<EnvironmentSpec>>,
+    log: Option<Arc<OperationLog>>,
 }
 
 struct Parts {
@@ -62,6 +65,8 @@ impl Running {
             terminated: Arc::default(),
             audit: None,
             verified: None,
+            spec: None,
+            log: None,
             parts: Some(Parts { environment, backend, journal, lease }),
         }
     }
@@ -81,6 +86,48 @@ impl Running {
         }
     }
 
+    pub(crate) fn started_from(mut self, spec: EnvironmentSpec, log: Option<Arc<OperationLog>>) -> Self {
+        self.spec = Some(Box::new(spec));
+        self.log = log;
+        self
+    }
+
+    /// The same, with the log that was begun where it was started.
+    pub(crate) fn logged(mut self, log: Option<Arc<OperationLog>>) -> Self {
+        let audit = log.clone().map(|log| AuditLayer::new(log, self.id.as_str()));
+        self.log = log;
+        self.audited(audit)
+    }
+
+    /// What is known of it: what was declared, enforced and shown, and what was granted. `None` where another process started
+    /// it.
+    pub fn attestation(&self) -> Option<Attestation> {
+        let spec = self.spec.as_deref()?;
+        let head = self.log.as_ref().and_then(|log| log.flush(false).ok());
+        Some(Attestation::new(&self.id, spec, runs::profile_hash(spec), &self.report, self.verified.as_ref(), head))
+    }
+
+    /// Writes the attestation beside the log, and its hash into the log.
+    pub(crate) fn attest(&self) -> Result<()> {
+        let (Some(log), Some(attestation)) = (&self.log, self.attestation()) else { return Ok(()) };
+        let text = serde_json::to_vec_pretty(&attestation).unwrap_or_default();
+        let hash = runs::write(log.directory(), runs::ATTESTATION, &text)?;
+        life::named(self.audit.as_ref(), "attestation", &hash);
+        Ok(())
+    }
+
+    /// Keeps what the gateway decided, which would go with the environment.
+    async fn keep_decisions(&self) {
+        let Some(log) = &self.log else { return };
+        let Ok(decisions) = self.parts().environment.decisions().await else { return };
+        if decisions.is_empty() {
+            return;
+        }
+        if let Ok(hash) = runs::write(log.directory(), runs::DECISIONS, &runs::lines(&decisions)) {
+            life::named(self.audit.as_ref(), "egress", &hash);
+        }
+    }
+
     pub(crate) fn verified(mut self, verified: Option<Verified>) -> Self {
         self.verified = verified;
         self
@@ -92,12 +139,15 @@ impl Running {
         self.verified.as_ref()
     }
 
-    /// Carries all probes out in it now. `spec` is what it was started from.
+    /// Carries all probes out in it now.
     ///
     /// # Errors
-    /// If they could not be carried out; what they found is in the result, failures too.
+    /// `Unsupported` where another process started it; if they could not be carried out. What they found is in the result,
+    /// failures too.
     #[cfg(target_os = "linux")]
-    pub async fn verify(&self, spec: &EnvironmentSpec) -> Result<Verification> {
+    pub async fn verify(&self) -> Result<Verification> {
+        let unknown = || Error::unsupported("verify", "verification of an environment that another process started");
+        let spec = self.spec.as_deref().ok_or_else(unknown)?;
         let parts = self.parts();
         crate::verification::verify(&parts.backend, &parts.journal, spec, parts.environment.as_ref(), &self.report).await
     }
@@ -251,6 +301,7 @@ impl Running {
             Some(lease) => lease.clone(),
             None => Arc::new(parts.journal.adopt(&self.id)?),
         };
+        self.keep_decisions().await;
         if parts.environment.stop().await.is_err() {
             // What it could not end from inside may be ended from outside; if not, this says what is in the way.
             destroy(parts.backend.as_ref(), &lease.snapshot()).await?;
@@ -258,6 +309,10 @@ impl Running {
         lease.remove()?;
         tracing::info!(target: "tierbox::op", id = self.id, "stopped");
         life::step(self.audit.as_ref(), "stopped");
+        if let Some(log) = &self.log {
+            // What cannot be written now is told by the log's own check.
+            let _ = log.flush(true);
+        }
         self.parts = None;
         Ok(())
     }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use tierbox_core::{
-    Backend, Capabilities, Environment, EnvironmentSpec, Error, ErrorKind, Hold, HostIsolation, KillDomain, LeaseHandle,
+    Audit, Backend, Capabilities, Environment, EnvironmentSpec, Error, ErrorKind, Hold, HostIsolation, KillDomain, LeaseHandle,
     Progress, Report, Result, Silent,
 };
 use tierbox_lease::{Journal, Lease, NewLease};
@@ -13,7 +13,7 @@ use crate::StartOptions;
 use crate::memo::Memo;
 use crate::running::Running;
 use crate::undertaker::{Burial, bury};
-use crate::{AuditLayer, life};
+use crate::{AuditLayer, life, runs};
 
 /// Checks a specification without side effects.
 pub(crate) fn preflight(backend: &dyn Backend, spec: &EnvironmentSpec) -> Result<Capabilities> {
@@ -35,10 +35,22 @@ pub(crate) async fn start(
         name: options.name,
         lifetime: spec.limits.lifetime,
         max_environments: spec.limits.max_environments,
-        memo: Memo { labels: options.labels, ..Memo::of(&spec) }.to_value(),
+        memo: Memo { labels: options.labels, log: options.log, ..Memo::of(&spec) }.to_value(),
         ..NewLease::new(&spec.backend, &spec.profile, spec.tier.to_string())
     })?);
-    let audit = options.audit.map(|audit| AuditLayer::new(audit, lease.id()));
+    let log = match options.log.then(|| runs::begin(journal, lease.id(), &spec)).transpose() {
+        Ok(log) => log,
+        Err(error) => {
+            lease.remove()?;
+            return Err(error);
+        }
+    };
+    let kept: Option<Arc<dyn Audit>> = log.clone().map(|log| log as Arc<dyn Audit>);
+    let audit = match (kept, options.audit) {
+        (Some(log), Some(own)) => Some(Arc::new(runs::Both(log, own)) as Arc<dyn Audit>),
+        (log, own) => log.or(own),
+    };
+    let audit = audit.map(|audit| AuditLayer::new(audit, lease.id()));
     tracing::info!(target: "tierbox::op", id = lease.id(), profile = spec.profile, tier = %spec.tier, backend = spec.backend, "start");
     life::start(audit.as_ref(), &spec);
     let mut attempt = Attempt { backend: Some(backend.clone()), lease: lease.clone(), environment: None };
@@ -46,10 +58,13 @@ pub(crate) async fn start(
         Ok((report, verified)) => {
             let environment = attempt.finish();
             life::verified(audit.as_ref(), verified.as_ref());
-            life::ready(audit.as_ref(), &report);
-            let mut running = Running::new(environment, backend, journal.clone(), Some(lease), report, Memo::of(&spec))
+            let memo = Memo::of(&spec);
+            let mut running = Running::new(environment, backend, journal.clone(), Some(lease), report, memo)
                 .audited(audit)
-                .verified(verified);
+                .verified(verified)
+                .started_from(spec, log);
+            running.attest()?;
+            life::ready(running.audit(), running.report());
             if hold != Hold::Process {
                 running.let_go(hold).await?;
             }

@@ -11,6 +11,7 @@ use tierbox_core::{
 use tierbox_lease::{Journal, NewLease};
 use tierbox_verify::{ControlResult, ProbeResult, ProbeStatus, Twin, Twins, Verification, Verified, digest};
 
+use crate::runs::profile_hash;
 use crate::undertaker::{Burial, bury};
 
 /// Directories of the state directory where records of verifications are kept.
@@ -195,19 +196,6 @@ fn record_path(journal: &Journal, spec: &EnvironmentSpec, report: &Report) -> Pa
         "boot": boot.trim(),
     });
     journal.state().path().join(RECORDS).join(format!("{}.json", digest(key.to_string().as_bytes())))
-}
-
-/// The hash of the profile as resolved, without what is another for each start. Values that may be secrets do not count.
-pub(crate) fn profile_hash(spec: &EnvironmentSpec) -> String {
-    let mut shape = serde_json::to_value(spec).unwrap_or_default();
-    if let Some(shape) = shape.as_object_mut() {
-        shape.remove("hold");
-        shape.remove("files");
-        let names: Vec<&String> = spec.env.keys().collect();
-        shape.insert("env".to_owned(), serde_json::json!(names));
-    }
-    let text = spec.secrets.redact_text(&shape.to_string()).into_owned();
-    digest(text.as_bytes())
 }
 
 fn read(path: &Path) -> Option<Verification> {

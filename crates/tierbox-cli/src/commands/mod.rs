@@ -11,6 +11,7 @@ pub(crate) mod events;
 pub(crate) mod exec;
 pub(crate) mod execs;
 pub(crate) mod forward;
+pub(crate) mod log;
 pub(crate) mod ls;
 #[cfg(feature = "mcp")]
 pub(crate) mod mcp;
@@ -20,6 +21,7 @@ pub(crate) mod serve;
 pub(crate) mod shell;
 pub(crate) mod starting;
 pub(crate) mod up;
+pub(crate) mod verify;
 
 use clap::CommandFactory;
 

@@ -13,6 +13,7 @@ pub(crate) fn options(context: &Context, args: &StartArgs) -> StartOptions {
     let mut options = StartOptions::new();
     options.set = args.set.clone();
     options.allow_weaker = args.allow_weaker;
+    options.log = args.log;
     options.env = args.env.iter().map(|variable| (variable.key.clone(), variable.value.clone())).collect();
     let copied = args.copy_in.iter().map(|copy| CopyIn { host: copy.host.clone(), guest: copy.guest.clone() });
     options.files = copied.collect();
@@ -34,6 +35,7 @@ pub(crate) async fn start(
     options: StartOptions,
     for_agent: Option<&ExecRequest>,
 ) -> Result<Running, Failure> {
+    let logged = options.log;
     let client = context.client.clone();
     let spec = client.resolve(args.profile.as_str(), &options)?;
     if let Some(request) = for_agent {
@@ -42,6 +44,9 @@ pub(crate) async fn start(
     let running = context.interrupts.guard(client.start_spec(spec, options)).await?;
     if !context.global.quiet && !context.global.json {
         output::remark(&running.report().summary());
+        if logged {
+            output::remark(&format!("logged: look with `tierbox log show {0}` or `tierbox report {0}`", running.id()));
+        }
         for weakened in &running.report().weakened {
             output::remark(&format!("weakened: {weakened}"));
         }

@@ -1,0 +1,139 @@
+//! The directories of runs: operation log, attestation, decisions of the gateway.
+
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tierbox_core::{Audit, AuditEntry, Decision, EnvironmentSpec, Error, ErrorKind, Result, Secrets};
+use tierbox_lease::{Journal, check_id, remove_tree};
+use tierbox_verify::{LogLimits, OperationLog, digest};
+
+/// The directory of runs in a state directory.
+const RUNS: &str = "runs";
+/// Runs that are kept. The oldest of those that have ended go first.
+const KEPT: usize = 200;
+/// The attestation's name.
+pub(crate) const ATTESTATION: &str = "attestation.json";
+/// The name of the gateway's decisions.
+pub(crate) const DECISIONS: &str = "egress.jsonl";
+
+/// The directory of a run, by its environment's id.
+pub(crate) fn directory(state: &Path, id: &str) -> Result<PathBuf> {
+    check_id(id)?;
+    Ok(state.join(RUNS).join(id))
+}
+
+/// Opens the log of an environment.
+pub(crate) fn open(journal: &Journal, id: &str, secrets: Secrets, withhold: bool) -> Result<Arc<OperationLog>> {
+    let log = OperationLog::open(&directory(journal.state().path(), id)?, secrets, LogLimits::default())?;
+    Ok(Arc::new(if withhold { log.withholding() } else { log }))
+}
+
+/// Opens the log of an environment that is about to start, and makes room for it.
+pub(crate) fn begin(journal: &Journal, id: &str, spec: &EnvironmentSpec) -> Result<Arc<OperationLog>> {
+    // What cannot be removed now can be another time.
+    let _ = prune(journal);
+    open(journal, id, spec.secrets.clone(), false)
+}
+
+fn prune(journal: &Journal) -> Result<()> {
+    let failed = |error| Error::io("list runs", error);
+    let root = journal.state().path().join(RUNS);
+    let Ok(entries) = std::fs::read_dir(&root) else { return Ok(()) };
+    let mut runs = Vec::new();
+    for entry in entries.flatten() {
+        runs.push((entry.metadata().and_then(|meta| meta.modified()).map_err(failed)?, entry.file_name()));
+    }
+    if runs.len() < KEPT {
+        return Ok(());
+    }
+    runs.sort();
+    let living: Vec<String> = journal.list()?.entries.into_iter().map(|entry| entry.record.id).collect();
+    let ended = runs.iter().filter(|(_, name)| !living.iter().any(|id| name == id.as_str()));
+    for (_, name) in ended.take(runs.len() + 1 - KEPT) {
+        remove_tree(&root.join(name)).map_err(failed)?;
+    }
+    Ok(())
+}
+
+/// Writes a file of a run, whole or not at all. Returns its hash.
+pub(crate) fn write(directory: &Path, name: &str, contents: &[u8]) -> Result<String> {
+    let failed = |error| Error::io("write run", error).with_context("path", directory.join(name).display());
+    let unfinished = directory.join(format!(".{name}"));
+    let mut options = std::fs::OpenOptions::new();
+    let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&unfinished).map_err(failed)?;
+    file.write_all(contents).map_err(failed)?;
+    std::fs::rename(&unfinished, directory.join(name)).map_err(failed)?;
+    Ok(digest(contents))
+}
+
+/// Decisions as lines of JSON.
+pub(crate) fn lines(decisions: &[Decision]) -> Vec<u8> {
+    let mut lines = Vec::new();
+    for decision in decisions {
+        lines.extend(serde_json::to_vec(decision).unwrap_or_default());
+        lines.push(b'\n');
+    }
+    lines
+}
+
+/// The hash of the profile as resolved, without what is another for each start. Values that may be secrets do not count.
+pub(crate) fn profile_hash(spec: &EnvironmentSpec) -> String {
+    let mut shape = serde_json::to_value(spec).unwrap_or_default();
+    if let Some(shape) = shape.as_object_mut() {
+        shape.remove("hold");
+        shape.remove("files");
+        let names: Vec<&String> = spec.env.keys().collect();
+        shape.insert("env".to_owned(), serde_json::json!(names));
+    }
+    let text = spec.secrets.redact_text(&shape.to_string()).into_owned();
+    digest(text.as_bytes())
+}
+
+/// Two places that both keep everything.
+pub(crate) struct Both(pub Arc<dyn Audit>, pub Arc<dyn Audit>);
+
+impl Audit for Both {
+    fn record(&self, entry: AuditEntry) {
+        self.0.record(entry.clone());
+        self.1.record(entry);
+    }
+
+    fn check(&self) -> Result<()> {
+        self.0.check().and_then(|()| self.1.check())
+    }
+}
+
+/// A run that was logged.
+#[derive(Debug, Clone)]
+pub struct Run {
+    /// Its directory.
+    pub directory: PathBuf,
+    /// What was attested at its start; `None` if it never got so far.
+    pub attestation: Option<tierbox_verify::Attestation>,
+    /// What its gateway decided; empty without one, and while it runs.
+    pub decisions: Vec<Decision>,
+    /// Whether its attestation is the one that its log names.
+    pub attestation_matches: bool,
+}
+
+impl Run {
+    /// Reads what lies beside the log in the directory of a run.
+    pub(crate) fn read(directory: PathBuf) -> Result<Self> {
+        if !directory.join("log.jsonl").is_file() {
+            return Err(Error::new(ErrorKind::NotFound, "find run", format!("{} holds no operation log", directory.display()))
+                .with_help("a run is logged if it is asked for: `tierbox run --log`, StartOptions::log"));
+        }
+        let text = std::fs::read(directory.join(ATTESTATION)).ok();
+        let attestation = text.as_deref().and_then(|text| serde_json::from_slice(text).ok());
+        let hash = text.as_deref().map(digest);
+        let named = tierbox_verify::log::read(&directory)?.into_iter().find_map(|record| {
+            let value = &record.value["arguments"];
+            (value["step"] == "attestation").then(|| value["sha256"].as_str().map(str::to_owned))?
+        });
+        let decisions = std::fs::read_to_string(directory.join(DECISIONS)).unwrap_or_default();
+        let decisions = decisions.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+        Ok(Self { attestation, decisions, attestation_matches: hash == named, directory })
+    }
+}
