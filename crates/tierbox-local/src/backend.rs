@@ -18,7 +18,7 @@ use crate::plan::{self, Plan, cgroups::Cgroups, limits};
 use crate::reaper::Watched;
 use crate::scope::Scope;
 use crate::settings::{Mode, Settings};
-use crate::{BACKEND, crash, destroy, doctor, machine, spawn, twin};
+use crate::{BACKEND, crash, destroy, doctor, machine, selfcheck, spawn, twin};
 
 /// The mechanisms without which a container is not H1.
 const REQUIRED: [&str; 8] = [
@@ -166,6 +166,14 @@ fn make_directories(directories: &[PathBuf]) -> Result<()> {
     Ok(())
 }
 
+/// Adds what is seen from outside to what the machine says of itself.
+fn checked(spec: &EnvironmentSpec, mode: Mode, mut machine: machine::Machine) -> Result<machine::Machine> {
+    if mode == Mode::Container {
+        machine.ready.mechanisms.extend(selfcheck::outside(spec, machine.keeper.pid())?);
+    }
+    Ok(machine)
+}
+
 async fn start(
     spec: &EnvironmentSpec,
     lease: Arc<dyn LeaseHandle>,
@@ -216,7 +224,7 @@ async fn start(
     let launched = machine::launch(spawned, &plan.setup, way.as_ref(), spec.limits.startup).await;
     let machine = match launched.and_then(|machine| match lifted {
         Some(_) => Ok(machine),
-        None => check_tier(spec, &machine.ready).map(|()| machine),
+        None => check_tier(spec, &machine.ready).and_then(|()| checked(spec, mode, machine)),
     }) {
         Ok(machine) => machine,
         Err(error) => {

@@ -36,6 +36,8 @@ mod refusal;
 #[cfg(target_os = "linux")]
 mod scope;
 #[cfg(target_os = "linux")]
+mod selfcheck;
+#[cfg(target_os = "linux")]
 mod spawn;
 #[cfg(target_os = "linux")]
 mod twin;

@@ -43,10 +43,9 @@ pub(crate) async fn at_start(
         return Ok(None);
     }
     let record = record_path(journal, spec, report);
-    if mode == Verify::Once {
-        if let Some(verification) = read(&record) {
-            return Ok(Some(Verified { verification, reused: true }));
-        }
+    let known = (mode == Verify::Once).then(|| read(&record)).flatten();
+    if let Some(verification) = known {
+        return Ok(Some(Verified { verification, reused: true }));
     }
     let verification = verify(backend, journal, spec, environment, report).await?;
     if let Some(error) = refusal(&verification, spec) {

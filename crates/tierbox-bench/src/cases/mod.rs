@@ -11,6 +11,7 @@ mod serve;
 mod stream;
 #[cfg(feature = "vagrant")]
 mod vagrant;
+mod verify;
 
 use crate::bench::{Bench, Failure};
 use crate::report::Row;
@@ -51,6 +52,8 @@ pub(crate) const ALL: &[Case] = &[
     case("egress gateway", 8.0, egress::requests),
     case("exec through serve", 1.0, serve::exec),
     case("tasks through serve", 1.5, serve::tasks),
+    case("verification", 1.0, verify::all),
+    case("operation log", 1.2, verify::log),
     case("program size", 1.0, program::size),
     case("tierbox --help", 1.0, program::help),
     #[cfg(feature = "vagrant")]
