@@ -53,8 +53,8 @@ async fn pair(world: World) -> Outcome {
     if !page.stdout.text().contains("flag{reached}") {
         return Err(format!("the attacker found {page:?}"));
     }
-    let who = victim.run(ExecRequest::new(["hostname"])).await.map_err(text)?;
-    if who.stdout.text().trim() != "victim" {
+    let who = victim.run(ExecRequest::shell("ip -4 -o addr")).await.map_err(text)?;
+    if !who.stdout.text().contains("192.168.57.20/") {
         return Err(format!("the victim is {who:?}"));
     }
     let missing = running.machine("gateway").err().ok_or("there is no gateway")?;
