@@ -76,6 +76,10 @@ pub(super) fn probes(report: &Report, canaries: &Canaries) -> Vec<Probe> {
         HostIsolation::H3 => machine(&mut probes, report),
     }
     outside(&mut probes, report.locality, canaries);
+    if tier.host() == HostIsolation::H3 {
+        // A machine of its own runs services of its own, and their sockets lie where this host's would.
+        probes.retain(|probe| probe.id != "h.sockets");
+    }
     probes.push(shares(report));
     if tier.network() == Network::N0 {
         probes.push(metadata());
