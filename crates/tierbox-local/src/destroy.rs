@@ -179,7 +179,9 @@ fn kill_all(dir: &Path) {
     if frozen {
         // Also below: a supervisor that died while it killed a command leaves that command's own group frozen, and what is
         // frozen does not die.
-        for_each_below(dir, &|dir| drop(write_existing(&dir.join("freezer.state"), "THAWED")));
+        for_each_below(dir, &|dir| {
+            write_existing(&dir.join("freezer.state"), "THAWED");
+        });
     }
 }
 

@@ -136,7 +136,10 @@ fn decode(text: &str) -> Result<Vec<u8>> {
     let bad = || Error::new(ErrorKind::InvalidInput, "read arguments", "the base64 text is malformed");
     let digits: Vec<u8> = text.bytes().filter(|byte| !byte.is_ascii_whitespace()).collect();
     let plain = digits.split(|byte| *byte == b'=').next().unwrap_or_default();
-    if digits.len() % 4 != 0 || digits.len() - plain.len() > 2 || !digits[plain.len()..].iter().all(|byte| *byte == b'=') {
+    if !digits.len().is_multiple_of(4)
+        || digits.len() - plain.len() > 2
+        || !digits[plain.len()..].iter().all(|byte| *byte == b'=')
+    {
         return Err(bad());
     }
     let mut bytes = Vec::with_capacity(plain.len() * 3 / 4);
