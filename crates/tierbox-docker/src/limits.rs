@@ -151,7 +151,7 @@ impl Reports {
 
 fn size(bytes: u64) -> String {
     const UNITS: [(&str, u32); 3] = [("GiB", 30), ("MiB", 20), ("KiB", 10)];
-    let fitting = UNITS.iter().find(|(_, shift)| bytes >= 1 << shift && bytes % (1 << shift) == 0);
+    let fitting = UNITS.iter().find(|(_, shift)| bytes >= 1 << shift && bytes.is_multiple_of(1 << shift));
     fitting.map_or_else(|| format!("{bytes} bytes"), |(unit, shift)| format!("{} {unit}", bytes >> shift))
 }
 
