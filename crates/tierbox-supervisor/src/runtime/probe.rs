@@ -103,7 +103,7 @@ fn process(about: &str) -> Answer {
 fn procfs(path: &str) -> Answer {
     const PROC_SUPER_MAGIC: i64 = 0x9fa0;
     let found = rustix::fs::statfs(path).map_err(|errno| format!("errno {}", errno.raw_os_error()))?;
-    if i64::try_from(found.f_type).unwrap_or_default() != PROC_SUPER_MAGIC {
+    if found.f_type != PROC_SUPER_MAGIC {
         return Err("it is on another file system".to_owned());
     }
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").map_err(said)?;
