@@ -1,11 +1,15 @@
-//! The host's side of a tierbox machine: a full [`Sandbox`](tierbox_core::Sandbox) over a [`Channel`] to its supervisor.
+//! The host's side of a tierbox machine: a full [`Sandbox`](tierbox_core::Sandbox), once for all backends.
 //!
-//! A backend starts a supervisor in its machine, opens a channel to it, and makes a [`GuestSandbox`] of that. Everything
-//! else (commands, files, streams, cancellation) is here, once for all backends:
+//! A backend has one of three ways into its machine:
 //!
-//! 1. [`Channel::socket`] or [`Channel::stream`];
-//! 2. [`Channel::setup`], where this side describes the machine, and [`Channel::hello`];
-//! 3. [`GuestSandbox::new`].
+//! - **A socket on this host** ([`Channel::socket`]), or a stream that lives as long as the machine ([`Channel::stream`]): send a
+//!   set-up ([`Channel::setup`]), greet ([`Channel::hello`]), and make a [`GuestSandbox`].
+//! - **Lines that can drop**: ssh, an engine's exec, anything that connects standard input and output to a process in the machine.
+//!   [`install`] puts the supervisor there and starts it as one process that outlives its lines; [`Channel::begin`] speaks to it
+//!   over the first [`Line`], and a [`Reconnect`] of the backend's opens the next ones. Above, nobody notices but for the time it
+//!   takes: frames are counted and sent again where they are missing, so commands run once, and no byte is lost.
+//! - **Scripts alone**: where neither is to be had, a [`plain::PlainTransport`] that runs a shell script makes a
+//!   [`plain::PlainSandbox`], with the same semantics for what it declares.
 //!
 //! What the machine says is never trusted: it is bounded, checked, and a machine that breaks the protocol loses its channel.
 #![deny(missing_docs)]

@@ -6,6 +6,7 @@ pub(crate) mod egress;
 mod files;
 mod latency;
 mod parallel;
+mod plain;
 mod program;
 mod serve;
 mod stream;
@@ -54,6 +55,7 @@ pub(crate) const ALL: &[Case] = &[
     case("tasks through serve", 1.5, serve::tasks),
     case("verification", 1.0, verify::all),
     case("operation log", 1.2, verify::log),
+    case("plain exec", 20.0, plain::exec),
     case("program size", 1.0, program::size),
     case("tierbox --help", 1.0, program::help),
     #[cfg(feature = "vagrant")]
