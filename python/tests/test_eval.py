@@ -70,6 +70,8 @@ def test_an_eval_runs_and_its_log_says_in_what(tmp_path: Path, profile: str) -> 
     for entry in told:
         assert entry["tier"] == "T0.H1.N2" and entry["principal"] == "harness"
         assert entry["tooling"] == "declared; enforced by Inspect's tools and approvals"
+        found = entry["attestation"]["verification"]["probes"]
+        assert found and not [probe for probe in found if probe["status"] == "fail"]
         enforced = {m["name"] for m in entry["report"]["mechanisms"] if m["applied"] == "enforced"}
         assert {"seccomp", "network namespace"} <= enforced
     left = _daemon.ask_now("GET", "/v1/environments")["environments"]

@@ -201,8 +201,9 @@ impl Shared {
         let listed = self.client.list_one(running.id()).await?;
         let mut shown = describe(&listed);
         shown.machines = running.machines().iter().map(|machine| machine.name().to_owned()).collect();
-        let report = serde_json::to_value(running.report());
-        shown.report = Some(report.map_err(|error| Error::new(ErrorKind::Internal, "write report", error.to_string()))?);
+        let failed = |error: serde_json::Error| Error::new(ErrorKind::Internal, "write report", error.to_string());
+        shown.report = Some(serde_json::to_value(running.report()).map_err(failed)?);
+        shown.attestation = running.verification().map(serde_json::to_value).transpose().map_err(failed)?;
         Ok(shown)
     }
 
@@ -294,6 +295,7 @@ fn describe(listed: &Listed) -> wire::Environment {
         labels: listed.labels.iter().filter(foreign).map(|(key, value)| (key.clone(), value.clone())).collect(),
         machines: Vec::new(),
         report: None,
+        attestation: None,
     }
 }
 

@@ -74,10 +74,11 @@ async fn plan(asked: Asked, environment: &Busy) -> Result<(Plan, Presence)> {
         return Err(invalid("stdin follows the document only in the media type application/vnd.tierbox.exec"));
     }
     let mut request = request(head)?;
-    if matches!(request.stdin, Stdin::Stream) && request.pty.is_none() {
-        if let Some(bytes) = intake.little().await? {
-            request.stdin = Stdin::Bytes(bytes);
-        }
+    if matches!(request.stdin, Stdin::Stream)
+        && request.pty.is_none()
+        && let Some(bytes) = intake.little().await?
+    {
+        request.stdin = Stdin::Bytes(bytes);
     }
     Ok((Plan { actor, request, limit, detach, intake }, presence))
 }

@@ -49,10 +49,10 @@ impl Origin {
         if headers.contains_key(ORIGIN) || headers.contains_key("sec-fetch-site") {
             return Err(Refusal::Forbidden("requests from browsers are refused"));
         }
-        if let Self::Tcp { port } = self {
-            if !names_us(headers, *port) {
-                return Err(Refusal::Forbidden("the Host header does not name this daemon"));
-            }
+        if let Self::Tcp { port } = self
+            && !names_us(headers, *port)
+        {
+            return Err(Refusal::Forbidden("the Host header does not name this daemon"));
         }
         match (headers.get(AUTHORIZATION), self) {
             (Some(value), _) => {

@@ -67,6 +67,10 @@ pub struct Environment {
     /// What was enforced. Null in lists.
     #[schemars(with = "Option<serde_json::Map<String, serde_json::Value>>")]
     pub report: Option<serde_json::Value>,
+    /// What verification found from inside, at this start or at an earlier one of the same configuration. Null in lists, for
+    /// what was not verified, and after the daemon was started again.
+    #[schemars(with = "Option<serde_json::Map<String, serde_json::Value>>")]
+    pub attestation: Option<serde_json::Value>,
 }
 
 /// All environments, and who waits for one.
