@@ -224,7 +224,10 @@ mod conformance {
 
     #[tokio::test]
     async fn starts_wait_their_turn_and_are_shown() {
-        let daemon = Daemon::start(|options| drop(options.budget.backends.insert("local".into(), 1))).await;
+        let daemon = Daemon::start(|options| {
+            options.budget.backends.insert("local".into(), 1);
+        })
+        .await;
         let first = daemon.create(json!({ "profile": PROFILE })).await;
         let refused = daemon.json("POST", "/v1/environments", json!({ "profile": PROFILE, "wait": 0.1 })).await;
         assert_eq!((refused.status, refused.kind().as_str()), (429, "limit-reached"));
@@ -250,7 +253,10 @@ mod conformance {
 
     #[tokio::test]
     async fn a_start_whose_client_goes_away_leaves_nothing() {
-        let daemon = Daemon::start(|options| drop(options.budget.backends.insert("local".into(), 1))).await;
+        let daemon = Daemon::start(|options| {
+            options.budget.backends.insert("local".into(), 1);
+        })
+        .await;
         let first = daemon.create(json!({ "profile": PROFILE })).await;
         let mut stream = daemon.connect().await;
         let kind = [("content-type", "application/json")];

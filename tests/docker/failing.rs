@@ -61,7 +61,8 @@ impl Own {
 impl Drop for Own {
     fn drop(&mut self) {
         if let Err(error) = self.script("stop") {
-            eprintln!("{error}");
+            use std::io::Write;
+            let _ = writeln!(std::io::stderr(), "{error}");
         }
     }
 }

@@ -109,7 +109,7 @@ start() {
   for image in ${TIERBOX_ENGINE_IMAGES:-debian busybox scratch}; do
     has "tierbox-test/$image:1" || "${image}_image"
   done
-  echo "TIERBOX_DOCKER_HOST=unix://$socket"
+  echo "TIERBOX_ENGINE_DOCKER=unix://$socket"
 }
 
 stop() {

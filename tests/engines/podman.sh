@@ -65,7 +65,7 @@ END
     [ -s "$engines/docker/debian.tar" ] || "$(dirname "$0")/docker.sh" start >/dev/null
     podman import --quiet -c 'CMD ["/bin/sh"]' "$engines/docker/debian.tar" docker.io/tierbox-test/debian:1 >/dev/null
   fi
-  echo "TIERBOX_PODMAN_HOST=unix://$socket"
+  echo "TIERBOX_ENGINE_PODMAN=unix://$socket"
 }
 
 stop() {

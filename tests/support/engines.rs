@@ -10,7 +10,7 @@ pub const DEBIAN: &str = "tierbox-test/debian:1";
 
 /// The engine's address, or why there is none.
 pub fn address(engine: &str) -> Result<String, Absence> {
-    let variable = format!("TIERBOX_{}_HOST", engine.to_uppercase());
+    let variable = format!("TIERBOX_ENGINE_{}", engine.to_uppercase());
     std::env::var(&variable).map_err(|_| Absence {
         reason: format!("{variable} is not set: tests/engines/{engine}.sh was not started"),
         install: format!("cargo xtask test --engine {engine}"),

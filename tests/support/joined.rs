@@ -37,7 +37,10 @@ impl Scissors {
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_nanos() as u64;
         let given = std::env::var("TIERBOX_CUT_SEED").ok().and_then(|seed| seed.parse().ok());
         let seed = given.unwrap_or(now ^ u64::from(std::process::id()) << 32) | 1;
-        eprintln!("lines are cut by TIERBOX_CUT_SEED={seed}");
+        #[allow(clippy::print_stderr, reason = "who repeats a failure needs the seed")]
+        {
+            eprintln!("lines are cut by TIERBOX_CUT_SEED={seed}");
+        }
         Self(Arc::new(AtomicU64::new(seed)))
     }
 

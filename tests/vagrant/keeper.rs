@@ -140,7 +140,8 @@ pub fn main() -> ExitCode {
     match runtime.block_on(serve()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("{error:?}");
+            use std::io::Write;
+            let _ = writeln!(std::io::stderr(), "{error:?}");
             ExitCode::FAILURE
         }
     }

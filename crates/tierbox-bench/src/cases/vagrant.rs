@@ -125,7 +125,7 @@ fn starts(bench: &Bench, client: &Tierbox) -> Result<Vec<Row>, Failure> {
     }
     bench.wait(client.cleanup(tierbox::CleanupOptions { all: true, kept: true }))?;
     Ok(vec![
-        Row::less_is_better("vagrant: start", "ms", Summary::of_times(&ours), "vagrant up", up.clone(), 1.15),
+        Row::less_is_better("vagrant: start", "ms", Summary::of_times(&ours), "vagrant up", up, 1.15),
         Row::less_is_better("vagrant: start from the pool", "ms", Summary::of_times(&warm), "vagrant up", up, 0.5),
     ])
 }

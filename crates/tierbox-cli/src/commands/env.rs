@@ -21,7 +21,7 @@ pub(crate) fn env(context: &Context, profile: &str) -> Result<u8, Failure> {
             &values.iter().map(|(name, value)| (*name, value.to_string())).collect::<std::collections::BTreeMap<_, _>>(),
         );
     } else {
-        values.iter().for_each(|(name, value)| output::line(&format!("export {name}={value}")));
+        values.iter().for_each(|(name, value)| output::line(format!("export {name}={value}")));
     }
     Ok(0)
 }

@@ -72,5 +72,5 @@ fn show(text: &[u8], json: bool) {
     let missed = event.missed.map(|missed| format!("{missed} events"));
     let words = [event.environment, event.backend, event.profile, event.client, event.exec, outcome, missed];
     let words: Vec<String> = words.into_iter().flatten().collect();
-    output::line(&neutral::line(format!("{kind:12} {}", words.join("  ")).as_bytes()));
+    output::line(neutral::line(format!("{kind:12} {}", words.join("  ")).as_bytes()));
 }

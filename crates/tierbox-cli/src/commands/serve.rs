@@ -21,7 +21,7 @@ pub(crate) async fn serve(context: &mut Context, args: ServeArgs) -> Result<u8, 
         if context.global.json {
             output::json(&serde_json::json!({ "socket": socket }));
         } else {
-            output::line(&socket.display().to_string());
+            output::line(socket.display().to_string());
         }
         return Ok(0);
     }
