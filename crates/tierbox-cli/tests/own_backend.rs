@@ -32,6 +32,7 @@ fn does_the_same() -> Result<(), Failed> {
         .output()?;
     assert_eq!(String::from_utf8_lossy(&output.stdout), "hello\n", "{output:?}");
     let left = support::tierbox(state.path()).args(["ls", "--json"]).output()?;
-    assert_eq!(String::from_utf8_lossy(&left.stdout), "{\"environments\":[],\"foreign\":[]}\n");
+    let left = String::from_utf8_lossy(&left.stdout).into_owned();
+    assert!(left.starts_with("{\"environments\":[],\"foreign\":[]"), "{left}");
     Ok(())
 }

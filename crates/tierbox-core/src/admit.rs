@@ -178,6 +178,7 @@ mod unit {
         Capabilities {
             networks: vec![Network::N0, Network::N2],
             kill_domain: KillDomain::Cgroup,
+            confined_exec: true,
             mounts: MountSupport::ReadOnly,
             limits: LimitCapabilities { memory: true, ..LimitCapabilities::default() },
             ..Capabilities::none(HostIsolation::H1, Locality::Local)
