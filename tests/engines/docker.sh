@@ -109,6 +109,8 @@ start() {
   for image in ${TIERBOX_ENGINE_IMAGES:-debian busybox scratch}; do
     has "tierbox-test/$image:1" || "${image}_image"
   done
+  # The image of the ready profile, which nothing here can fetch.
+  has debian:12-slim || docker tag tierbox-test/debian:1 debian:12-slim
   echo "TIERBOX_ENGINE_DOCKER=unix://$socket"
 }
 

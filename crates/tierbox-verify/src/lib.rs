@@ -20,4 +20,4 @@ pub fn digest(bytes: &[u8]) -> String {
 }
 pub use probe::{ControlResult, ProbeResult, ProbeStatus, Verification, Verified};
 #[cfg(target_os = "linux")]
-pub use probe::{Twin, Twins, verify};
+pub use probe::{Twin, Twins, remove_orphans, verify};

@@ -310,6 +310,8 @@ impl Tierbox {
     /// # Errors
     /// If the state directory cannot be read; the rest is in the report.
     pub async fn cleanup(&self, options: CleanupOptions) -> Result<CleanupReport> {
+        #[cfg(target_os = "linux")]
+        tierbox_verify::remove_orphans();
         tierbox_lease::cleanup(self.journal()?, &self.inner.registry, options).await
     }
 

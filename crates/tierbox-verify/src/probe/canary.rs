@@ -3,8 +3,8 @@
 use std::io::Write;
 use std::net::{TcpListener, UdpSocket};
 use std::os::linux::net::SocketAddrExt;
-use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::{SocketAddr, UnixListener};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,6 +16,27 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 const STEP: Duration = Duration::from_millis(100);
 /// The most addresses of this host that are tried from inside.
 const MOST_ADDRESSES: usize = 6;
+
+/// What the names of directories and sockets begin with.
+const NAME: &str = "tierbox-canary-";
+
+/// Removes the directories of canaries whose process died before it could: this user's, and only those whose socket of the
+/// same name nobody listens on any more.
+pub fn remove_orphans() {
+    let own = rustix::process::geteuid().as_raw();
+    for entry in std::fs::read_dir(std::env::temp_dir()).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let is_ours = |nonce: &str| nonce.len() == 32 && nonce.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let Some(name) = name.to_str().filter(|name| name.strip_prefix(NAME).is_some_and(is_ours)) else { continue };
+        let Ok(meta) = std::fs::symlink_metadata(entry.path()) else { continue };
+        let Ok(address) = SocketAddr::from_abstract_name(name) else { continue };
+        let is_dead =
+            || UnixStream::connect_addr(&address).is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused);
+        if meta.is_dir() && meta.uid() == own && is_dead() {
+            let _ = std::fs::remove_dir_all(entry.path());
+        }
+    }
+}
 
 /// Listeners of every kind, open to every user of this host, and a file. Gone when dropped.
 pub(crate) struct Canaries {
@@ -48,24 +69,26 @@ struct Listeners {
 
 impl Canaries {
     pub(crate) fn new() -> std::io::Result<Self> {
+        remove_orphans();
         let nonce = nonce()?;
-        let directory = std::env::temp_dir().join(format!("tierbox-canary-{nonce}"));
+        let nameless = format!("{NAME}{nonce}");
+        // Before the directory: while this socket listens, the directory has an owner.
+        let alive = UnixListener::bind_addr(&SocketAddr::from_abstract_name(&nameless)?)?;
+        let directory = std::env::temp_dir().join(&nameless);
         std::fs::create_dir(&directory)?;
         std::fs::set_permissions(&directory, std::fs::Permissions::from_mode(0o755))?;
-        let made = Self::listen(nonce, directory.clone());
+        let made = Self::listen(nonce, nameless, alive, directory.clone());
         if made.is_err() {
             let _ = std::fs::remove_dir_all(&directory);
         }
         made
     }
 
-    fn listen(nonce: String, directory: PathBuf) -> std::io::Result<Self> {
+    fn listen(nonce: String, nameless: String, alive: UnixListener, directory: PathBuf) -> std::io::Result<Self> {
         std::fs::write(directory.join("marker"), &nonce)?;
         let socket = directory.join("socket");
         let unix = UnixListener::bind(&socket)?;
         std::fs::set_permissions(&socket, std::fs::Permissions::from_mode(0o666))?;
-        let nameless = format!("tierbox-canary-{nonce}");
-        let nameless_listener = UnixListener::bind_addr(&SocketAddr::from_abstract_name(&nameless)?)?;
         let mut tcp = vec![TcpListener::bind("0.0.0.0:0")?];
         let mut udp = vec![UdpSocket::bind("0.0.0.0:0")?];
         // A host without IPv6 has nothing to hide there.
@@ -88,7 +111,7 @@ impl Canaries {
             thread: None,
             nonce: nonce.clone(),
         };
-        let listeners = Listeners { nonce, tcp, udp, dns, unix: vec![unix, nameless_listener] };
+        let listeners = Listeners { nonce, tcp, udp, dns, unix: vec![unix, alive] };
         listeners.tcp.iter().try_for_each(|listener| listener.set_nonblocking(true))?;
         listeners.unix.iter().try_for_each(|listener| listener.set_nonblocking(true))?;
         listeners.udp.iter().chain([&listeners.dns]).try_for_each(|socket| socket.set_nonblocking(true))?;
@@ -185,4 +208,26 @@ fn addresses() -> (Vec<String>, Vec<String>) {
     four.truncate(MOST_ADDRESSES);
     six.truncate(MOST_ADDRESSES);
     (four, six)
+}
+
+#[cfg(test)]
+mod unit {
+    use super::*;
+
+    #[test]
+    fn what_a_dead_process_left_is_removed_and_nothing_else() {
+        let living = Canaries::new().unwrap();
+        let orphan = std::env::temp_dir().join(format!("{NAME}{}", nonce().unwrap()));
+        let other = std::env::temp_dir().join(format!("{NAME}of-somebody-{}", nonce().unwrap()));
+        for directory in [&orphan, &other] {
+            std::fs::create_dir(directory).unwrap();
+            std::fs::write(directory.join("marker"), "x").unwrap();
+        }
+        remove_orphans();
+        assert!(!orphan.exists() && other.exists() && living.directory.exists());
+        std::fs::remove_dir_all(other).unwrap();
+        let directory = living.directory.clone();
+        drop(living);
+        assert!(!directory.exists());
+    }
 }

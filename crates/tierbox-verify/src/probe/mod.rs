@@ -11,6 +11,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 #[cfg(target_os = "linux")]
+pub use canary::remove_orphans;
+#[cfg(target_os = "linux")]
 pub use run::{Twin, Twins, verify};
 
 /// What came of a probe.
