@@ -110,7 +110,7 @@ start() {
     has "tierbox-test/$image:1" || "${image}_image"
   done
   # The image of the ready profile, which nothing here can fetch.
-  has debian:12-slim || docker tag tierbox-test/debian:1 debian:12-slim
+  if has tierbox-test/debian:1 && ! has debian:12-slim; then docker tag tierbox-test/debian:1 debian:12-slim; fi
   echo "TIERBOX_ENGINE_DOCKER=unix://$socket"
 }
 

@@ -1,12 +1,13 @@
 //! Files over a plain transport. Small ones take one script, large ones one for each piece.
 
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use tierbox_core::{ByteReader, DirEntry, Error, ErrorKind, FileKind, FileMeta, GuestPath, ReadOptions, Result, WriteOptions};
 use tokio::io::AsyncReadExt;
-use tokio::sync::mpsc;
+use tokio::sync::{Mutex, OwnedMutexGuard, mpsc};
 
 use super::call::Caller;
 use super::exec::Pieces;
@@ -320,14 +321,15 @@ impl PlainSandbox {
     }
 
     pub(super) async fn write_path(&self, path: &GuestPath, mut contents: ByteReader, options: WriteOptions) -> Result<()> {
-        const TRIED: &str = "write";
         let size = self.yard.caller.limits().stdin;
         let tag = crate::exec::new_id()?;
         let new = if options.create_new { "1" } else { "" };
         let mode = options.mode.map(|mode| format!("{:o}", mode & 0o7777)).unwrap_or_default();
         let vars = format!("NEW={new}; MODE={mode}; TAG={tag}");
         let mut next = self.next_piece(&mut contents, size, path).await?;
-        let mut guard = Unfinished { sandbox: self.clone(), path: path.clone(), vars: vars.clone(), armed: false };
+        let turn = Arc::new(Mutex::new(()));
+        let mut guard =
+            Unfinished { sandbox: self.clone(), path: path.clone(), vars: vars.clone(), turn: turn.clone(), armed: false };
         let mut at = 0;
         loop {
             let piece = next;
@@ -340,12 +342,30 @@ impl PlainSandbox {
             );
             guard.armed = true;
             at += piece.len() as u64;
-            self.on_path(path, &vars, &script, piece, TRIED).await?;
+            self.write_piece(path, &vars, script, piece, turn.clone().lock_owned().await).await?;
             if last {
                 guard.armed = false;
                 return Ok(());
             }
         }
+    }
+
+    /// Its turn ends with the script, not with the call: whoever gives up the call leaves the script running.
+    async fn write_piece(
+        &self,
+        path: &GuestPath,
+        vars: &str,
+        script: String,
+        piece: Bytes,
+        turn: OwnedMutexGuard<()>,
+    ) -> Result<()> {
+        let (this, path, vars) = (self.clone(), path.clone(), vars.to_owned());
+        let running = driver::handle()?.spawn(async move {
+            let result = this.on_path(&path, &vars, &script, piece, "write").await;
+            drop(turn);
+            result
+        });
+        running.await.unwrap_or_else(|_| Err(Error::new(ErrorKind::Internal, "write", "the transport panicked"))).map(drop)
     }
 
     async fn next_piece(&self, contents: &mut ByteReader, size: usize, path: &GuestPath) -> Result<Bytes> {
@@ -440,6 +460,8 @@ struct Unfinished {
     sandbox: PlainSandbox,
     path: GuestPath,
     vars: String,
+    /// Held while a piece is written: what a script is still about to make cannot be removed yet.
+    turn: Arc<Mutex<()>>,
     armed: bool,
 }
 
@@ -448,9 +470,10 @@ impl Drop for Unfinished {
         if !self.armed {
             return;
         }
-        let (sandbox, path, vars) = (self.sandbox.clone(), self.path.clone(), self.vars.clone());
+        let (sandbox, path, vars, turn) = (self.sandbox.clone(), self.path.clone(), self.vars.clone(), self.turn.clone());
         if let Ok(driver) = driver::handle() {
             driver.spawn(async move {
+                let _turn = turn.lock().await;
                 let script = format!("{WRITE_PLACE}rm -f -- \"$T\"\n");
                 let _ = sandbox.on_path(&path, &vars, &script, Bytes::new(), "write").await;
             });

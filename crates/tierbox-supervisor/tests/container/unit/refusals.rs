@@ -58,16 +58,16 @@ fn a_set_up_that_is_not_one() {
 #[test]
 fn paths_that_do_not_exist() {
     let mut setup = usual();
-    setup.binds = vec![Bind { host: blob("/nonexistent/x"), guest: blob("/x"), writable: false, optional: false }];
-    assert_eq!(refused(&setup), ("mount /nonexistent/x".into(), libc::ENOENT, String::new()));
+    setup.binds = vec![Bind { host: blob("/tierbox-nonexistent/x"), guest: blob("/x"), writable: false, optional: false }];
+    assert_eq!(refused(&setup), ("mount /tierbox-nonexistent/x".into(), libc::ENOENT, String::new()));
     let mut setup = usual();
-    setup.root = Root::Directory { path: blob("/nonexistent") };
-    assert_eq!(refused(&setup), ("mount /nonexistent".into(), libc::ENOENT, String::new()));
+    setup.root = Root::Directory { path: blob("/tierbox-nonexistent") };
+    assert_eq!(refused(&setup), ("mount /tierbox-nonexistent".into(), libc::ENOENT, String::new()));
     let mut setup = usual();
-    setup.listen = Some(blob("/nonexistent/socket"));
+    setup.listen = Some(blob("/tierbox-nonexistent/socket"));
     assert_eq!(refused(&setup), ("listen socket".into(), libc::ENOENT, String::new()));
     let mut setup = usual();
-    setup.cgroups = vec![Cgroup { path: blob("/nonexistent/group"), kind: "memory".into(), settings: Vec::new() }];
+    setup.cgroups = vec![Cgroup { path: blob("/tierbox-nonexistent/group"), kind: "memory".into(), settings: Vec::new() }];
     let (step, errno, _) = refused(&setup);
     assert_eq!((step.as_str(), errno), ("cgroup memory", libc::ENOENT));
 }
