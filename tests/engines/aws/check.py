@@ -1,0 +1,289 @@
+#!/usr/bin/env python3
+"""Checks the server with boto3, AWS's own client: every behaviour that the backend leans on. Usage: check.py [port]"""
+import json
+import os
+import sys
+import time
+import urllib.request
+import uuid
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import ClientError
+
+URL = f"http://127.0.0.1:{sys.argv[1] if len(sys.argv) > 1 else '5055'}"
+KEY = "check-" + uuid.uuid4().hex[:8]  # an access key of its own: what it switches disturbs nobody
+BUCKET = KEY
+CONFIG = Config(retries={"total_max_attempts": 1, "mode": "standard"}, s3={"addressing_style": "path"})
+ec2, ssm, s3, iam = (boto3.client(service, config=CONFIG, endpoint_url=URL, region_name="us-east-1", aws_access_key_id=KEY,
+                                  aws_secret_access_key="t") for service in ("ec2", "ssm", "s3", "iam"))
+IMAGE = ec2.describe_images()["Images"][0]["ImageId"]
+TERMINAL = ("Success", "Failed", "TimedOut", "Cancelled")
+passed = 0
+
+
+def emulator(question, body=None):
+    data = json.dumps(body).encode() if body is not None else None
+    return json.load(urllib.request.urlopen(urllib.request.Request(f"{URL}/__emu__/{question}?key={KEY}", data)))
+
+
+class knobs:
+    """Knobs of this caller for as long as a block runs."""
+
+    def __init__(self, **values):
+        self.values = values
+
+    def __enter__(self):
+        before = emulator("state")["config"]
+        self.before = {name: before[name] for name in self.values}
+        emulator("config", self.values)
+
+    def __exit__(self, *_):
+        emulator("config", self.before)
+
+
+def check(name, holds, note=""):
+    global passed
+    passed += 1
+    print(("ok   " if holds else "FAIL ") + name, note, flush=True)
+    if not holds:
+        sys.exit(1)
+
+
+def code(call, *rest, **named):
+    try:
+        call(*rest, **named)
+    except ClientError as error:
+        return error.response["Error"]["Code"]
+
+
+def launch(**more):
+    instance = ec2.run_instances(ImageId=IMAGE, MinCount=1, MaxCount=1, InstanceType="t3.small", **more)["Instances"][0]
+    return instance["InstanceId"], instance["State"]["Name"]
+
+
+def information(id):
+    return ssm.describe_instance_information(Filters=[{"Key": "InstanceIds", "Values": [id]}])["InstanceInformationList"]
+
+
+def until(condition, what, limit=30):
+    begun = time.time()
+    while time.time() - begun < limit:
+        got = condition()
+        if got:
+            return got
+        time.sleep(0.03)
+    sys.exit(f"FAIL after {limit} s: {what}")
+
+
+def online(id):
+    begun = time.time()
+    until(lambda: (information(id) or [{}])[0].get("PingStatus") == "Online", f"{id} online")
+    return time.time() - begun
+
+
+def send(id, *commands, timeout=None, parameters=None, **more):
+    all_of_them = {"commands": list(commands), **({"executionTimeout": [str(timeout)]} if timeout else {}), **(parameters or {})}
+    return ssm.send_command(InstanceIds=[id], DocumentName="AWS-RunShellScript", Parameters=all_of_them, **more)["Command"]["CommandId"]
+
+
+def wait(command, id, seen=None):
+    seen = seen if seen is not None else []
+
+    def ended():
+        try:
+            invocation = ssm.get_command_invocation(CommandId=command, InstanceId=id)
+            seen.append(invocation["Status"])
+            return invocation if invocation["Status"] in TERMINAL else None
+        except ClientError as error:
+            seen.append(error.response["Error"]["Code"])
+    return until(ended, f"the end of {command}", 40)
+
+
+def run(id, *commands, **more):
+    return wait(send(id, *commands, **more), id)
+
+
+def read(key):
+    return s3.get_object(Bucket=BUCKET, Key=key)["Body"].read()
+
+
+def check_launch():
+    id, state = launch(TagSpecifications=[{"ResourceType": "instance", "Tags": [{"Key": "mark", "Value": KEY}]}])
+    check("RunInstances answers pending", state == "pending", id)
+    check("SendCommand before Online", code(send, id, "true") == "InvalidInstanceId")
+    took = online(id)
+    check("Online only after boot_s and ssm_online_s", took > 0.4, f"{took:.2f} s")
+    filters = [{"Name": "tag:mark", "Values": [KEY]}, {"Name": "instance-state-name", "Values": ["running"]}]
+    found = [each["InstanceId"] for group in ec2.describe_instances(Filters=filters)["Reservations"] for each in group["Instances"]]
+    check("found by tag and state", found == [id])
+    first, second = (ec2.run_instances(ImageId=IMAGE, MinCount=1, MaxCount=1, ClientToken=KEY)["Instances"][0]["InstanceId"] for _ in "ab")
+    check("ClientToken is idempotent", first == second)
+    ec2.terminate_instances(InstanceIds=[first])
+    return id
+
+
+def check_commands(id):
+    seen = []
+    command = send(id, "echo out; echo err >&2; id -un; pwd; hostname; echo home=${HOME-unset}; exit 7",
+                   OutputS3BucketName=BUCKET, OutputS3KeyPrefix="p/x/")
+    got = wait(command, id, seen)
+    check("runs for real: code and streams", (got["ResponseCode"], got["Status"]) == (7, "Failed")
+          and got["StandardOutputContent"] == f"out\nroot\n/usr/bin\n{id}\nhome=unset\n"
+          and got["StandardErrorContent"] == "err\nfailed to run commands: exit status 7", repr(got["StandardErrorContent"]))
+    check("InvocationDoesNotExist at first", "InvocationDoesNotExist" in seen and seen[-1] == "Failed")
+    prefix = f"p/x/{command}/{id}/awsrunShellScript/0.awsrunShellScript/"
+    check("output in S3 at SSM's keys", read(prefix + "stdout").startswith(b"out\nroot") and b"err\n" in read(prefix + "stderr"))
+    got = run(id, "true", OutputS3BucketName=BUCKET, OutputS3KeyPrefix="p/y")
+    check("no object for an empty stream", s3.list_objects_v2(Bucket=BUCKET, Prefix="p/y")["KeyCount"] == 0)
+    command = send(id, "head -c 100000 /dev/zero | tr '\\0' a; head -c 50000 /dev/zero | tr '\\0' b >&2",
+                   OutputS3BucketName=BUCKET, OutputS3KeyPrefix="big")
+    got = wait(command, id)
+    check("inline output is cut at 24000 and 8000", len(got["StandardOutputContent"]) == 24000
+          and got["StandardOutputContent"].endswith("--output truncated--") and len(got["StandardErrorContent"]) == 8000)
+    key = f"big/{command}/{id}/awsrunShellScript/0.awsrunShellScript/stdout"
+    check("the whole of it is in S3", s3.head_object(Bucket=BUCKET, Key=key)["ContentLength"] == 100000)
+    run(id, "echo kept > /opt/f; (sleep 300 >/dev/null 2>&1 &) ; echo 1")
+    got = run(id, "cat /opt/f; pgrep -c sleep")
+    check("files and background processes stay", got["StandardOutputContent"].startswith("kept\n"))
+    check("the host is untouched", not os.path.exists("/opt/f"))
+    got = run(id, "#!/bin/bash", "[[ 1 == 1 ]] && echo bash; pwd", parameters={"workingDirectory": ["/etc"]})
+    check("shebang and workingDirectory", got["StandardOutputContent"] == "bash\n/etc\n")
+    got = run(id, "true", parameters={"workingDirectory": ["/not/there"]})
+    check("a missing workingDirectory fails as the agent's does", got["ResponseCode"] == 1
+          and got["StandardErrorContent"].startswith("fork/exec /usr/bin/sh: no such file"), repr(got["StandardErrorContent"]))
+    got = run(id, "useradd -m agent 2>/dev/null; su -l agent -s /bin/bash << 'EOF'", "id -un; echo $HOME; echo no > /etc/x || echo denied", "EOF")
+    check("other users", got["StandardOutputContent"] == "agent\n/home/agent\ndenied\n", repr(got["StandardErrorContent"]))
+    begun = time.time()
+    commands = [send(id, "sleep 1") for _ in range(6)]
+    for each in commands:
+        wait(each, id)
+    check("six commands of 1 s take 2 s: five workers", time.time() - begun > 1.9, f"{time.time() - begun:.1f} s")
+    rows = ssm.list_command_invocations(CommandId=commands[0], Details=True)["CommandInvocations"]
+    check("ListCommandInvocations", rows[0]["Status"] == "Success" and rows[0]["CommandPlugins"][0]["ResponseCode"] == 0)
+    check("big parameters are refused", code(send, id, "#" + "x" * 100000) == "MaxDocumentSizeExceeded")
+    check("a bad executionTimeout", code(send, id, "true", timeout=999999) == "InvalidParameters")
+
+
+def check_ends(id):
+    begun = time.time()
+    got = run(id, "sleep 60 & echo hi", timeout=5)
+    check("a background child that holds stdout holds the command", got["Status"] == "TimedOut" and time.time() - begun > 4.5)
+    got = run(id, "echo before; sleep 60", timeout=5)
+    check("executionTimeout: TimedOut and 137", (got["Status"], got["ResponseCode"], got["StatusDetails"]) == ("TimedOut", 137, "ExecutionTimedOut")
+          and got["StandardOutputContent"] == "before\n")
+    got = run(id, "kill -9 $$")
+    check("any exit 137 is TimedOut, as the real agent has it", (got["Status"], got["ResponseCode"]) == ("TimedOut", 137)
+          and got["StandardErrorContent"] == "Killed\n", repr(got["StandardErrorContent"]))
+    with knobs(execution_timeout_scale=0.01):
+        got = run(id, "sleep 1; echo done", timeout=2)
+        check("an executionTimeout under 5 means 3600", got["Status"] == "Success")
+    command = send(id, "echo s; sleep 61")
+    until(lambda: code(ssm.get_command_invocation, CommandId=command, InstanceId=id) is None, "the command is known")
+    until(lambda: ssm.get_command_invocation(CommandId=command, InstanceId=id)["Status"] == "InProgress", "the command runs")
+    ssm.cancel_command(CommandId=command, InstanceIds=[id])
+    got = wait(command, id)
+    check("CancelCommand", (got["Status"], got["ResponseCode"]) == ("Cancelled", 137))
+    got = run(id, "pgrep -cxf 'sleep 61'; pgrep -cxf 'sleep 300'")
+    check("the process group was killed", got["StandardOutputContent"] == "0\n1\n", repr(got["StandardOutputContent"]))
+    got = run(id, "[ -e /opt/again ] && echo twice; touch /opt/again; exit $([ -e /opt/rebooted ] && echo 0 || { touch /opt/rebooted; echo 194; })")
+    check("exit 194 restarts the machine and runs the script once more", got["Status"] == "Success" and got["StandardOutputContent"] == "twice\n",
+          repr(got["StandardOutputContent"]))
+
+
+def check_objects(id):
+    up = s3.generate_presigned_url("put_object", Params={"Bucket": BUCKET, "Key": "up"}, ExpiresIn=60)
+    s3.put_object(Bucket=BUCKET, Key="down", Body=os.urandom(3_000_000))
+
+    def down(seconds):
+        return s3.generate_presigned_url("get_object", Params={"Bucket": BUCKET, "Key": "down"}, ExpiresIn=seconds)
+    got = run(id, f"set -e; curl -fsS -o /opt/got '{down(60)}'; curl -fsS -T /opt/got '{up}'")
+    check("presigned GET and PUT with curl", got["Status"] == "Success" and read("up") == read("down"), got["StandardErrorContent"])
+    with knobs(presign_lapses_s=100):
+        got = run(id, f"curl -fsS -o /dev/null '{down(60)}'")
+        check("an expired presigned URL is refused", got["ResponseCode"] == 22, got["StandardErrorContent"].split("\n")[0])
+    name = "/aws/service/canonical/ubuntu/server/24.04/stable/current/%s/hvm/ebs-gp3/ami-id"
+    for architecture, expected in (("amd64", "x86_64"), ("arm64", "arm64")):
+        image = ssm.get_parameters(Names=[name % architecture])["Parameters"][0]["Value"]
+        check(f"Ubuntu's parameter for {architecture}", ec2.describe_images(ImageIds=[image])["Images"][0]["Architecture"] == expected)
+
+
+def check_faults(id):
+    with knobs(throttle={"SendCommand": 1.0}):
+        check("throttling", code(send, id, "true") == "ThrottlingException")
+    with knobs(errors={"SendCommand": 1, "s3:GET": 1}):
+        check("HTTP 500, once", code(send, id, "true") == "InternalServerError" and code(send, id, "true") is None)
+        check("S3 errors", code(read, "down") == "InternalError" and code(read, "down") is None)
+    with knobs(errors_after={"SendCommand": 1}):
+        check("HTTP 500 after the effect", code(send, id, "touch /opt/did") == "InternalServerError")
+        until(lambda: run(id, "[ -e /opt/did ]")["Status"] == "Success", "the command ran")
+    with knobs(tps={"GetCommandInvocation": 2}):
+        command = send(id, "true")
+        got = [code(ssm.get_command_invocation, CommandId=command, InstanceId=id) for _ in range(12)]
+        check("token bucket", "ThrottlingException" in got, got.count("ThrottlingException"))
+    with knobs(capacity={"t3.small": 0}):
+        check("InsufficientInstanceCapacity", code(launch) == "InsufficientInstanceCapacity")
+    with knobs(ec2_visible_s=1.0):
+        young, _ = launch()
+        check("EC2's eventual consistency", code(ec2.describe_instances, InstanceIds=[young]) == "InvalidInstanceID.NotFound")
+    return young
+
+
+def check_lost_agent(id):
+    online(id)
+    with knobs(delivery_timeout_scale=0.05):
+        emulator("agent", {"InstanceId": id, "down": True})
+        got = wait(send(id, "true", TimeoutSeconds=30), id, seen := [])
+        check("lost agent: Delayed, then DeliveryTimedOut", got["StatusDetails"] == "DeliveryTimedOut" and "Delayed" in seen)
+        check("ConnectionLost", information(id)[0]["PingStatus"] == "ConnectionLost")
+    ec2.terminate_instances(InstanceIds=[id])
+
+
+def check_starts():
+    with knobs(require_instance_profile=True):
+        bare, _ = launch()
+        until(lambda: state_of(bare) == "running", "running")
+        iam.create_instance_profile(InstanceProfileName=KEY)
+        with_profile, _ = launch(IamInstanceProfile={"Name": KEY})
+        check("with an instance profile, Online", online(with_profile) > 0)
+        check("without one, never", not information(bare))
+    script, _ = launch(UserData="#!/bin/sh\necho from-user-data > /opt/ud; echo on the console\n", InstanceInitiatedShutdownBehavior="terminate")
+    online(script)
+    until(lambda: run(script, "cat /opt/ud")["StandardOutputContent"] == "from-user-data\n", "user data")
+    check("user data runs, and the console shows it", "on the console" in ec2.get_console_output(InstanceId=script)["Output"])
+    send(script, "shutdown -h now")
+    until(lambda: state_of(script) == "terminated", "terminated")
+    check("a machine that shuts down is terminated, as its launch said", True)
+    ec2.terminate_instances(InstanceIds=[bare, with_profile])
+
+
+def state_of(id):
+    return ec2.describe_instances(InstanceIds=[id])["Reservations"][0]["Instances"][0]["State"]["Name"]
+
+
+def check_end(id):
+    disk = emulator("state")["instances"][id]["root"]
+    check("the disk is there", os.path.isdir(disk))
+    send(id, "sleep 100")
+    answer = ec2.terminate_instances(InstanceIds=[id])["TerminatingInstances"][0]
+    check("Terminate: shutting-down", answer["CurrentState"]["Name"] == "shutting-down")
+    until(lambda: state_of(id) == "terminated" and not os.path.exists(disk), "terminated, and the disk gone")
+    check("to terminate it again is harmless", code(ec2.terminate_instances, InstanceIds=[id]) is None)
+    check("no command on the dead", code(send, id, "true") == "InvalidInstanceId")
+
+
+def main():
+    s3.create_bucket(Bucket=BUCKET)
+    id = check_launch()
+    check_commands(id)
+    check_ends(id)
+    check_objects(id)
+    young = check_faults(id)
+    check_lost_agent(young)
+    check_starts()
+    check_end(id)
+    print(passed, "checks; calls:", emulator("state")["calls"])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,195 @@
+"""One instance's machine: a root of its own over a shared image, namespaces, and an init that keeps them."""
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import threading
+import time
+
+from .state import INSTANCES, LOCK, knob, now
+
+IMAGE = None  # the directory that every root lies over
+BASE = None  # where the machines' disks are
+
+# Runs in the new namespaces, as pid 1. The disk is an overlay, or in memory where the file system cannot carry one.
+INIT = r"""set -e
+mount -t overlay overlay -o lowerdir="$3",upperdir="$1/upper",workdir="$1/work" "$1/root" 2>/dev/null || {
+  mount -t tmpfs tmpfs "$1/root"; mkdir "$1/root/upper" "$1/root/work" "$1/root/root"
+  mount -t overlay overlay -o lowerdir="$3",upperdir="$1/root/upper",workdir="$1/root/work" "$1/root/root"
+  mount --move "$1/root/root" "$1/root"
+}
+cd "$1/root"
+mkdir -p dev proc sys run tmp home/ubuntu
+mount -t tmpfs -o mode=755 tmpfs run; mkdir run/lock
+mount --rbind /dev dev; mount -t proc proc proc; mount --rbind /sys sys 2>/dev/null || true
+hostname "$2"; echo "$2" > etc/hostname
+printf '127.0.0.1 localhost %s\n' "$2" > etc/hosts
+[ ! -f "$1/resolv.conf" ] || cp "$1/resolv.conf" etc/resolv.conf
+# There is no systemd: the end of pid 1 is the machine's.
+cat > sbin/shutdown <<'END'
+#!/bin/sh
+for word; do case "$word" in now|+0) wait=0 ;; +*) wait=$((${word#+} * 60)) ;; -c) kill $(cat /run/shutdown.pid); exit ;; esac; done
+setsid sh -c 'echo $$ > /run/shutdown.pid; sleep "$1"; kill -TERM 1' sh "${wait:-60}" </dev/null >/dev/null 2>&1 &
+END
+printf '#!/bin/sh\nexec /sbin/shutdown now\n' > sbin/poweroff
+chmod 755 sbin/shutdown sbin/poweroff
+mkdir -p ../root; pivot_root . mnt; umount -l /mnt
+exec /bin/bash -c 'echo ready > /run/booted; trap "exit 0" TERM; while :; do sleep 3600 & wait $!; done' </dev/null >/dev/null 2>&1
+"""
+
+# What the agent does: it lays the script into its directory and has sh run it there, as root and without a HOME. The script comes
+# by stdin, because a path on the machine must not be followed from outside.
+AGENT = r"""umask 077; mkdir -p "$1" && cat > "$1/_script.sh" && chmod 700 "$1/_script.sh" || exit 1
+umask 022
+cd "$2" 2>/dev/null || { echo "fork/exec /usr/bin/sh: no such file or directory" >&2; exit 1; }
+exec sh -c "$1/_script.sh" </dev/null
+"""
+
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/snap/bin"
+
+
+class Machine:
+    """The life of one instance, beside moto's record of it."""
+
+    def __init__(self, record, region, caller):
+        self.record, self.id, self.region, self.caller = record, record.id, region, caller
+        self.dir = os.path.join(BASE, record.id)
+        self.unshare = self.init = None
+        self.down, self.launched, self.running_at, self.alive = False, now(), None, True
+        self.registered = False  # SSM has seen the agent once
+        self.slots = threading.Semaphore(self.knob("workers"))
+        threading.Thread(target=self.boot, daemon=True).start()
+
+    def knob(self, name):
+        return knob(self.caller, name)
+
+    def boot(self):
+        time.sleep(self.knob("boot_s"))
+        for part in ("upper", "work", "root"):
+            os.makedirs(os.path.join(self.dir, part), exist_ok=True)
+        with LOCK, open(self.console_path(), "wb") as console:
+            if not self.alive:
+                return
+            self.unshare = subprocess.Popen(
+                ["unshare", "--mount", "--pid", "--uts", "--ipc", "--fork", "--kill-child", "--propagation", "private",
+                 "sh", "-c", INIT, "sh", self.dir, self.id, IMAGE],
+                stdin=subprocess.DEVNULL, stdout=console, stderr=console)
+        if not self.wait_booted():
+            return
+        with LOCK:
+            if not self.alive:
+                return
+            self.state("running", 16)
+            self.running_at = now()
+        threading.Thread(target=self.watch, args=(self.unshare,), daemon=True).start()
+        self.run_user_data()
+
+    def wait_booted(self):
+        pid = self.unshare.pid
+        while self.unshare.poll() is None:
+            with open(f"/proc/{pid}/task/{pid}/children") as children:
+                init = children.read().split()
+            if init and os.path.exists(f"/proc/{init[0]}/root/run/booted"):
+                self.init = init[0]
+                return True
+            time.sleep(0.01)
+        if self.alive:
+            print("no boot:", self.id, self.console(), flush=True)
+        return False
+
+    def watch(self, unshare):
+        """A machine that ends by itself is stopped or terminated, as its launch said."""
+        unshare.wait()
+        with LOCK:
+            if not self.alive or self.unshare is not unshare:
+                return
+        if self.record.instance_initiated_shutdown_behavior == "terminate":
+            self.record.terminate()
+        else:
+            self.record.stop()
+
+    def state(self, name, code):
+        self.record._state.name, self.record._state.code = name, code
+
+    def console_path(self):
+        return os.path.join(self.dir, "console.log")
+
+    def console(self):
+        with contextlib.suppress(OSError), open(self.console_path(), errors="replace") as console:
+            return console.read()
+        return ""
+
+    def run_user_data(self):
+        if not self.record.user_data:
+            return
+        text = self.record.user_data.decode().encode()  # moto's own Base64 string
+        if not text.startswith(b"#!"):
+            return
+        with open(self.console_path(), "ab") as console:
+            process = self.popen("/var/lib/cloud/instance", "/", stdout=console, stderr=console)
+        self.feed(process, text)
+
+    def popen(self, directory, cwd, env=None, **streams):
+        """A script on the machine; `feed` gives it its text."""
+        base = {"PATH": PATH, "LANG": "C.UTF-8", "AWS_SSM_INSTANCE_ID": self.id, "AWS_SSM_REGION_NAME": self.region, **(env or {})}
+        return subprocess.Popen(
+            ["nsenter", "-t", self.init, "-m", "-p", "-u", "-i", f"--root=/proc/{self.init}/root", f"--wd=/proc/{self.init}/root", "--",
+             "sh", "-c", AGENT, "sh", directory, cwd],
+            env=base, stdin=subprocess.PIPE, start_new_session=True, **streams)
+
+    @staticmethod
+    def feed(process, script):
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.write(script)
+            process.stdin.close()
+
+    def known(self):
+        """Whether SSM takes commands for it: the agent was there once, and the machine is not gone."""
+        self.registered = self.registered or self.online()
+        return self.alive and self.registered
+
+    def online(self):
+        profile = getattr(self.record, "iam_instance_profile", None)
+        return bool(self.alive and self.running_at and now() - self.running_at >= self.knob("ssm_online_s")
+                    and (profile or not self.knob("require_instance_profile")))
+
+    def visible(self):
+        return now() - self.launched >= self.knob("ec2_visible_s")
+
+    def reboot(self):
+        """The same disk, and nothing that ran."""
+        with LOCK:
+            self.end_processes()
+            self.running_at = None
+        self.boot()
+
+    def end_processes(self):
+        unshare, self.unshare = self.unshare, None
+        if unshare:
+            unshare.kill()
+            unshare.wait()
+
+    def stop(self, final):
+        """Ends what runs; with `final` the disk goes too, as at TerminateInstances."""
+        with LOCK:
+            self.alive, self.running_at = False, None
+            self.end_processes()
+        if not final:
+            return
+        self.state("shutting-down", 32)
+
+        def end():
+            time.sleep(self.knob("terminate_s"))
+            self.state("terminated", 48)
+            shutil.rmtree(self.dir, ignore_errors=True)
+        threading.Thread(target=end, daemon=True).start()
+
+
+def of_region(region):
+    return {id: machine for id, machine in list(INSTANCES.items()) if machine.region == region}
+
+
+def kill_group(process):
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
