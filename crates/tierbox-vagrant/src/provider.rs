@@ -75,18 +75,13 @@ impl Provider {
         Some(format!("{missing} is not installed"))
     }
 
-    /// Refuses a tier that this provider can never enforce, with the reason.
+    /// Refuses a tier that this provider can never enforce, with the reason. Looks at nothing of this host.
     ///
     /// # Errors
     /// `TierRefused`.
     pub fn check(&self, tier: Tier) -> Result<()> {
         let name = &self.0;
         let isolation = self.isolation();
-        let refuse = |why: String, nearest: String| {
-            Err(Error::new(ErrorKind::TierRefused, "check tier", format!("{tier} is refused: {why}"))
-                .with_backend(BACKEND)
-                .with_help(format!("the nearest tier that the provider {name} can enforce here is {nearest}")))
-        };
         if tier.host() > isolation {
             let why = match isolation {
                 HostIsolation::H0 => format!(
@@ -95,20 +90,35 @@ impl Provider {
                 ),
                 _ => format!("the provider {name} gives {isolation}"),
             };
-            return refuse(why, format!("{}.{isolation}.N0", tier.tooling()));
+            return Err(self.refused(tier, &why, "N0"));
         }
         match tier.network() {
-            Network::N0 => Ok(()),
             Network::N1 => {
+                let why = "N1 (named domains only) needs tierbox's gateway, which machines of Vagrant cannot use yet";
                 let nearest = if self.lacks_for_n2().is_none() { "N2" } else { "N0" };
-                let why = "N1 (named domains only) needs tierbox's gateway, which machines of Vagrant cannot use yet".to_owned();
-                refuse(why, format!("{}.{isolation}.{nearest}", tier.tooling()))
+                Err(self.refused(tier, why, nearest))
             }
-            Network::N2 => match self.lacks_for_n2() {
-                None => Ok(()),
-                Some(why) => refuse(format!("N2: {why}"), format!("{}.{isolation}.N0", tier.tooling())),
-            },
+            Network::N2 if !self.is_libvirt() => self.check_here(tier),
+            Network::N0 | Network::N2 => Ok(()),
         }
+    }
+
+    /// Refuses a tier that cannot be enforced on this host, with the reason.
+    ///
+    /// # Errors
+    /// `TierRefused`.
+    pub fn check_here(&self, tier: Tier) -> Result<()> {
+        match self.lacks_for_n2() {
+            Some(why) if tier.network() == Network::N2 => Err(self.refused(tier, &format!("N2: {why}"), "N0")),
+            _ => Ok(()),
+        }
+    }
+
+    fn refused(&self, tier: Tier, why: &str, nearest: &str) -> Error {
+        let nearest = format!("{}.{}.{nearest}", tier.tooling(), self.isolation());
+        Error::new(ErrorKind::TierRefused, "check tier", format!("{tier} is refused: {why}"))
+            .with_backend(BACKEND)
+            .with_help(format!("the nearest tier that the provider {} can enforce here is {nearest}", self.0))
     }
 }
 

@@ -100,6 +100,7 @@ pub fn check(spec: &EnvironmentSpec) -> Result<(Settings, Provider)> {
 /// `InvalidProfile`, `TierRefused`.
 pub fn plan(spec: &EnvironmentSpec) -> Result<Plan> {
     let (settings, provider) = check(spec)?;
+    provider.check_here(spec.tier)?;
     let vagrantfile = settings.vagrantfile(&spec.base_dir)?;
     Ok(Plan { settings, provider, vagrantfile })
 }
