@@ -4,7 +4,7 @@
 mod support;
 
 mod conformance {
-    use crate::support::{able, tierbox};
+    use crate::support::{able, home, tierbox};
 
     #[test]
     fn documented_commands_do_what_they_say() {
@@ -15,7 +15,10 @@ mod conformance {
         for document in ["run", "up", "keep", "files", "code", "help"] {
             let state = state.path().join(document);
             let cases = trycmd::TestCases::new();
-            cases.env("TIERBOX_STATE_DIR", state.to_str().unwrap()).env("HOME", "/nonexistent").env("NO_COLOR", "1");
+            cases
+                .env("TIERBOX_STATE_DIR", state.to_str().unwrap())
+                .env("HOME", home(&state).to_str().unwrap())
+                .env("NO_COLOR", "1");
             cases.register_bin("tierbox", std::path::Path::new(env!("CARGO_BIN_EXE_tierbox")));
             cases.case(format!("tests/cmd/{document}.md"));
             cases.run();

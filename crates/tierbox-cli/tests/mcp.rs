@@ -40,7 +40,7 @@ fn client(case: &str, profile: &str, settings: &[&str]) {
     // Without a terminal of its own, so that nobody is asked.
     let mut detached = Command::new("setsid");
     detached.arg("--wait").arg(command.get_program()).args(command.get_args());
-    detached.env("HOME", "/nonexistent").env("NO_COLOR", "1").env_remove("TIERBOX_PROFILE");
+    detached.env("HOME", support::home(state.path())).env("NO_COLOR", "1").env_remove("TIERBOX_PROFILE");
     let output = detached.output().unwrap();
     let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success() && said.contains(&format!("ok {case}")), "{said}");

@@ -28,7 +28,7 @@ fn does_the_same() -> Result<(), Failed> {
         .args(["run", "--quiet", "--", "/bin/echo", "hello"])
         .env(AS_PROGRAM, "1")
         .env("TIERBOX_STATE_DIR", state.path())
-        .env("HOME", "/nonexistent")
+        .env("HOME", support::home(state.path()))
         .output()?;
     assert_eq!(String::from_utf8_lossy(&output.stdout), "hello\n", "{output:?}");
     let left = support::tierbox(state.path()).args(["ls", "--json"]).output()?;

@@ -11,7 +11,7 @@ mod conformance {
 
     use rustix::process::{Pid, Signal, kill_process};
 
-    use crate::support::{able, tierbox};
+    use crate::support::{able, home, tierbox};
 
     const LIMIT: Duration = Duration::from_secs(20);
 
@@ -175,7 +175,7 @@ mod conformance {
         let mut child = std::process::Command::new("script")
             .args(["--quiet", "--return", "--command", &format!("{program} {command}"), "/dev/null"])
             .env("TIERBOX_STATE_DIR", state)
-            .env("HOME", "/nonexistent")
+            .env("HOME", home(state))
             .env("NO_COLOR", "1")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

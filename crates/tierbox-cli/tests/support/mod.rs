@@ -1,14 +1,20 @@
 //! What the tests of the command line share.
 
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// The program, with a state directory of its own and nobody's configuration.
 pub fn tierbox(state: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_tierbox"));
-    command.env("TIERBOX_STATE_DIR", state).env("HOME", "/nonexistent").env_remove("TIERBOX_LOG").env_remove("TIERBOX_PROFILE");
+    command.env("TIERBOX_STATE_DIR", state).env("HOME", home(state)).env_remove("TIERBOX_LOG").env_remove("TIERBOX_PROFILE");
     command
+}
+
+/// A home that goes with the state directory: engines' tools make theirs if it does not exist (`vagrant` does when it lists its
+/// plugins for `doctor`), wherever it is.
+pub fn home(state: &Path) -> PathBuf {
+    state.join("home")
 }
 
 /// Whether this host can start sandboxes; if not, a line goes into the list of skipped tests.
