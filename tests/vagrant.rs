@@ -17,6 +17,9 @@ mod lxc;
 #[path = "vagrant/machines.rs"]
 mod machines;
 #[cfg(target_os = "linux")]
+#[path = "vagrant/named.rs"]
+mod named;
+#[cfg(target_os = "linux")]
 #[path = "vagrant/world.rs"]
 mod world;
 
@@ -30,6 +33,7 @@ fn main() -> std::process::ExitCode {
     match support::again::role().as_deref() {
         Some("keeper") => return keeper::main(),
         Some("starter") => return lifecycle::starter(),
+        Some("named") => return named::main(),
         _ => {}
     }
     let factory = Arc::new(keeper::Shared::default());
@@ -38,7 +42,7 @@ fn main() -> std::process::ExitCode {
         Suite::escape(minimum::vagrant_libvirt(), factory).variant("vm_required"),
     ]
     .map(|suite| suite.required(support::REQUIRED).expected(include_str!("vagrant/expected.toml")));
-    let others = [machines::all(), lifecycle::all(), lxc::all()].concat_trials();
+    let others = [machines::all(), lifecycle::all(), named::all(), lxc::all()].concat_trials();
     run_with(&Arguments::from_args(), &suites, others).exit_code()
 }
 

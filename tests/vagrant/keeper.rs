@@ -21,7 +21,7 @@ use crate::world;
 const IDLE: Duration = Duration::from_secs(60);
 
 /// How long two boots may take on a busy host.
-const BOOT: Duration = Duration::from_secs(420);
+const BOOT: Duration = Duration::from_secs(840);
 
 /// The state directory that all cases share.
 fn state() -> PathBuf {
@@ -46,7 +46,7 @@ fn failed(what: impl Into<String>) -> Error {
 
 /// What a case's own environment is started from. The pool's size counts those that wait, not those in use.
 fn own_spec(client: &Tierbox) -> tierbox::EnvironmentSpec {
-    world::spec(client, "vagrant-basic", &[("vagrant.pool", "2"), ("limits.startup", "5m")])
+    world::spec(client, "vagrant-basic", &[("vagrant.pool", "2"), ("limits.startup", "14m")])
 }
 
 #[async_trait]

@@ -125,7 +125,7 @@ fn machines(token: &str) -> Vec<String> {
 }
 
 /// Ends the connection to a machine, as a network that went away would.
-fn cut(world: &World, token: &str) -> usize {
+pub fn cut(world: &World, token: &str) -> usize {
     let home = world.state.join("vagrant").join(token);
     let mut count = 0;
     for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {

@@ -1,15 +1,18 @@
 //! LXC as the second provider: quick, and a container that is none of H1.
 
-use libtest_mimic::Trial;
-use tierbox::{ErrorKind, ExecRequest, SandboxExt, StartOptions};
+use std::time::Duration;
 
-use crate::lifecycle::{cleaned, copied, starting};
-use crate::world::{Outcome, World, remains, text, tokens, trial};
+use libtest_mimic::Trial;
+use tierbox::{ErrorKind, ExecRequest, KillReason, Outcome as Ended, SandboxExt, StartOptions};
+
+use crate::lifecycle::{cleaned, copied, cut, starting};
+use crate::world::{Outcome, World, remains, text, tokens, trial, until};
 
 /// All tests.
 pub fn all() -> Vec<Trial> {
     vec![
         trial("lxc", "vm_required::lxc::a_container_works_and_is_called_what_it_is", works),
+        trial("lxc", "vm_required::lxc::scripts_alone_serve_a_machine_without_a_supervisor", scripts),
         trial("lxc", "vm_required::lxc::crash::killed_in_the_middle_of_up", killed),
     ]
 }
@@ -35,6 +38,55 @@ async fn works(world: World) -> Outcome {
         return Err("a file came back changed".to_owned());
     }
     let token = tokens(&world.client).pop().ok_or("no token")?;
+    running.stop().await.map_err(text)?;
+    let left = remains(&token);
+    if left.is_empty() { Ok(()) } else { Err(format!("left behind: {left:?}")) }
+}
+
+/// The plain transport over real SSH. Its contract has a suite of its own; this is what only a machine shows.
+async fn scripts(world: World) -> Outcome {
+    let refused = world.start("vagrant-basic", &[("vagrant.supervisor", "never")]).await.err().ok_or("H3 without tree kill")?;
+    if refused.kind() != ErrorKind::TierRefused {
+        return Err(format!("{refused}"));
+    }
+    let mut spec = world.spec("lxc-test", &[]);
+    spec.settings["supervisor"] = "never".into();
+    let running = world.client.start_spec(spec, StartOptions::new()).await.map_err(text)?;
+    if !running.report().notes.iter().any(|note| note.contains("no supervisor")) {
+        return Err(format!("the report does not say how commands go: {:?}", running.report().notes));
+    }
+    let machine = running.sandbox();
+    let odd = "it's \u{e9} $(id) `x` \\\"\n";
+    let said = machine.run(ExecRequest::new(["printf", "%s|", odd, "b"]).env("A", "1")).await.map_err(text)?;
+    if said.stdout.text() != format!("{odd}|b|") {
+        return Err(format!("{said:?}"));
+    }
+    let users = machine.run(ExecRequest::shell("id -un; pwd; cat >&2").stdin_bytes("in")).await.map_err(text)?;
+    let root = machine.run(ExecRequest::new(["id", "-u"]).user("root")).await.map_err(text)?;
+    if users.stdout.text() != "vagrant\n/home/vagrant\n" || users.stderr.text() != "in" || root.stdout.text() != "0\n" {
+        return Err(format!("{users:?} {root:?}"));
+    }
+    let late = machine.run(ExecRequest::new(["sleep", "60"]).timeout(Duration::from_secs(1))).await.map_err(text)?;
+    if late.outcome() != Ended::Killed(KillReason::Timeout) {
+        return Err(format!("{late:?}"));
+    }
+    let bytes: Vec<u8> = (0..300_000_u32).map(|number| (number * 7) as u8).collect();
+    machine.write_bytes("a b/$(id)'\\", bytes.clone()).await.map_err(text)?;
+    if machine.read_bytes("a b/$(id)'\\", 1 << 20).await.map_err(text)? != bytes {
+        return Err("a file came back changed".to_owned());
+    }
+    // The line goes in the middle: the command ran once, and its end is told all the same.
+    let token = tokens(&world.client).pop().ok_or("no token")?;
+    let mut counting = machine.spawn(ExecRequest::shell("echo once >>ran; sleep 3; echo done")).await.map_err(text)?;
+    until("the command runs", Duration::from_secs(20), || async { machine.read_bytes("ran", 100).await.is_ok() }).await?;
+    if cut(&world, &token) == 0 {
+        return Err("there was no connection to cut".to_owned());
+    }
+    let ended = counting.wait().await.map_err(text)?;
+    let ran = machine.read_bytes("ran", 100).await.map_err(text)?;
+    if ended.outcome != Ended::Exited(0) || ran != b"once\n" {
+        return Err(format!("{:?} after the cut, and it left {:?}", ended.outcome, String::from_utf8_lossy(&ran)));
+    }
     running.stop().await.map_err(text)?;
     let left = remains(&token);
     if left.is_empty() { Ok(()) } else { Err(format!("left behind: {left:?}")) }

@@ -26,7 +26,7 @@ fn fetch(address: &str) -> ExecRequest {
 }
 
 /// Whether something on this host hears what a machine sends to one of its addresses.
-async fn reaches_host(machine: &dyn Sandbox, address: &str) -> Result<bool, String> {
+pub async fn reaches_host(machine: &dyn Sandbox, address: &str) -> Result<bool, String> {
     let listener = tokio::net::TcpListener::bind((address, 0)).await.map_err(text)?;
     let port = listener.local_addr().map_err(text)?.port();
     let request = ExecRequest::new(["bash", "-c", &format!("exec 3<>/dev/tcp/{address}/{port}")]).timeout(Duration::from_secs(4));
@@ -36,7 +36,7 @@ async fn reaches_host(machine: &dyn Sandbox, address: &str) -> Result<bool, Stri
 }
 
 /// Addresses of this host that something other than loopback could reach.
-fn host_addresses() -> Vec<String> {
+pub fn host_addresses() -> Vec<String> {
     let listed = crate::world::printed("ip", &["-4", "-o", "addr"]);
     let addresses = listed.lines().filter_map(|line| line.split_whitespace().nth(3)?.split('/').next().map(str::to_owned));
     addresses.filter(|address| address != "127.0.0.1").collect()

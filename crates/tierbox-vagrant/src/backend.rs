@@ -5,14 +5,14 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use tierbox_core::{
     Backend, Capabilities, Check, DestroyReport, Environment, EnvironmentSpec, LeaseHandle, LeaseRecord, LimitCapabilities,
-    Locality, MountSupport, Progress, Result, UserSupport,
+    Locality, MountSupport, Network, Progress, Result, UserSupport,
 };
 
 use crate::environment::VagrantEnvironment;
 use crate::place::{Place, prefix};
-use crate::provider::Provider;
-use crate::settings::Settings;
-use crate::start::{Memory, check, plan, start};
+use crate::scripts;
+use crate::settings::{Settings, Supervisor};
+use crate::start::{Memory, Plan, check, plan, start};
 use crate::{BACKEND, crash, destroy, doctor, libvirt};
 
 /// The backend `vagrant`: machines of any hypervisor that Vagrant drives.
@@ -27,16 +27,22 @@ impl VagrantBackend {
 }
 
 /// What machines of a provider can do, before any is there.
-fn declared(provider: &Provider) -> Capabilities {
-    Capabilities {
+fn declared(spec: &EnvironmentSpec, plan: &Plan) -> Capabilities {
+    let provider = &plan.provider;
+    let over_channel = Capabilities {
         networks: provider.networks(),
         users: UserSupport::Any,
         mounts: MountSupport::None,
         multi_machine: true,
-        detached: true,
+        // The gateway ends with this process.
+        detached: spec.tier.network() != Network::N1,
         snapshots: provider.can_snapshot(),
         limits: LimitCapabilities { file_size: true, open_files: true, ..LimitCapabilities::default() },
         ..tierbox_guest::capabilities(provider.isolation(), Locality::Local)
+    };
+    match plan.settings.supervisor {
+        Supervisor::Auto => over_channel,
+        Supervisor::Never => scripts::capabilities(&over_channel),
     }
 }
 
@@ -64,7 +70,7 @@ impl Backend for VagrantBackend {
     }
 
     fn capabilities(&self, spec: &EnvironmentSpec) -> Result<Capabilities> {
-        Ok(declared(&plan(spec)?.provider))
+        Ok(declared(spec, &plan(spec)?))
     }
 
     async fn start(
@@ -74,7 +80,7 @@ impl Backend for VagrantBackend {
         progress: &dyn Progress,
     ) -> Result<Box<dyn Environment>> {
         let plan = plan(spec)?;
-        Ok(Box::new(start(spec, declared(&plan.provider), &plan, &lease, progress).await?))
+        Ok(Box::new(start(spec, declared(spec, &plan), &plan, &lease, progress).await?))
     }
 
     async fn attach(&self, lease: &LeaseRecord) -> Result<Box<dyn Environment>> {

@@ -83,7 +83,7 @@ const KNOWN: &[Known] = &[
         signs: &["is already in use by interface", "networknameandaddressmismatch", "network is already in use"],
         kind: ErrorKind::HostUnable,
         what: "a network of the same addresses exists on this host",
-        remedy: "end the other environment, take N2 (where networks have no address on the host), or make addresses of the \
+        remedy: "end the other environment, take N1 or N2 (where networks have no address on the host), or make addresses of the \
                  Vagrantfile depend on a variable",
     },
     Known {
@@ -99,7 +99,7 @@ const KNOWN: &[Known] = &[
         remedy: "raise `config.vm.boot_timeout`, or look at the machine's console",
     },
     Known {
-        signs: &["n2 needs", "n2 forbids", "at a very early stage", "syntax error in the following vagrantfile"],
+        signs: &["a closed network", "at a very early stage", "syntax error in the following vagrantfile"],
         kind: ErrorKind::InvalidProfile,
         what: "the Vagrantfile cannot be used as it is",
         remedy: "try it by itself: vagrant validate",

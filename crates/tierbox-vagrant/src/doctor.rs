@@ -40,9 +40,9 @@ pub async fn checks() -> Vec<Check> {
             Err(error) => check("libvirt", CheckStatus::Warn, error.message(), "start libvirtd, and join the group libvirt"),
         });
         let libvirt = Provider::new("libvirt").ok();
-        checks.push(match libvirt.and_then(|libvirt| libvirt.lacks_for_n2()) {
-            None => check("N2 on libvirt", CheckStatus::Ok, "isolated networks with rules of nftables", ""),
-            Some(why) => check("N2 on libvirt", CheckStatus::Warn, why, "run as root, with nftables installed"),
+        checks.push(match libvirt.and_then(|libvirt| libvirt.lacks_for_closing()) {
+            None => check("N1 and N2 on libvirt", CheckStatus::Ok, "isolated networks with rules of nftables", ""),
+            Some(why) => check("N1 and N2 on libvirt", CheckStatus::Warn, why, "run as root, with nftables installed"),
         });
     }
     checks

@@ -1,13 +1,14 @@
 //! A running environment: machines that a Vagrantfile made.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use tierbox_core::{Connection, Environment, Error, ErrorKind, LeaseHandle, LeaseRecord, Report, Result, Sandbox};
+use tierbox_core::{Connection, Decision, Environment, Error, ErrorKind, LeaseHandle, LeaseRecord, Report, Result, Sandbox};
 use tokio::sync::Mutex;
 
+use crate::egress::Egress;
 use crate::line::{self, Connected, Joining};
 use crate::pool::{self, Pool};
 use crate::ssh::Ssh;
@@ -18,12 +19,17 @@ use crate::{BACKEND, destroy, snapshot};
 /// How long a machine may take to confirm that it lives on.
 const DETACH_PATIENCE: Duration = Duration::from_secs(20);
 
+/// How often a machine without a channel is looked at by those who wait for its end.
+const LOOK: Duration = Duration::from_secs(1);
+
 /// A running environment.
 pub struct VagrantEnvironment {
     id: String,
     memory: Memory,
     machines: Vec<Held>,
     report: Report,
+    /// The way out, with N1, until it is stopped.
+    egress: std::sync::Mutex<Option<Egress>>,
     stopped: AtomicBool,
     /// Where it goes when it is stopped, instead of being destroyed, and the lease that it has until then.
     pool: Option<(Pool, Arc<dyn LeaseHandle>)>,
@@ -45,15 +51,25 @@ impl VagrantEnvironment {
         memory: Memory,
         machines: Vec<Connected>,
         report: Report,
+        egress: Option<Egress>,
         pool: Option<(Pool, Arc<dyn LeaseHandle>)>,
     ) -> Self {
         let held = |connected: Connected| Held {
-            swap: Arc::new(Swap::new(connected.sandbox.clone())),
+            swap: Arc::new(Swap::new(connected.way.clone())),
             joining: connected.joining.clone(),
             line: Mutex::new(connected),
         };
         let machines = machines.into_iter().map(held).collect();
-        Self { id: id.to_owned(), memory, machines, report, stopped: AtomicBool::new(false), pool, busy: Mutex::new(()) }
+        Self {
+            id: id.to_owned(),
+            memory,
+            machines,
+            report,
+            egress: std::sync::Mutex::new(egress),
+            stopped: AtomicBool::new(false),
+            pool,
+            busy: Mutex::new(()),
+        }
     }
 
     /// Finds an environment again that another process started.
@@ -73,7 +89,7 @@ impl VagrantEnvironment {
             let joined = line::join(&memory.place, joining, &running.limits).await;
             machines.push(joined.map_err(|error| gone(format!("{name} of {} does not answer: {}", lease.id, error.message())))?);
         }
-        Ok(Self::new(&lease.id, memory, machines, running.report, None))
+        Ok(Self::new(&lease.id, memory, machines, running.report, None, None))
     }
 
     fn find(&self, machine: &str) -> Result<&Held> {
@@ -88,7 +104,7 @@ impl VagrantEnvironment {
 
     async fn leave(&self) {
         for held in &self.machines {
-            held.swap.now().channel().close();
+            held.swap.way().close();
             held.line.lock().await.ssh.close().await;
         }
     }
@@ -103,6 +119,25 @@ impl VagrantEnvironment {
         snapshot::restore(&self.memory.place, &self.memory.names(), pool::FIRST).await?;
         pool.keep(&self.memory, lease.as_ref())?;
         Ok(true)
+    }
+
+    /// Returns when the first machine, which has no channel whose end could be seen, does not answer any more.
+    async fn is_over(&self) {
+        let machine = &self.machines[0];
+        let domain = line::domain(&self.memory.place, &machine.joining.machine);
+        loop {
+            let gone = match &domain {
+                Some(domain) => line::is_gone(domain).await,
+                None => {
+                    let ssh = machine.line.lock().await.ssh.clone();
+                    self.stopped.load(Ordering::Acquire) || ssh.run(":", b"", DETACH_PATIENCE).await.is_err()
+                }
+            };
+            if gone {
+                return;
+            }
+            tokio::time::sleep(LOOK).await;
+        }
     }
 
     fn require_snapshots(&self) -> Result<()> {
@@ -140,6 +175,7 @@ impl Environment for VagrantEnvironment {
         }
         let _alone = self.busy.lock().await;
         self.leave().await;
+        drop(self.egress.lock().unwrap_or_else(PoisonError::into_inner).take());
         match self.park().await {
             Ok(true) => {
                 self.stopped.store(true, Ordering::Release);
@@ -160,7 +196,9 @@ impl Environment for VagrantEnvironment {
 
     async fn detach(&self) -> Result<()> {
         for held in &self.machines {
-            held.swap.now().channel().persist(DETACH_PATIENCE).await.map_err(|error| error.with_backend(BACKEND))?;
+            let way = held.swap.way();
+            let channel = way.channel().ok_or_else(|| Error::unsupported("detach", "machines without a supervisor"))?;
+            channel.persist(DETACH_PATIENCE).await.map_err(|error| error.with_backend(BACKEND))?;
         }
         Ok(())
     }
@@ -180,25 +218,31 @@ impl Environment for VagrantEnvironment {
         for held in &self.machines {
             let mut line = held.line.lock().await;
             // What runs over the old line is lost; the new one is to the supervisor as it was saved.
-            held.swap.now().channel().close();
+            held.swap.way().close();
             line.ssh.close().await;
-            let limits = held.swap.now();
-            let next = line::join(&self.memory.place, held.joining.clone(), limits.limits()).await?;
+            let next = line.again(&self.memory.place, held.swap.limits()).await?;
             snapshot::wake(&next.ssh).await?;
-            held.swap.replace(next.sandbox.clone());
+            held.swap.replace(next.way.clone());
             *line = next;
         }
         Ok(())
     }
 
+    async fn decisions(&self) -> Result<Vec<Decision>> {
+        self.egress.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map_or_else(|| Ok(Vec::new()), Egress::decisions)
+    }
+
     async fn ended(&self, limit: Duration) -> bool {
         let over = async {
             loop {
-                let line = self.machines[0].swap.now();
-                line.channel().closed().await;
+                let way = self.machines[0].swap.way();
+                match way.channel() {
+                    Some(channel) => drop(channel.closed().await),
+                    None => self.is_over().await,
+                }
                 // A line that was replaced meanwhile ended because the machine was put back.
                 let _quiet = self.busy.lock().await;
-                if Arc::ptr_eq(&line, &self.machines[0].swap.now()) {
+                if way.is(&self.machines[0].swap.way()) {
                     return;
                 }
             }

@@ -1,4 +1,4 @@
-//! N2 on libvirt: a network of the environment's own without a way out, and rules that keep its guests from this host.
+//! N1 and N2 on libvirt: a network of the environment's own without a way out, and rules that keep its guests from this host.
 //!
 //! An isolated bridge alone is not enough: the host has an address on it, and everything that listens on the host listens
 //! there too. The rules stand before the first machine boots, and are bound to the names of bridges, which begin alike.
@@ -9,6 +9,7 @@ use std::time::Duration;
 use roxmltree::{Document, Node};
 use serde::{Deserialize, Serialize};
 use tierbox_core::{Error, ErrorKind, ExecRequest, Outcome, Result, Sandbox, SandboxExt};
+use tierbox_egress::Plan;
 use tokio::net::UdpSocket;
 
 use crate::libvirt::{domains, networks, tool, virsh};
@@ -50,13 +51,19 @@ impl Isolated {
         format!("10.{second}.{third}.1")
     }
 
-    fn xml(&self) -> String {
+    /// `has_gateway` tells the machines who answers queries for names, if anybody does.
+    fn xml(&self, has_gateway: bool) -> String {
         let [second, third] = self.range;
+        let resolver =
+            format!("<dnsmasq:options><dnsmasq:option value='dhcp-option=6,{}'/></dnsmasq:options>", self.host_address());
         format!(
-            "<network><name>{}</name><bridge name='{}' stp='off' delay='0'/><dns enable='no'/>\
+            "<network xmlns:dnsmasq='http://libvirt.org/schemas/network/dnsmasq/1.0'>\
+             <name>{}</name><bridge name='{}' stp='off' delay='0'/><dns enable='no'/>\
              <ip address='10.{second}.{third}.1' netmask='255.255.255.0'><dhcp>\
-             <range start='10.{second}.{third}.2' end='10.{second}.{third}.254'/></dhcp></ip></network>",
-            self.name, self.bridge
+             <range start='10.{second}.{third}.2' end='10.{second}.{third}.254'/></dhcp></ip>{}</network>",
+            self.name,
+            self.bridge,
+            if has_gateway { resolver.as_str() } else { "" }
         )
     }
 }
@@ -91,11 +98,31 @@ fn rules(place: &Place, network: &Isolated) -> String {
     )
 }
 
-/// Sets the rules up and then the network. Both stand in the lease already.
+/// The rules that let machines reach the gateway's sockets, in front of the ones that drop.
+fn openings(place: &Place, network: &Isolated, gateway: &Plan) -> String {
+    let (table, own, address) = (table(&place.token), &network.bridge, gateway.address());
+    let ports: Vec<String> = gateway.tcp().iter().map(|socket| socket.port().to_string()).collect();
+    format!(
+        "insert rule inet {table} guest iifname \"{own}\" ip daddr {address} udp dport 53 accept
+insert rule inet {table} guest iifname \"{own}\" ip daddr {address} tcp dport {{ {} }} accept
+",
+        ports.join(", ")
+    )
+}
+
+/// Lets machines reach a gateway that listens.
+///
+/// # Errors
+/// What nft says.
+pub async fn open(place: &Place, network: &Isolated, gateway: &Plan) -> Result<()> {
+    tool("nft", &["-f", "-"], openings(place, network, gateway).as_bytes()).await.map(drop)
+}
+
+/// Sets the rules up and then the network. Both stand in the lease already. `has_gateway` says whether there will be one.
 ///
 /// # Errors
 /// What nft or libvirt says.
-pub async fn make(place: &mut Place) -> Result<()> {
+pub async fn make(place: &mut Place, has_gateway: bool) -> Result<()> {
     let Some(mut network) = place.isolated.clone() else { return Ok(()) };
     tool("nft", &["-f", "-"], rules(place, &network).as_bytes()).await?;
     crash::point("rules");
@@ -105,7 +132,7 @@ pub async fn make(place: &mut Place) -> Result<()> {
         let number = getrandom::u32().map_err(|error| Error::new(ErrorKind::Internal, "choose addresses", error.to_string()))?;
         // A corner of 10/8 that few use; libvirt refuses what this host has a route to.
         network.range = [224 + (number >> 8) as u8 % 16, number as u8];
-        write_private(&path, network.xml().as_bytes())?;
+        write_private(&path, network.xml(has_gateway).as_bytes())?;
         match virsh(&["net-create", &path.display().to_string()]).await {
             Ok(_) => {
                 place.isolated = Some(network.clone());
@@ -157,7 +184,7 @@ pub async fn check(place: &Place, network: &Isolated) -> Result<()> {
 }
 
 fn opened(why: &str) -> Error {
-    Error::new(ErrorKind::TierRefused, "check network", format!("N2 is not in force: {why}"))
+    Error::new(ErrorKind::TierRefused, "check network", format!("the network is not closed: {why}"))
         .with_backend(BACKEND)
         .with_help("take out of the Vagrantfile what attaches the machine elsewhere, or state N0")
 }
@@ -326,5 +353,12 @@ mod unit {
         assert_eq!(rules.matches("iifname \"tbx0a1b2c3d*\"").count(), 3);
         assert!(rules.contains("iifname \"tbx0a1b2c3dm\" udp sport 68 udp dport 67 accept"));
         assert_eq!((network.subnet(), network.host_address()), ("10.231.7.0/24".into(), "10.231.7.1".into()));
+        let allowed = tierbox_egress::Rules::parse(&["index.test", "*.files.test:8080"]).unwrap();
+        let gateway = crate::egress::plan(&network, &allowed).unwrap();
+        let openings = openings(&place, &network, &gateway);
+        // The gateway's address alone, whatever else this host has.
+        assert_eq!(openings.lines().filter(|line| line.contains("iifname \"tbx0a1b2c3dm\" ip daddr 10.231.7.1 ")).count(), 2);
+        assert!(openings.contains("tcp dport { 53, 3128, 80, 443, 8080 } accept"), "{openings}");
+        assert!(network.xml(true).contains("dhcp-option=6,10.231.7.1") && !network.xml(false).contains("dhcp-option"));
     }
 }

@@ -24,7 +24,7 @@
 //!
 //! | provider | isolation | networks |
 //! |---|---|---|
-//! | libvirt | H3, local | N0; N2 as root with nftables, on this host's own libvirt |
+//! | libvirt | H3, local | N0; N1 and N2 as root with nftables, on this host's own libvirt |
 //! | qemu, virtualbox, vmware, hyperv, parallels | H3, local | N0 |
 //! | lxc, docker | H0: such containers lack no_new_privs, and a user namespace or a short list of capabilities | N0 |
 #![deny(missing_docs)]
@@ -36,6 +36,7 @@ mod cause;
 mod crash;
 mod destroy;
 mod doctor;
+mod egress;
 mod environment;
 mod isolation;
 mod libvirt;
@@ -46,12 +47,14 @@ mod pool;
 mod program;
 mod provider;
 mod record;
+mod scripts;
 mod settings;
 mod snapshot;
 mod ssh;
 mod start;
 mod swap;
 mod throttle;
+mod way;
 
 pub use backend::VagrantBackend;
 pub use settings::Settings;

@@ -6,6 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use tierbox_core::{Capabilities, EnvironmentSpec, Error, ErrorKind, Limits, Result, UserSupport};
+use tierbox_guest::plain::PlainConfig;
 use tierbox_guest::{Channel, GuestConfig, GuestSandbox, Line, Ready, Reconnect, driver, install};
 use tierbox_supervisor::setup::{Rlimit, Setup};
 use tierbox_supervisor::wire::Blob;
@@ -15,7 +16,9 @@ use crate::BACKEND;
 use crate::libvirt::virsh;
 use crate::machines::Machine;
 use crate::place::Place;
+use crate::scripts;
 use crate::ssh::Ssh;
+use crate::way::Way;
 
 /// How long the supervisor may take to be put in place, and to answer.
 const PATIENCE: Duration = Duration::from_secs(90);
@@ -32,8 +35,8 @@ const RLIMIT_NOFILE: u32 = 7;
 pub struct Joining {
     /// The machine.
     pub machine: Machine,
-    /// The command that is one more line to its supervisor.
-    pub join: String,
+    /// The command that is one more line to its supervisor; `None` where there is none.
+    pub join: Option<String>,
     /// Its default user.
     pub agent: String,
     /// What it can do.
@@ -43,18 +46,89 @@ pub struct Joining {
 /// A machine that is spoken with.
 pub struct Connected {
     /// Commands and files.
-    pub sandbox: Arc<GuestSandbox>,
+    pub way: Way,
     /// The line below.
     pub ssh: Arc<Ssh>,
     /// How another process finds it.
     pub joining: Joining,
-    watch: tokio::task::JoinHandle<()>,
+    below: Below,
+}
+
+/// What each way needs besides.
+enum Below {
+    /// Ends the channel when the machine is gone.
+    Watch(tokio::task::JoinHandle<()>),
+    /// What it was opened with.
+    Scripts(Login, Box<PlainConfig>),
+}
+
+impl Connected {
+    /// A machine that scripts are run in.
+    pub fn over_scripts(way: Way, ssh: Arc<Ssh>, joining: Joining, login: Login, config: PlainConfig) -> Self {
+        Self { way, ssh, joining, below: Below::Scripts(login, Box::new(config)) }
+    }
+
+    /// Speaks with the machine anew, after it was put back to an earlier moment.
+    ///
+    /// # Errors
+    /// As [`join`], or as opening it at first.
+    pub async fn again(&self, place: &Place, limits: &Limits) -> Result<Self> {
+        match &self.below {
+            Below::Watch(_) => join(place, self.joining.clone(), limits).await,
+            Below::Scripts(login, config) => {
+                let machine = &self.joining.machine;
+                let ssh = Arc::new(Ssh::new(place, &machine.name));
+                scripts::open(machine, login.clone(), config.as_ref().clone(), ssh).await
+            }
+        }
+    }
 }
 
 impl Drop for Connected {
     fn drop(&mut self) {
-        self.watch.abort();
+        if let Below::Watch(task) = &self.below {
+            task.abort();
+        }
     }
+}
+
+/// Who logs in, and what is put before a command that is to run as root.
+#[derive(Debug, Clone)]
+pub struct Login {
+    /// The user.
+    pub name: String,
+    /// `sudo`, if it is needed and may be used.
+    pub prefix: &'static str,
+}
+
+impl Login {
+    /// Asks the machine.
+    ///
+    /// # Errors
+    /// As [`Ssh::run`].
+    pub async fn ask(ssh: &Ssh) -> Result<Self> {
+        let who = ssh.run("id -un; command -v sudo >/dev/null && sudo -n true && echo may", b"", PATIENCE).await?;
+        let said = String::from_utf8_lossy(&who.stdout).into_owned();
+        let mut lines = said.lines().map(str::trim);
+        let name = lines.next().unwrap_or_default().to_owned();
+        let prefix = if name != "root" && lines.next() == Some("may") { "sudo -n " } else { "" };
+        Ok(Self { name, prefix })
+    }
+
+    /// Commands run as who logs in, also where root starts them, unless the profile names somebody.
+    pub fn default_user(&self, asked: Option<&str>) -> Option<String> {
+        asked.map(str::to_owned).or_else(|| (!self.prefix.is_empty()).then(|| self.name.clone()))
+    }
+}
+
+/// Whether a machine is known to be gone. Only libvirt can be asked; for others `false`.
+pub async fn is_gone(domain: &str) -> bool {
+    virsh(&["domstate", domain]).await.map_or_else(|error| !error.is_retryable(), |state| state.trim() != "running")
+}
+
+/// A machine's domain in libvirt, where there is one.
+pub fn domain(place: &Place, machine: &Machine) -> Option<String> {
+    (place.provider == "libvirt").then(|| format!("{}{}", place.prefix(), machine.name))
 }
 
 /// Opens lines to a supervisor that runs.
@@ -78,7 +152,7 @@ impl Reconnect for Reopen {
             Err(_) => Error::new(ErrorKind::Timeout, "open line", format!("nothing answered within {ATTEMPT:?}")),
         };
         if let Some(domain) = &self.domain
-            && virsh(&["domstate", domain]).await.map_or_else(|error| !error.is_retryable(), |state| state.trim() != "running")
+            && is_gone(domain).await
         {
             self.gone.notify_one();
         }
@@ -87,7 +161,7 @@ impl Reconnect for Reopen {
 }
 
 fn reopen(place: &Place, machine: &Machine, ssh: &Arc<Ssh>, join: &str) -> Arc<Reopen> {
-    let domain = (place.provider == "libvirt").then(|| format!("{}{}", place.prefix(), machine.name));
+    let domain = domain(place, machine);
     Arc::new(Reopen { ssh: ssh.clone(), join: join.to_owned(), domain, gone: Arc::new(Notify::new()) })
 }
 
@@ -102,7 +176,7 @@ fn watch(channel: &Channel, gone: Arc<Notify>) -> Result<tokio::task::JoinHandle
     }))
 }
 
-/// Puts the supervisor into a machine and starts it.
+/// Puts the supervisor into a machine and starts it. `more` are variables beside the profile's.
 ///
 /// # Errors
 /// `Unsupported` where it cannot run there; `HostUnable`, `Lost`, `Timeout`.
@@ -111,30 +185,34 @@ pub async fn begin(
     machine: &Machine,
     spec: &EnvironmentSpec,
     capabilities: Capabilities,
+    more: &[(String, String)],
     ssh: Arc<Ssh>,
 ) -> Result<Connected> {
     let placed = place_supervisor(&ssh, spec.user.as_deref()).await?;
     let installed = &placed.installed;
     let (join, serve) = (placed.command(&installed.join()), placed.command(&installed.serve()));
     let agent = installed.user.name.clone();
-    let setup = setup(spec, installed.setup(&format!("{}{}", place.prefix(), machine.name)));
+    let setup = setup(spec, more, installed.setup(&format!("{}{}", place.prefix(), machine.name)));
     let (reader, writer, child) = ssh.stream(&serve).await?;
     let again = reopen(place, machine, &ssh, &join);
     let line = Line::new(reader, writer).keeping(child);
     let (channel, ready) = Channel::begin(line, again.clone(), &setup, install::GRACE, PATIENCE).await?;
     let capabilities = actual(capabilities, &ready, installed.root);
-    let joining = Joining { machine: machine.clone(), join, agent, capabilities };
+    let joining = Joining { machine: machine.clone(), join: Some(join), agent, capabilities };
     connected(channel, joining, &spec.limits, ssh, again.gone.clone())
 }
 
 /// Connects to the supervisor that another process started.
 ///
 /// # Errors
-/// `NotFound` if it does not answer.
+/// `NotFound` if it does not answer, or has no supervisor.
 pub async fn join(place: &Place, joining: Joining, limits: &Limits) -> Result<Connected> {
+    let Some(join) = joining.join.clone() else {
+        return Err(Error::new(ErrorKind::NotFound, "join machine", "it has no supervisor, and ends with who started it"));
+    };
     let ssh = Arc::new(Ssh::new(place, &joining.machine.name));
-    let (reader, writer, child) = ssh.stream(&joining.join).await?;
-    let again = reopen(place, &joining.machine, &ssh, &joining.join);
+    let (reader, writer, child) = ssh.stream(&join).await?;
+    let again = reopen(place, &joining.machine, &ssh, &join);
     let channel = Channel::resumable(Line::new(reader, writer).keeping(child), again.clone())?;
     channel.hello(install::GRACE)?;
     channel.ping(PATIENCE).await?;
@@ -142,7 +220,7 @@ pub async fn join(place: &Place, joining: Joining, limits: &Limits) -> Result<Co
 }
 
 fn connected(channel: Channel, joining: Joining, limits: &Limits, ssh: Arc<Ssh>, gone: Arc<Notify>) -> Result<Connected> {
-    let watch = watch(&channel, gone)?;
+    let below = Below::Watch(watch(&channel, gone)?);
     let config = GuestConfig {
         name: joining.machine.shown.clone(),
         backend: BACKEND,
@@ -150,7 +228,7 @@ fn connected(channel: Channel, joining: Joining, limits: &Limits, ssh: Arc<Ssh>,
         limits: limits.clone(),
         agent: joining.agent.clone(),
     };
-    Ok(Connected { sandbox: Arc::new(GuestSandbox::new(channel, config)), ssh, joining, watch })
+    Ok(Connected { way: Way::Channel(Arc::new(GuestSandbox::new(channel, config))), ssh, joining, below })
 }
 
 /// A supervisor in a machine, and how commands are run as the user that it belongs to.
@@ -172,23 +250,18 @@ fn as_user(script: &str, prefix: &str) -> String {
 
 /// Installs as root where the machine lets its user become root, else as that user.
 async fn place_supervisor(ssh: &Ssh, user: Option<&str>) -> Result<Placed> {
-    let who = ssh.run("id -un; command -v sudo >/dev/null && sudo -n true && echo may", b"", PATIENCE).await?;
-    let said = String::from_utf8_lossy(&who.stdout).into_owned();
-    let mut lines = said.lines().map(str::trim);
-    let login = lines.next().unwrap_or_default().to_owned();
-    let prefix = if login != "root" && lines.next() == Some("may") { "sudo -n " } else { "" };
-    // Commands run as who logs in, also where root installs.
-    let user = user.map(str::to_owned).or_else(|| (!prefix.is_empty()).then_some(login));
-    let options = install::Options { user, ..install::Options::default() };
+    let login = Login::ask(ssh).await?;
+    let prefix = login.prefix;
+    let options = install::Options { user: login.default_user(user), ..install::Options::default() };
     let done = ssh.run(&as_user(&install::script(&options)?, prefix), install::program()?, PATIENCE).await?;
     let installed = install::parse(&done.stdout).map_err(|error| error.with_backend(BACKEND))?;
     Ok(Placed { installed, prefix })
 }
 
 /// What the profile adds to what the machine says of itself.
-fn setup(spec: &EnvironmentSpec, mut setup: Setup) -> Setup {
+fn setup(spec: &EnvironmentSpec, more: &[(String, String)], mut setup: Setup) -> Setup {
     let blob = |text: &str| Blob::from(text.as_bytes());
-    for (name, value) in &spec.env {
+    for (name, value) in more.iter().map(|(name, value)| (name, value)).chain(&spec.env) {
         setup.env.retain(|(known, _)| known.0 != name.as_bytes());
         setup.env.push((blob(name), blob(value)));
     }

@@ -152,6 +152,8 @@ fn key(plan: &Plan, spec: &tierbox_core::EnvironmentSpec) -> Result<String> {
     let mut hasher = DefaultHasher::new();
     (&plan.vagrantfile, contents, plan.provider.name(), spec.tier.to_string()).hash(&mut hasher);
     (&plan.settings.machines, &plan.settings.primary, &plan.settings.env).hash(&mut hasher);
+    // What the rules let through was decided when they were made.
+    spec.network.allow.hash(&mut hasher);
     Ok(format!("{:016x}", hasher.finish()))
 }
 

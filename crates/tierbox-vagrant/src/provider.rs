@@ -57,14 +57,14 @@ impl Provider {
 
     /// The networks that can be enforced on this host.
     pub fn networks(&self) -> Vec<Network> {
-        match self.lacks_for_n2() {
-            None => vec![Network::N0, Network::N2],
+        match self.lacks_for_closing() {
+            None => vec![Network::N0, Network::N1, Network::N2],
             Some(_) => vec![Network::N0],
         }
     }
 
-    /// Why N2 cannot be enforced, if so.
-    pub fn lacks_for_n2(&self) -> Option<String> {
+    /// Why a network cannot be closed, which N1 and N2 ask for, if so.
+    pub fn lacks_for_closing(&self) -> Option<String> {
         if !self.is_libvirt() {
             return Some(format!("tierbox cannot close the network of machines of {}", self.0));
         }
@@ -92,15 +92,7 @@ impl Provider {
             };
             return Err(self.refused(tier, &why, "N0"));
         }
-        match tier.network() {
-            Network::N1 => {
-                let why = "N1 (named domains only) needs tierbox's gateway, which machines of Vagrant cannot use yet";
-                let nearest = if self.lacks_for_n2().is_none() { "N2" } else { "N0" };
-                Err(self.refused(tier, why, nearest))
-            }
-            Network::N2 if !self.is_libvirt() => self.check_here(tier),
-            Network::N0 | Network::N2 => Ok(()),
-        }
+        if tier.network() == Network::N0 || self.is_libvirt() { Ok(()) } else { self.check_here(tier) }
     }
 
     /// Refuses a tier that cannot be enforced on this host, with the reason.
@@ -108,9 +100,9 @@ impl Provider {
     /// # Errors
     /// `TierRefused`.
     pub fn check_here(&self, tier: Tier) -> Result<()> {
-        match self.lacks_for_n2() {
-            Some(why) if tier.network() == Network::N2 => Err(self.refused(tier, &format!("N2: {why}"), "N0")),
-            _ => Ok(()),
+        match (tier.network(), self.lacks_for_closing()) {
+            (Network::N0, _) | (_, None) => Ok(()),
+            (network, Some(why)) => Err(self.refused(tier, &format!("{network}: {why}"), "N0")),
         }
     }
 
@@ -150,8 +142,10 @@ mod unit {
 
     #[test]
     fn networks_that_cannot_be_enforced_are_refused_by_name() {
-        assert!(refusal("libvirt", "T0.H3.N1").contains("gateway"));
-        assert!(refusal("virtualbox", "T0.H3.N2").ends_with("T0.H3.N0"));
+        for network in ["N1", "N2"] {
+            let said = refusal("virtualbox", &format!("T0.H3.{network}"));
+            assert!(said.contains(&format!("{network}: ")) && said.ends_with("T0.H3.N0"), "{said}");
+        }
     }
 
     #[test]

@@ -30,6 +30,9 @@ pub struct Settings {
     /// Variables for the evaluation of the Vagrantfile. The machines do not see them.
     #[schemars(extend("x-env" = true))]
     pub env: BTreeMap<String, String>,
+    /// How commands get into the machines: `auto` over a supervisor that is put there, and at H0, where that cannot run, over
+    /// scripts alone; `never` over scripts alone, which takes `/bin/sh` and small tools in the machine and gives H0 at most.
+    pub supervisor: Supervisor,
     /// How many `vagrant up` may run at once on this host, for this user. By default `INSPECT_MAX_VAGRANT_STARTUPS`, else the
     /// number of CPUs.
     #[schemars(range(min = 1), extend("x-variable" = "TIERBOX_MAX_VAGRANT_STARTUPS", "x-tunable" = true))]
@@ -40,6 +43,17 @@ pub struct Settings {
     pub pool: u32,
 }
 
+/// Whether the supervisor is put into the machines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Supervisor {
+    /// Where it can run.
+    #[default]
+    Auto,
+    /// Not at all.
+    Never,
+}
+
 impl std::fmt::Debug for Settings {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Settings")
@@ -48,6 +62,7 @@ impl std::fmt::Debug for Settings {
             .field("primary", &self.primary)
             .field("machines", &self.machines)
             .field("env", &self.env.keys())
+            .field("supervisor", &self.supervisor)
             .field("max_startups", &self.max_startups)
             .field("pool", &self.pool)
             .finish()
@@ -203,7 +218,7 @@ mod unit {
     fn every_setting_is_documented_in_the_schema() {
         let schema = Settings::schema();
         let properties = schema["properties"].as_object().unwrap();
-        assert_eq!(properties.len(), 7);
+        assert_eq!(properties.len(), 8);
         for (name, property) in properties {
             assert!(property["description"].as_str().is_some_and(|text| !text.is_empty()), "{name} has no description");
         }

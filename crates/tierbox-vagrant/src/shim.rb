@@ -43,7 +43,7 @@ unless defined?(TierboxShim)
       return unless PROVIDER == "libvirt"
       if ISOLATED
         unless options[:ip]
-          raise Refused, "N2 needs a fixed address on each private network (`ip:`): nobody hands out addresses there"
+          raise Refused, "a closed network needs a fixed address on each private network (`ip:`): nobody hands out addresses there"
         end
         options[:libvirt__network_name] = unique(name_of(options))
         options[:libvirt__forward_mode] = "veryisolated"
@@ -55,7 +55,7 @@ unless defined?(TierboxShim)
     end
 
     def self.public_network(_options)
-      raise Refused, "N2 forbids networks of the type public_network" if ISOLATED
+      raise Refused, "a closed network forbids networks of the type public_network" if ISOLATED
     end
 
     module Networks

@@ -11,6 +11,7 @@ use tierbox_core::{
 };
 use tokio::task::JoinSet;
 
+use crate::egress::{self, Egress};
 use crate::environment::VagrantEnvironment;
 use crate::isolation::{self, Isolated};
 use crate::line::{self, Connected, Joining};
@@ -20,7 +21,8 @@ use crate::pool::{self, Pool};
 use crate::program::run;
 use crate::provider::Provider;
 use crate::record::{Record, shown};
-use crate::settings::Settings;
+use crate::scripts;
+use crate::settings::{Settings, Supervisor};
 use crate::ssh::{self, Reach, Ssh};
 use crate::{BACKEND, crash, destroy, snapshot, throttle};
 
@@ -91,6 +93,7 @@ pub fn check(spec: &EnvironmentSpec) -> Result<(Settings, Provider)> {
     let settings = Settings::from_value(&spec.settings)?;
     let provider = settings.provider()?;
     provider.check(spec.tier)?;
+    egress::rules(spec)?;
     Ok((settings, provider))
 }
 
@@ -132,7 +135,7 @@ pub async fn start(
         return Ok(kept);
     }
     let token = new_token()?;
-    let isolated = (spec.tier.network() == Network::N2).then(|| Isolated::planned(&token));
+    let isolated = (spec.tier.network() != Network::N0).then(|| Isolated::planned(&token));
     let home = match pool::journal_of(lease.as_ref())? {
         // Beside the leases, since a pool hands it from one to the next.
         Some(journal) => journal.state().path().join("vagrant").join(&token),
@@ -165,7 +168,11 @@ impl Start<'_> {
         let Some(pool) = &self.pool else { return Ok(None) };
         let Some(memory) = pool.take(self.lease.as_ref()).await? else { return Ok(None) };
         self.progress.step("taking a kept machine");
-        match self.enter(memory.clone()).await {
+        let entered = match self.serve(&memory.place).await {
+            Ok(egress) => self.enter(memory.clone(), egress).await,
+            Err(error) => Err(error),
+        };
+        match entered {
             Ok(environment) => Ok(Some(environment)),
             Err(error) => {
                 tracing::warn!(target: "tierbox::vagrant", token = memory.place.token, "a kept machine is of no use: {}", error.message());
@@ -183,11 +190,17 @@ impl Start<'_> {
         self.remember(&memory)?;
         crash::point("lease");
         make_directory(&place.directory)?;
-        isolation::make(place).await?;
+        let rules = egress::rules(self.spec)?;
+        isolation::make(place, rules.is_some()).await?;
+        if let (Some(rules), Some(network)) = (&rules, &place.isolated) {
+            isolation::open(place, network, &egress::plan(network, rules)?).await?;
+        }
         place.write(&self.plan.settings.env)?;
         memory.place = place.clone();
         self.remember(&memory)?;
         crash::point("written");
+        // Before the machines boot, so that provisioning has the same way out as they.
+        let egress = self.serve(place).await?;
 
         self.progress.step("reading the Vagrantfile");
         let (chosen, defined) = discover(place, &self.plan.settings).await?;
@@ -206,15 +219,15 @@ impl Start<'_> {
             self.progress.step("saving the first moment");
             snapshot::save(place, &memory.names(), pool::FIRST).await?;
         }
-        self.enter(memory).await
+        self.enter(memory, egress).await
     }
 
     /// Goes into machines that run.
-    async fn enter(&self, mut memory: Memory) -> Result<VagrantEnvironment> {
+    async fn enter(&self, mut memory: Memory, egress: Option<Egress>) -> Result<VagrantEnvironment> {
         self.progress.step("connecting");
-        let machines = connect(self.spec, &self.declared, &memory).await?;
+        let machines = self.connect(&memory, egress.as_ref()).await?;
         crash::point("connected");
-        let report = report(self.spec, self.plan, &memory, &machines).await?;
+        let report = report(self.spec, self.plan, &memory, &machines, egress.as_ref()).await?;
         memory.running = Some(Box::new(Running {
             machines: machines.iter().map(|machine| machine.joining.clone()).collect(),
             limits: self.spec.limits.clone(),
@@ -222,7 +235,43 @@ impl Start<'_> {
         }));
         self.remember(&memory)?;
         let pool = self.pool.clone().map(|pool| (pool, self.lease.clone()));
-        Ok(VagrantEnvironment::new(self.lease.id(), memory, machines, report, pool))
+        Ok(VagrantEnvironment::new(self.lease.id(), memory, machines, report, egress, pool))
+    }
+}
+
+impl Start<'_> {
+    /// The gateway, with N1.
+    async fn serve(&self, place: &Place) -> Result<Option<Egress>> {
+        match (egress::rules(self.spec)?, &place.isolated) {
+            (Some(rules), Some(network)) => {
+                let log = self.lease.directory()?.join("egress.jsonl");
+                Egress::serve(network, rules, self.lease.id(), &log).await.map(Some)
+            }
+            _ => Ok(None),
+        }
+    }
+
+    async fn connect(&self, memory: &Memory, egress: Option<&Egress>) -> Result<Vec<Connected>> {
+        let more = egress.map(Egress::variables).unwrap_or_default();
+        let mut tasks = JoinSet::new();
+        for (number, machine) in memory.machines.iter().enumerate() {
+            let (place, is_old, way) = (memory.place.clone(), memory.running.is_some(), self.plan.settings.supervisor);
+            let (machine, spec, declared, more) = (machine.clone(), self.spec.clone(), self.declared.clone(), more.clone());
+            tasks.spawn(async move {
+                let ssh = Arc::new(Ssh::new(&place, &machine.name));
+                if is_old {
+                    snapshot::wake(&ssh).await?;
+                }
+                let begun = enter_machine(&place, &machine, &spec, &declared, way, &more, ssh).await;
+                begun.map(|connected| (number, connected)).map_err(|error| error.with_context("machine", &machine.shown))
+            });
+        }
+        let mut machines = Vec::new();
+        while let Some(done) = tasks.join_next().await {
+            machines.push(done.map_err(|error| Error::new(ErrorKind::Internal, "connect", error.to_string()))??);
+        }
+        machines.sort_by_key(|(number, _)| *number);
+        Ok(machines.into_iter().map(|(_, connected)| connected).collect())
     }
 }
 
@@ -298,29 +347,36 @@ async fn asked(place: &Place, machine: &str) -> Result<Option<Reach>> {
     Ok(Reach::from_config(&text.join("\n")))
 }
 
-async fn connect(spec: &EnvironmentSpec, declared: &Capabilities, memory: &Memory) -> Result<Vec<Connected>> {
-    let mut tasks = JoinSet::new();
-    for (number, machine) in memory.machines.iter().enumerate() {
-        let (place, is_old) = (&memory.place, memory.running.is_some());
-        let (machine, place, spec, declared) = (machine.clone(), place.clone(), spec.clone(), declared.clone());
-        tasks.spawn(async move {
-            let ssh = Arc::new(Ssh::new(&place, &machine.name));
-            if is_old {
-                snapshot::wake(&ssh).await?;
-            }
-            let begun = line::begin(&place, &machine, &spec, declared, ssh).await;
-            begun.map(|connected| (number, connected)).map_err(|error| error.with_context("machine", &machine.shown))
-        });
+/// Speaks with a machine, by the way that the profile allows and the machine has.
+async fn enter_machine(
+    place: &Place,
+    machine: &Machine,
+    spec: &EnvironmentSpec,
+    declared: &Capabilities,
+    way: Supervisor,
+    more: &[(String, String)],
+    ssh: Arc<Ssh>,
+) -> Result<Connected> {
+    if way == Supervisor::Never {
+        return scripts::begin(machine, spec, declared, more, ssh).await;
     }
-    let mut machines = Vec::new();
-    while let Some(done) = tasks.join_next().await {
-        machines.push(done.map_err(|error| Error::new(ErrorKind::Internal, "connect", error.to_string()))??);
+    match line::begin(place, machine, spec, declared.clone(), more, ssh.clone()).await {
+        // Scripts alone cannot kill all that a command left, which every tier above asks for.
+        Err(error) if error.kind() == ErrorKind::Unsupported && spec.tier.host() == HostIsolation::H0 => {
+            tracing::info!(target: "tierbox::vagrant", machine = machine.shown, "no supervisor: {}", error.message());
+            scripts::begin(machine, spec, declared, more, ssh).await
+        }
+        begun => begun,
     }
-    machines.sort_by_key(|(number, _)| *number);
-    Ok(machines.into_iter().map(|(_, connected)| connected).collect())
 }
 
-async fn report(spec: &EnvironmentSpec, plan: &Plan, memory: &Memory, machines: &[Connected]) -> Result<Report> {
+async fn report(
+    spec: &EnvironmentSpec,
+    plan: &Plan,
+    memory: &Memory,
+    machines: &[Connected],
+    egress: Option<&Egress>,
+) -> Result<Report> {
     let place = &memory.place;
     let mechanism = |name: &str, detail: String| Mechanism { name: name.to_owned(), applied: Applied::Enforced, detail };
     let mut mechanisms = Vec::new();
@@ -329,11 +385,21 @@ async fn report(spec: &EnvironmentSpec, plan: &Plan, memory: &Memory, machines: 
     }
     if let Some(network) = &place.isolated {
         isolation::check(place, network).await?;
-        let dropped = isolation::probe(place, network, machines[0].sandbox.as_ref()).await?;
-        mechanisms.push(mechanism("isolated network", format!("{}, without a way out", network.subnet())));
+        let dropped = isolation::probe(place, network, machines[0].way.sandbox().as_ref()).await?;
+        let out = if egress.is_some() { "whose only way out is the gateway" } else { "without a way out" };
+        mechanisms.push(mechanism("isolated network", format!("{}, {out}", network.subnet())));
         mechanisms.push(mechanism("host firewall", format!("nftables: guests reach nothing of this host; {dropped}")));
     }
     let mut notes: Vec<String> = spec.tier.notes().into_iter().map(str::to_owned).collect();
+    if let Some(egress) = egress {
+        mechanisms.push(mechanism("egress gateway", format!("on {}, in this process", network_address(place))));
+        notes.extend(egress.notes());
+        notes.extend(unresolved(egress, machines).await?);
+    }
+    for machine in machines.iter().filter(|machine| machine.joining.join.is_none()) {
+        let shown = &machine.joining.machine.shown;
+        notes.push(format!("{shown} has no supervisor: commands are scripts over SSH, as the plain transport does them"));
+    }
     if memory.is_guess {
         notes.push(format!("no primary machine is named; commands go to the first, {:?}", memory.machines[0].shown));
     }
@@ -361,6 +427,22 @@ async fn report(spec: &EnvironmentSpec, plan: &Plan, memory: &Memory, machines: 
         reason: spec.reason.clone(),
         notes,
     })
+}
+
+/// Makes the gateway the resolver of machines, and says of which it could not be made.
+async fn unresolved(egress: &Egress, machines: &[Connected]) -> Result<Vec<String>> {
+    let mut notes = Vec::new();
+    for machine in machines {
+        if !egress.resolve(&machine.ssh).await? {
+            let shown = &machine.joining.machine.shown;
+            notes.push(format!("{shown} lets nobody change its resolver: only programs that take proxies get out"));
+        }
+    }
+    Ok(notes)
+}
+
+fn network_address(place: &Place) -> String {
+    place.isolated.as_ref().map(isolation::Isolated::host_address).unwrap_or_default()
 }
 
 /// What a profile asks for of the whole machine is the Vagrantfile's to give; of a process, the supervisor's.

@@ -7,27 +7,32 @@ use tierbox_core::{
     ByteReader, ByteStream, Capabilities, Completed, DialTarget, DirEntry, ExecHandle, ExecId, ExecInfo, ExecRequest, FileMeta,
     GuestPath, KillReason, Limits, ReadOptions, Result, Sandbox, Signal, WriteOptions,
 };
-use tierbox_guest::GuestSandbox;
+
+use crate::way::Way;
 
 /// The machine.
 pub struct Swap {
-    first: Arc<GuestSandbox>,
-    now: RwLock<Arc<GuestSandbox>>,
+    first: Arc<dyn Sandbox>,
+    now: RwLock<Way>,
 }
 
 impl Swap {
     /// A machine with its first line.
-    pub fn new(first: Arc<GuestSandbox>) -> Self {
-        Self { now: RwLock::new(first.clone()), first }
+    pub fn new(first: Way) -> Self {
+        Self { first: first.sandbox(), now: RwLock::new(first) }
     }
 
     /// The line of the moment.
-    pub fn now(&self) -> Arc<GuestSandbox> {
+    pub fn way(&self) -> Way {
         self.now.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    fn now(&self) -> Arc<dyn Sandbox> {
+        self.way().sandbox()
+    }
+
     /// Goes on with another line.
-    pub fn replace(&self, next: Arc<GuestSandbox>) {
+    pub fn replace(&self, next: Way) {
         *self.now.write().unwrap_or_else(PoisonError::into_inner) = next;
     }
 }
