@@ -23,6 +23,10 @@ mod named;
 #[path = "vagrant/world.rs"]
 mod world;
 
+/// What takes minutes on an emulated processor.
+#[cfg(target_os = "linux")]
+const SLOW: &[&str] = &["load::e27_a_line_of_a_gibibyte"];
+
 #[cfg(target_os = "linux")]
 fn main() -> std::process::ExitCode {
     use std::sync::Arc;
@@ -37,9 +41,11 @@ fn main() -> std::process::ExitCode {
         _ => {}
     }
     let factory = Arc::new(keeper::Shared::default());
+    let escapes = || Suite::escape(minimum::vagrant_libvirt(), factory.clone());
     let suites = [
         Suite::conformance(minimum::vagrant_libvirt(), factory.clone()).variant("vm_required"),
-        Suite::escape(minimum::vagrant_libvirt(), factory).variant("vm_required"),
+        escapes().without(SLOW).variant("vm_required"),
+        escapes().only(SLOW).variant("slow::vm_required"),
     ]
     .map(|suite| suite.required(support::REQUIRED).expected(include_str!("vagrant/expected.toml")));
     let others = [machines::all(), lifecycle::all(), named::all(), lxc::all()].concat_trials();

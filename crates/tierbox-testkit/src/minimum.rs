@@ -63,6 +63,8 @@ pub fn vagrant_libvirt() -> Capabilities {
         users: UserSupport::Any,
         multi_machine: true,
         snapshots: true,
+        // The machine's kernel decides, which nobody knows before it boots.
+        confined_exec: false,
         ..local_process()
     }
 }

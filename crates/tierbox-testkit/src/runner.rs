@@ -79,6 +79,18 @@ impl Suite {
         self
     }
 
+    /// Leaves the cases with these names (`<area>::<id>`) out: for those that another configuration of the same runs.
+    ///
+    /// # Panics
+    /// If there is no case of such a name.
+    #[must_use]
+    pub fn without(mut self, names: &[&str]) -> Self {
+        let known = |name: &&&str| self.cases.iter().any(|case| case.local_name() == **name);
+        assert!(names.iter().filter(known).count() == names.len(), "a name in {names:?} is no case's");
+        self.cases.retain(|case| !names.contains(&case.local_name()));
+        self
+    }
+
     /// Runs every case in a process of a plain user, where the tests themselves are run by root.
     #[must_use]
     pub fn as_plain_user(mut self) -> Self {

@@ -254,8 +254,12 @@ impl Subject {
     /// [`Fail`] if one survives, with its state; also if it dies too late.
     pub async fn gone(&self, mark: Mark) -> Verdict {
         let start = Instant::now();
-        while self.alive(mark).await? {
+        loop {
+            // To look takes time of its own: what is seen lived when the look began, and perhaps no longer.
             let waited = start.elapsed();
+            if !self.alive(mark).await? {
+                return Ok(());
+            }
             if waited > Duration::from_secs(2) {
                 return Err(Fail::Broken(format!(
                     "a process of the command is alive after {waited:?}: {}",
@@ -264,7 +268,6 @@ impl Subject {
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        Ok(())
     }
 
     /// What is known of the processes of a mark.

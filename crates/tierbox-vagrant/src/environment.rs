@@ -86,7 +86,8 @@ impl VagrantEnvironment {
         let mut machines = Vec::new();
         for joining in running.machines {
             let name = joining.machine.shown.clone();
-            let joined = line::join(&memory.place, joining, &running.limits).await;
+            let ssh = Ssh::borrowing(&memory.place, &joining.machine.name);
+            let joined = line::join(&memory.place, joining, &running.limits, ssh).await;
             machines.push(joined.map_err(|error| gone(format!("{name} of {} does not answer: {}", lease.id, error.message())))?);
         }
         Ok(Self::new(&lease.id, memory, machines, running.report, None, None))

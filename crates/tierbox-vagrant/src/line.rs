@@ -74,7 +74,7 @@ impl Connected {
     /// As [`join`], or as opening it at first.
     pub async fn again(&self, place: &Place, limits: &Limits) -> Result<Self> {
         match &self.below {
-            Below::Watch(_) => join(place, self.joining.clone(), limits).await,
+            Below::Watch(_) => join(place, self.joining.clone(), limits, Ssh::new(place, &self.joining.machine.name)).await,
             Below::Scripts(login, config) => {
                 let machine = &self.joining.machine;
                 let ssh = Arc::new(Ssh::new(place, &machine.name));
@@ -202,15 +202,15 @@ pub async fn begin(
     connected(channel, joining, &spec.limits, ssh, again.gone.clone())
 }
 
-/// Connects to the supervisor that another process started.
+/// Connects to the supervisor that was started before.
 ///
 /// # Errors
 /// `NotFound` if it does not answer, or has no supervisor.
-pub async fn join(place: &Place, joining: Joining, limits: &Limits) -> Result<Connected> {
+pub async fn join(place: &Place, joining: Joining, limits: &Limits, ssh: Ssh) -> Result<Connected> {
     let Some(join) = joining.join.clone() else {
         return Err(Error::new(ErrorKind::NotFound, "join machine", "it has no supervisor, and ends with who started it"));
     };
-    let ssh = Arc::new(Ssh::new(place, &joining.machine.name));
+    let ssh = Arc::new(ssh);
     let (reader, writer, child) = ssh.stream(&join).await?;
     let again = reopen(place, &joining.machine, &ssh, &join);
     let channel = Channel::resumable(Line::new(reader, writer).keeping(child), again.clone())?;

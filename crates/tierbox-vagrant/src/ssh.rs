@@ -3,6 +3,8 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -17,6 +19,9 @@ use crate::place::{Place, make_directory, write_private};
 
 /// How long a machine that booted may take to let somebody in.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How long a connection of another process's may take to say that it lives.
+const ANSWER: Duration = Duration::from_secs(2);
 
 /// The most that is read of what a script says.
 const MAX_OUTPUT: u64 = 16 << 20;
@@ -134,6 +139,15 @@ pub struct Ssh {
     directory: PathBuf,
     machine: String,
     master: Mutex<Option<Master>>,
+    lent: Lent,
+}
+
+/// A connection of another process's own, which this one may use until it drops: a login costs a second and more.
+#[derive(Default)]
+struct Lent {
+    /// Whether to look for one.
+    wanted: AtomicBool,
+    socket: std::sync::Mutex<Option<String>>,
 }
 
 /// The connection that sessions share. It ends with its standard input, so also with this process.
@@ -145,7 +159,15 @@ struct Master {
 impl Ssh {
     /// The line to a machine of a configured environment. Nothing is connected yet.
     pub fn new(place: &Place, machine: &str) -> Self {
-        Self { directory: place.directory.clone(), machine: machine.to_owned(), master: Mutex::new(None) }
+        let (directory, machine) = (place.directory.clone(), machine.to_owned());
+        Self { directory, machine, master: Mutex::new(None), lent: Lent::default() }
+    }
+
+    /// The same for a machine that another process may have a connection to, which serves this one as well.
+    pub fn borrowing(place: &Place, machine: &str) -> Self {
+        let ssh = Self::new(place, machine);
+        ssh.lent.wanted.store(true, Ordering::Release);
+        ssh
     }
 
     /// The arguments after `ssh`, for a person.
@@ -162,9 +184,34 @@ impl Ssh {
         command
     }
 
-    /// One for each process that uses the environment.
+    /// One for each process that uses the environment, unless it uses another's.
     fn socket(&self) -> String {
+        self.lent_socket().clone().unwrap_or_else(|| self.own_socket())
+    }
+
+    fn own_socket(&self) -> String {
         format!("line-{}-{}", std::process::id(), self.machine)
+    }
+
+    fn lent_socket(&self) -> MutexGuard<'_, Option<String>> {
+        self.lent.socket.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Looks for a connection of another process's that lives.
+    async fn borrow(&self) -> Option<String> {
+        let end = format!("-{}", self.machine);
+        let names = std::fs::read_dir(&self.directory).into_iter().flatten().flatten();
+        let names = names.filter_map(|entry| entry.file_name().into_string().ok());
+        for name in names.filter(|name| name.starts_with("line-") && name.ends_with(&end) && *name != self.own_socket()) {
+            let mut check = Command::new("ssh");
+            check.current_dir(&self.directory).args(["-F", "ssh_config", "-S", &name, "-O", "check", &self.machine]);
+            check.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
+            let answered = tokio::time::timeout(ANSWER, check.status()).await;
+            if matches!(answered, Ok(Ok(status)) if status.success()) {
+                return Some(name);
+            }
+        }
+        None
     }
 
     /// Connects, unless it is connected.
@@ -179,7 +226,17 @@ impl Ssh {
             return Ok(());
         }
         *master = None;
-        let _ = std::fs::remove_file(self.directory.join(self.socket()));
+        if self.lent_socket().is_some() {
+            return Ok(());
+        }
+        if self.lent.wanted.swap(false, Ordering::AcqRel)
+            && let Some(socket) = self.borrow().await
+        {
+            // If it goes away, `ssh` connects by itself, and whoever held a session on it closes this and comes again.
+            *self.lent_socket() = Some(socket);
+            return Ok(());
+        }
+        let _ = std::fs::remove_file(self.directory.join(self.own_socket()));
         *master = Some(tokio::time::timeout(PATIENCE, self.open()).await.map_err(|_| {
             Error::new(ErrorKind::Timeout, "connect", format!("{} let nobody in within {PATIENCE:?}", self.machine))
                 .with_backend(BACKEND)
@@ -302,7 +359,8 @@ impl Ssh {
             let _ = master.child.start_kill();
             let _ = master.child.wait().await;
         }
-        let _ = std::fs::remove_file(self.directory.join(self.socket()));
+        *self.lent_socket() = None;
+        let _ = std::fs::remove_file(self.directory.join(self.own_socket()));
     }
 }
 

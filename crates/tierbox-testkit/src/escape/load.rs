@@ -50,7 +50,8 @@ fn resident() -> u64 {
 
 async fn e27_yes_on_both_streams(s: Subject, _: Canary) -> Verdict {
     let before = resident();
-    let request = ExecRequest::shell("yes & yes >&2").timeout(Duration::from_millis(800)).output_limit(MIB, OnExceed::Truncate);
+    let time = s.scaled(Duration::from_millis(800));
+    let request = ExecRequest::shell("yes & yes >&2").timeout(time).output_limit(MIB, OnExceed::Truncate);
     let result = s.run(request).await?;
     ensure_eq!(result.outcome(), Outcome::Killed(KillReason::Timeout), "outcome");
     ensure!(
@@ -72,7 +73,8 @@ async fn e27_a_line_of_a_gibibyte(s: Subject, _: Canary) -> Verdict {
     let before = resident();
     let request = ExecRequest::shell("head -c 1073741824 /dev/zero").output_limit(MIB, OnExceed::Truncate);
     let result =
-        crate::subject::within(Duration::from_secs(30), "a GiB", tierbox_core::SandboxExt::run(&*s.sandbox, request)).await??;
+        crate::subject::within(s.scaled(Duration::from_secs(30)), "a GiB", tierbox_core::SandboxExt::run(&*s.sandbox, request))
+            .await??;
     ensure_eq!((result.outcome(), result.stdout.total), (Outcome::Exited(0), 1 << 30), "outcome and bytes");
     let grown = resident().saturating_sub(before);
     ensure!(grown < 64 * MIB, "the harness grew by {} MiB", grown / MIB);
