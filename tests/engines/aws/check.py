@@ -261,6 +261,111 @@ def state_of(id):
     return ec2.describe_instances(InstanceIds=[id])["Reservations"][0]["Instances"][0]["State"]["Name"]
 
 
+def seen(id, what):
+    return [each for each in emulator("seen", {"InstanceId": id})["seen"] if each["what"] == what]
+
+
+TOKEN = "TOKEN=$(curl -fsS -m 3 -X PUT -H 'X-aws-ec2-metadata-token-ttl-seconds: 60' http://169.254.169.254/latest/api/token)"
+GET = "curl -fsS -m 3 -H \"X-aws-ec2-metadata-token: $TOKEN\" http://169.254.169.254/latest/meta-data/"
+
+
+def check_metadata():
+    iam.create_role(RoleName=KEY, AssumeRolePolicyDocument="{}")
+    iam.add_role_to_instance_profile(InstanceProfileName=KEY, RoleName=KEY)
+    id, _ = launch(IamInstanceProfile={"Name": KEY}, MetadataOptions={"HttpTokens": "required", "HttpPutResponseHopLimit": 1})
+    online(id)
+    got = run(id, TOKEN, GET + "instance-id")
+    check("metadata, by token", got["StandardOutputContent"] == id, repr(got["StandardErrorContent"]))
+    got = run(id, "curl -sS -m 3 -o /dev/null -w '%{http_code}' http://169.254.169.254/latest/meta-data/instance-id")
+    check("no metadata without a token where one is required", got["StandardOutputContent"] == "401", repr(got["StandardOutputContent"]))
+    got = run(id, TOKEN, GET + f"iam/security-credentials/{KEY}")
+    key = emulator("state")["instances"][id]["role-key"]
+    check("the role's credentials", json.loads(got["StandardOutputContent"])["AccessKeyId"] == key)
+    check("who asked is recorded", f"/latest/meta-data/iam/security-credentials/{KEY}" in [each["path"] for each in seen(id, "metadata")])
+    # One hop further away, as in a container with a bridge of its own.
+    got = run(id, "echo 1 >/proc/sys/net/ipv4/ip_forward; ip link add c0 type veth peer name c1; ip addr add 192.168.77.1/24 dev c0",
+              "ip link set c0 up; unshare -n sleep 60 >/dev/null 2>&1 & P=$!; sleep 0.3; ip link set c1 netns $P",
+              "nsenter -t $P -n sh -c 'ip addr add 192.168.77.2/24 dev c1; ip link set c1 up; ip route add default via 192.168.77.1'",
+              "nft add table ip n; nft add chain ip n p '{ type nat hook postrouting priority 100; }'; nft add rule ip n p oifname eth0 masquerade",
+              f"nsenter -t $P -n sh -c \"curl -sS -m 2 -o /dev/null http://169.254.169.254/latest/meta-data/; {TOKEN.replace('$', chr(92) + '$')}\"; echo $?; kill $P")
+    check("the hop limit keeps a token from whoever is further away", got["StandardOutputContent"].strip() == "28", got["StandardOutputContent"] + got["StandardErrorContent"])
+    got = run(id, "nft add table inet g; nft add chain inet g o '{ type filter hook output priority 0; }'",
+              "nft add rule inet g o meta skuid != 0 ip daddr 169.254.169.254 reject", "useradd -m agent",
+              f"su agent -s /bin/sh -c 'curl -sS -m 3 http://169.254.169.254/' ; echo $?", TOKEN, GET + "instance-id")
+    check("rules of the guest bind its users", got["StandardOutputContent"] == "7\n" + id, got["StandardOutputContent"] + got["StandardErrorContent"])
+    return id
+
+
+def check_network(id):
+    ask = "curl -s -m 2 -o /dev/null http://203.0.113.10/; echo $?"
+    check("what the group lets out reaches the outside", run(id, ask)["StandardOutputContent"] == "0\n" and seen(id, "outside")[-1]["port"] == 80)
+    vpc = ec2.create_vpc(CidrBlock="10.99.0.0/24")["Vpc"]["VpcId"]
+    subnet = ec2.create_subnet(VpcId=vpc, CidrBlock="10.99.0.0/25")["Subnet"]["SubnetId"]
+    group = ec2.create_security_group(GroupName=KEY, Description=KEY, VpcId=vpc)["GroupId"]
+    anything = [{"IpProtocol": "-1", "IpRanges": [{"CidrIp": "0.0.0.0/0"}]}]
+    ec2.revoke_security_group_egress(GroupId=group, IpPermissions=anything)
+    first, _ = launch(SubnetId=subnet, SecurityGroupIds=[group])
+    second, _ = launch(SubnetId=subnet, SecurityGroupIds=[group])
+    online(first), online(second)
+    check("a group without rules lets nothing out", run(first, ask)["StandardOutputContent"] == "28\n" and not seen(first, "outside"))
+    name = f"{KEY}.canary.test"
+    got = run(first, f"python3 -c \"import socket; print(socket.gethostbyname('{name}'))\"")
+    check("yet the resolver answers", got["StandardOutputContent"] == "203.0.113.10\n" and seen(first, "dns")[-1]["name"] == name + ".", got["StandardOutputContent"] + got["StandardErrorContent"])
+    allow_only(vpc, ["ssm.us-east-1.amazonaws.com"])
+    got = run(first, f"python3 -c \"import socket; print(socket.gethostbyname('ssm.us-east-1.amazonaws.com')); print(socket.gethostbyname('{name}'))\"")
+    check("DNS Firewall: only what is listed", got["StandardOutputContent"] == "203.0.113.10\n" and seen(first, "dns")[-1]["verdict"] == "NODATA", got["StandardOutputContent"] + got["StandardErrorContent"])
+    peer = ec2.describe_instances(InstanceIds=[second])["Reservations"][0]["Instances"][0]["PrivateIpAddress"]
+    server = "import socket\ns = socket.create_server(('', 8000))\nwhile True:\n c = s.accept()[0]; c.recv(999); c.send(b'HTTP/1.0 200 OK\\r\\n\\r\\n'); c.close()"
+    run(second, f"setsid python3 -c \"{server}\" >/dev/null 2>&1 </dev/null &")
+    ask = f"for i in 1 2 3 4 5; do curl -s -m 1 -o /dev/null http://{peer}:8000/ && echo yes && break; sleep 0.2; done"
+    among = [{"IpProtocol": "tcp", "FromPort": 8000, "ToPort": 8000, "UserIdGroupPairs": [{"GroupId": group}]}]
+    ec2.authorize_security_group_egress(GroupId=group, IpPermissions=among)
+    check("a way out is not yet a way in", run(first, ask)["StandardOutputContent"] == "")
+    ec2.authorize_security_group_ingress(GroupId=group, IpPermissions=among)
+    check("members of one group, as its rules say", run(first, ask)["StandardOutputContent"] == "yes\n")
+    ec2.terminate_instances(InstanceIds=[id, first, second])
+    return vpc, subnet
+
+
+def allow_only(vpc, names):
+    firewall = boto3.client("route53resolver", config=CONFIG, endpoint_url=URL, region_name="us-east-1", aws_access_key_id=KEY, aws_secret_access_key="t")
+    some = firewall.create_firewall_domain_list(CreatorRequestId="1", Name="some")["FirewallDomainList"]["Id"]
+    every = firewall.create_firewall_domain_list(CreatorRequestId="2", Name="every")["FirewallDomainList"]["Id"]
+    firewall.update_firewall_domains(FirewallDomainListId=some, Operation="ADD", Domains=names)
+    firewall.update_firewall_domains(FirewallDomainListId=every, Operation="ADD", Domains=["*"])
+    group = firewall.create_firewall_rule_group(CreatorRequestId="3", Name="only")["FirewallRuleGroup"]["Id"]
+    firewall.create_firewall_rule(CreatorRequestId="4", FirewallRuleGroupId=group, FirewallDomainListId=some, Priority=1, Action="ALLOW", Name="a")
+    firewall.create_firewall_rule(CreatorRequestId="5", FirewallRuleGroupId=group, FirewallDomainListId=every, Priority=2, Action="BLOCK",
+                                  BlockResponse="NODATA", Name="b")
+    firewall.associate_firewall_rule_group(CreatorRequestId="6", FirewallRuleGroupId=group, VpcId=vpc, Priority=101, Name="only")
+
+
+def check_inside(vpc, subnet):
+    """What a machine may ask of AWS: presigned objects that the endpoint's policy allows, and no API without keys that are somebody's."""
+    other = BUCKET + "-other"
+    s3.create_bucket(Bucket=other)
+    for bucket in (BUCKET, other):
+        s3.put_object(Bucket=bucket, Key="k", Body=b"x")
+    policy = {"Statement": [{"Effect": "Allow", "Principal": "*", "Action": "s3:*", "Resource": f"arn:aws:s3:::{BUCKET}/*"}]}
+    ec2.create_vpc_endpoint(VpcId=vpc, ServiceName="com.amazonaws.us-east-1.s3", PolicyDocument=json.dumps(policy))
+    with knobs(require_endpoints=True):
+        id, _ = launch(SubnetId=subnet)
+        until(lambda: state_of(id) == "running", "running")
+        check("without endpoints SSM never sees it", not information(id))
+        for name in ("ssm", "ssmmessages"):
+            ec2.create_vpc_endpoint(VpcId=vpc, ServiceName=f"com.amazonaws.us-east-1.{name}", VpcEndpointType="Interface", SubnetIds=[subnet])
+        check("with them it does", online(id) >= 0)
+
+    def ask(bucket):
+        url = s3.generate_presigned_url("get_object", Params={"Bucket": bucket, "Key": "k"}, ExpiresIn=60)
+        return run(id, f"curl -s -o /dev/null -w '%{{http_code}}' '{url}'")["StandardOutputContent"]
+    got = ask(BUCKET), ask(other)
+    check("the endpoint's policy allows our bucket alone", got == ("200", "403"), got)
+    got = run(id, f"curl -s -o /dev/null -w '%{{http_code}}' -H 'X-Amz-Target: AmazonSSM.ListCommands' -d '{{}}' {URL}/")
+    check("no API for a machine without keys", got["StandardOutputContent"] == "403")
+    ec2.terminate_instances(InstanceIds=[id])
+
+
 def check_end(id):
     disk = emulator("state")["instances"][id]["root"]
     check("the disk is there", os.path.isdir(disk))
@@ -281,6 +386,8 @@ def main():
     young = check_faults(id)
     check_lost_agent(young)
     check_starts()
+    vpc, subnet = check_network(check_metadata())
+    check_inside(vpc, subnet)
     check_end(id)
     print(passed, "checks; calls:", emulator("state")["calls"])
 

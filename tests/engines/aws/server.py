@@ -9,7 +9,7 @@ import signal
 import sys
 import tempfile
 
-from emulator import instances, machine, state
+from emulator import bucket_policy, firewall, groups, instances, machine, network, state
 from emulator.app import App
 
 
@@ -45,12 +45,15 @@ def main():
     from werkzeug.serving import make_server
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     instances.hook()
+    groups.hook_cloudformation()
+    types = firewall.hook_cloudformation() + bucket_policy.hook_cloudformation()  # kept: moto finds living classes
     MotoRequestHandler.protocol_version = "HTTP/1.1"  # connections are kept, as AWS does
     app = App(DomainDispatcherApplication(create_backend_app))
     server = make_server("127.0.0.1", options.port, app, threaded=True, request_handler=MotoRequestHandler)
+    network.start(server)
     signal.signal(signal.SIGTERM, end)
     signal.signal(signal.SIGINT, end)
-    print(f"serving http://127.0.0.1:{server.server_port}, disks in {machine.BASE}", flush=True)
+    print(f"serving http://127.0.0.1:{server.server_port}, disks in {machine.BASE}, {len(types)} more types of resources", flush=True)
     server.serve_forever()
 
 

@@ -5,7 +5,7 @@ import re
 import urllib.parse
 import uuid
 
-from . import control, faults, instances, run_command
+from . import control, faults, firewall, inside, instances, network, run_command
 from .state import LOCK, AwsError, count
 
 # moto lacks Canonical's public parameters; the images are of moto's own.
@@ -39,6 +39,7 @@ class Request:
         self.caller, self.region, self.service = match.groups() if match else (self.query.get("AWSAccessKeyId", ""), "us-east-1", "")
 
     def serve(self):
+        inside.check(self)
         if self.path.startswith("/__emu__/"):
             body = json.loads(self.body() or b"{}")
             return self.reply(200, control.answer(self.path[len("/__emu__/"):], body, self.query), "application/json")
@@ -46,6 +47,8 @@ class Request:
             return self.serve_ec2()
         if self.target.startswith("AmazonSSM."):
             return self.serve_ssm(self.target.split(".", 1)[1])
+        if self.target.startswith("Route53Resolver.") and "Firewall" in self.target:
+            return self.serve_firewall(self.target.split(".", 1)[1])
         if self.service == "s3" or "X-Amz-Signature" in self.query or "Signature" in self.query:
             return self.serve_s3()
         if self.service:
@@ -61,7 +64,10 @@ class Request:
             faults.check_visible(form)
         if operation == "RunInstances":
             return self.run_instances(form)
-        return self.inner("ec2:" + operation)
+        answer = self.inner("ec2:" + operation)
+        if "SecurityGroup" in operation or operation.startswith("Modify"):
+            network.refresh()
+        return answer
 
     def run_instances(self, form):
         """Idempotent by ClientToken, which moto's is not."""
@@ -94,6 +100,11 @@ class Request:
         answer = run_command.API[operation](body, self.region, self.caller)
         faults.after(operation, "ssm", self.caller)
         return self.reply(200, answer)
+
+    def serve_firewall(self, operation):
+        faults.gate("route53resolver:" + operation, "route53resolver", self.caller)
+        with LOCK:
+            return self.reply(200, firewall.API[operation](json.loads(self.body() or b"{}"), self.region))
 
     def public_image(self, operation, body):
         names = [body["Name"]] if operation == "GetParameter" else body["Names"]

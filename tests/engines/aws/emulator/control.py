@@ -1,7 +1,7 @@
 """The server's own API, under /__emu__/: knobs, counters, faults of single machines."""
 import copy
 
-from . import app
+from . import app, network, roles
 from .state import BUCKETS, CALLS, COMMANDS, INSTANCES, KNOBS, OVERRIDES, now
 
 
@@ -14,6 +14,8 @@ def answer(what, body, query):
         INSTANCES[body["InstanceId"]].down = bool(body["down"])
     elif what == "kill":  # the machine dies under its instance, as hardware does
         INSTANCES[body["InstanceId"]].end_processes()
+    elif what == "seen":
+        return {"seen": [each for each in list(network.SEEN) if body.get("InstanceId") in (None, each["instance"])]}
     elif what == "reset":
         reset()
     elif what != "state":
@@ -45,7 +47,7 @@ def state(key):
         "config": {**KNOBS, **(OVERRIDES.get(key) or {})}, "calls": calls, "now": now(),
         "commands": {id: {instance: each.status for instance, each in started.items()}
                      for id, (_, started) in list(COMMANDS.items()) if mine(started, key)},
-        "instances": {id: {"state": machine.record._state.name, "online": machine.online(), "root": machine.dir}
+        "instances": {id: {"state": machine.record._state.name, "online": machine.online(), "root": machine.dir, "role-key": roles.keys(machine)[0]}
                       for id, machine in list(INSTANCES.items()) if key in (None, machine.caller)},
     }
 

@@ -7,6 +7,7 @@ import subprocess
 import threading
 import time
 
+from . import network, roles
 from .state import INSTANCES, LOCK, knob, now
 
 IMAGE = None  # the directory that every root lies over
@@ -22,10 +23,11 @@ mount -t overlay overlay -o lowerdir="$3",upperdir="$1/upper",workdir="$1/work" 
 cd "$1/root"
 mkdir -p dev proc sys run tmp home/ubuntu
 mount -t tmpfs -o mode=755 tmpfs run; mkdir run/lock
+ip link set lo up
+printf 'nameserver 169.254.169.253\n' > etc/resolv.conf
 mount --rbind /dev dev; mount -t proc proc proc; mount --rbind /sys sys 2>/dev/null || true
 hostname "$2"; echo "$2" > etc/hostname
 printf '127.0.0.1 localhost %s\n' "$2" > etc/hosts
-[ ! -f "$1/resolv.conf" ] || cp "$1/resolv.conf" etc/resolv.conf
 # There is no systemd: the end of pid 1 is the machine's.
 cat > sbin/shutdown <<'END'
 #!/bin/sh
@@ -55,7 +57,7 @@ class Machine:
     def __init__(self, record, region, caller):
         self.record, self.id, self.region, self.caller = record, record.id, region, caller
         self.dir = os.path.join(BASE, record.id)
-        self.unshare = self.init = None
+        self.unshare = self.init = self.interface = None
         self.down, self.launched, self.running_at, self.alive = False, now(), None, True
         self.registered = False  # SSM has seen the agent once
         self.slots = threading.Semaphore(self.knob("workers"))
@@ -72,10 +74,15 @@ class Machine:
             if not self.alive:
                 return
             self.unshare = subprocess.Popen(
-                ["unshare", "--mount", "--pid", "--uts", "--ipc", "--fork", "--kill-child", "--propagation", "private",
+                ["unshare", "--mount", "--pid", "--uts", "--ipc", "--net", "--fork", "--kill-child", "--propagation", "private",
                  "sh", "-c", INIT, "sh", self.dir, self.id, IMAGE],
                 stdin=subprocess.DEVNULL, stdout=console, stderr=console)
-        if not self.wait_booted():
+        if not self.wait_booted(self.unshare):
+            return
+        try:
+            network.vpc_of(self).join(self)
+        except Exception as error:
+            print("no network:", self.id, error, getattr(error, "stderr", b""), flush=True)
             return
         with LOCK:
             if not self.alive:
@@ -85,10 +92,11 @@ class Machine:
         threading.Thread(target=self.watch, args=(self.unshare,), daemon=True).start()
         self.run_user_data()
 
-    def wait_booted(self):
-        pid = self.unshare.pid
-        while self.unshare.poll() is None:
-            with open(f"/proc/{pid}/task/{pid}/children") as children:
+    def wait_booted(self, unshare):
+        if unshare is None:  # it was terminated while it booted
+            return False
+        while unshare.poll() is None:
+            with contextlib.suppress(OSError), open(f"/proc/{unshare.pid}/task/{unshare.pid}/children") as children:
                 init = children.read().split()
             if init and os.path.exists(f"/proc/{init[0]}/root/run/booted"):
                 self.init = init[0]
@@ -134,7 +142,7 @@ class Machine:
         """A script on the machine; `feed` gives it its text."""
         base = {"PATH": PATH, "LANG": "C.UTF-8", "AWS_SSM_INSTANCE_ID": self.id, "AWS_SSM_REGION_NAME": self.region, **(env or {})}
         return subprocess.Popen(
-            ["nsenter", "-t", self.init, "-m", "-p", "-u", "-i", f"--root=/proc/{self.init}/root", f"--wd=/proc/{self.init}/root", "--",
+            ["nsenter", "-t", self.init, "-m", "-p", "-u", "-i", "-n", f"--root=/proc/{self.init}/root", f"--wd=/proc/{self.init}/root", "--",
              "sh", "-c", AGENT, "sh", directory, cwd],
             env=base, stdin=subprocess.PIPE, start_new_session=True, **streams)
 
@@ -150,9 +158,9 @@ class Machine:
         return self.alive and self.registered
 
     def online(self):
-        profile = getattr(self.record, "iam_instance_profile", None)
         return bool(self.alive and self.running_at and now() - self.running_at >= self.knob("ssm_online_s")
-                    and (profile or not self.knob("require_instance_profile")))
+                    and (roles.profile(self) or not self.knob("require_instance_profile"))
+                    and (network.reaches_ssm(self) or not self.knob("require_endpoints")))
 
     def visible(self):
         return now() - self.launched >= self.knob("ec2_visible_s")
@@ -166,6 +174,7 @@ class Machine:
 
     def end_processes(self):
         unshare, self.unshare = self.unshare, None
+        network.leave(self)
         if unshare:
             unshare.kill()
             unshare.wait()

@@ -12,6 +12,7 @@ KNOBS = {
     "boot_s": 0.2,  # RunInstances: pending -> running
     "ssm_online_s": 0.5,  # running -> Online in DescribeInstanceInformation
     "require_instance_profile": False,  # SSM never sees an instance without one
+    "require_endpoints": False,  # without a way out, SSM sees an instance only if its VPC has the endpoints
     "terminate_s": 0.1,  # shutting-down -> terminated
     "ec2_visible_s": 0.0,  # for this long after a launch, Describe calls do not know the instance
     "invocation_visible_s": 0.15,  # GetCommandInvocation says InvocationDoesNotExist for this long after SendCommand
