@@ -36,24 +36,89 @@ mod python {
     const SCHEMATHESIS: &str = "TIERBOX_TEST_SCHEMATHESIS";
 
     type Test = fn(&Scene) -> Result<(), Failed>;
+    /// Makes a profile on an engine, in a directory of the test's own.
+    type Place = fn(&Path) -> Result<String, Failed>;
 
     pub fn trials() -> Vec<Trial> {
-        let tests: [(&str, Test); 4] = [
-            ("eval::inspect::every_check_of_its_own_passes", |scene| scene.pytest("test_self_check.py")),
-            ("eval::inspect::the_provider_keeps_its_promises", |scene| scene.pytest("test_provider.py")),
-            ("eval::inspect::an_eval_runs_and_its_log_says_in_what", |scene| scene.pytest("test_eval.py")),
+        let tests: [(&str, Test); 3] = [
+            ("eval::inspect::the_provider_keeps_its_promises", |scene| scene.pytest("test_provider.py", None)),
+            ("eval::inspect::an_eval_runs_and_its_log_says_in_what", |scene| scene.pytest("test_eval.py", None)),
             ("eval::openapi::a_fuzzer_finds_no_answer_that_the_document_does_not_describe", Scene::fuzz),
         ];
-        let missing = absence();
-        let trial = |(name, test): (&'static str, Test)| {
-            let (gone, absent) = (missing.clone(), missing.is_some());
-            Trial::test(name, move || match gone {
-                Some(absence) => Ok(support::skip("python", name, &absence)?),
-                None => test(&Scene::new()?),
+        let missing = absence().or_else(support::containers_absent);
+        let trial = |(name, test): (&'static str, Test)| trial(name, "python", missing.clone(), test);
+        tests.into_iter().map(trial).chain(self_checks()).collect()
+    }
+
+    /// Inspect's own checks, on every backend that has an engine here.
+    fn self_checks() -> Vec<Trial> {
+        let local = absence().or_else(support::containers_absent);
+        let mut backends: Vec<(&str, &str, Option<Absence>, Place)> = vec![("local", "python", local, local_profile)];
+        backends.push(("docker", "docker", absence().or_else(|| support::engines::address("docker").err()), docker_profile));
+        backends.push(("vm_required", "vagrant", absence().or_else(vagrant_absent), vagrant_profile));
+        let trials = backends.into_iter().map(|(marker, engine, missing, place)| {
+            let name = match marker {
+                "local" => "eval::inspect::every_check_of_its_own_passes".to_owned(),
+                marker => format!("{marker}::eval::inspect::every_check_of_its_own_passes"),
+            };
+            trial(&name, engine, missing, move |scene| {
+                let profile = place(scene.directory.path())?;
+                scene.pytest("test_self_check.py", Some(&profile))
             })
-            .with_ignored_flag(absent && !on_ci())
-        };
-        tests.into_iter().map(trial).collect()
+        });
+        trials.collect()
+    }
+
+    fn trial(
+        name: &str,
+        engine: &'static str,
+        missing: Option<Absence>,
+        test: impl FnOnce(&Scene) -> Result<(), Failed> + Send + 'static,
+    ) -> Trial {
+        let (absent, own) = (missing.is_some(), name.to_owned());
+        Trial::test(name, move || match missing {
+            Some(absence) => Ok(support::skip(engine, &own, &absence)?),
+            None => test(&Scene::new()?),
+        })
+        .with_ignored_flag(absent && !on_ci())
+    }
+
+    fn root() -> Result<String, Failed> {
+        Ok(std::env::var("TIERBOX_TEST_ROOT")?)
+    }
+
+    fn written(directory: &Path, text: &str) -> Result<String, Failed> {
+        let path = directory.join("checked.toml");
+        std::fs::write(&path, text)?;
+        Ok(path.display().to_string())
+    }
+
+    fn local_profile(directory: &Path) -> Result<String, Failed> {
+        let text = format!("extends = \"local\"\ntier = \"T0.H1.N2\"\n[local]\nroot = {:?}\n", root()?);
+        written(directory, &text)
+    }
+
+    /// The same small Debian, as an image.
+    fn docker_profile(directory: &Path) -> Result<String, Failed> {
+        const IMAGE: &str = "tierbox-test/inspect:1";
+        let host = std::env::var("TIERBOX_ENGINE_DOCKER")?;
+        let import = "docker -H \"$1\" image inspect \"$2\" >/dev/null 2>&1 || \
+                      tar -C \"$3\" -c . | docker -H \"$1\" import -c 'USER agent' -c 'WORKDIR /home/agent' - \"$2\"";
+        succeeded(Command::new("sh").args(["-c", import, "sh", &host, IMAGE, &root()?]).output()?)?;
+        let settings = format!("image = {IMAGE:?}\nhost = {host:?}\npull = \"never\"\nread-only = false\n");
+        // Nothing bounds a root that can be written to, which the checks need for users of their own.
+        let limits = "[limits]\ndisk = { max = \"1GiB\", enforce = \"best\" }\n";
+        written(directory, &format!("extends = \"docker\"\ntier = \"T0.H1.N2\"\n{limits}[docker]\n{settings}"))
+    }
+
+    fn vagrant_absent() -> Option<Absence> {
+        let there = std::env::var("TIERBOX_TEST_VAGRANT").is_ok_and(|providers| providers.contains("libvirt"));
+        let reason = "TIERBOX_TEST_VAGRANT does not name libvirt: tests/engines/vagrant.sh was not started";
+        (!there).then(|| Absence { reason: reason.to_owned(), install: "cargo xtask test --engine vagrant".to_owned() })
+    }
+
+    fn vagrant_profile(_: &Path) -> Result<String, Failed> {
+        Ok(concat!(env!("CARGO_MANIFEST_DIR"), "/../../profiles/vagrant-basic.toml").to_owned())
     }
 
     fn on_ci() -> bool {
@@ -63,8 +128,7 @@ mod python {
     fn absence() -> Option<Absence> {
         let missing = [PYTHON, SCHEMATHESIS, "TIERBOX_TEST_ROOT"].into_iter().find(|name| std::env::var_os(name).is_none())?;
         let install = "cargo xtask test --engine python".to_owned();
-        let absence = Absence { reason: format!("{missing} is not set, so that there is no Python for the tests"), install };
-        Some(absence).or_else(support::containers_absent)
+        Some(Absence { reason: format!("{missing} is not set, so that there is no Python for the tests"), install })
     }
 
     /// A state directory, and a `tierbox` that is this program.
@@ -97,12 +161,16 @@ mod python {
             command
         }
 
-        fn pytest(&self, file: &str) -> Result<(), Failed> {
+        /// Runs a file of tests: on this profile, else on the one that they make.
+        fn pytest(&self, file: &str, profile: Option<&str>) -> Result<(), Failed> {
             let python = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../python");
             let interpreter = std::env::var_os(PYTHON).ok_or("no Python")?;
             let mut command = self.command(interpreter);
             command.args(["-m", "pytest", "-q", "--tb=short", "-c"]).arg(python.join("pyproject.toml"));
             let rootdir = format!("--rootdir={}", python.display());
+            if let Some(profile) = profile {
+                command.env("TIERBOX_TEST_PROFILE", profile);
+            }
             succeeded(command.arg(rootdir).arg(python.join("tests").join(file)).output()?)
         }
 

@@ -295,6 +295,88 @@ mod conformance {
     }
 
     #[tokio::test]
+    async fn expired_tasks_go_by_themselves_and_the_base_directory_stays() {
+        let daemon = Daemon::start(|options| options.task_sweep = Duration::from_millis(500)).await;
+        let id = daemon.create(json!({ "profile": PROFILE })).await;
+        let task = |name: &str| json!({ "code": format!(": {name}"), "runtime": "sh" });
+        let path = format!("/v1/environments/{id}/code");
+        let run = async |name: &str| {
+            let report = daemon.json("POST", &path, task(name)).await.value();
+            report["task_hash"].as_str().unwrap().to_owned()
+        };
+        let (old, new) = (run("old").await, run("new").await);
+        daemon.shell(&id, &format!("touch -d '2 days ago' .tierbox-code/.tasks/{old}")).await;
+        let there = |name: &str| {
+            let script = format!("[ -d .tierbox-code/{name} ] && echo yes");
+            let (daemon, id) = (&daemon, &id);
+            async move { daemon.shell(id, &script).await.1 == "yes\n" }
+        };
+        until("the old task is gone", || async { !there(&old).await }).await;
+        assert!(there(&new).await && there("").await);
+        daemon.finish().await;
+    }
+
+    #[tokio::test]
+    async fn a_task_whose_client_goes_away_is_killed() {
+        let daemon = Daemon::start(|_| ()).await;
+        let id = daemon.create(json!({ "profile": PROFILE })).await;
+        let code = "setsid sleep 1000 & echo $! > pid; sleep 1000";
+        let task = json!({ "code": code, "runtime": "sh", "private_dir": false }).to_string();
+        let headers = [("content-type", "application/json")];
+        let mut stream = daemon.connect().await;
+        stream
+            .write_all(&http::request("POST", &format!("/v1/environments/{id}/code"), &headers, task.as_bytes()))
+            .await
+            .unwrap();
+        let alive = || async { daemon.shell(&id, "kill -0 $(cat pid) 2>/dev/null && echo yes").await.1 == "yes\n" };
+        until("its child runs", alive).await;
+        drop(stream);
+        until("its child is gone", || async { !alive().await }).await;
+        daemon.finish().await;
+    }
+
+    #[tokio::test]
+    async fn what_is_known_and_recorded_of_an_environment_can_be_had() {
+        if let Some(absence) = tokio::task::spawn_blocking(support::containers_absent).await.unwrap() {
+            return support::skip("local-container", "serve::conformance::records", &absence).unwrap();
+        }
+        let mut daemon = Daemon::start(|_| ()).await;
+        let id = daemon.create(json!({ "profile": "local", "log": true })).await;
+        let path = |rest: &str| format!("/v1/environments/{id}/{rest}");
+        let verified = daemon.json("POST", &path("verify"), Value::Null).await;
+        assert_eq!(verified.value()["verified"], json!(true), "{}", verified.text());
+        let attestation = daemon.get(&path("attestation")).await.value();
+        assert_eq!((&attestation["tier"], &attestation["environment"]), (&json!("T0.H1.N2"), &json!(id)), "{attestation}");
+        assert_eq!(daemon.get(&path("")[..path("").len() - 1]).await.value()["attestation"]["tier"], json!("T0.H1.N2"));
+        daemon.shell(&id, "echo seen").await;
+        let entries = |answer: http::Answer| -> Vec<Value> {
+            answer.text().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+        };
+        let log = entries(daemon.get(&path("log")).await);
+        let execs = log.iter().filter(|entry| entry["operation"] == "exec").count();
+        assert!(execs >= 2 && log[0]["seq"] == json!(0), "{log:?}");
+        let rest = entries(daemon.get(&path(&format!("log?after={}", log.len() - 2))).await);
+        assert_eq!(rest.iter().map(|entry| entry["seq"].as_u64().unwrap()).min(), Some(log.len() as u64 - 1));
+        // Another daemon knows what was written down, and so does anybody when the environment is gone.
+        daemon.end().await;
+        daemon.again(|_| ()).await;
+        assert_eq!(daemon.get(&path("attestation")).await.value(), attestation);
+        let later = daemon.json("POST", &path("verify"), Value::Null).await;
+        assert_eq!((later.status, later.kind().as_str()), (422, "unsupported"));
+        daemon.json("DELETE", &format!("/v1/environments/{id}"), Value::Null).await;
+        assert!(entries(daemon.get(&path("log")).await).len() > log.len());
+        assert_eq!(daemon.get(&path("attestation")).await.value(), attestation);
+        for unknown in ["local-00000000", "..", "%2Fetc", "..%2Fx"] {
+            let answer = daemon.get(&format!("/v1/environments/{unknown}/log")).await;
+            assert!(answer.status == 404 || answer.status == 400, "{unknown}: {}", answer.text());
+        }
+        // Where nothing is decided about an agent, nothing is written down unasked.
+        let plain = daemon.create(json!({ "profile": PROFILE })).await;
+        assert_eq!(daemon.get(&format!("/v1/environments/{plain}/log")).await.status, 404);
+        daemon.finish().await;
+    }
+
+    #[tokio::test]
     async fn who_follows_hears_of_starts_commands_and_ends() {
         let daemon = Daemon::start(|_| ()).await;
         let mut stream = daemon.connect().await;
@@ -453,6 +535,9 @@ mod escape {
         assert_eq!(ask(&of_named, "PUT", file(&named), json!(1)).await.status, 403);
         let listing = format!("/v1/environments/{named}/directory?path=/etc");
         assert_eq!(ask(&of_named, "GET", listing, json!(1)).await.status, 200);
+        // Every decision is on record, without having been asked for.
+        let log = daemon.get(&format!("/v1/environments/{named}/log")).await.text();
+        assert_eq!(log.matches("\"verdict\":\"refused\"").count(), 4, "{log}");
         // Nobody else's, and nothing of the harness's.
         assert_eq!(ask(&of_free, "POST", exec(&named), shell()).await.status, 403);
         for (method, path) in [
@@ -463,6 +548,9 @@ mod escape {
             ("POST", format!("/v1/environments/{free}/token")),
             ("GET", format!("/v1/environments/{free}/execs")),
             ("GET", "/metrics".to_owned()),
+            ("POST", format!("/v1/environments/{free}/verify")),
+            ("GET", format!("/v1/environments/{free}/attestation")),
+            ("GET", format!("/v1/environments/{named}/log")),
         ] {
             assert_eq!(ask(&of_free, method, path.clone(), json!({})).await.status, 403, "{method} {path}");
         }

@@ -46,9 +46,9 @@ async def test_a_bare_name_finds_the_file_then_local(tmp_path: Path, monkeypatch
     monkeypatch.chdir(tmp_path)
     assert TierboxConfig.of(None).profile == "local"
     (tmp_path / "tierbox.toml").write_text('extends = "local"\ntier = "T0.H1.N2"\n')
-    assert TierboxConfig.of(None).resolved().profile == str(tmp_path / "tierbox.toml")
-    assert TierboxConfig.of("sub/p.toml").resolved().profile == str(tmp_path / "sub/p.toml")
-    assert TierboxConfig.of("local-tools").resolved().profile == "local-tools"
+    assert TierboxConfig.of(None).place == str(tmp_path / "tierbox.toml")
+    assert TierboxConfig.of("sub/p.toml").place == str(tmp_path / "sub/p.toml")
+    assert TierboxConfig.of("local-tools").place == "local-tools"
     assert Provider.config_files() == ["tierbox.toml"]
 
 

@@ -49,17 +49,19 @@ provider() {
     --force-reinstall "$home/source" >&2
 }
 
-# A Debian with what Inspect's own checks need: `ps`, `adduser`, and Python for its tools.
+# A Debian with what Inspect's own checks need: `ps`, `adduser`, and Python for its tools and for people's `task`.
 root_directory() {
-  [ -e "$home/root/etc/debian_version" ] && return
+  local packages=procps,adduser,python3
+  [ -e "$home/root/etc/debian_version" ] && [ "$(cat "$home/root.wanted" 2>/dev/null)" = "$packages" ] && return
   rm -rf "$home/root.new" "$home/root"
-  mmdebstrap --variant=minbase --include=procps,adduser,python3-minimal --quiet \
+  mmdebstrap --variant=minbase --include="$packages" --quiet \
     --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/locale/*' \
     --dpkgopt='path-exclude=/usr/share/man/*' --aptopt='Acquire::Languages "none"' \
     --customize-hook='chroot "$1" useradd --create-home --uid 1000 agent' \
     "${TIERBOX_TEST_SUITE:-bookworm}" "$home/root.new" >&2
   rm -rf "$home/root.new/dev"/* "$home/root.new/var/cache/apt" "$home/root.new/var/lib/apt/lists"
   mv "$home/root.new" "$home/root"
+  echo "$packages" >"$home/root.wanted"
 }
 
 start() {

@@ -1,21 +1,39 @@
 //! Asking a person for approval, on the terminal.
 
-use std::io::{BufRead, BufReader, Write};
+use std::fs::File;
+use std::io::{Read, Write};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::termios::{QueueSelector, tcflush};
 use tierbox::{Action, Approver, Consent, Error, ErrorKind, Result};
 
 use crate::neutral;
 
 /// The most of an action that is shown; the rest is counted.
 const MOST_SHOWN: usize = 4000;
+/// The longest answer that is read.
+const LONGEST_ANSWER: usize = 256;
+/// How often it is looked whether somebody still wants to know.
+const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
 
 /// Asks on the terminal that controls this process, whatever its streams are connected to.
 #[derive(Debug, Default)]
 pub(crate) struct TerminalApprover {
     /// One question at a time.
-    turn: tokio::sync::Mutex<()>,
+    turn: Arc<tokio::sync::Mutex<()>>,
+}
+
+/// Withdraws a question when it is dropped.
+#[derive(Default)]
+struct Question(Arc<AtomicBool>);
+
+impl Drop for Question {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+    }
 }
 
 /// Who is asked at the command line.
@@ -26,10 +44,19 @@ pub(crate) fn terminal() -> Arc<dyn Approver> {
 #[async_trait]
 impl Approver for TerminalApprover {
     async fn decide(&self, action: &Action) -> Result<Consent> {
-        let _turn = self.turn.lock().await;
-        let question = question(action);
+        let turn = self.turn.clone().lock_owned().await;
+        let (text, asked) = (question(action), Question::default());
+        let withdrawn = asked.0.clone();
         let failed = |error| Error::new(ErrorKind::Internal, "ask for approval", format!("{error}"));
-        tokio::task::spawn_blocking(move || ask(&question)).await.map_err(failed)?
+        let answer = tokio::task::spawn_blocking(move || {
+            // The next question waits until this one is off the terminal.
+            let _turn = turn;
+            let no_terminal =
+                |error| Error::new(ErrorKind::HostUnable, "ask for approval", format!("there is no terminal to ask on: {error}"));
+            let terminal = File::options().read(true).write(true).open("/dev/tty").map_err(no_terminal)?;
+            ask(&terminal, &text, &withdrawn)
+        });
+        answer.await.map_err(failed)?
     }
 
     fn name(&self) -> &str {
@@ -52,15 +79,38 @@ fn question(action: &Action) -> String {
     format!("tierbox: the agent in {place} wants to {tool}:\n{shown}{more}Allow? [y]es, [N]o, [t]erminate the run: ")
 }
 
-fn ask(question: &str) -> Result<Consent> {
-    let no_terminal =
-        |error| Error::new(ErrorKind::HostUnable, "ask for approval", format!("there is no terminal to ask on: {error}"));
-    let terminal = std::fs::File::options().read(true).write(true).open("/dev/tty").map_err(no_terminal)?;
+/// Asks, and waits for a line. What was typed before the question answers another one, and is thrown away.
+fn ask(mut terminal: &File, question: &str, withdrawn: &AtomicBool) -> Result<Consent> {
     let failed = |error| Error::io("ask for approval", error);
-    (&terminal).write_all(question.as_bytes()).map_err(failed)?;
-    let mut answer = String::new();
-    BufReader::new(&terminal).read_line(&mut answer).map_err(failed)?;
-    Ok(consent(&answer))
+    tcflush(terminal, QueueSelector::IFlush).map_err(|error| failed(error.into()))?;
+    terminal.write_all(question.as_bytes()).map_err(failed)?;
+    let mut answer = Vec::new();
+    while !answer.contains(&b'\n') && answer.len() < LONGEST_ANSWER {
+        if !readable(terminal, withdrawn).map_err(failed)? {
+            terminal.write_all(b"\ntierbox: the question is withdrawn\n").map_err(failed)?;
+            return Ok(Consent::Reject("the question was withdrawn".to_owned()));
+        }
+        let mut part = [0; LONGEST_ANSWER];
+        match terminal.read(&mut part).map_err(failed)? {
+            0 => break,
+            count => answer.extend_from_slice(&part[..count]),
+        }
+    }
+    Ok(consent(&String::from_utf8_lossy(&answer)))
+}
+
+/// Waits until there is something to read; `false` if the question is withdrawn before.
+fn readable(terminal: &File, withdrawn: &AtomicBool) -> std::io::Result<bool> {
+    while !withdrawn.load(Ordering::Acquire) {
+        let mut wanted = [PollFd::new(terminal, PollFlags::IN)];
+        match poll(&mut wanted, Some(&LOOK)) {
+            Ok(0) | Err(rustix::io::Errno::INTR) => {}
+            // A question that was withdrawn meanwhile has no answer.
+            Ok(_) => return Ok(!withdrawn.load(Ordering::Acquire)),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(false)
 }
 
 /// Only a clear yes is a yes.

@@ -12,6 +12,14 @@ fn python() -> Option<PathBuf> {
     told.or_else(|| Some(PathBuf::from("/var/lib/tierbox-engines/python/mcp/bin/python"))).filter(|path| path.exists())
 }
 
+/// Whether the one run of this state directory has decisions on record.
+fn decisions(state: &std::path::Path) -> bool {
+    let runs: Vec<_> = std::fs::read_dir(state.join("runs")).unwrap().flatten().collect();
+    assert_eq!(runs.len(), 1, "{runs:?}");
+    let log = std::fs::read_to_string(runs[0].path().join("log.jsonl")).unwrap();
+    log.contains("\"operation\":\"decision\"")
+}
+
 /// Runs a case of the client's against a server of this profile.
 fn client(case: &str, profile: &str, settings: &[&str]) {
     let Some(python) = python() else {
@@ -44,6 +52,7 @@ fn client(case: &str, profile: &str, settings: &[&str]) {
     let output = detached.output().unwrap();
     let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success() && said.contains(&format!("ok {case}")), "{said}");
+    assert_eq!(decisions(&state.path().join("state")), case != "nothing", "each decision is in the operation log");
     // The sandbox ends with its client.
     let until = std::time::Instant::now() + std::time::Duration::from_secs(20);
     loop {

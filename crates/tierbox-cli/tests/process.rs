@@ -171,8 +171,17 @@ mod conformance {
 
     /// Runs the program under a terminal of its own, made by `script`, and returns what that terminal showed.
     fn on_a_terminal(state: &Path, command: &str, input: &str) -> String {
+        let mut child = terminal(state, command);
+        child.stdin.as_mut().unwrap().write_all(input.as_bytes()).unwrap();
+        let mut shown = Vec::new();
+        child.stdout.take().unwrap().read_to_end(&mut shown).unwrap();
+        child.wait().unwrap();
+        String::from_utf8_lossy(&shown).into_owned()
+    }
+
+    fn terminal(state: &Path, command: &str) -> Child {
         let program = env!("CARGO_BIN_EXE_tierbox");
-        let mut child = std::process::Command::new("script")
+        std::process::Command::new("script")
             .args(["--quiet", "--return", "--command", &format!("{program} {command}"), "/dev/null"])
             .env("TIERBOX_STATE_DIR", state)
             .env("HOME", home(state))
@@ -180,12 +189,27 @@ mod conformance {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
-            .expect("`script` is part of every util-linux");
-        child.stdin.as_mut().unwrap().write_all(input.as_bytes()).unwrap();
-        let mut shown = Vec::new();
-        child.stdout.take().unwrap().read_to_end(&mut shown).unwrap();
+            .expect("`script` is part of every util-linux")
+    }
+
+    /// The same, with a line for each question that the program asks.
+    fn answered(state: &Path, command: &str, answers: &[&str]) -> String {
+        let mut child = terminal(state, command);
+        let (mut stdin, mut stdout) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+        let (mut shown, mut part, mut asked) = (String::new(), [0; 4096], 0);
+        loop {
+            let count = stdout.read(&mut part).unwrap();
+            if count == 0 {
+                break;
+            }
+            shown += &String::from_utf8_lossy(&part[..count]);
+            if let Some(answer) = answers.get(asked).filter(|_| shown.matches("[t]erminate the run: ").count() > asked) {
+                stdin.write_all(format!("{answer}\n").as_bytes()).unwrap();
+                asked += 1;
+            }
+        }
         child.wait().unwrap();
-        String::from_utf8_lossy(&shown).into_owned()
+        shown
     }
 
     #[test]
@@ -203,6 +227,26 @@ mod conformance {
         let typed = "stty size; tty; exit 5\n";
         let shown = on_a_terminal(state.path(), "shell --quiet", typed);
         assert!(shown.contains("/dev/pts/"), "{shown:?}");
+        assert_empty(state.path());
+    }
+
+    /// A person is asked on the terminal; what was typed before the question, or after it was given up, is no answer.
+    #[test]
+    fn a_person_is_asked_and_only_a_yes_to_this_question_counts() {
+        let Some(state) = fixture() else { return };
+        let profile = state.path().join("asks.toml");
+        let text = "tier = \"T0.H1.N2\"\nextends = \"local\"\n[tools.approvals]\npreset = \"dev\"\ntimeout = \"2s\"\n";
+        std::fs::write(&profile, text).unwrap();
+        let run = |id: &str| format!("code run --quiet --profile {} --runtime sh -c 'echo d\"i\"d {id}'", profile.display());
+        for (answers, done) in [(&["y"][..], true), (&["n"], false), (&["yes, please"], false), (&[], false)] {
+            let shown = answered(state.path(), &run("1"), answers);
+            assert_eq!(shown.contains("did 1"), done, "{answers:?}: {shown}");
+            assert!(shown.contains("wants to run code") && shown.contains("echo d"), "{shown}");
+            assert_eq!(shown.contains("nobody answered within 2 s"), answers.is_empty(), "{shown}");
+        }
+        // Typed too early: thrown away.
+        let shown = on_a_terminal(state.path(), &run("2"), "y\n");
+        assert!(!shown.contains("did 2"), "{shown}");
         assert_empty(state.path());
     }
 

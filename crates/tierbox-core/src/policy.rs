@@ -1,7 +1,7 @@
 //! What the tooling axis lets the agent run. It binds the agent, not the harness.
 
 use crate::rules::{self, check_any};
-use crate::{AgentSettings, EnvironmentSpec, Error, ErrorKind, ExecRequest, ProgramRule, Result, Tooling};
+use crate::{AgentSettings, EnvironmentSpec, Error, ErrorKind, ExecRequest, Preset, ProgramRule, Result, Tooling};
 
 /// The agent's rules, made from a tier and the programs that a profile names.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -127,6 +127,13 @@ impl AgentSettings {
     /// The rules for a tooling level.
     pub fn policy(&self, tooling: Tooling, programs: Vec<String>) -> AgentPolicy {
         AgentPolicy::new(tooling, programs).with_rules(self.rules.clone())
+    }
+}
+
+impl EnvironmentSpec {
+    /// Whether something is decided about what the agent does: by T1 or T2, or by approvals.
+    pub fn binds_agent(&self) -> bool {
+        self.tier.tooling() > Tooling::T0 || self.agent.preset != Preset::Ci || !self.agent.approvals.is_empty()
     }
 }
 

@@ -39,6 +39,10 @@ pub(crate) struct RunCode {
     pub stdin: Option<String>,
     #[serde(default)]
     pub timeout_seconds: Option<f64>,
+    #[serde(default)]
+    pub cpu_seconds: Option<f64>,
+    #[serde(default)]
+    pub memory_bytes: Option<u64>,
     #[serde(default, alias = "create_filesystem")]
     pub private_dir: Option<bool>,
 }

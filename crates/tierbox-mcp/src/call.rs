@@ -55,7 +55,13 @@ async fn run_code(agent: &AgentSandbox, arguments: Value) -> Result<Value> {
     for (name, contents) in asked.files.unwrap_or_default() {
         task.files.insert(name, contents.into_bytes()?);
     }
-    task.limits = TaskLimits { time: seconds(asked.timeout_seconds)?, output: Some(output_limit()), ..TaskLimits::default() };
+    task.limits = TaskLimits {
+        time: seconds(asked.timeout_seconds)?,
+        cpu: seconds(asked.cpu_seconds)?,
+        memory: asked.memory_bytes,
+        output: Some(output_limit()),
+        ..TaskLimits::default()
+    };
     let report = agent.run_code(&task).await?.report();
     serde_json::to_value(report).map_err(|error| Error::new(ErrorKind::Internal, "run code", error.to_string()))
 }
@@ -153,8 +159,8 @@ async fn status(agent: &AgentSandbox, arguments: Value) -> Result<Value> {
     let tooling = agent.tooling();
     let mut status = json!({ "tooling": tooling.to_string(), "meaning": tooling.meaning() });
     if tooling == Tooling::T0 {
-        let code = agent.code_status().await?;
-        status["code"] = serde_json::to_value(code).unwrap_or_default();
+        status["code"] = serde_json::to_value(agent.code_status().await?).unwrap_or_default();
+        status["sessions"] = serde_json::to_value(agent.sessions().await?).unwrap_or_default();
     } else {
         status["programs"] = json!(agent.policy().programs());
     }

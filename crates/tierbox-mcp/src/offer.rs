@@ -75,6 +75,8 @@ fn run_code(code: &CodeSettings) -> Tool {
         "env": { "type": "object", "additionalProperties": { "type": "string" }, "description": "environment variables" },
         "stdin": { "type": "string", "description": "what it reads from standard input" },
         "timeout_seconds": timeout(),
+        "cpu_seconds": { "type": "number", "exclusiveMinimum": 0, "description": "most CPU time of each process" },
+        "memory_bytes": { "type": "integer", "minimum": 1, "description": "most address space of each process" },
         "private_dir": { "type": "boolean", "default": true, "description": "false: start in the sandbox's working directory" }
     });
     tool("run_code", description, object(&["code"], properties), acts())
@@ -140,6 +142,6 @@ fn list_directory() -> Tool {
 }
 
 fn status() -> Tool {
-    let description = "Says what the sandbox is: its tier, its runtimes, tasks, and free space.".to_owned();
+    let description = "Says what the sandbox is: its tier, its runtimes, tasks, sessions, and free space.".to_owned();
     tool("status", description, object(&[], json!({})), looks())
 }

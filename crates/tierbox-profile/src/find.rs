@@ -115,8 +115,11 @@ fn ready(name: &str) -> Option<Source> {
 pub(crate) fn read(path: &Path, label: &Path) -> Result<Source> {
     let failed = |kind: ErrorKind, why: &str| Error::new(kind, "read profile", format!("{}: {why}", label.display()));
     let file = hostpath::open_regular(path).map_err(|why| {
-        let kind = if path.exists() { ErrorKind::InvalidProfile } else { ErrorKind::UnknownProfile };
-        failed(kind, &why)
+        if path.exists() {
+            return failed(ErrorKind::InvalidProfile, &why);
+        }
+        let help = format!("`tierbox config template > {}` makes one to start from", label.display());
+        failed(ErrorKind::UnknownProfile, &format!("there is no such file ({why})")).with_help(help)
     })?;
     let mut bytes = Vec::new();
     file.take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(|error| failed(ErrorKind::Io, &error.to_string()))?;

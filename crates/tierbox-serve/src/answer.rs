@@ -49,7 +49,7 @@ pub(crate) fn json(document: &impl Serialize) -> Result<Answer> {
 }
 
 /// A document, as one line without its end.
-pub(crate) fn line(document: &impl Serialize) -> Result<Vec<u8>> {
+pub(crate) fn line<T: Serialize + ?Sized>(document: &T) -> Result<Vec<u8>> {
     serde_json::to_vec(document).map_err(|error| Error::new(ErrorKind::Internal, "write answer", error.to_string()))
 }
 

@@ -10,7 +10,7 @@ use crate::environments::{Busy, invalid, seconds};
 use crate::handler::Asked;
 use crate::principal::Principal;
 use crate::routes::Op;
-use crate::wire;
+use crate::{exec, wire};
 
 /// The most that is read of a task's files at once.
 const MOST_BYTES: u64 = 256 << 20;
@@ -83,7 +83,7 @@ pub(crate) async fn code(mut asked: Asked, environment: Busy, op: Op, task: &str
         Op::CleanCode => {
             let asked: wire::CleanCode = asked.intake.document().await?;
             let older = asked.older_than.map(|age| seconds("older_than", age)).transpose()?;
-            answer::json(&coder.cleanup(older.or(Some(environment.running().code_settings().expiry))).await?)
+            answer::json(&coder.cleanup(older).await?)
         }
         _ => {
             let (status, sessions) = coder.status().await?;
@@ -103,7 +103,9 @@ fn wanted(asked: wire::Code) -> Result<CodeTask> {
         time: limit("timeout", asked.timeout)?,
         cpu: limit("cpu_time", asked.cpu_time)?,
         memory: asked.memory,
-        ..TaskLimits::default()
+        file_size: asked.file_size,
+        open_files: asked.open_files,
+        output: asked.output_limit.map(exec::retained).transpose()?,
     };
     Ok(task)
 }

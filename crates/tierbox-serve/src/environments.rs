@@ -9,7 +9,7 @@ use tierbox::{AgentOptions, AgentSandbox, Error, ErrorKind, Hold, Listed, Result
 
 use crate::admission::{Demand, Permit};
 use crate::server::Shared;
-use crate::wire;
+use crate::{reaper, wire};
 
 /// The label that names the client of an environment.
 pub(crate) const CLIENT_LABEL: &str = "serve.client";
@@ -75,6 +75,7 @@ impl Shared {
         options.name = asked.name;
         options.lifetime = asked.lifetime.map(|lifetime| seconds("lifetime", lifetime)).transpose()?;
         options.labels = labels(asked.labels)?;
+        options.log = asked.log;
         let relative = asked.profile.contains('/') && !asked.profile.starts_with('/');
         if asked.profile.is_empty() || relative || asked.profile.contains('\0') {
             return Err(invalid("the profile is neither a name nor an absolute path"));
@@ -144,13 +145,17 @@ impl Shared {
         let permit = listed
             .zip(client.as_ref())
             .map(|(listed, _)| self.admission.take(Demand::from_labels(&listed.record.backend, &listed.labels)));
-        Ok(Arc::new(Held {
+        let held = Arc::new(Held {
             running,
             client: client.unwrap_or_default(),
             busy: AtomicUsize::new(0),
             agents: Default::default(),
             _permit: permit,
-        }))
+        });
+        // Nobody waits for a machine that may not answer.
+        let sweeping = busy(&held);
+        tokio::spawn(async move { reaper::expire_tasks(sweeping.running()).await });
+        Ok(held)
     }
 
     /// Finds the environments again that an earlier daemon served.
@@ -203,7 +208,8 @@ impl Shared {
         shown.machines = running.machines().iter().map(|machine| machine.name().to_owned()).collect();
         let failed = |error: serde_json::Error| Error::new(ErrorKind::Internal, "write report", error.to_string());
         shown.report = Some(serde_json::to_value(running.report()).map_err(failed)?);
-        shown.attestation = running.verification().map(serde_json::to_value).transpose().map_err(failed)?;
+        shown.attestation = running.attestation().map(serde_json::to_value).transpose().map_err(failed)?;
+        shown.terminated = running.is_terminated();
         Ok(shown)
     }
 
@@ -296,6 +302,7 @@ fn describe(listed: &Listed) -> wire::Environment {
         machines: Vec::new(),
         report: None,
         attestation: None,
+        terminated: false,
     }
 }
 

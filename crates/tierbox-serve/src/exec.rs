@@ -90,15 +90,19 @@ pub(crate) fn machine(environment: &Busy, name: Option<&str>) -> Result<Arc<dyn 
 }
 
 fn limit(head: &wire::Exec, sandbox: &dyn Sandbox) -> Result<OutputLimit> {
-    let bytes = head.output_limit.unwrap_or(sandbox.limits().output);
+    let mut limit = retained(head.output_limit.unwrap_or(sandbox.limits().output))?;
+    if head.on_exceed == Some(wire::OnExceed::Kill) {
+        limit.on_exceed = tierbox::OnExceed::Kill;
+    }
+    Ok(limit)
+}
+
+/// So many bytes of each stream, both ends.
+pub(crate) fn retained(bytes: u64) -> Result<OutputLimit> {
     if bytes > MOST_OUTPUT {
         return Err(invalid("output_limit is more than 256 MiB: stream the command instead"));
     }
-    let on_exceed = match head.on_exceed {
-        Some(wire::OnExceed::Kill) => tierbox::OnExceed::Kill,
-        _ => tierbox::OnExceed::Truncate,
-    };
-    Ok(OutputLimit { bytes, on_exceed })
+    Ok(OutputLimit { bytes, on_exceed: tierbox::OnExceed::Truncate })
 }
 
 fn request(head: wire::Exec) -> Result<ExecRequest> {

@@ -14,7 +14,7 @@ use crate::presence::Presence;
 use crate::principal::{Origin, Principal, Refusal};
 use crate::routes::{self, Content, Found, Op, Route};
 use crate::server::Shared;
-use crate::{code, exec, files, wire};
+use crate::{code, exec, files, runs, wire};
 
 /// What a handler works with.
 pub(crate) struct Asked {
@@ -224,6 +224,7 @@ async fn in_environment(mut asked: Asked, op: Op, environment: &str, exec: Optio
             let found = shared.find(environment).await?;
             code::code(asked, found, op, exec.map_or("", String::as_str)).await
         }
+        Op::Verify | Op::Attestation | Op::Log => runs::record(asked, op, environment).await,
         _ => files::file(asked, shared.find(environment).await?, op).await,
     }
 }

@@ -38,6 +38,7 @@ mod presence;
 mod principal;
 mod reaper;
 mod routes;
+mod runs;
 mod server;
 mod tokens;
 pub mod wire;

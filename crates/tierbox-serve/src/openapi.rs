@@ -103,6 +103,9 @@ fn body(about: &str, content: Content) -> Value {
         Content::Lines => {
             json!({ EVENTS: { "schema": { "type": "string", "description": "The document `Event`, one a line." } } })
         }
+        Content::Entries => {
+            json!({ EVENTS: { "schema": { "type": "string", "description": "Entries of the operation log, one a line." } } })
+        }
         Content::Text => json!({ METRICS: { "schema": { "type": "string" } } }),
     };
     let mut body = json!({ "content": media });

@@ -23,6 +23,8 @@ pub struct Options {
     pub budget: Budget,
     /// How long a lease lasts for a client that says nothing else. 5 minutes.
     pub ttl: Duration,
+    /// How often expired code tasks are removed from all environments. 1 hour.
+    pub task_sweep: Duration,
     /// Connections at once; further ones wait to be accepted. 1024.
     pub connections: usize,
     /// The time for a request's head to arrive, and the longest silence in the middle of a body. 30 s.
@@ -39,6 +41,7 @@ impl Default for Options {
             tokens: None,
             budget: Budget::of_host(),
             ttl: Duration::from_secs(300),
+            task_sweep: Duration::from_secs(3600),
             connections: 1024,
             patience: Duration::from_secs(30),
             idle: None,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
 
-use tierbox::{CleanupOptions, Hold};
+use tierbox::{CleanupOptions, Hold, Running};
 
 use crate::options::queue_file;
 use crate::server::Shared;
@@ -14,12 +14,9 @@ const TICK: Duration = Duration::from_millis(250);
 /// How often leases are looked at.
 const ROUND: Duration = Duration::from_secs(2);
 
-/// How often the directories of expired code tasks go.
-const EXPIRY: Duration = Duration::from_secs(3600);
-
 /// Goes on until the daemon has been idle for as long as its options say.
 pub(crate) async fn run(shared: Arc<Shared>) {
-    let (mut shown, mut round, mut active, mut expiry) = (0, Instant::now(), Instant::now(), Instant::now());
+    let (mut shown, mut round, mut active, mut swept) = (0, Instant::now(), Instant::now(), Instant::now());
     loop {
         tokio::time::sleep(TICK).await;
         let changed = shared.admission.usage().changed;
@@ -31,8 +28,8 @@ pub(crate) async fn run(shared: Arc<Shared>) {
             round = Instant::now();
             look_at_leases(&shared).await;
         }
-        if expiry.elapsed() >= EXPIRY {
-            expiry = Instant::now();
+        if swept.elapsed() >= shared.options.task_sweep {
+            swept = Instant::now();
             tokio::spawn(remove_expired_tasks(shared.clone()));
         }
         if shared.metrics.connections.load(Ordering::Relaxed) > 0 || !shared.environments().is_empty() {
@@ -49,11 +46,16 @@ async fn remove_expired_tasks(shared: Arc<Shared>) {
     let ids: Vec<String> = shared.environments().keys().cloned().collect();
     for id in ids {
         let Ok(found) = shared.find(&id).await else { continue };
-        let running = found.running();
-        let Ok(runner) = running.code() else { continue };
-        if let Err(error) = runner.cleanup_tasks(Some(running.code_settings().expiry)).await {
-            tracing::debug!(target: "tierbox::op", id, error = error.message(), "could not remove expired code tasks");
-        }
+        expire_tasks(found.running()).await;
+    }
+}
+
+/// Removes the expired code tasks of an environment.
+pub(crate) async fn expire_tasks(running: &Running) {
+    let Ok(runner) = running.code() else { return };
+    if let Err(error) = runner.cleanup_tasks(None).await {
+        let (id, error) = (running.id(), error.message());
+        tracing::debug!(target: "tierbox::op", id, error, "could not remove expired code tasks");
     }
 }
 

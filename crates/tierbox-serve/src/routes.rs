@@ -36,6 +36,9 @@ pub(crate) enum Op {
     CodeFile,
     CleanCode,
     CodeStatus,
+    Verify,
+    Attestation,
+    Log,
 }
 
 /// What a body is.
@@ -59,8 +62,10 @@ pub(crate) enum Content {
     Tar,
     /// Metrics as text.
     Text,
-    /// JSON documents, one a line.
+    /// Documents `Event`, one a line.
     Lines,
+    /// Entries of an operation log, one a line.
+    Entries,
 }
 
 /// A value in the query.
@@ -119,7 +124,7 @@ macro_rules! route {
     };
 }
 
-use Content::{Bytes, Command, Frames, Json, Lines, Nothing, Object, Tar, Text, WithBytes};
+use Content::{Bytes, Command, Entries, Frames, Json, Lines, Nothing, Object, Tar, Text, WithBytes};
 
 /// All of them.
 pub(crate) static ROUTES: &[Route] = &[
@@ -149,6 +154,9 @@ pub(crate) static ROUTES: &[Route] = &[
     route!(MakeDir, PUT "/v1/environments/{environment}/directory", false, Nothing => Json("Done"), [PATH, MACHINE], "Make a directory and its parents"),
     route!(Pack, GET "/v1/environments/{environment}/archive", false, Nothing => Tar, [PATH, MACHINE], "A directory as a tar archive, to be treated as hostile"),
     route!(Unpack, PUT "/v1/environments/{environment}/archive", false, Tar => Json("Done"), [PATH, MACHINE], "Unpack a tar archive into a directory"),
+    route!(Verify, POST "/v1/environments/{environment}/verify", false, Nothing => Object, [], "Probe from inside, with a control for each probe, whether the tier is what is there"),
+    route!(Attestation, GET "/v1/environments/{environment}/attestation", false, Nothing => Object, [], "What was declared, enforced, shown and granted; of an environment that is gone as well, if it was logged"),
+    route!(Log, GET "/v1/environments/{environment}/log", false, Nothing => Entries, [param!("after", "integer", "Only entries after the one of this number.")], "The operation log so far; of an environment that is gone as well"),
     route!(RunCode, POST "/v1/environments/{environment}/code", true, Json("Code") => Object, [], "Run a code task in the primary machine, and tell what came of it"),
     route!(CodeStatus, GET "/v1/environments/{environment}/code", true, Nothing => Object, [], "How code tasks stand: runtimes, room, sessions"),
     route!(CleanCode, POST "/v1/environments/{environment}/code/cleanup", true, Json("CleanCode") => Object, [], "Remove the directories of old code tasks"),

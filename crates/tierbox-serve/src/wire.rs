@@ -37,6 +37,10 @@ pub struct Create {
     /// Notes, shown in lists. Never secrets.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
+    /// Keep an operation log, which also holds what commands print. Always kept where the profile binds its agent by T1, T2 or
+    /// approvals.
+    #[serde(default)]
+    pub log: bool,
 }
 
 /// An environment.
@@ -67,10 +71,12 @@ pub struct Environment {
     /// What was enforced. Null in lists.
     #[schemars(with = "Option<serde_json::Map<String, serde_json::Value>>")]
     pub report: Option<serde_json::Value>,
-    /// What verification found from inside, at this start or at an earlier one of the same configuration. Null in lists, for
-    /// what was not verified, and after the daemon was started again.
+    /// What was declared, enforced, shown from inside and granted. Null in lists, and for what another daemon started without
+    /// a log.
     #[schemars(with = "Option<serde_json::Map<String, serde_json::Value>>")]
     pub attestation: Option<serde_json::Value>,
+    /// Whether a decision ended what the agent may do: whoever drives the run should end it.
+    pub terminated: bool,
 }
 
 /// All environments, and who waits for one.
@@ -354,6 +360,12 @@ pub struct Code {
     pub cpu_time: Option<f64>,
     /// Bytes of memory of each of its processes.
     pub memory: Option<u64>,
+    /// Bytes of the largest file that it may write.
+    pub file_size: Option<u64>,
+    /// Open files of each of its processes.
+    pub open_files: Option<u64>,
+    /// Bytes of each output stream that are kept.
+    pub output_limit: Option<u64>,
 }
 
 /// Which code tasks go.

@@ -270,6 +270,8 @@ pub struct AgentOptions {
     pub approver: Option<Arc<dyn Approver>>,
     /// The machine; the primary one where `None`.
     pub machine: Option<String>,
+    /// What binds this agent instead of the profile's tier and programs: something stricter.
+    pub policy: Option<AgentPolicy>,
 }
 
 impl AgentOptions {
@@ -285,6 +287,13 @@ impl AgentOptions {
         self
     }
 
+    /// Binds this agent more than the profile does: a T0 profile's by T1 with programs and rules, any profile's by T2.
+    #[must_use]
+    pub fn policy(mut self, policy: AgentPolicy) -> Self {
+        self.policy = Some(policy);
+        self
+    }
+
     /// Chooses the machine.
     #[must_use]
     pub fn machine(mut self, name: impl Into<String>) -> Self {
@@ -296,6 +305,10 @@ impl AgentOptions {
 impl std::fmt::Debug for AgentOptions {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let approver = self.approver.as_ref().map(|approver| approver.name());
-        f.debug_struct("AgentOptions").field("approver", &approver).field("machine", &self.machine).finish()
+        f.debug_struct("AgentOptions")
+            .field("approver", &approver)
+            .field("machine", &self.machine)
+            .field("policy", &self.policy)
+            .finish()
     }
 }

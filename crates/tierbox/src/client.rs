@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
 use tierbox_core::{
-    Backend, Capabilities, Check, DestroyReport, EnvironmentSpec, Error, ErrorKind, Hold, LeaseRecord, Registry, Result, Secrets,
+    Backend, Capabilities, Check, DestroyReport, EnvironmentSpec, Error, ErrorKind, Hold, LeaseRecord, Registry, Result,
 };
 use tierbox_lease::{CleanupOptions, CleanupReport, Entry, Foreign, Journal, Standing, StateDir};
 use tierbox_profile::{Loader, Profile};
@@ -14,7 +14,7 @@ use tierbox_profile::{Loader, Profile};
 use crate::memo::Memo;
 use crate::profiles::{ProfileSource, Profiles};
 use crate::running::{Running, destroy};
-use crate::{Run, StartOptions, check, runs, start};
+use crate::{AuditLayer, Run, StartOptions, check, life, runs, start};
 
 /// Starts and finds environments. Cheap to clone; clones share everything.
 ///
@@ -236,7 +236,7 @@ impl Tierbox {
         let report = environment.report().clone();
         tracing::info!(target: "tierbox::op", id = entry.record.id, "attach");
         let memo = Memo::from_value(&entry.memo);
-        let log = memo.log.then(|| runs::open(journal, &entry.record.id, Secrets::new(), memo.secrets)).transpose()?;
+        let log = runs::reopen(journal, &entry.record.id, &memo)?;
         Ok(Running::new(environment, backend, journal.clone(), None, report, memo).logged(log))
     }
 
@@ -280,12 +280,17 @@ impl Tierbox {
     /// `NotFound`; `LimitReached` if a living process holds it; what could not be removed.
     pub async fn down(&self, id_or_name: &str) -> Result<DestroyReport> {
         let journal = self.journal()?;
-        let lease = journal.adopt(&journal.find(id_or_name)?.record.id)?;
+        let entry = journal.find(id_or_name)?;
+        let lease = journal.adopt(&entry.record.id)?;
         let record = lease.snapshot();
         let backend = self.inner.registry.get(&record.backend)?;
         let report = destroy(backend.as_ref(), &record).await?;
         lease.remove()?;
         tracing::info!(target: "tierbox::op", id = record.id, "down");
+        if let Some(log) = runs::reopen(journal, &record.id, &Memo::from_value(&entry.memo))? {
+            life::step(Some(&AuditLayer::new(log.clone(), record.id.as_str())), "stopped");
+            log.flush(true)?;
+        }
         Ok(report)
     }
 

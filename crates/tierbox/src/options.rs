@@ -45,8 +45,9 @@ pub struct StartOptions {
     pub progress: Option<Arc<dyn Progress>>,
     /// Keeps every command, file operation and decision of this environment. Nothing is kept where `None`.
     pub audit: Option<Arc<dyn Audit>>,
-    /// Keep an operation log and an attestation in the state directory, for [`Tierbox::run`](crate::Tierbox::run). Off by
-    /// default: what commands print is then written down, redacted.
+    /// Keep an operation log and an attestation in the state directory, for [`Tierbox::run`](crate::Tierbox::run). What
+    /// commands print is then written down, redacted. Off by default, and always on where the profile binds its agent by T1,
+    /// T2 or approvals, so that every decision is on record.
     pub log: bool,
 }
 

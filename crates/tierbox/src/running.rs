@@ -7,8 +7,8 @@ use std::time::{Duration, SystemTime};
 
 use tierbox_code::CodeRunner;
 use tierbox_core::{
-    Approver, Backend, CodeSettings, Connection, Decision, Environment, EnvironmentSpec, Error, ErrorKind, Hold, LeaseRecord,
-    Principal, Report, Result, Sandbox, Tooling,
+    AgentPolicy, Approver, Backend, CodeSettings, Connection, Decision, Environment, EnvironmentSpec, Error, ErrorKind, Hold,
+    LeaseRecord, Principal, Report, Result, Sandbox, Tooling,
 };
 use tierbox_lease::{Journal, Lease};
 use tierbox_verify::{Attestation, OperationLog, Verification, Verified};
@@ -99,12 +99,25 @@ impl Running {
         self.audited(audit)
     }
 
-    /// What is known of it: what was declared, enforced and shown, and what was granted. `None` where another process started
-    /// it.
+    /// What is known of it: what was declared, enforced and shown, and what was granted. Where there is a log, as it was
+    /// written beside it at the start. `None` where another process started it without a log.
     pub fn attestation(&self) -> Option<Attestation> {
+        if let Some(written) = self.log.as_ref().and_then(|log| runs::attestation(log.directory())) {
+            return Some(written);
+        }
         let spec = self.spec.as_deref()?;
         let head = self.log.as_ref().and_then(|log| log.flush(false).ok());
         Some(Attestation::new(&self.id, spec, runs::profile_hash(spec), &self.report, self.verified.as_ref(), head))
+    }
+
+    /// What was logged of it so far. `None` if it is not logged.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn logged_run(&self) -> Result<Option<crate::Run>> {
+        let Some(log) = &self.log else { return Ok(None) };
+        log.flush(false)?;
+        crate::Run::read(log.directory().to_owned()).map(Some)
     }
 
     /// Writes the attestation beside the log, and its hash into the log.
@@ -188,7 +201,7 @@ impl Running {
 
     /// The primary machine, as the agent may use it. Nobody is asked for approval: what needs it is refused.
     pub fn agent(&self) -> AgentSandbox {
-        self.agent_with(self.parts().environment.primary(), None)
+        self.agent_with(self.parts().environment.primary(), self.policy(), None)
     }
 
     /// A machine by its name, as the agent may use it.
@@ -196,27 +209,44 @@ impl Running {
     /// # Errors
     /// As [`machine`](Self::machine).
     pub fn agent_on(&self, name: &str) -> Result<AgentSandbox> {
-        Ok(self.agent_with(self.parts().environment.machine(name)?, None))
+        Ok(self.agent_with(self.parts().environment.machine(name)?, self.policy(), None))
     }
 
     /// The handle for the agent's tools, ready for use: what T1 rests on was tried out in the machine.
     ///
     /// # Errors
-    /// `TierRefused` where T1 cannot be kept; as [`machine`](Self::machine).
+    /// `TierRefused` where T1 cannot be kept; `WeakerRefused` for a policy that is not stricter than the profile's;
+    /// `InvalidProfile` for one whose rules make no sense; as [`machine`](Self::machine).
     pub async fn for_agent(&self, options: AgentOptions) -> Result<AgentSandbox> {
         let environment = &self.parts().environment;
         let machine = match &options.machine {
             Some(name) => environment.machine(name)?,
             None => environment.primary(),
         };
-        let agent = self.agent_with(machine, options.approver);
+        let policy = match options.policy {
+            Some(stricter) => self.stricter(stricter)?,
+            None => self.policy(),
+        };
+        let agent = self.agent_with(machine, policy, options.approver);
         agent.ready().await?;
         Ok(agent)
     }
 
-    fn agent_with(&self, machine: Arc<dyn Sandbox>, approver: Option<Arc<dyn Approver>>) -> AgentSandbox {
+    fn policy(&self) -> AgentPolicy {
+        self.memo.agent.policy(self.tooling, self.memo.programs.clone())
+    }
+
+    fn stricter(&self, policy: AgentPolicy) -> Result<AgentPolicy> {
+        policy.validate()?;
+        if policy.tooling() > self.tooling || policy == self.policy() {
+            return Ok(policy);
+        }
+        let message = format!("{} for the agent is not stricter than the profile's {}", policy.tooling(), self.tooling);
+        Err(Error::new(ErrorKind::WeakerRefused, "bind agent", message).with_help("start the environment with the tier it needs"))
+    }
+
+    fn agent_with(&self, machine: Arc<dyn Sandbox>, policy: AgentPolicy, approver: Option<Arc<dyn Approver>>) -> AgentSandbox {
         let machine = self.recorded(machine, Principal::Agent);
-        let policy = self.memo.agent.policy(self.tooling, self.memo.programs.clone());
         let gate = Gate {
             settings: self.memo.agent.clone(),
             approver,

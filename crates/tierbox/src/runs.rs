@@ -9,6 +9,8 @@ use tierbox_core::{Audit, AuditEntry, Decision, EnvironmentSpec, Error, ErrorKin
 use tierbox_lease::{Journal, check_id, remove_tree};
 use tierbox_verify::{LogLimits, OperationLog, digest};
 
+use crate::memo::Memo;
+
 /// The directory of runs in a state directory.
 const RUNS: &str = "runs";
 /// Runs that are kept. The oldest of those that have ended go first.
@@ -105,6 +107,17 @@ impl Audit for Both {
     }
 }
 
+/// The log that was begun by whoever started an environment; `None` if it has none.
+pub(crate) fn reopen(journal: &Journal, id: &str, memo: &Memo) -> Result<Option<Arc<OperationLog>>> {
+    // Its secrets are known to that process alone: what may hold one is then withheld.
+    memo.log.then(|| open(journal, id, Secrets::new(), memo.secrets)).transpose()
+}
+
+/// The attestation in the directory of a run.
+pub(crate) fn attestation(directory: &Path) -> Option<tierbox_verify::Attestation> {
+    serde_json::from_slice(&std::fs::read(directory.join(ATTESTATION)).ok()?).ok()
+}
+
 /// A run that was logged.
 #[derive(Debug, Clone)]
 pub struct Run {
@@ -126,7 +139,7 @@ impl Run {
                 .with_help("a run is logged if it is asked for: `tierbox run --log`, StartOptions::log"));
         }
         let text = std::fs::read(directory.join(ATTESTATION)).ok();
-        let attestation = text.as_deref().and_then(|text| serde_json::from_slice(text).ok());
+        let attestation = attestation(&directory);
         let hash = text.as_deref().map(digest);
         let named = tierbox_verify::log::read(&directory)?.into_iter().find_map(|record| {
             let value = &record.value["arguments"];

@@ -31,14 +31,16 @@ pub(crate) async fn start(
 ) -> Result<Running> {
     let hold = options.hold.unwrap_or(Hold::Process);
     let progress: &dyn Progress = options.progress.as_deref().unwrap_or(&Silent);
+    // Where the agent is bound, each decision about it is on record.
+    let logged = options.log || spec.binds_agent();
     let lease = Arc::new(journal.create(NewLease {
         name: options.name,
         lifetime: spec.limits.lifetime,
         max_environments: spec.limits.max_environments,
-        memo: Memo { labels: options.labels, log: options.log, ..Memo::of(&spec) }.to_value(),
+        memo: Memo { labels: options.labels, log: logged, ..Memo::of(&spec) }.to_value(),
         ..NewLease::new(&spec.backend, &spec.profile, spec.tier.to_string())
     })?);
-    let log = match options.log.then(|| runs::begin(journal, lease.id(), &spec)).transpose() {
+    let log = match logged.then(|| runs::begin(journal, lease.id(), &spec)).transpose() {
         Ok(log) => log,
         Err(error) => {
             lease.remove()?;

@@ -10,8 +10,8 @@ use async_trait::async_trait;
 use support::{fixture, started};
 use tierbox::code::CodeTask;
 use tierbox::{
-    Action, AgentOptions, Approval, ApprovalRule, Approver, Audit, AuditEntry, AuditOperation, Consent, ErrorKind, ExecRequest,
-    GuestPath, Outcome, Preset, Profile, ProfileBuilder, ProgramRule, SandboxExt, Sensitive, StartOptions,
+    Action, AgentOptions, AgentPolicy, Approval, ApprovalRule, Approver, Audit, AuditEntry, AuditOperation, Consent, ErrorKind,
+    ExecRequest, GuestPath, Outcome, Preset, Profile, ProfileBuilder, ProgramRule, SandboxExt, Sensitive, StartOptions, Tooling,
 };
 
 fn words(words: &[&str]) -> Vec<String> {
@@ -255,6 +255,33 @@ mod conformance {
             of("exec", "refused", &dev),
         ];
         assert_eq!(log.decisions(), expected);
+    }
+
+    #[tokio::test]
+    async fn one_agent_can_be_bound_more_than_the_profile_does_and_none_less() {
+        let fixture = fixture();
+        let Some(running) = started(fixture.client.start_with(t0(Preset::Ci, Vec::new()), StartOptions::new()).await) else {
+            return;
+        };
+        let bound = |policy: AgentPolicy| running.for_agent(AgentOptions::new().policy(policy));
+        let t1 = bound(AgentPolicy::new(Tooling::T1, words(&["/usr/bin/id"]))).await.unwrap();
+        assert!(t1.run(ExecRequest::new(["/usr/bin/id"])).await.unwrap().success());
+        assert_eq!(t1.run(ExecRequest::shell("id")).await.unwrap_err().kind(), ErrorKind::PolicyDenied);
+        assert_eq!(t1.write_bytes("x", Vec::new()).await.unwrap_err().kind(), ErrorKind::PolicyDenied);
+        let t2 = bound(AgentPolicy::new(Tooling::T2, Vec::new())).await.unwrap();
+        assert_eq!(t2.read_bytes("/etc/hostname", 10).await.unwrap_err().kind(), ErrorKind::PolicyDenied);
+        let shell = bound(AgentPolicy::new(Tooling::T1, words(&["/bin/sh"]))).await.err().unwrap();
+        assert_eq!(shell.kind(), ErrorKind::InvalidProfile, "{shell}");
+        // The profile's own handle is as free as before.
+        assert!(running.for_agent(AgentOptions::new()).await.unwrap().run(ExecRequest::shell("id")).await.unwrap().success());
+        running.stop().await.unwrap();
+        let text_only = Profile::builder("text", "T2.H1.N2".parse().unwrap());
+        let running = fixture.client.start_with(text_only, StartOptions::new()).await.unwrap();
+        for weaker in [AgentPolicy::new(Tooling::T0, Vec::new()), AgentPolicy::new(Tooling::T1, words(&["/usr/bin/id"]))] {
+            let refused = running.for_agent(AgentOptions::new().policy(weaker)).await.err().unwrap();
+            assert_eq!(refused.kind(), ErrorKind::WeakerRefused, "{refused}");
+        }
+        running.stop().await.unwrap();
     }
 
     #[tokio::test]

@@ -1,6 +1,4 @@
 """Inspect sandboxes with an enforced isolation tier."""
 
-from ._config import TierboxConfig
-from ._provider import TierboxSandboxEnvironment
-
-__all__ = ["TierboxConfig", "TierboxSandboxEnvironment"]
+from ._config import TierboxConfig as TierboxConfig
+from ._provider import TierboxSandboxEnvironment as TierboxSandboxEnvironment

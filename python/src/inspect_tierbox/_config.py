@@ -12,14 +12,10 @@ Pairs = tuple[tuple[str, str], ...]
 
 def flat(value: Any, prefix: str = "") -> Pairs:
     """Nested or dotted settings as pairs of a path and a text, sorted, so that equal ones are equal."""
-    if not isinstance(value, dict):
-        return tuple(sorted((str(key), str(text)) for key, text in value or ()))
     pairs: list[tuple[str, str]] = []
-    for key, inner in value.items():
-        if isinstance(inner, dict):
-            pairs += flat(inner, f"{prefix}{key}.")
-        else:
-            pairs.append((prefix + key, inner if isinstance(inner, str) else json.dumps(inner)))
+    for key, inner in value.items() if isinstance(value, dict) else value or ():
+        text = inner if isinstance(inner, str) else json.dumps(inner)
+        pairs += flat(inner, f"{prefix}{key}.") if isinstance(inner, dict) else [(prefix + key, text)]
     return tuple(sorted(pairs))
 
 
@@ -45,11 +41,7 @@ class TierboxConfig(BaseModel, frozen=True):
         raise TypeError(f"tierbox takes a profile or a TierboxConfig, not {type(config).__name__}")
 
     @property
-    def is_relative(self) -> bool:
-        """Whether the profile is a file whose place depends on the task's."""
+    def place(self) -> str:
+        """The profile's name, or its file's path as it is in the directory where the task runs."""
         names_file = "/" in self.profile or self.profile.endswith(".toml")
-        return names_file and not os.path.isabs(self.profile)
-
-    def resolved(self) -> "TierboxConfig":
-        """With the path of the file as it is in the directory where the task runs."""
-        return self.model_copy(update={"profile": os.path.abspath(self.profile)}) if self.is_relative else self
+        return os.path.abspath(self.profile) if names_file else self.profile

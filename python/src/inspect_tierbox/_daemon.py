@@ -17,6 +17,10 @@ from inspect_ai.util import SandboxUnavailableError
 
 CLIENT = f"inspect-{os.getpid()}-{uuid.uuid4().hex[:8]}"
 COMMAND = "application/vnd.tierbox.exec"
+SETTINGS: dict[str, Any] = {"base_url": "http://tierbox", "headers": {"tierbox-client": CLIENT}, "timeout": None}
+# What Python says of the daemon's kinds of errors.
+ERRNOS = {"not-found": errno.ENOENT, "permission-denied": errno.EACCES, "policy-denied": errno.EACCES}
+ERRNOS |= {"is-a-directory": errno.EISDIR, "not-a-file": errno.EINVAL, "no-space": errno.ENOSPC}
 
 _lock = threading.Lock()
 _socket: str | None = None
@@ -31,6 +35,16 @@ class Refused(Exception):
         self.path: str = problem.get("context", {}).get("path", "")
         help = problem.get("help")
         super().__init__(problem.get("message", "no reason given") + (f" ({help})" if help else ""))
+
+    def error(self, what: str) -> Exception:
+        """The exception that Python has for it; `what` is the path as it was given, or the program."""
+        number = ERRNOS.get(self.kind)
+        # Without a path it is the environment that was not found.
+        if number is not None and (self.path or number != errno.ENOENT):
+            return OSError(number, os.strerror(number), what)
+        if self.kind == "timeout":
+            return TimeoutError(str(self))
+        return ValueError(f"{what}: {self}") if self.kind == "invalid-input" else SandboxUnavailableError(str(self))
 
 
 def program() -> str:
@@ -53,16 +67,12 @@ def socket(fresh: bool = False) -> str:
         return _socket
 
 
-def _settings(path: str) -> dict[str, Any]:
-    return {"base_url": "http://tierbox", "headers": {"tierbox-client": CLIENT}, "timeout": httpx.Timeout(None, connect=30)}
-
-
 def _client(path: str) -> httpx.AsyncClient:
     """The connections of this event loop: they cannot be shared between two."""
     known = _http.get(None)
     if known is None or known[0] != path:
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
-        known = (path, httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(uds=path, limits=limits), **_settings(path)))
+        known = (path, httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(uds=path, limits=limits), **SETTINGS))
         _http.set(known)
     return known[1]
 
@@ -78,65 +88,40 @@ def _checked(answer: httpx.Response) -> httpx.Response:
 
 async def ask(method: str, path: str, **body: Any) -> httpx.Response:
     """One request. A cancelled one closes its connection, which ends the command that it waits for."""
-    try:
+    for fresh in (False, True):
         try:
-            return _checked(await _client(socket()).request(method, path, **body))
+            return _checked(await _client(socket(fresh)).request(method, path, **body))
         except httpx.ConnectError:
-            # Nothing was sent. The daemon may have ended since; its environments have not.
-            return _checked(await _client(socket(fresh=True)).request(method, path, **body))
-    except httpx.TransportError as error:
-        raise SandboxUnavailableError(f"the tierbox daemon does not answer: {error!r}") from error
+            continue  # Nothing was sent. The daemon may have ended since; its environments have not.
+        except httpx.TransportError as error:
+            raise SandboxUnavailableError(f"the tierbox daemon went away: {error!r}") from error
+    raise SandboxUnavailableError("the tierbox daemon cannot be reached")
 
 
 def ask_now(method: str, path: str, **body: Any) -> Any:
     """The same without an event loop, for what Inspect asks synchronously."""
     for fresh in (False, True):
-        name = socket(fresh)
-        try:
-            with httpx.Client(transport=httpx.HTTPTransport(uds=name), **_settings(name)) as client:
+        with httpx.Client(transport=httpx.HTTPTransport(uds=socket(fresh)), **SETTINGS) as client:
+            with contextlib.suppress(httpx.ConnectError):
                 return _checked(client.request(method, path, **body)).json()
-        except httpx.ConnectError as error:
-            last = error
-    raise SandboxUnavailableError(f"the tierbox daemon does not answer: {last!r}")
+    raise SandboxUnavailableError("the tierbox daemon cannot be reached")
 
 
-class Leases:
-    """The environments of this process, renewed until they are given up."""
+class Leases(dict[str, str]):
+    """The environments of this process and their tasks, renewed until they are given up."""
 
-    def __init__(self) -> None:
-        self.held: dict[str, str] = {}
-        self._thread: threading.Thread | None = None
+    _renewing = False
 
     def add(self, environment: str, task: str, ttl: float) -> None:
-        self.held[environment] = task
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._renew, args=(ttl / 3,), name="tierbox-leases", daemon=True)
-            self._thread.start()
+        self[environment] = task
+        if not self._renewing:
+            self._renewing = True
+            threading.Thread(target=self._renew, args=(ttl / 3,), name="tierbox-leases", daemon=True).start()
 
     def _renew(self, every: float) -> None:
         while True:
             time.sleep(every)
             # The next round tries again; two may fail before a lease ends.
             with contextlib.suppress(Exception):
-                if self.held:
-                    ask_now("POST", "/v1/renew", json={"environments": list(self.held)})
-
-
-def file_error(refused: Refused, path: str) -> Exception:
-    """The exception that Python has for it, with the path as it was given."""
-    kinds = {
-        "not-found": (errno.ENOENT, "No such file or directory"),
-        "permission-denied": (errno.EACCES, "Permission denied"),
-        "policy-denied": (errno.EACCES, "Permission denied"),
-        "is-a-directory": (errno.EISDIR, "Is a directory"),
-        "not-a-file": (errno.EINVAL, "Not a regular file"),
-        "no-space": (errno.ENOSPC, "No space left on device"),
-    }
-    if refused.kind in kinds and (refused.kind != "not-found" or refused.path):
-        number, text = kinds[refused.kind]
-        return OSError(number, text, path)
-    if refused.kind == "timeout":
-        return TimeoutError(str(refused))
-    if refused.kind == "invalid-input":
-        return ValueError(f"{path}: {refused}")
-    return SandboxUnavailableError(str(refused))
+                if self:
+                    ask_now("POST", "/v1/renew", json={"environments": list(self)})

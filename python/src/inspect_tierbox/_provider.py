@@ -8,14 +8,13 @@ from typing import Any
 import anyio
 from inspect_ai._util.error import PrerequisiteError
 from inspect_ai.log import transcript
-from inspect_ai.util import ExecResult, OutputLimitExceededError, SandboxConnection, SandboxEnvironment, sandboxenv
-from inspect_ai.util import SandboxEnvironmentConfigType as Config
-from inspect_ai.util import SandboxEnvironmentLimits as Limits
-from inspect_ai.util import SandboxUnavailableError, SandboxUserUnsupportedError
+from inspect_ai.util import ExecResult, OutputLimitExceededError, SandboxConnection, SandboxEnvironment
+from inspect_ai.util import SandboxEnvironmentConfigType as Config, SandboxEnvironmentLimits as Limits
+from inspect_ai.util import SandboxUnavailableError, SandboxUserUnsupportedError, sandboxenv
 from pydantic import BaseModel
 
 from ._config import TierboxConfig
-from ._daemon import COMMAND, Leases, Refused, ask, ask_now, file_error, program
+from ._daemon import COMMAND, Leases, Refused, ask, ask_now, program
 
 # What Inspect's switches grant, and from which level of T on they grant too much.
 SWITCHES = {"INSPECT_ENABLE_EXEC": 1, "INSPECT_ENABLE_WEB_SEARCH": 2, "INSPECT_ENABLE_WEB_BROWSER": 2}
@@ -23,6 +22,11 @@ OFF = {"", "0", "false", "no", "off"}
 # The daemon queues a start fairly; Inspect has no limit for it either.
 WAIT = 86400
 STATUS_NEVER_RAN = 125
+NEVER_RAN = {
+    "bad-cwd": "the working directory does not exist or cannot be entered",
+    "unknown-user": "no such user: {user}",
+    "too-big": "Argument list too long",
+}
 
 
 @sandboxenv(name="tierbox")
@@ -38,8 +42,6 @@ class TierboxSandboxEnvironment(SandboxEnvironment):
         self.machine = machine
         self._url = f"/v1/environments/{environment}"
 
-    # Lifecycle
-
     @classmethod
     def config_files(cls) -> list[str]:
         return ["tierbox.toml"]
@@ -50,8 +52,7 @@ class TierboxSandboxEnvironment(SandboxEnvironment):
 
     @classmethod
     def default_concurrency(cls) -> int | None:
-        profile = TierboxConfig.of(None).resolved().profile
-        return ask_now("GET", "/v1", params={"profile": profile})["concurrency"]
+        return ask_now("GET", "/v1", params={"profile": TierboxConfig.of(None).place})["concurrency"]
 
     def default_polling_interval(self) -> float:
         return 0.2
@@ -60,15 +61,14 @@ class TierboxSandboxEnvironment(SandboxEnvironment):
     async def task_init(cls, task_name: str, config: Config | None) -> None:
         wanted = TierboxConfig.of(config)
         # Inspect is in the task's directory now and only now.
-        cls._places.setdefault(wanted, set()).add(wanted.resolved().profile)
+        cls._places.setdefault(wanted, set()).add(wanted.place)
         try:
-            about = (await ask("GET", "/v1", params={"profile": wanted.resolved().profile})).json()
+            about = (await ask("GET", "/v1", params={"profile": wanted.place})).json()
         except Refused as refused:
             raise PrerequisiteError(f"tierbox: {refused}") from refused
         tier = dict(wanted.overrides).get("tier", about["tier"])
-        tooling = int(tier[1])
-        granted = [name for name, least in SWITCHES.items() if tooling >= least and os.environ.get(name, "").lower() not in OFF]
-        if granted:
+        on = [name for name in SWITCHES if os.environ.get(name, "").lower() not in OFF]
+        if granted := [name for name in on if int(tier[1]) >= SWITCHES[name]]:
             raise PrerequisiteError(
                 f"{' and '.join(granted)} grants more than {tier} allows the agent. "
                 f'Run: eval "$(tierbox env {shlex.quote(wanted.profile)})"'
@@ -77,7 +77,7 @@ class TierboxSandboxEnvironment(SandboxEnvironment):
     @classmethod
     async def sample_init(cls, task_name: str, config: Config | None, metadata: dict[str, str]) -> dict[str, SandboxEnvironment]:
         wanted = TierboxConfig.of(config)
-        places = cls._places.get(wanted) or {wanted.resolved().profile}
+        places = cls._places.get(wanted) or {wanted.place}
         if len(places) > 1:
             raise PrerequisiteError(f"tasks in several directories name {wanted.profile}: give them absolute paths")
         request = {
@@ -94,25 +94,20 @@ class TierboxSandboxEnvironment(SandboxEnvironment):
             raise PrerequisiteError(f"tierbox: {refused}") from refused
         try:
             machines = started["machines"]
-            if wanted.primary is not None:
-                if wanted.primary not in machines:
-                    raise PrerequisiteError(f"no machine is named {wanted.primary}; there are {', '.join(machines)}")
-                machines.sort(key=lambda name: name != wanted.primary)
+            if wanted.primary not in (None, *machines):
+                raise PrerequisiteError(f"no machine is named {wanted.primary}; there are {', '.join(machines)}")
+            machines.sort(key=lambda name: name != wanted.primary)
             cls._leases.add(started["id"], task_name, started["ttl"])
-            await cls._attest(started)
+            # The sample's log says what it runs in.
+            told = {key: started[key] for key in ("tier", "profile", "backend", "report", "attestation")}
+            told |= {"environment": started["id"], "principal": "harness"}
+            told["tooling"] = "declared; enforced by Inspect's tools and approvals"
+            transcript().info(told, source="tierbox")
             return {name: cls(started["id"], name) for name in machines}
         except BaseException:
             with anyio.CancelScope(shield=True):
                 await cls._destroy(started["id"])
             raise
-
-    @classmethod
-    async def _attest(cls, started: dict[str, Any]) -> None:
-        """Writes into the sample's log what it runs in."""
-        told = {key: started.get(key) for key in ("tier", "profile", "backend", "report", "attestation")}
-        told |= {"environment": started["id"], "principal": "harness"}
-        told["tooling"] = "declared; enforced by Inspect's tools and approvals"
-        transcript().info(told, source="tierbox")
 
     @classmethod
     async def _destroy(cls, environment: str) -> None:
@@ -121,7 +116,7 @@ class TierboxSandboxEnvironment(SandboxEnvironment):
         except Refused as refused:
             if refused.kind != "not-found":
                 raise
-        cls._leases.held.pop(environment, None)
+        cls._leases.pop(environment, None)
 
     @classmethod
     async def sample_cleanup(
@@ -133,13 +128,12 @@ class TierboxSandboxEnvironment(SandboxEnvironment):
 
     @classmethod
     async def task_cleanup(cls, task_name: str, config: Config | None, cleanup: bool) -> None:
-        for environment in list(cls._leases.held):
+        for environment in list(cls._leases):
             if cleanup:
                 await cls._destroy(environment)
                 continue
             await ask("POST", f"/v1/environments/{environment}/renew", json={"keep": True})
-            task = cls._leases.held.pop(environment)
-            own = shlex.quote(program())
+            task, own = cls._leases.pop(environment), shlex.quote(program())
             print(f"{environment} ({task}) is kept.\n  login:   {own} shell {environment}\n  cleanup: {own} down {environment}")
         cls._places.clear()
 
@@ -163,52 +157,39 @@ class TierboxSandboxEnvironment(SandboxEnvironment):
             argv = [program(), "--state-dir", found["state"], *argv[1:], *(["--user", user] if user else [])]
         return SandboxConnection(type="tierbox", command=shlex.join(argv))
 
-    # Commands
-
     async def exec(
-        self,
-        cmd: list[str],
-        input: str | bytes | None = None,
-        cwd: str | None = None,
-        env: dict[str, str] | None = None,
-        user: str | None = None,
-        timeout: int | None = None,
-        timeout_retry: bool = True,
-        concurrency: bool = True,
+        self, cmd: list[str], input: str | bytes | None = None, cwd: str | None = None, env: dict[str, str] | None = None,
+        user: str | None = None, timeout: int | None = None, timeout_retry: bool = True, concurrency: bool = True,
     ) -> ExecResult[str]:
         # A time limit is kept inside the machine, so that there is no lost command to try again.
-        limit = Limits.MAX_EXEC_OUTPUT_SIZE
         head = {"argv": cmd, "machine": self.machine, "cwd": cwd, "env": env or {}, "user": user, "timeout": timeout}
-        head |= {"stdin": input is not None, "output_limit": limit}
+        head |= {"stdin": input is not None, "output_limit": Limits.MAX_EXEC_OUTPUT_SIZE}
         stdin = input.encode() if isinstance(input, str) else input or b""
         body = json.dumps({key: value for key, value in head.items() if value is not None}).encode() + b"\n" + stdin
         try:
             answer = await ask("POST", f"{self._url}/exec", content=body, headers={"content-type": COMMAND})
         except Refused as refused:
-            raise self._exec_error(refused, user) from refused
+            if refused.kind == "unsupported" and user is not None:
+                raise SandboxUserUnsupportedError(f"{self.environment} cannot run commands as {user!r}: {refused}") from refused
+            raise refused.error(cmd[0] if cmd else "exec") from refused
         return self._result(answer.content, cmd, user)
-
-    def _exec_error(self, refused: Refused, user: str | None) -> Exception:
-        if refused.kind == "unsupported" and user is not None:
-            return SandboxUserUnsupportedError(f"{self.environment} cannot run commands as {user!r}: {refused}")
-        if refused.kind == "invalid-input":
-            return ValueError(str(refused))
-        if refused.kind in ("permission-denied", "policy-denied"):
-            return PermissionError(str(refused))
-        return SandboxUnavailableError(str(refused))
 
     def _result(self, answer: bytes, cmd: list[str], user: str | None) -> ExecResult[str]:
         line, _, rest = answer.partition(b"\n")
         end = json.loads(line)
         cut = end["stdout"]["head"] + end["stdout"]["tail"]
         stdout, stderr = rest[:cut].decode(errors="replace"), rest[cut:].decode(errors="replace")
-        outcome, status = end["outcome"], end["status"]
-        never = outcome.get("not-started") if isinstance(outcome, dict) else None
-        killed = outcome.get("killed") if isinstance(outcome, dict) else None
-        if outcome == "lost":
+        if end["outcome"] == "lost":
             raise SandboxUnavailableError(f"{self.environment} went away; the command may have run")
-        if never is not None:
-            return self._never_ran(never["cause"], cmd, user)
+        if "not-started" in end["outcome"]:
+            cause = end["outcome"]["not-started"]["cause"]
+            if cause == "user-not-mapped":
+                raise SandboxUserUnsupportedError(f"{self.environment} cannot run commands as {user!r}")
+            if cause in ("no-resources", "already-launched", "cancelled"):
+                raise SandboxUnavailableError(f"{self.environment} could not start the command: {cause}")
+            why = NEVER_RAN.get(cause, cause).format(user=user)
+            return ExecResult(False, STATUS_NEVER_RAN, "", f"{cmd[0]} never ran: {why}\n")
+        status, killed = end["status"], end["outcome"].get("killed")
         if killed == "timeout":
             error = TimeoutError("the command's time was up")
             error.truncated_output = stdout + stderr  # type: ignore[attr-defined]
@@ -222,34 +203,19 @@ class TierboxSandboxEnvironment(SandboxEnvironment):
             stderr += f"killed by tierbox: {killed}\n"
         return ExecResult(status == 0, status, stdout, stderr)
 
-    def _never_ran(self, cause: str, cmd: list[str], user: str | None) -> ExecResult[str]:
-        if cause == "user-not-mapped":
-            raise SandboxUserUnsupportedError(f"{self.environment} cannot run commands as {user!r}")
-        if cause in ("no-resources", "already-launched", "cancelled"):
-            raise SandboxUnavailableError(f"{self.environment} could not start the command: {cause}")
-        texts = {
-            "bad-cwd": "the working directory does not exist or cannot be entered",
-            "unknown-user": f"no such user: {user}",
-            "too-big": "Argument list too long",
-        }
-        return ExecResult(False, STATUS_NEVER_RAN, "", f"{cmd[0]} never ran: {texts.get(cause, cause)}\n")
-
-    # Files
-
     async def write_file(self, file: str, contents: str | bytes) -> None:
         body = contents.encode() if isinstance(contents, str) else contents
         try:
             await ask("PUT", f"{self._url}/files", params={"path": file, "machine": self.machine}, content=body)
         except Refused as refused:
-            raise file_error(refused, file) from refused
+            raise refused.error(file) from refused
 
     async def read_file(self, file: str, text: bool = True) -> Any:
-        most = Limits.MAX_READ_FILE_SIZE
-        params = {"path": file, "machine": self.machine, "max": str(most)}
+        params: dict[str, Any] = {"path": file, "machine": self.machine, "max": Limits.MAX_READ_FILE_SIZE}
         try:
             contents = (await ask("GET", f"{self._url}/files", params=params)).content
         except Refused as refused:
             if refused.kind == "too-large":
                 raise OutputLimitExceededError(Limits.MAX_READ_FILE_SIZE_STR, None) from refused
-            raise file_error(refused, file) from refused
+            raise refused.error(file) from refused
         return contents.decode() if text else contents

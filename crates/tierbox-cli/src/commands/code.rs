@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use tierbox::code::{CodeOutcome, CodeTask, TaskLimits};
-use tierbox::{AgentOptions, AgentSandbox, Error, ErrorKind, Result, Running};
+use tierbox::{AgentOptions, AgentSandbox, Error, ErrorKind, Result, Running, Tierbox};
 
 use crate::args::{CodeCommand, CodeRunArgs};
 use crate::commands::starting;
@@ -107,19 +107,26 @@ async fn look(context: &mut Context, command: CodeCommand) -> Result<u8, Failure
         match command {
             CodeCommand::Run(_) => unreachable!("handled before"),
             CodeCommand::Files { sandbox, task, name } => {
-                let running = client.attach(&sandbox).await?;
+                let running = attached(&client, &sandbox).await?;
                 files(&agent(&running).await?, &task, name.as_deref(), json).await
             }
             CodeCommand::Cleanup { sandbox, older_than } => {
-                let running = client.attach(&sandbox).await?;
-                let older_than = older_than.or(Some(running.code_settings().expiry));
-                cleanup(&agent(&running).await?, older_than, json).await
+                cleanup(&agent(&client.attach(&sandbox).await?).await?, older_than, json).await
             }
-            CodeCommand::Status { sandbox } => status(&agent(&client.attach(&sandbox).await?).await?, json).await,
-            CodeCommand::Sessions { sandbox } => sessions(&agent(&client.attach(&sandbox).await?).await?, json).await,
+            CodeCommand::Status { sandbox } => status(&agent(&attached(&client, &sandbox).await?).await?, json).await,
+            CodeCommand::Sessions { sandbox } => sessions(&agent(&attached(&client, &sandbox).await?).await?, json).await,
         }
     };
     context.interrupts.guard(work).await
+}
+
+/// A sandbox that is up, without the tasks that expired.
+async fn attached(client: &Tierbox, name: &str) -> Result<Running> {
+    let running = client.attach(name).await?;
+    if let Err(error) = running.code()?.cleanup_tasks(None).await {
+        output::remark(&format!("expired tasks could not be removed: {}", error.message()));
+    }
+    Ok(running)
 }
 
 async fn files(agent: &AgentSandbox, task: &str, name: Option<&str>, json: bool) -> Result<u8> {

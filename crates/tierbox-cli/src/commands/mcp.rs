@@ -20,7 +20,8 @@ pub(crate) async fn mcp(context: &mut Context, args: McpArgs) -> Result<u8, Fail
         let work = async { serve(&client.attach(name).await?).await };
         return context.interrupts.guard(work).await;
     }
-    let options = starting::options(context, &args.start);
+    // What an agent was allowed is on record, whatever the profile says.
+    let options = starting::options(context, &args.start).log();
     let running = starting::start(context, &args.start, options, None).await?;
     let done = context.interrupts.guard(serve(&running)).await;
     context.interrupts.guard(running.stop()).await?;

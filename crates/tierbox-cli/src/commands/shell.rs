@@ -8,8 +8,9 @@ use crate::commands::starting;
 use crate::interrupt::Failure;
 use crate::{Context, session, terminal};
 
-/// Becomes the user's own shell, if the sandbox has it.
-const SCRIPT: &str = "[ -x \"$SHELL\" ] && exec \"$SHELL\" -i; exec /bin/sh -i";
+/// Becomes the user's own shell, if the sandbox has it. Where that is the plain one, a person is better off with bash.
+const SCRIPT: &str = "case \"$SHELL\" in '' | /bin/sh | /usr/bin/sh) [ ! -x /bin/bash ] || exec /bin/bash -i ;; esac\n\
+                      [ ! -x \"$SHELL\" ] || exec \"$SHELL\" -i\nexec /bin/sh -i";
 
 pub(crate) async fn shell(context: &mut Context, args: ShellArgs) -> Result<u8, Failure> {
     if let Some(sandbox) = &args.sandbox {

@@ -59,8 +59,11 @@ async def everything(session):
     assert (ran["stdout"], ran["exit_code"]) == ("asked", 1)
     status = data(await session.call_tool("status", {}))
     assert status["tooling"] == "T0" and status["code"]["tasks"] == 3, status
+    assert [session["name"] for session in status["sessions"]] == ["s"], status
+    small = {"code": "ulimit -v; ulimit -t", "runtime": "sh", "cpu_seconds": 7, "memory_bytes": 1 << 30}
+    assert data(await session.call_tool("run_code", small))["stdout"] == "1048576\n7\n"
     removed = data(await session.call_tool("cleanup", {"hours": 0}))
-    assert len(removed["removed_tasks"]) == 3 and removed["removed_sessions"] == ["s"], removed
+    assert len(removed["removed_tasks"]) == 4 and removed["removed_sessions"] == ["s"], removed
 
 
 async def errors(session):
