@@ -41,7 +41,7 @@ async fn writers_live_on(s: Subject) -> Verdict {
     let result = s.run(s.shell(script)).await?;
     ensure_eq!(result.outcome(), Outcome::Exited(0), "outcome");
     let first: u64 = s.text("cat beat").await?.parse().unwrap_or(u64::MAX);
-    s.until(s.scaled(Duration::from_secs(3)), "the background writer goes on", || async {
+    s.until(s.patience, "the background writer goes on", || async {
         Ok(s.text("cat beat").await?.parse::<u64>().unwrap_or(0) > first.saturating_add(20))
     })
     .await
