@@ -52,7 +52,8 @@ END
   if ! answers; then
     rm -f "$socket"
     # Its own network: the host's stays untouched.
-    setsid unshare --net --mount --propagation private sh -c 'ip link set lo up; echo $$ >"$1/pid"; shift; exec "$@"' sh "$home" \
+    # It runs in a directory of its own: conmon notes that memory ran out by an empty file in the one where the service was started.
+    setsid unshare --net --mount --propagation private sh -c 'ip link set lo up; echo $$ >"$1/pid"; cd "$1"; shift; exec "$@"' sh "$home" \
       podman --root "$home/data" --runroot "$home/run" --storage-driver overlay --cgroup-manager cgroupfs --runtime runc \
       system service --time=0 "unix://$socket" >"$home/podman.log" 2>&1 </dev/null &
     if ! wait_for answers; then
