@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use libtest_mimic::Trial;
-use tierbox::{ErrorKind, ExecRequest, KillReason, Outcome as Ended, SandboxExt, StartOptions};
+use tierbox::{ErrorKind, ExecRequest, KillReason, Outcome as Ended, Sandbox, SandboxExt, StartOptions};
 
 use crate::lifecycle::{cleaned, copied, cut, starting};
 use crate::world::{Outcome, World, remains, text, tokens, trial, until};
@@ -32,15 +32,22 @@ async fn works(world: World) -> Outcome {
     if root.stdout.text() != "0\n" {
         return Err(format!("{root:?}"));
     }
-    let bytes: Vec<u8> = (0..300_000_u32).map(|number| (number * 7) as u8).collect();
-    machine.write_bytes("a b/$(id)", bytes.clone()).await.map_err(text)?;
-    if machine.read_bytes("a b/$(id)", 1 << 20).await.map_err(text)? != bytes {
-        return Err("a file came back changed".to_owned());
-    }
+    comes_back(&*machine, "a b/$(id)").await?;
     let token = tokens(&world.client).pop().ok_or("no token")?;
     running.stop().await.map_err(text)?;
     let left = remains(&token);
     if left.is_empty() { Ok(()) } else { Err(format!("left behind: {left:?}")) }
+}
+
+/// A file of bytes that no line or text holds is read as it was written.
+async fn comes_back(machine: &dyn Sandbox, name: &str) -> Outcome {
+    let bytes: Vec<u8> = (0..300_000_u32).map(|number| (number * 7) as u8).collect();
+    machine.write_bytes(name, bytes.clone()).await.map_err(text)?;
+    if machine.read_bytes(name, 1 << 20).await.map_err(text)? == bytes {
+        Ok(())
+    } else {
+        Err("a file came back changed".to_owned())
+    }
 }
 
 /// The plain transport over real SSH. Its contract has a suite of its own; this is what only a machine shows.
@@ -70,11 +77,7 @@ async fn scripts(world: World) -> Outcome {
     if late.outcome() != Ended::Killed(KillReason::Timeout) {
         return Err(format!("{late:?}"));
     }
-    let bytes: Vec<u8> = (0..300_000_u32).map(|number| (number * 7) as u8).collect();
-    machine.write_bytes("a b/$(id)'\\", bytes.clone()).await.map_err(text)?;
-    if machine.read_bytes("a b/$(id)'\\", 1 << 20).await.map_err(text)? != bytes {
-        return Err("a file came back changed".to_owned());
-    }
+    comes_back(&*machine, "a b/$(id)'\\").await?;
     // The line goes in the middle: the command ran once, and its end is told all the same.
     let token = tokens(&world.client).pop().ok_or("no token")?;
     let mut counting = machine.spawn(ExecRequest::shell("echo once >>ran; sleep 3; echo done")).await.map_err(text)?;
