@@ -18,7 +18,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use bench::{Bench, Failure};
-use report::{Run, Verdict};
+use report::{Row, Run, Verdict};
 
 const HELP: &str = "\
 Measures tierbox against the floor, or a peer, of each thing it does, in the same run.
@@ -30,7 +30,8 @@ Usage: cargo run --release -p tierbox-bench -- [OPTIONS]
   --build       also the time of a release build from nothing, which takes minutes
   --json FILE   write all numbers to FILE
   --svg FILE    write a chart to FILE
-  --check       exit with status 1 if a ratio is over twice its bar, or a row could not be measured
+  --check       exit with status 1 if a ratio is over twice its bar, or a row could not be measured; such a row is
+                measured again first, twice at most, since a neighbour on the same hardware can slow a minute down
   --help        this text
 
 Needs bwrap (package bubblewrap) as the peer, for the gateway squid as well, and a host where the profile `local` starts (`tierbox doctor`).";
@@ -90,10 +91,7 @@ fn measure(options: &Options) -> Result<ExitCode, Failure> {
     let mut rows = Vec::new();
     for case in cases::ALL.iter().filter(|case| wanted(case.name) && (options.build || !case.needs_build)) {
         eprintln!("measuring: {} …", case.name);
-        match (case.measure)(&bench) {
-            Ok(row) => rows.extend(row),
-            Err(failure) => rows.push(report::Row::failed(case.name, case.bar, &failure.to_string())),
-        }
+        rows.extend(measure_case(&bench, case, if options.check { 3 } else { 1 }));
     }
     let run = Run { machine, quick: options.quick, rows };
     println!("{run}");
@@ -103,6 +101,31 @@ fn measure(options: &Options) -> Result<ExitCode, Failure> {
     if let Some(path) = &options.svg {
         std::fs::write(path, chart::svg(&run)).map_err(|error| format!("{}: {error}", path.display()))?;
     }
-    let bad = run.rows.iter().any(|row| matches!(row.verdict, Verdict::Over | Verdict::Failed));
-    Ok(if options.check && bad { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    Ok(if options.check && !acceptable(&run.rows) { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+fn acceptable(rows: &[Row]) -> bool {
+    !rows.iter().any(|row| matches!(row.verdict, Verdict::Over | Verdict::Failed))
+}
+
+/// The rows of one case, measured until they are acceptable: a slower program stays slow, a disturbed minute does not.
+fn measure_case(bench: &Bench, case: &cases::Case, tries: u32) -> Vec<Row> {
+    let once = || (case.measure)(bench).unwrap_or_else(|failure| vec![Row::failed(case.name, case.bar, &failure.to_string())]);
+    let mut rows = once();
+    for again in 1..tries {
+        if acceptable(&rows) {
+            break;
+        }
+        for row in &rows {
+            eprintln!(
+                "  {}: {} at a ratio of {:.2}; measured again ({again} of {})",
+                row.name,
+                row.verdict,
+                row.ratio,
+                tries - 1
+            );
+        }
+        rows = once();
+    }
+    rows
 }
