@@ -32,6 +32,7 @@ mod streams;
 mod table;
 mod terminal;
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -51,6 +52,9 @@ pub fn main() -> ExitCode {
 
 /// Runs the command line of this process with these backends.
 pub fn main_with(registry: Registry) -> ExitCode {
+    if starts_something(std::env::args_os().skip(1)) {
+        tierbox::prepare(&registry);
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return ExitCode::from(output::usage(&error)),
@@ -61,6 +65,13 @@ pub fn main_with(registry: Registry) -> ExitCode {
         Ok(status) => ExitCode::from(output::settled(status)),
         Err(failure) => ExitCode::from(output::failure(&failure, json)),
     }
+}
+
+/// Whether the first word is a command that starts an environment: what a start needs in any case is then got ready while the arguments
+/// and the profile are read. A wrong guess costs a little time and nothing else.
+fn starts_something(mut args: impl Iterator<Item = OsString>) -> bool {
+    let word = args.find(|arg| !arg.as_encoded_bytes().starts_with(b"-"));
+    word.is_some_and(|word| ["run", "up", "shell"].iter().any(|command| word == *command))
 }
 
 /// What every command works with.
@@ -92,6 +103,8 @@ fn run(cli: Cli, registry: Registry) -> Result<u8, Failure> {
             // What was dropped half-way ends in the background; a second interrupt does not wait for it.
             let _ = context.interrupts.guard(async { Ok(tierbox::settle(SETTLE).await) }).await;
         }
+        // The process ends now, and its memory with it: to take the profiles' schema apart first would only take time.
+        std::mem::forget(context.client);
         outcome
     });
     // A thread that reads this terminal would otherwise hold up the end.
@@ -135,5 +148,17 @@ async fn dispatch(context: &mut Context, command: Command) -> Result<u8, Failure
         Command::Config(ConfigCommand::Template) | Command::Completions { .. } | Command::ExitCodes => {
             unreachable!("these need no client")
         }
+    }
+}
+
+#[cfg(test)]
+mod unit {
+    use super::starts_something;
+
+    #[test]
+    fn the_commands_that_start_something() {
+        let guess = |line: &str| starts_something(line.split(' ').map(Into::into));
+        assert!(guess("run -- /bin/true") && guess("--json -v run /bin/true") && guess("up --name x") && guess("shell"));
+        assert!(!guess("exec x run") && !guess("ls") && !guess("--help") && !guess(""));
     }
 }

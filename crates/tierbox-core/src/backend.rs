@@ -254,8 +254,8 @@ pub trait Backend: Send + Sync {
     /// As [`validate`](Self::validate).
     fn capabilities(&self, spec: &EnvironmentSpec) -> Result<Capabilities>;
 
-    /// Gets ready for a start that will come soon: does what takes time, needs no specification, and makes nothing outside this
-    /// process. Called on a thread of its own. What goes wrong here the start says. Nothing by default.
+    /// Gets ready for a start that will come soon: does what takes time, needs no specification, and leaves nothing behind when this
+    /// process ends, however it ends. Called on a thread of its own. What goes wrong here the start says. Nothing by default.
     fn prepare(&self) {}
 
     /// Makes an environment, or leaves nothing behind. Resources are recorded in the lease before they are made.

@@ -242,6 +242,7 @@ async fn start(
     capabilities.users = if machine.ready.users { UserSupport::Any } else { UserSupport::DefaultOnly };
     let report = report(spec, &plan, &machine.ready, notes(&plan));
     directories.keep();
+    spawn::started_one();
     Ok(LocalEnvironment::new(lease.id(), parts(spec, plan, machine, capabilities, report, log), lease.clone()))
 }
 
@@ -330,8 +331,7 @@ impl Backend for LocalBackend {
     }
 
     fn prepare(&self) {
-        // Both are remembered; a failure comes again when it matters.
-        let _ = spawn::program();
+        spawn::prepare();
         plan::files::shared();
     }
 

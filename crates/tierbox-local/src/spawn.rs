@@ -5,6 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use tierbox_core::{Error, ErrorKind, Result};
@@ -106,11 +107,48 @@ impl Program {
     }
 }
 
-/// Starts a keeper. With `life`, it keeps the writing end of a pipe open for as long as its machine lives.
+/// A keeper that was started ahead of its use. It knows nothing yet, waits for its set-up, and ends with its socket.
+static SPARE: Mutex<Option<Spawned>> = Mutex::new(None);
+
+/// Starts a keeper ahead of its use, if none waits already. What fails here fails again when it matters, and is told then.
+pub fn prepare() {
+    // Held meanwhile: a start that comes now waits for this keeper, which is sooner up than another.
+    let mut spare = SPARE.lock().unwrap_or_else(PoisonError::into_inner);
+    if !spare.as_ref().is_some_and(Spawned::waits) {
+        *spare = start_keeper(None, false).ok();
+    }
+}
+
+/// A keeper: the one that waits, or else a new one. With `life`, it keeps the writing end of a pipe open for as long as its machine
+/// lives.
 ///
 /// # Errors
 /// As [`program`]; `HostUnable` if it cannot be executed.
 pub fn keeper(scope: Option<&Scope>, life: bool) -> Result<Spawned> {
+    let spare = if scope.is_none() && !life { SPARE.lock().unwrap_or_else(PoisonError::into_inner).take() } else { None };
+    match spare.filter(Spawned::waits) {
+        Some(spare) => Ok(spare),
+        None => start_keeper(scope, life),
+    }
+}
+
+/// Tells that an environment was started. A process that starts several will start more: from the second on, the keeper of the next
+/// is started while the caller uses this one.
+pub fn started_one() {
+    static BEFORE: AtomicBool = AtomicBool::new(false);
+    if BEFORE.swap(true, Ordering::Relaxed) {
+        tokio::task::spawn_blocking(prepare);
+    }
+}
+
+impl Spawned {
+    /// Whether it is still there.
+    fn waits(&self) -> bool {
+        !self.keeper.has_ended()
+    }
+}
+
+fn start_keeper(scope: Option<&Scope>, life: bool) -> Result<Spawned> {
     let program = program()?;
     let failed = |error: std::io::Error| refusal::cannot_spawn(&error, &program.describe());
     let (socket, theirs) = UnixStream::pair().map_err(failed)?;

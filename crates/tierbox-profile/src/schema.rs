@@ -3,11 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use schemars::generate::SchemaSettings;
 use serde_json::{Value, json};
 use tierbox_core::Registry;
-
-use crate::document::Document;
 
 /// The paths on the host that a backend's settings name, as its schema marks them (`x-path`); relative ones start from
 /// `base_dir`.
@@ -58,15 +55,13 @@ pub fn schema(registry: &Registry) -> Value {
     root
 }
 
-/// The schema of what all profiles have in common.
+/// The schema of what all profiles have in common, as `Document` says it. Every start reads it, and to generate it takes several times
+/// as long, so the text is part of the program; a test compares the two.
+const COMMON: &str = include_str!("common.schema.json");
+
 fn common() -> &'static Value {
-    static COMMON: OnceLock<Value> = OnceLock::new();
-    COMMON.get_or_init(|| {
-        let generator = SchemaSettings::draft2020_12().for_deserialize().into_generator();
-        let mut schema = generator.into_root_schema_for::<Document>().to_value();
-        strip_null(&mut schema);
-        schema
-    })
+    static PARSED: OnceLock<Value> = OnceLock::new();
+    PARSED.get_or_init(|| serde_json::from_str(COMMON).expect("a test reads it"))
 }
 
 /// The keys that all profiles have in common.
@@ -89,7 +84,7 @@ fn strip_null(schema: &mut Value) {
                 }
             }
             if let Some(Value::Array(branches)) = map.get_mut("anyOf") {
-                branches.retain(|branch| branch != &json!({ "type": "null" }));
+                branches.retain(|branch| !is_null(branch));
                 if let [Value::Object(only)] = branches.as_slice() {
                     let only = only.clone();
                     map.remove("anyOf");
@@ -101,6 +96,11 @@ fn strip_null(schema: &mut Value) {
         Value::Array(items) => items.iter_mut().for_each(strip_null),
         _ => {}
     }
+}
+
+/// Whether a schema is `{"type": "null"}`.
+fn is_null(schema: &Value) -> bool {
+    schema.as_object().is_some_and(|map| map.len() == 1 && map.get("type").is_some_and(|kind| kind == "null"))
 }
 
 /// Gives every reference to a definition the backend's prefix.
@@ -116,5 +116,27 @@ fn point_to(schema: &mut Value, prefix: &str) {
         }
         Value::Array(items) => items.iter_mut().for_each(|value| point_to(value, prefix)),
         _ => {}
+    }
+}
+
+#[cfg(test)]
+mod unit {
+    use schemars::generate::SchemaSettings;
+
+    use super::*;
+    use crate::document::Document;
+
+    #[test]
+    fn the_committed_common_schema_is_the_generated_one() {
+        let generator = SchemaSettings::draft2020_12().for_deserialize().into_generator();
+        let mut generated = generator.into_root_schema_for::<Document>().to_value();
+        strip_null(&mut generated);
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/src/common.schema.json");
+        if std::env::var_os("TIERBOX_WRITE_SCHEMA").is_some() {
+            std::fs::write(path, format!("{generated}\n")).unwrap();
+        }
+        let committed: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+        assert!(committed == generated, "write it anew: TIERBOX_WRITE_SCHEMA=1 cargo test -p tierbox-profile common_schema");
+        assert!(std::env::var_os("TIERBOX_WRITE_SCHEMA").is_some() || common() == &generated);
     }
 }

@@ -32,6 +32,15 @@ struct Inner {
     journal: OnceLock<Journal>,
 }
 
+/// Lets the backends get ready for a start that will come soon, in the background. For programs that start one environment: it saves
+/// them a millisecond or two, the more the sooner it is called. What it starts ends with this process.
+pub fn prepare(registry: &Registry) {
+    let registry = registry.clone();
+    let work = move || registry.iter().for_each(|backend| backend.prepare());
+    // Without a thread the start does it.
+    let _ = std::thread::Builder::new().name("tierbox-prepare".to_owned()).spawn(work);
+}
+
 /// Settings of a [`Tierbox`].
 #[derive(Debug, Clone, Default)]
 pub struct TierboxBuilder {
@@ -205,13 +214,9 @@ impl Tierbox {
         self.inner.profiles.loader(&self.inner.registry)
     }
 
-    /// Lets the backends get ready for a start that will come soon, in the background. For programs that start one environment: it
-    /// saves them about a millisecond. Does nothing to the host.
+    /// As [`prepare`], with this client's backends.
     pub fn prepare(&self) {
-        let registry = self.inner.registry.clone();
-        let work = move || registry.iter().for_each(|backend| backend.prepare());
-        // Without a thread the start does it.
-        let _ = std::thread::Builder::new().name("tierbox-prepare".to_owned()).spawn(work);
+        prepare(&self.inner.registry);
     }
 
     /// Checks that a specification could start here, and tells what its machine could do. No side effects.

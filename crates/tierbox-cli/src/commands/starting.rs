@@ -7,9 +7,8 @@ use crate::args::StartArgs;
 use crate::interrupt::Failure;
 use crate::{Context, output, progress};
 
-/// The options that the command line describes. What a start needs in any case is got ready meanwhile.
+/// The options that the command line describes.
 pub(crate) fn options(context: &Context, args: &StartArgs) -> StartOptions {
-    context.client.prepare();
     let mut options = StartOptions::new();
     options.set = args.set.clone();
     options.allow_weaker = args.allow_weaker;
