@@ -89,6 +89,10 @@ fn why(cause: NotStartedCause) -> &'static str {
         NotStartedCause::NoResources => "the sandbox has no room for one more process",
         NotStartedCause::AlreadyLaunched => "it was launched before",
         NotStartedCause::Cancelled => "it was cancelled",
+        NotStartedCause::Unconfined => "the sandbox's kernel cannot keep it to named executables",
+        NotStartedCause::NotAdmitted => {
+            "the cgroup of its limits does not take it; with a real-time policy (chrt), use a profile without limits.cpu"
+        }
         _ => "the sandbox could not launch it",
     }
 }

@@ -303,6 +303,9 @@ pub enum NotStartedCause {
     Cancelled,
     /// It was to be kept to named executables, and the machine's kernel cannot do that.
     Unconfined,
+    /// The cgroup of its limits does not take it. Most often tierbox itself runs with a real-time policy (`chrt`) and the cpu is
+    /// limited: kernels with real-time groups take no such process then.
+    NotAdmitted,
 }
 
 /// Why tierbox killed a command.

@@ -355,6 +355,8 @@ wire_enum! {
         AlreadyLaunched = 5,
         /// The kernel cannot keep it to named executables.
         Unconfined = 6,
+        /// The cgroup of its limits does not take it.
+        NotAdmitted = 7,
     }
 }
 

@@ -165,7 +165,16 @@ fn to_supervisor() -> impl Strategy<Value = ToSupervisor> {
 
 fn done() -> impl Strategy<Value = Done> {
     use NotStarted as N;
-    let causes = [N::BadCwd, N::UnknownUser, N::UserNotMapped, N::TooBig, N::NoResources, N::AlreadyLaunched];
+    let causes = [
+        N::BadCwd,
+        N::UnknownUser,
+        N::UserNotMapped,
+        N::TooBig,
+        N::NoResources,
+        N::AlreadyLaunched,
+        N::Unconfined,
+        N::NotAdmitted,
+    ];
     let reasons = [Killed::Timeout, Killed::Idle, Killed::OutputLimit, Killed::Memory, Killed::Cancelled];
     let end = any_of(vec![
         one_of(&causes).prop_map(|cause| End::NotStarted { cause }).boxed(),

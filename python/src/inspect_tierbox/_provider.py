@@ -185,7 +185,7 @@ class TierboxSandboxEnvironment(SandboxEnvironment):
             cause = end["outcome"]["not-started"]["cause"]
             if cause == "user-not-mapped":
                 raise SandboxUserUnsupportedError(f"{self.environment} cannot run commands as {user!r}")
-            if cause in ("no-resources", "already-launched", "cancelled"):
+            if cause in ("no-resources", "already-launched", "cancelled", "not-admitted", "unconfined"):
                 raise SandboxUnavailableError(f"{self.environment} could not start the command: {cause}")
             why = NEVER_RAN.get(cause, cause).format(user=user)
             return ExecResult(False, STATUS_NEVER_RAN, "", f"{cmd[0]} never ran: {why}\n")

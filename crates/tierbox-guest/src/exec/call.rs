@@ -313,6 +313,7 @@ fn not_started(cause: &NotStarted) -> Outcome {
         NotStarted::NoResources => NotStartedCause::NoResources,
         NotStarted::AlreadyLaunched => NotStartedCause::AlreadyLaunched,
         NotStarted::Unconfined => NotStartedCause::Unconfined,
+        NotStarted::NotAdmitted => NotStartedCause::NotAdmitted,
     };
     Outcome::NotStarted { cause, retryable: cause == NotStartedCause::NoResources }
 }

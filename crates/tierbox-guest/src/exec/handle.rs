@@ -123,6 +123,8 @@ impl Handle {
     }
 }
 
+const NOT_ADMITTED: &str = "the cgroup of its limits does not take it (a process with a real-time policy, as `chrt` gives, is not taken where cpu is limited)";
+
 /// The error that says why a command never ran.
 fn never_ran(outcome: Outcome) -> Error {
     let cause = if let Outcome::NotStarted { cause, .. } = outcome { Some(cause) } else { None };
@@ -133,6 +135,8 @@ fn never_ran(outcome: Outcome) -> Error {
         Some(NotStartedCause::TooBig) => (ErrorKind::TooLarge, "its arguments and variables are too long together"),
         Some(NotStartedCause::NoResources) => (ErrorKind::LimitReached, "the machine could not make one more process"),
         Some(NotStartedCause::AlreadyLaunched) => (ErrorKind::AlreadyExists, "a command of that id was launched before"),
+        Some(NotStartedCause::Unconfined) => (ErrorKind::HostUnable, "the machine's kernel cannot keep it to named executables"),
+        Some(NotStartedCause::NotAdmitted) => (ErrorKind::HostUnable, NOT_ADMITTED),
         _ => (ErrorKind::Cancelled, "it was cancelled before it was launched"),
     };
     let error = Error::new(kind, "exec", format!("the command never ran: {message}"));

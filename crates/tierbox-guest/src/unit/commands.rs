@@ -245,6 +245,7 @@ async fn what_cannot_run_says_why() {
         (NotStarted::BadCwd, NotStartedCause::BadCwd, false),
         (NotStarted::UnknownUser, NotStartedCause::UnknownUser, false),
         (NotStarted::NoResources, NotStartedCause::NoResources, true),
+        (NotStarted::NotAdmitted, NotStartedCause::NotAdmitted, false),
     ];
     for (cause, expected, again) in causes {
         let (mut peer, sandbox) = sandbox();

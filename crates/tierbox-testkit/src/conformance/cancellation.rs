@@ -21,7 +21,7 @@ cases! { "cancellation":
 
 async fn sleeper(s: &Subject, script: String, mark: Mark) -> Verdict<Box<dyn tierbox_core::ExecHandle>> {
     let handle = s.spawn(ExecRequest::shell(script)).await?;
-    s.until(Duration::from_secs(3), "the command runs", || s.alive(mark)).await?;
+    s.until(s.patience, "the command runs", || s.alive(mark)).await?;
     Ok(handle)
 }
 

@@ -79,7 +79,7 @@ async fn nothing_is_left_alive(s: Subject) -> Verdict {
     let own = s.another(&|_| ()).await?;
     own.sh(scatter(mark)).await?;
     let _running = own.spawn(ExecRequest::shell(mark.sleep())).await?;
-    own.until(Duration::from_secs(2), "the processes show on the host", || async { Ok(mark.is_on_host()) }).await?;
+    own.until(own.patience, "the processes show on the host", || async { Ok(mark.is_on_host()) }).await?;
     own.stop().await?;
     ensure!(!mark.is_on_host(), "a process of the environment is alive on the host after stop");
     Ok(())

@@ -54,10 +54,10 @@ async fn stop_and_continue(s: Subject) -> Verdict {
     let script = "echo ready; i=0; while [ $i -lt 2000 ]; do i=$((i+1)); echo $i > t; mv t beat; sleep 0.01; done";
     let mut handle = started(&s, script.into()).await?;
     let beat = || async { Ok::<u64, Fail>(s.text("cat beat 2>/dev/null || echo 0").await?.parse().unwrap_or(0)) };
-    s.until(Duration::from_secs(2), "it works", || async { Ok(beat().await? > 0) }).await?;
+    s.until(s.patience, "it works", || async { Ok(beat().await? > 0) }).await?;
     handle.signal(Signal::STOP).await?;
     // A stopped shell makes no progress between two looks; a running one makes about thirty steps.
-    s.until(Duration::from_secs(3), "it stands still", || async {
+    s.until(s.patience, "it stands still", || async {
         let before = beat().await?;
         tokio::time::sleep(Duration::from_millis(300)).await;
         Ok(beat().await? == before)
@@ -65,7 +65,7 @@ async fn stop_and_continue(s: Subject) -> Verdict {
     .await?;
     let before = beat().await?;
     handle.signal(Signal::CONT).await?;
-    s.until(Duration::from_secs(2), "it works again", || async { Ok(beat().await? > before) }).await?;
+    s.until(s.patience, "it works again", || async { Ok(beat().await? > before) }).await?;
     handle.signal(Signal::KILL).await?;
     ensure_eq!(s.outcome(&mut handle).await?, Outcome::Signaled(9), "outcome");
     Ok(())

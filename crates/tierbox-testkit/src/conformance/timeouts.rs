@@ -88,7 +88,7 @@ async fn others_are_left_alone(s: Subject) -> Verdict {
     let (background, other) = (Mark::new(), Mark::new());
     s.sh(format!("{} >/dev/null 2>&1 &", background.sleep())).await?;
     let mut running = s.spawn(ExecRequest::shell(other.sleep())).await?;
-    s.until(Duration::from_secs(2), "the other command runs", || s.alive(other)).await?;
+    s.until(s.patience, "the other command runs", || s.alive(other)).await?;
     s.run(ExecRequest::new(["sleep", "1000"]).timeout(SHORT)).await?;
     ensure!(s.alive(other).await?, "another command died");
     ensure!(s.alive(background).await?, "what an earlier command left running died");

@@ -99,12 +99,12 @@ async fn e17_fork_bomb(s: Subject, _: Canary) -> Verdict {
     request.leftovers = Leftovers::Kill;
     let bomb = own.run(request).await?;
     ensure!(!bomb.success(), "the fork bomb ended well: {bomb:?}");
-    own.until(Duration::from_secs(3), "the next command works", || async {
+    own.until(own.patience, "the next command works", || async {
         Ok(own.run(ExecRequest::shell("echo works")).await?.success())
     })
     .await?;
     let count = || async { Ok::<u32, Fail>(own.text("ls -d /proc/[0-9]* | wc -l").await?.parse().unwrap_or(u32::MAX)) };
-    own.until(Duration::from_secs(2), "the bomb's processes are gone", || async { Ok(count().await? < 20) }).await?;
+    own.until(own.patience, "the bomb's processes are gone", || async { Ok(count().await? < 20) }).await?;
     own.stop().await
 }
 
@@ -114,7 +114,7 @@ async fn e18_orphans(s: Subject, _: Canary) -> Verdict {
     let result = own.run(ExecRequest::new([program.as_str(), "orphans", "10000"])).await?;
     ensure_eq!(result.stdout.bytes(), b"made 10000\n".to_vec(), "what was made");
     let zombies = || async { own.text("cat /proc/[0-9]*/stat 2>/dev/null | grep -c ') Z '; :").await };
-    own.until(Duration::from_secs(5), "every orphan is reaped", || async { Ok(zombies().await? == "0") }).await?;
+    own.until(own.patience, "every orphan is reaped", || async { Ok(zombies().await? == "0") }).await?;
     own.stop().await
 }
 

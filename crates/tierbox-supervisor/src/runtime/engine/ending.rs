@@ -231,6 +231,8 @@ fn end_of((stage, errno): (Stage, i32), status: i32) -> (End, Option<i32>) {
         },
         Stage::Confine => never(NotStarted::Unconfined),
         Stage::Identity if matches!(errno, libc::EINVAL | libc::EPERM) => never(NotStarted::UserNotMapped),
+        // Anything else than a lack of room: a cgroup with a cpu limit takes no process of a real-time policy, and says EINVAL.
+        Stage::Attach if !matches!(errno, libc::EAGAIN | libc::ENOMEM) => never(NotStarted::NotAdmitted),
         Stage::Identity | Stage::Attach | Stage::Resources => never(NotStarted::NoResources),
     }
 }
