@@ -11,7 +11,7 @@ mod conformance {
 
     use rustix::process::{Pid, Signal, kill_process};
 
-    use crate::support::{able, home, tierbox};
+    use crate::support::{able, home, skip, tierbox};
 
     const LIMIT: Duration = Duration::from_secs(20);
 
@@ -53,6 +53,25 @@ mod conformance {
             assert!(started.elapsed() < LIMIT, "it goes on");
             std::thread::sleep(Duration::from_millis(2));
         }
+    }
+
+    /// Code that runs before all others could stop the host; a raised priority must not reach it.
+    #[test]
+    fn the_callers_priority_stays_outside() {
+        let Some(state) = fixture() else { return };
+        let raise = ["-n", "-5", "chrt", "-f", "10"];
+        if !std::process::Command::new("nice").args(raise).arg("true").status().is_ok_and(|status| status.success()) {
+            return skip("root", "a raised priority is not permitted here", "run the tests as root");
+        }
+        // Fields 19 and 41: nice value and policy.
+        let output = std::process::Command::new("nice")
+            .args(raise)
+            .arg(env!("CARGO_BIN_EXE_tierbox"))
+            .args(["run", "--quiet", "--", "cut", "-d ", "-f19,41", "/proc/self/stat"])
+            .env("TIERBOX_STATE_DIR", state.path().join("s"))
+            .output()
+            .unwrap();
+        assert_eq!(String::from_utf8_lossy(&output.stdout), "0 0\n", "{output:?}");
     }
 
     #[test]

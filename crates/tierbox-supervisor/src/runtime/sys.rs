@@ -98,6 +98,21 @@ pub fn reset_signals() {
     }
 }
 
+/// Gives up a real-time policy and a raised priority that this process got from its caller: what runs in a sandbox weighs no more than
+/// any other process of its host, and a cgroup with a cpu limit takes it.
+pub fn ordinary_priority() {
+    let ordinary = libc::sched_param { sched_priority: 0 };
+    // SAFETY: the first call takes no pointers, the second reads `ordinary`, which outlives it. Giving up is always permitted.
+    unsafe {
+        if !matches!(libc::sched_getscheduler(0), libc::SCHED_OTHER | libc::SCHED_BATCH | libc::SCHED_IDLE) {
+            libc::sched_setscheduler(0, libc::SCHED_OTHER, &raw const ordinary);
+        }
+        if libc::getpriority(libc::PRIO_PROCESS, 0) < 0 {
+            libc::setpriority(libc::PRIO_PROCESS, 0, 0);
+        }
+    }
+}
+
 /// Ignores signals.
 pub fn ignore_signals(signals: &[libc::c_int]) {
     for &signal in signals {
