@@ -1,5 +1,4 @@
 //! What the program itself prints.
-#![expect(clippy::print_stderr, reason = "this is where the program talks")]
 
 use std::io::{IsTerminal, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -32,8 +31,7 @@ pub(crate) fn raw(bytes: &[u8]) {
 /// Notes that output could not be written: a full disk is a failure, a reader that went away is none.
 pub(crate) fn lost(error: &std::io::Error) {
     if error.kind() != std::io::ErrorKind::BrokenPipe && !LOST.swap(true, Ordering::Relaxed) {
-        // Not by a macro, which would panic where stderr is what is full.
-        let _ = writeln!(std::io::stderr(), "{} write output: {error}", style("error:", "1;31"));
+        to_stderr(&format!("{} write output: {error}\n", style("error:", "1;31")));
     }
 }
 
@@ -47,9 +45,15 @@ pub(crate) fn json(value: &impl Serialize) {
     line(serde_json::to_string(value).unwrap_or_else(|error| format!("{{\"error\":{:?}}}", error.to_string())));
 }
 
+/// Writes to stderr, not by a macro, which would panic: that nobody reads it, or that its disk is full, must neither stop a sandbox nor
+/// what ends it.
+fn to_stderr(text: &str) {
+    let _ = std::io::stderr().write_all(text.as_bytes());
+}
+
 /// Prints a remark of the program's to stderr.
 pub(crate) fn remark(text: &str) {
-    eprintln!("tierbox: {}", neutral::text(text));
+    to_stderr(&format!("tierbox: {}\n", neutral::text(text)));
 }
 
 /// Asks a question on the terminal. Only a clear yes is a yes.
@@ -58,7 +62,7 @@ pub(crate) fn ask(question: &str) -> Result<bool, Error> {
         return Err(Error::new(ErrorKind::InvalidInput, "ask", format!("{question} There is no terminal to answer on"))
             .with_help("pass --yes to go ahead"));
     }
-    eprint!("{question} [y/N] ");
+    to_stderr(&format!("{question} [y/N] "));
     let mut answer = String::new();
     std::io::stdin().read_line(&mut answer).map_err(|error| Error::io("ask", error))?;
     Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
@@ -71,9 +75,9 @@ pub(crate) fn failure(failure: &Failure, json: bool) -> u8 {
         Failure::Error(error) => {
             let status = exit::of_error(error.kind());
             if json {
-                eprintln!("{}", serde_json::json!({ "error": describe(error), "status": status }));
+                to_stderr(&format!("{}\n", serde_json::json!({ "error": describe(error), "status": status })));
             } else {
-                eprintln!("{} {}", style("error:", "1;31"), neutral::text(&error.to_string()));
+                to_stderr(&format!("{} {}\n", style("error:", "1;31"), neutral::text(&error.to_string())));
             }
             status
         }
@@ -134,6 +138,6 @@ pub(crate) fn start_log(global: &Global) {
         remark(&format!("TIERBOX_LOG is not understood, so that nothing is logged: {error}"));
         Targets::new()
     });
-    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(colours());
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(colours()).log_internal_errors(false);
     tracing_subscriber::registry().with(lines.with_filter(targets)).init();
 }

@@ -75,6 +75,36 @@ mod conformance {
     }
 
     #[test]
+    fn a_copy_that_fails_hides_neither_the_status_nor_the_other_copies() {
+        let Some(state) = fixture() else { return };
+        let (state, to) = (state.path().join("s"), state.path().join("out"));
+        let copied = |script: &str| {
+            let _ = std::fs::remove_file(&to);
+            let arg = format!("here:{}", to.display());
+            let args = ["run", "--quiet", "--copy-out", "missing:/nonexistent/x", "--copy-out", &arg, "--", "/bin/sh", "-c", script];
+            let output = tierbox(&state).args(args).output().unwrap();
+            assert_eq!(std::fs::read(&to).unwrap(), b"kept\n");
+            assert!(String::from_utf8_lossy(&output.stderr).contains("missing"), "{output:?}");
+            output.status.code().unwrap()
+        };
+        assert_eq!(copied("echo kept > here; exit 3"), 3);
+        assert_eq!(copied("echo kept > here"), 66);
+    }
+
+    /// A log whose disk is full is no reason to leave a sandbox behind.
+    #[test]
+    fn nobody_has_to_hear_what_the_program_says() {
+        let Some(state) = fixture() else { return };
+        let state = state.path().join("s");
+        let full = || std::fs::File::options().write(true).open("/dev/full").unwrap();
+        let status = tierbox(&state).args(["run", "-vv", "--", "/bin/sh", "-c", "exit 7"]).stderr(full()).status().unwrap();
+        assert_eq!(status.code(), Some(7));
+        let status = tierbox(&state).args(["run", "--profile", "no-such", "--", "/bin/true"]).stderr(full()).status().unwrap();
+        assert_eq!(status.code(), Some(66));
+        assert_empty(&state);
+    }
+
+    #[test]
     fn signals_end_the_tree_and_clean_up() {
         let Some(state) = fixture() else { return };
         for (signal, status) in [(Signal::INT, 130), (Signal::TERM, 143), (Signal::HUP, 129)] {

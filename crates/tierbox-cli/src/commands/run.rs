@@ -42,8 +42,14 @@ async fn command(running: &Running, request: ExecRequest, as_harness: bool, copy
     } else {
         session::conclude(&session::stream(&actor, request).await?)
     };
+    let mut copied = 0;
     for copy in copy_out {
-        cp::out(running.sandbox().as_ref(), copy.guest.as_bytes(), &copy.host, UnpackLimits::default()).await?;
+        // The others are still wanted, and so is the command's own status.
+        if let Err(error) = cp::out(running.sandbox().as_ref(), copy.guest.as_bytes(), &copy.host, UnpackLimits::default()).await
+        {
+            let failed = output::failure(&Failure::Error(error), json);
+            copied = if copied == 0 { failed } else { copied };
+        }
     }
-    Ok(status)
+    Ok(if status == 0 { copied } else { status })
 }

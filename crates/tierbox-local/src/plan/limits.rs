@@ -17,6 +17,12 @@ const CPU_PERIOD_US: u64 = 100_000;
 /// The smallest CPU limit that the kernel takes, in thousandths: one millisecond of each period.
 const LEAST_CPU_MILLIS: u64 = 10;
 
+/// The smallest writable area, in bytes, into which the set-up's own files fit: measured, 64 KiB is too little and 100 KiB is enough.
+const LEAST_DISK: u64 = 128 << 10;
+
+/// The fewest descriptors of a process: measured, no dynamic program starts with 3, and a shell with 6 does.
+const LEAST_OPEN_FILES: u64 = 8;
+
 // The kernel's numbers are the same on every architecture that tierbox runs on (x86_64, aarch64).
 const RLIMIT_FSIZE: u32 = 1;
 const RLIMIT_DATA: u32 = 2;
@@ -88,7 +94,14 @@ pub fn validate(limits: &Limits, mode: Mode) -> Result<()> {
             return Err(invalid(format!("limits.{name} is zero, which leaves nothing to run in")));
         }
     }
-    Ok(())
+    let least = [
+        ("disk", limits.disk.filter(|_| mode == Mode::Container), LEAST_DISK, "the files that every sandbox needs fill it"),
+        ("open-files", limits.open_files, LEAST_OPEN_FILES, "no program starts with fewer"),
+    ];
+    match least.into_iter().find(|(_, value, least, _)| max(*value).is_some_and(|value| value < *least)) {
+        Some((name, _, least, why)) => Err(invalid(format!("limits.{name} is below {least}, the least that works: {why}"))),
+        None => Ok(()),
+    }
 }
 
 /// Plans the limits of a machine.
@@ -192,8 +205,10 @@ impl PlannedLimits {
 
     fn process_limit(&mut self, name: &'static str, limit: Option<Limit<u64>>, show: impl Fn(u64) -> String, resource: u32) {
         let Some(limit) = limit else { return };
-        let value = self.rlimit(resource, limit.max);
-        self.report(name, show(value), "rlimit", Applied::Enforced);
+        // Core files of length 0 are still fed to a collector on the host; of length 1 the kernel makes none at all.
+        let asked = if resource == RLIMIT_CORE { limit.max.max(1) } else { limit.max };
+        let value = self.rlimit(resource, asked);
+        self.report(name, show(value.min(limit.max)), "rlimit", Applied::Enforced);
     }
 
     /// Sets an rlimit, to no more than this process has itself: stricter than asked is within the promise.
@@ -377,7 +392,7 @@ mod unit {
         assert_eq!(by(&plan, "memory"), ("rlimit", Applied::Weaker));
         assert_eq!(by(&plan, "pids"), ("nothing", Applied::Absent), "a plain rlimit would count the caller's other processes");
         assert!(plan.rlimits.contains(&Rlimit { resource: RLIMIT_DATA, value: 1 << 30 }));
-        assert!(plan.rlimits.contains(&Rlimit { resource: RLIMIT_CORE, value: 0 }));
+        assert!(plan.rlimits.contains(&Rlimit { resource: RLIMIT_CORE, value: 1 }));
     }
 
     #[test]
@@ -385,6 +400,12 @@ mod unit {
         let limits = Limits { disk: Some(Limit::best(1 << 30)), memory: Some(Limit::best(1 << 30)), ..Limits::default() };
         assert_eq!(validate(&limits, Mode::Container).unwrap_err().kind(), ErrorKind::InvalidProfile);
         let fits = Limits { disk: Some(Limit::best((1 << 30) - DISK_MARGIN)), ..limits };
+        for small in [
+            Limits { disk: Some(Limit::best(LEAST_DISK - 1)), ..Limits::default() },
+            Limits { open_files: Some(Limit::best(LEAST_OPEN_FILES - 1)), ..Limits::default() },
+        ] {
+            assert_eq!(validate(&small, Mode::Container).unwrap_err().kind(), ErrorKind::InvalidProfile);
+        }
         assert!(validate(&fits, Mode::Container).is_ok());
     }
 
