@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tierbox::{AgentOptions, AgentSandbox, ExecHandle, ExecId, ExecRequest, ExecResult, Result, Running, Sandbox, SandboxExt};
+use tierbox::{AgentOptions, AgentSandbox, ExecHandle, ExecId, ExecRequest, OnExceed, OutputLimit, Result, Running, Sandbox};
 
 use crate::approve;
 
@@ -34,11 +34,13 @@ impl Actor {
         }
     }
 
-    pub async fn run(&self, request: ExecRequest) -> Result<ExecResult> {
-        match self {
-            Self::Agent(agent) => agent.run(request).await,
-            Self::Harness(sandbox) => sandbox.run(request).await,
-        }
+    /// How much of each stream is kept of a command that states nothing.
+    pub fn output_limit(&self) -> OutputLimit {
+        let limits = match self {
+            Self::Agent(agent) => agent.limits(),
+            Self::Harness(sandbox) => sandbox.limits(),
+        };
+        OutputLimit { bytes: limits.output, on_exceed: OnExceed::Truncate }
     }
 
     pub async fn spawn_detached(&self, request: ExecRequest) -> Result<ExecId> {

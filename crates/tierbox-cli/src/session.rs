@@ -78,12 +78,12 @@ async fn follow_size(handle: &dyn ExecHandle) -> Error {
 }
 
 /// Runs a command, prints what came of it as JSON, and returns the exit status.
-pub(crate) async fn collect(actor: &Actor, mut request: ExecRequest, about: serde_json::Value) -> Result<u8> {
-    let forwarded = matches!(request.stdin, Stdin::Stream).then(read_input).transpose()?;
-    if let Some(bytes) = forwarded {
-        request.stdin = Stdin::Bytes(bytes.into());
+pub(crate) async fn collect(actor: &Actor, request: ExecRequest, about: serde_json::Value) -> Result<u8> {
+    let mut handle = actor.spawn(request).await?;
+    if let Some(stdin) = handle.take_stdin() {
+        streams::forward_input(stdin);
     }
-    let result = actor.run(request).await?;
+    let result = tierbox::collect(handle.as_mut(), actor.output_limit()).await?;
     let status = exit::of_outcome(result.outcome());
     output::json(&describe(&result, status, about));
     Ok(status)
@@ -95,13 +95,6 @@ pub(crate) fn conclude(completed: &Completed) -> u8 {
         output::remark(&remark);
     }
     exit::of_outcome(completed.outcome)
-}
-
-fn read_input() -> Result<Vec<u8>> {
-    use std::io::Read;
-    let mut bytes = Vec::new();
-    std::io::stdin().lock().read_to_end(&mut bytes).map_err(|error| Error::io("read stdin", error))?;
-    Ok(bytes)
 }
 
 fn describe(result: &ExecResult, status: u8, about: serde_json::Value) -> serde_json::Value {

@@ -81,7 +81,8 @@ mod conformance {
         let copied = |script: &str| {
             let _ = std::fs::remove_file(&to);
             let arg = format!("here:{}", to.display());
-            let args = ["run", "--quiet", "--copy-out", "missing:/nonexistent/x", "--copy-out", &arg, "--", "/bin/sh", "-c", script];
+            let args =
+                ["run", "--quiet", "--copy-out", "missing:/nonexistent/x", "--copy-out", &arg, "--", "/bin/sh", "-c", script];
             let output = tierbox(&state).args(args).output().unwrap();
             assert_eq!(std::fs::read(&to).unwrap(), b"kept\n");
             assert!(String::from_utf8_lossy(&output.stderr).contains("missing"), "{output:?}");
@@ -102,6 +103,51 @@ mod conformance {
         let status = tierbox(&state).args(["run", "--profile", "no-such", "--", "/bin/true"]).stderr(full()).status().unwrap();
         assert_eq!(status.code(), Some(66));
         assert_empty(&state);
+    }
+
+    /// A process that gets no thread says so, instead of waiting for one.
+    #[test]
+    fn without_room_for_a_thread_it_ends() {
+        let Some(state) = fixture() else { return };
+        let program = env!("CARGO_BIN_EXE_tierbox");
+        let mut child = std::process::Command::new("/bin/sh")
+            .args(["-c", "ulimit -d 1000; exec \"$0\" run -- /bin/true", program])
+            .env("TIERBOX_STATE_DIR", state.path().join("s"))
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        end(&mut child);
+    }
+
+    /// Input that does not end neither holds up the command nor its limits.
+    #[test]
+    fn json_does_not_wait_for_the_end_of_the_input() {
+        let Some(state) = fixture() else { return };
+        let mut child = tierbox(&state.path().join("s"))
+            .args(["--json", "run", "--timeout", "1s", "--", "/bin/sh", "-c", "read -r line; echo \"got $line\"; sleep 1000"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut stdin = child.stdin.take().unwrap();
+        stdin.write_all(b"one\n").unwrap();
+        assert_eq!(end(&mut child).code(), Some(124));
+        let mut said = String::new();
+        child.stdout.take().unwrap().read_to_string(&mut said).unwrap();
+        assert!(said.contains("got one"), "{said}");
+    }
+
+    #[test]
+    fn paths_that_are_no_text_are_refused_or_shown() {
+        use std::os::unix::ffi::OsStrExt;
+        let state = tempfile::tempdir().unwrap();
+        let odd = state.path().join(std::ffi::OsStr::from_bytes(b"\xff"));
+        for arguments in [["--json", "ls"], ["--json", "cleanup"]] {
+            let output = tierbox(&odd).args(arguments).output().unwrap();
+            assert!(matches!(output.status.code(), Some(0 | 64)), "{output:?}");
+        }
+        let output = tierbox(&odd).args(["--json", "doctor"]).output().unwrap();
+        assert!(serde_json::from_slice::<serde_json::Value>(&output.stdout).is_ok(), "{output:?}");
     }
 
     #[test]

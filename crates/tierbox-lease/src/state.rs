@@ -27,9 +27,15 @@ impl StateDir {
     /// Opens a state directory, making it (mode 0700) if need be.
     ///
     /// # Errors
-    /// [`ErrorKind::PermissionDenied`] if it belongs to another user or others may write to it.
+    /// [`ErrorKind::PermissionDenied`] if it belongs to another user or others may write to it; [`ErrorKind::InvalidInput`] if its path
+    /// is not UTF-8.
     pub fn open(path: &Path) -> Result<Self> {
         let path = std::path::absolute(path).map_err(|error| Error::io("open state directory", error))?;
+        if path.to_str().is_none() {
+            let message = format!("{} is not UTF-8, and leases name what lies there as text", path.display());
+            return Err(Error::new(ErrorKind::InvalidInput, "open state directory", message)
+                .with_help("set TIERBOX_STATE_DIR to a directory with an ordinary name"));
+        }
         if !trusted(&path)? {
             make_directory(&path)?;
             if !trusted(&path)? {

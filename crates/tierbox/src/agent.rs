@@ -5,8 +5,8 @@ use std::sync::atomic::Ordering;
 
 use tierbox_code::{CodeOutcome, CodeRunner, CodeStatus, CodeTask, SessionInfo, TaskCleanup, TaskFile};
 use tierbox_core::{
-    AgentPolicy, Approver, DirEntry, Error, ErrorKind, ExecHandle, ExecId, ExecRequest, ExecResult, FileMeta, GuestPath, Result,
-    Sandbox, SandboxExt, Sensitive, Tooling,
+    AgentPolicy, Approver, DirEntry, Error, ErrorKind, ExecHandle, ExecId, ExecRequest, ExecResult, FileMeta, GuestPath, Limits,
+    Result, Sandbox, SandboxExt, Sensitive, Tooling,
 };
 use tokio::sync::OnceCell;
 
@@ -55,6 +55,11 @@ impl AgentSandbox {
     pub async fn run(&self, request: ExecRequest) -> Result<ExecResult> {
         let request = self.admit(request).await?;
         self.sandbox.run(request).await
+    }
+
+    /// The machine's limits, as [`Sandbox::limits`].
+    pub fn limits(&self) -> &Limits {
+        self.sandbox.limits()
     }
 
     /// Launches a command.

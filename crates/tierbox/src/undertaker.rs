@@ -66,12 +66,24 @@ pub async fn settle(limit: Duration) -> bool {
 
 fn start_thread() -> Option<Queue> {
     let (sender, receiver) = unbounded_channel();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().ok()?;
     let thread = std::thread::Builder::new().name("tierbox-undertaker".into());
     let pending = watch::Sender::new(0);
     let done = pending.clone();
-    thread.spawn(move || runtime.block_on(serve(receiver, done))).ok()?;
+    thread.spawn(move || undertake(receiver, done)).ok()?;
     Some(Queue { sender, pending })
+}
+
+/// The runtime is made in its own thread: a caller who gets no thread may itself be inside a runtime, where none may be dropped.
+fn undertake(mut queue: UnboundedReceiver<Burial>, pending: watch::Sender<usize>) {
+    match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime.block_on(serve(queue, pending)),
+        // The next clean-up does it.
+        Err(_) => {
+            while queue.blocking_recv().is_some() {
+                pending.send_modify(|pending| *pending -= 1);
+            }
+        }
+    }
 }
 
 async fn serve(mut queue: UnboundedReceiver<Burial>, pending: watch::Sender<usize>) {

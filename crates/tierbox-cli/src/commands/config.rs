@@ -22,7 +22,9 @@ pub(crate) fn show(context: &Context, profile: &str, set: Vec<(String, String)>,
             })
             .collect();
         let weakened: Vec<_> = profile.weakened().iter().map(ToString::to_string).collect();
-        output::json(&json!({ "profile": profile.name(), "path": profile.path(), "values": values, "weakened": weakened }));
+        output::json(
+            &json!({ "profile": profile.name(), "path": profile.path().map(shown), "values": values, "weakened": weakened }),
+        );
         return Ok(0);
     }
     let rows: Vec<Vec<String>> =
@@ -126,10 +128,15 @@ fn as_json(listed: &Listed) -> serde_json::Value {
     };
     json!({
         "profile": listed.name,
-        "path": listed.path,
+        "path": listed.path.as_deref().map(shown),
         "tier": summary.map(|summary| summary.tier),
         "backend": summary.map(|summary| &summary.backend),
         "description": summary.map(|summary| &summary.description),
         "problem": problem,
     })
+}
+
+/// A path as data: JSON has no bytes.
+fn shown(path: &std::path::Path) -> String {
+    path.display().to_string()
 }

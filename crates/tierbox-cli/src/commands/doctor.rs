@@ -24,7 +24,9 @@ pub(crate) async fn doctor(context: &mut Context, args: DoctorArgs) -> Result<u8
             .iter()
             .map(|(backend, checks)| json!({ "backend": backend, "able": !unable(checks), "checks": checks }))
             .collect();
-        output::json(&json!({ "version": env!("CARGO_PKG_VERSION"), "state_dir": state, "backends": backends }));
+        output::json(
+            &json!({ "version": env!("CARGO_PKG_VERSION"), "state_dir": state.display().to_string(), "backends": backends }),
+        );
         return Ok(status);
     }
     for (backend, checks) in &found {

@@ -40,7 +40,7 @@ pub(crate) async fn cleanup(context: &mut Context, args: CleanupArgs) -> Result<
     let report = context.interrupts.guard(client.cleanup(CleanupOptions { kept: args.kept, all: args.all })).await?;
     let status = if report.failed.is_empty() { 0 } else { NOT_REMOVED };
     if context.global.json {
-        output::json(&json!({ "state_dir": path, "report": report }));
+        output::json(&json!({ "state_dir": path.display().to_string(), "report": report }));
         return Ok(status);
     }
     output::line(format!("state: {}", path.display()));

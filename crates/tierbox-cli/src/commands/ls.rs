@@ -13,7 +13,11 @@ pub(crate) async fn ls(context: &mut Context) -> Result<u8, Failure> {
     let listing = context.interrupts.guard(client.list()).await?;
     if context.global.json {
         let environments: Vec<_> = listing.environments.iter().map(describe).collect();
-        let foreign: Vec<_> = listing.foreign.iter().map(|file| json!({ "path": file.path, "problem": file.problem })).collect();
+        let foreign: Vec<_> = listing
+            .foreign
+            .iter()
+            .map(|file| json!({ "path": file.path.display().to_string(), "problem": file.problem }))
+            .collect();
         output::json(&json!({ "environments": environments, "foreign": foreign, "waiting": waiting(context)? }));
         return Ok(0);
     }
