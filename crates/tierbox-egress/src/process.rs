@@ -85,7 +85,8 @@ fn program() -> Result<Vec<OsString>> {
     })
 }
 
-/// Starts a gateway that serves until the other end of `life` is closed, whatever becomes of this process. Blocks for some
+/// Starts a gateway that serves until the other end of `life` is closed (or, if that is a pidfd, until its process ends),
+/// whatever becomes of this process. Blocks for some
 /// milliseconds. The resolver is the host's, whichever the configuration names.
 ///
 /// # Errors
@@ -143,8 +144,7 @@ fn run() -> ExitCode {
     match receive(&mut line).and_then(|(order, life, sockets)| Ok((start(order, sockets)?, life))) {
         Ok((gateway, life)) => {
             let _ = line.write_all(b"ok").and_then(|()| line.shutdown(std::net::Shutdown::Both));
-            // Nothing is ever written: what can be read is the end.
-            let _ = rustix::io::retry_on_intr(|| rustix::io::read(&life, &mut [0; 1]));
+            await_end(&life);
             drop(gateway);
             ExitCode::SUCCESS
         }
@@ -153,6 +153,13 @@ fn run() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Waits for the end of a pipe into which nothing is ever written, or of the process that a descriptor stands for.
+fn await_end(life: &OwnedFd) {
+    use rustix::event::{PollFd, PollFlags, poll};
+    let mut waiting = [PollFd::new(life, PollFlags::IN)];
+    let _ = rustix::io::retry_on_intr(|| poll(&mut waiting, None));
 }
 
 fn receive(line: &mut UnixStream) -> io::Result<(Order, OwnedFd, Vec<OwnedFd>)> {

@@ -1,8 +1,8 @@
-//! Sockets of the host's in a sandbox's network.
+//! What the host does in a sandbox's network: sockets of its own there, and addresses that are unreachable.
 
 use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -44,6 +44,22 @@ pub fn listen_inside(program: &Path, pid: u32, addresses: &[SocketAddr]) -> io::
         return Err(io::Error::new(io::ErrorKind::InvalidData, "another number of sockets than asked for"));
     }
     Ok(sockets)
+}
+
+/// Makes prefixes unreachable in the network namespace of a process, whatever routes lead there. Nobody in a sandbox without
+/// CAP_NET_ADMIN can undo it. For whom it works, and what `program` is, is as for [`listen_inside`].
+///
+/// # Errors
+/// What the program says.
+pub fn bar_inside(program: &Path, pid: u32, prefixes: &[(Ipv4Addr, u8)]) -> io::Result<()> {
+    let mut command = Command::new(program);
+    command.arg("bar").arg(pid.to_string()).args(prefixes.iter().map(|(address, bits)| format!("{address}/{bits}")));
+    let output = command.env_clear().current_dir("/").stdin(Stdio::null()).stdout(Stdio::null()).output()?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said: String = String::from_utf8_lossy(&output.stderr).trim().chars().take(500).collect();
+    Err(io::Error::other(if said.is_empty() { output.status.to_string() } else { said }))
 }
 
 fn receive(line: &UnixStream) -> io::Result<Vec<OwnedFd>> {

@@ -48,7 +48,7 @@ use tierbox_core::{Capabilities, HostIsolation, KillDomain, Locality};
 pub use channel::Channel;
 pub use handshake::{Ready, SetupReply};
 #[cfg(all(target_os = "linux", feature = "descriptors"))]
-pub use inside::listen_inside;
+pub use inside::{bar_inside, listen_inside};
 pub use line::{Line, Reconnect};
 pub use sandbox::{GuestConfig, GuestSandbox};
 

@@ -178,7 +178,8 @@ wire_struct! {
         pub cgroups: Vec<Cgroup>,
         /// What it can reach.
         pub net: Net,
-        /// A path on the host for a listening socket (mode 0600), so that the machine can be found again.
+        /// A path for a listening socket (mode 0600), so that the machine can be found again: on the host, or in mode `Guest`
+        /// inside, named `socket` in a directory that does not exist yet, for joiners.
         pub listen: Option<Blob>,
         /// Do not end with the first channel.
         pub persist: bool,

@@ -63,7 +63,26 @@ pub struct TransferReport {
 /// # Errors
 /// `NotFound`, `PermissionDenied` and the like, naming the path; whatever `out` gives.
 pub fn pack_directory(host: &Path, out: impl Write) -> Result<TransferReport> {
-    pack::pack::<Tree>(host, out)
+    pack::pack::<Tree>(host, &|_| Choice::Pack, out)
+}
+
+/// What becomes of an entry of a directory that is packed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Choice {
+    /// It is packed.
+    Pack,
+    /// It is left out; what is below it is asked for all the same.
+    Descend,
+    /// It is left out with all below it.
+    Skip,
+}
+
+/// As [`pack_directory`], without what is left out. `choose` is given paths below the directory, parts joined by `/`.
+///
+/// # Errors
+/// As [`pack_directory`].
+pub fn pack_chosen(host: &Path, choose: &dyn Fn(&[u8]) -> Choice, out: impl Write) -> Result<TransferReport> {
+    pack::pack::<Tree>(host, choose, out)
 }
 
 /// Unpacks a hostile tar stream below a directory of this host, which is made if need be. Blocks; call it on a blocking

@@ -7,7 +7,7 @@ use tierbox_core::{Error, Result};
 use tierbox_supervisor::archive::{Entry, Kind, Writer};
 
 use super::beneath::{Beneath, Facts, Obstacle, Sort};
-use super::{TransferReport, host_error, stream_error};
+use super::{Choice, TransferReport, host_error, stream_error};
 
 /// How much is read and written at once.
 const BUFFER: usize = 128 << 10;
@@ -15,10 +15,10 @@ const BUFFER: usize = 128 << 10;
 const TRIED: &str = "upload";
 
 /// Packs what is below `host`, each directory's entries sorted by name.
-pub fn pack<T: Beneath>(host: &Path, out: impl Write) -> Result<TransferReport> {
+pub fn pack<T: Beneath>(host: &Path, choose: &dyn Fn(&[u8]) -> Choice, out: impl Write) -> Result<TransferReport> {
     let tree = T::source(host).map_err(|error| host_error(TRIED, host, error))?;
     let archive = Writer::new(BufWriter::with_capacity(BUFFER, out));
-    let mut packer = Packer { tree, archive, report: TransferReport::default(), buffer: vec![0; BUFFER] };
+    let mut packer = Packer { tree, choose, archive, report: TransferReport::default(), buffer: vec![0; BUFFER] };
     let mut waiting: Vec<Vec<Vec<u8>>> = vec![Vec::new()];
     while let Some(dir) = waiting.pop() {
         let mut below = packer.directory(&dir)?;
@@ -29,14 +29,15 @@ pub fn pack<T: Beneath>(host: &Path, out: impl Write) -> Result<TransferReport> 
     Ok(packer.report)
 }
 
-struct Packer<T, W: Write> {
+struct Packer<'a, T, W: Write> {
     tree: T,
+    choose: &'a dyn Fn(&[u8]) -> Choice,
     archive: Writer<BufWriter<W>>,
     report: TransferReport,
     buffer: Vec<u8>,
 }
 
-impl<T: Beneath, W: Write> Packer<T, W> {
+impl<T: Beneath, W: Write> Packer<'_, T, W> {
     /// Packs a directory's entries; returns the directories among them.
     fn directory(&mut self, dir: &[Vec<u8>]) -> Result<Vec<Vec<Vec<u8>>>> {
         let steps: Vec<&[u8]> = dir.iter().map(Vec::as_slice).collect();
@@ -63,6 +64,11 @@ impl<T: Beneath, W: Write> Packer<T, W> {
     /// Packs one entry; returns whether it is a directory.
     fn entry(&mut self, dir: &[&[u8]], name: &[u8], path: &[u8]) -> Result<bool, Problem> {
         let facts = self.tree.facts(dir, name)?;
+        match (self.choose)(path) {
+            Choice::Pack => {}
+            Choice::Descend => return Ok(facts.sort == Sort::Directory),
+            Choice::Skip => return Ok(false),
+        }
         match facts.sort {
             Sort::File => self.file(dir, name, path)?,
             Sort::Link => {

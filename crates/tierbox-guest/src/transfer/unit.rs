@@ -8,7 +8,7 @@ use tierbox_core::{ErrorKind, Result};
 
 use super::beneath::Beneath;
 use super::walked::Walked;
-use super::{TransferReport, UnpackLimits, bridge, file, pack, unpack};
+use super::{Choice, TransferReport, UnpackLimits, bridge, file, pack, unpack};
 
 /// An archive with entries that no honest program writes.
 #[derive(Default)]
@@ -273,7 +273,7 @@ fn a_tree_survives_both_ways() {
         // As a person may name it: through a link.
         symlink("from", bench.path("alias")).unwrap();
         let mut archive = Vec::new();
-        let packed = pack::pack::<T>(&bench.path("alias"), &mut archive).unwrap();
+        let packed = pack::pack::<T>(&bench.path("alias"), &|_| Choice::Pack, &mut archive).unwrap();
         let unpacked = unpack::unpack::<T>(archive.as_slice(), &bench.path("deep/to"), UnpackLimits::default()).unwrap();
         assert_eq!(packed, unpacked);
         assert_eq!(packed, TransferReport { entries: 7, bytes: 700_005 });
@@ -289,14 +289,14 @@ fn other_programs_read_what_is_packed() {
     let bench = Bench::new();
     make_tree(&bench.path("from"));
     let mut archive = Vec::new();
-    pack::pack::<Walked>(&bench.path("from"), &mut archive).unwrap();
+    pack::pack::<Walked>(&bench.path("from"), &|_| Choice::Pack, &mut archive).unwrap();
     tar::Archive::new(archive.as_slice()).unpack(bench.path("to")).unwrap();
     check_tree(&bench.path("to"));
 }
 
 #[test]
 fn a_missing_source_is_named() {
-    let error = pack::pack::<Walked>(Path::new("/nowhere/at/all"), std::io::sink()).unwrap_err();
+    let error = pack::pack::<Walked>(Path::new("/nowhere/at/all"), &|_| Choice::Pack, std::io::sink()).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NotFound);
     assert!(error.message().contains("/nowhere/at/all"));
 }
@@ -333,7 +333,7 @@ async fn streams_cross_between_the_two_worlds() {
     let bench = Bench::new();
     make_tree(&bench.path("from"));
     let (from, to) = (bench.path("from"), bench.path("to"));
-    let (stream, sent) = bridge::reader(move |out| pack::pack::<Walked>(&from, out));
+    let (stream, sent) = bridge::reader(move |out| pack::pack::<Walked>(&from, &|_| Choice::Pack, out));
     let unpacked = bridge::feed(stream, move |tar| unpack::unpack::<Walked>(tar, &to, UnpackLimits::default())).await;
     assert_eq!(unpacked.unwrap(), bridge::finished(sent).await.unwrap());
     check_tree(&bench.path("to"));
@@ -341,7 +341,7 @@ async fn streams_cross_between_the_two_worlds() {
 
 #[tokio::test]
 async fn a_stream_that_breaks_off_is_an_error_on_both_sides() {
-    let failing = |out: bridge::Producer| pack::pack::<Walked>(Path::new("/nowhere"), out);
+    let failing = |out: bridge::Producer| pack::pack::<Walked>(Path::new("/nowhere"), &|_| Choice::Pack, out);
     let (stream, sent) = bridge::reader(failing);
     let received = bridge::feed(stream, |mut stream| {
         let copied = std::io::copy(&mut stream, &mut std::io::sink());

@@ -8,8 +8,9 @@ use std::path::Path;
 use rustix::process::DumpableBehavior;
 
 use super::inside::announce_and_run;
+use super::mount::split;
 use super::refusal::{AtStep, Refusal, Step};
-use super::{refuse, seccomp};
+use super::{listen, refuse, seccomp};
 use crate::protocol::Mechanism;
 use crate::runtime::identity::Identity;
 use crate::runtime::machine::{Channel, Machine};
@@ -19,7 +20,20 @@ use crate::wire::Blob;
 
 /// Serves the machine that this process was started in.
 pub fn run(setup: Setup, channel: Channel) -> u8 {
-    run_with(setup, channel, None)
+    match joiners(&setup) {
+        Ok(joiners) => run_with(setup, channel, joiners),
+        Err(refusal) => refuse(&channel, &refusal),
+    }
+}
+
+/// The socket at which later lines are joined, if one is asked for, in a new directory that root alone can enter.
+///
+/// # Errors
+/// The refusal of step `listen socket`.
+fn joiners(setup: &Setup) -> Step<Option<OwnedFd>> {
+    let Some((dir, _)) = setup.listen.as_ref().and_then(|path| split(&path.0)) else { return Ok(None) };
+    rustix::fs::mkdirat(rustix::fs::CWD, dir, rustix::fs::Mode::RWXU).at("listen socket")?;
+    Ok(listen::open(setup)?.map(|listener| listener.socket))
 }
 
 /// The same, with a socket to which joiners connect.

@@ -57,11 +57,13 @@ pub fn main() -> u8 {
         [what, dir] if what == "serve" => serve::run(dir.as_ref()),
         [what, dir] if what == "join" => join::run(dir.as_ref()),
         [what, rest @ ..] if what == "listen" => visit::run(rest),
+        [what, rest @ ..] if what == "bar" => visit::bar(rest),
         [what, requests @ ..] if what == "probe" => super::probe::run(requests),
         [what] if what == "version" => join::say(1, &format!("tierbox-supervisor {}", crate::protocol::VERSION), 0),
         _ => join::say(
             2,
-            "usage: tierbox-supervisor [serve DIR | join DIR | listen PID ADDRESS:PORT... | probe REQUEST... | version]",
+            "usage: tierbox-supervisor [serve DIR | join DIR | listen PID ADDRESS:PORT... | bar PID ADDRESS/BITS... | probe REQUEST... | \
+             version]",
             EXIT_USAGE,
         ),
     }

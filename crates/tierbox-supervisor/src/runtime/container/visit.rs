@@ -1,5 +1,6 @@
-//! Sockets in another process's network namespace, made for the host (`listen PID ADDRESS:PORT…`): a program with several
-//! threads cannot enter a user namespace, and a plain user's sandbox lives in one.
+//! Another process's network namespace, seen to for the host: sockets are made in it (`listen PID ADDRESS:PORT…`), or addresses
+//! made unreachable (`bar PID ADDRESS/BITS…`). A program with several threads cannot enter a user namespace, and a plain user's
+//! sandbox lives in one.
 //!
 //! Nothing of a sandbox has anything to do with this process: the host starts it, it enters, listens, sends the descriptors
 //! back over descriptor 0, and ends.
@@ -8,7 +9,7 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 
@@ -39,6 +40,28 @@ pub fn run(arguments: &[OsString]) -> u8 {
     // The number belongs to the standard streams.
     std::mem::forget(line);
     if sent.is_ok() { EXIT_ENDED } else { EXIT_FAILED }
+}
+
+/// Makes prefixes unreachable, whatever other routes there are, and says on stderr what went wrong.
+pub fn bar(arguments: &[OsString]) -> u8 {
+    let Some((pid, prefixes)) = prefixes(arguments) else { return EXIT_USAGE };
+    let barred = enter(pid).and_then(|()| Netlink::open()).map_err(|error| error.to_string()).and_then(|netlink| {
+        let bar = |(address, bits): &(Ipv4Addr, u8)| netlink.block(AddressFamily::INET, &address.octets(), *bits);
+        prefixes.iter().try_for_each(bar).map_err(|refusal| io::Error::from_raw_os_error(refusal.errno).to_string())
+    });
+    match barred {
+        Ok(()) => EXIT_ENDED,
+        Err(why) => super::join::say(2, &why, EXIT_FAILED),
+    }
+}
+
+fn prefixes(arguments: &[OsString]) -> Option<(u32, Vec<(Ipv4Addr, u8)>)> {
+    let (pid, prefixes) = arguments.split_first()?;
+    let one = |text: &OsString| {
+        let (address, bits) = text.to_str()?.split_once('/')?;
+        Some((address.parse().ok()?, bits.parse().ok().filter(|bits| *bits <= 32)?))
+    };
+    Some((pid.to_str()?.parse().ok()?, prefixes.iter().map(one).collect::<Option<_>>()?))
 }
 
 fn parse(arguments: &[OsString]) -> Option<(u32, Vec<SocketAddr>)> {

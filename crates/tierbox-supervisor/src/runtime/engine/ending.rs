@@ -84,12 +84,13 @@ impl Engine {
         command.usage = Some(usage);
         let (end, cannot_execute) = end_of(reached, status);
         let killed = matches!(end, End::Signaled { signal: libc::SIGKILL } | End::Exited { code: 137 });
-        let end = match &command.domain {
-            Some(domain) if killed && cannot_execute.is_none() && domain.lacked_memory() => {
-                End::Killed { reason: Killed::Memory }
-            }
-            _ => end,
+        let before = command.kills_before;
+        let lacked = killed && cannot_execute.is_none() && {
+            let own = command.domain.as_ref().is_some_and(super::domain::Domain::lacked_memory);
+            own || self.lacked_memory(key, before)
         };
+        let end = if lacked { End::Killed { reason: Killed::Memory } } else { end };
+        let Some(command) = self.commands.get(key) else { return };
         command.cannot_execute = cannot_execute;
         command.end.get_or_insert(end);
         if command.kill_leftovers && self.is_alive(key) {

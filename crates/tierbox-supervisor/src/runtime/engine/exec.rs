@@ -102,6 +102,8 @@ pub struct Command {
     pub end: Option<End>,
     /// The errno if its program could not be executed.
     pub cannot_execute: Option<i32>,
+    /// How many processes the kernel had killed in the whole machine for want of memory, if it began while nothing else ran.
+    pub kills_before: Option<u64>,
     /// What it used, once its process is reaped.
     pub usage: Option<Rusage>,
     /// When its process was reaped.
@@ -183,6 +185,11 @@ impl Commands {
     /// Whether one more would be too many.
     pub fn is_full(&self) -> bool {
         self.live >= self.most
+    }
+
+    /// Whether none was taken in since.
+    pub fn is_newest(&self, key: u32) -> bool {
+        self.made == key
     }
 
     /// Whether any is not over.
@@ -282,6 +289,7 @@ mod unit {
             started: true,
             end: None,
             cannot_execute: None,
+            kills_before: None,
             usage: None,
             reaped: None,
             killing: None,

@@ -99,6 +99,7 @@ impl Engine {
             None => self.fork(order.clone(), &stdio).ok_or(NotStarted::NoResources)?,
         };
         let shimmed = domain.wants_shim();
+        let kills_before = self.kills_before();
         let key = self.commands.add(Command {
             id: exec.id,
             argv: exec::shown(&exec.argv),
@@ -115,6 +116,7 @@ impl Engine {
             started: false,
             end: None,
             cannot_execute: None,
+            kills_before,
             usage: None,
             reaped: None,
             killing: None,

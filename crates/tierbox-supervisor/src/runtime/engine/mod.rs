@@ -22,6 +22,7 @@ mod spare;
 mod stream;
 mod sys;
 mod timers;
+mod whole;
 
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -42,6 +43,7 @@ use self::launch::Habitat;
 use self::poll::{Interest, Poller, Ready, Token};
 use self::spare::Spares;
 use self::timers::{Timer, Timers};
+use self::whole::Counter;
 use super::identity::Identity;
 use super::machine::Machine;
 use crate::setup::{Mode, Setup};
@@ -89,6 +91,8 @@ struct Engine {
     /// Commands with shims, by slot.
     shimmed: HashMap<usize, u32>,
     domains: Domains,
+    /// Kills for want of memory in the whole machine, where commands have no counters of their own.
+    whole: Option<Counter>,
     board: Board,
     habitat: Habitat,
     commands: Commands,
@@ -116,7 +120,7 @@ struct Engine {
 
 thread_local! {
     /// What [`describe`] found out, for [`run`].
-    static DESCRIBED: Cell<Option<Domains>> = const { Cell::new(None) };
+    static DESCRIBED: Cell<Option<(Domains, Option<Counter>)>> = const { Cell::new(None) };
 }
 
 /// What kills a command's whole tree here (0 session, 1 subreaper, 2 cgroup), and whether a kill for want of memory can be
@@ -125,10 +129,16 @@ thread_local! {
 /// # Errors
 /// If a cgroup that the machine was given cannot be used: its limits would not hold, so the machine must not start.
 pub fn describe(machine: &Machine) -> io::Result<(u8, bool)> {
-    let domains = Domains::new(&machine.cgroups)?;
-    let answer = (if domains.by_cgroup() { 2 } else { 1 }, domains.counts_memory());
-    DESCRIBED.set(Some(domains));
+    let (domains, whole) = found_out(machine)?;
+    let answer = (if domains.by_cgroup() { 2 } else { 1 }, domains.counts_memory() || whole.is_some());
+    DESCRIBED.set(Some((domains, whole)));
     Ok(answer)
+}
+
+fn found_out(machine: &Machine) -> io::Result<(Domains, Option<Counter>)> {
+    let domains = Domains::new(&machine.cgroups)?;
+    let whole = if domains.counts_memory() { None } else { Counter::of(machine) };
+    Ok((domains, whole))
 }
 
 /// Serves the machine until it ends.
@@ -155,10 +165,7 @@ impl Engine {
         poller.add(&signals, Token::Children, Interest::READ)?;
         let shim_events = stream::pipe(true)?;
         poller.add(&shim_events.0, Token::Shims, Interest::READ)?;
-        let domains = match DESCRIBED.take() {
-            Some(domains) => domains,
-            None => Domains::new(&machine.cgroups)?,
-        };
+        let (domains, whole) = DESCRIBED.take().map_or_else(|| found_out(&machine), Ok)?;
         let most = most_commands(domains.descriptors());
         let habitat = Habitat {
             rlimits: rlimits(&machine.setup),
@@ -178,6 +185,7 @@ impl Engine {
             shim_events,
             shimmed: HashMap::new(),
             domains,
+            whole,
             board: Board::new(MAX_LIVE + 64)?,
             habitat,
             commands: Commands::new(most),

@@ -69,7 +69,8 @@ fn write(dir: BorrowedFd<'_>, name: &str, text: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-fn read_fd(fd: BorrowedFd<'_>) -> String {
+/// What a small file of the kernel's says now.
+pub fn read_fd(fd: BorrowedFd<'_>) -> String {
     let mut buffer = [0; 4096];
     let length = rustix::io::pread(fd, &mut buffer, 0).unwrap_or(0);
     String::from_utf8_lossy(&buffer[..length]).into_owned()
@@ -91,7 +92,7 @@ fn door(dir: BorrowedFd<'_>, unified: bool) -> io::Result<OwnedFd> {
 }
 
 /// The number behind a key in the kernel's `key number` lines.
-fn keyed(text: &str, key: &str) -> Option<u64> {
+pub fn keyed(text: &str, key: &str) -> Option<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' '))?;
     line.trim().parse().ok()
 }
