@@ -7,7 +7,7 @@ use libtest_mimic::Trial;
 use serde_json::json;
 use tierbox::{Environment, EnvironmentSpec, ErrorKind, ExecRequest, SandboxExt};
 
-use crate::world::{docker, ensure, nothing_left, sh, start, text, trial, with_settings, write};
+use crate::world::{Listener, ensure, nothing_left, sh, start, text, trial, with_settings, write};
 
 pub fn all() -> Vec<Trial> {
     vec![
@@ -67,57 +67,16 @@ async fn services_reach_each_other_and_nothing_else() -> Result<(), String> {
 
 /// Nothing but the other machines: neither the engine's host (every address of its bridges), nor beyond.
 async fn nothing_outside(environment: &Arc<dyn Environment>) -> Result<(), String> {
-    let listener = Listener::start();
-    let mut addresses = vec!["1.1.1.1".to_owned(), "169.254.169.254".to_owned(), "172.17.0.1".to_owned()];
-    let gateways = "{{range .IPAM.Config}}{{.Gateway}} {{end}}";
-    for network in docker(&["network", "ls", "-q", "--filter", "driver=bridge"]).lines() {
-        let found = docker(&["network", "inspect", "-f", gateways, network]);
-        addresses.extend(found.split_whitespace().filter_map(|address| address.split('/').next()).map(str::to_owned));
-    }
-    for address in addresses {
-        let script = format!("timeout 2 bash -c 'exec 3<>/dev/tcp/{address}/{} && echo reached' 2>/dev/null; :", listener.port);
+    let _listener = Listener::start(&crate::world::daemon());
+    let others = ["1.1.1.1", "169.254.169.254", "172.17.0.1"].map(str::to_owned);
+    for address in others.into_iter().chain(crate::world::gateways()) {
+        let script =
+            format!("timeout 2 bash -c 'exec 3<>/dev/tcp/{address}/{} && echo reached' 2>/dev/null; :", crate::world::PORT);
         let seen = environment.primary().run(ExecRequest::new(["/bin/bash", "-c", &script])).await.map_err(text)?;
         ensure(!seen.stdout.text().contains("reached"), format!("{address} is reached"))?;
     }
     let named = environment.primary().run(ExecRequest::shell("timeout 5 getent hosts example.org")).await.map_err(text)?;
     ensure(!named.success(), format!("a name was resolved: {}", named.stdout.text()))
-}
-
-/// Something that listens on every address of the engine's own network namespace.
-struct Listener {
-    child: std::process::Child,
-    port: u16,
-}
-
-impl Listener {
-    fn start() -> Self {
-        let pid = docker(&["info", "-f", "{{.DockerRootDir}}"]);
-        let pid = std::fs::read_to_string(std::path::Path::new(&pid).with_file_name("dockerd.pid")).unwrap_or_default();
-        let port = 7777;
-        let child = std::process::Command::new("nsenter")
-            .args(["-t", pid.trim(), "-n", "busybox", "httpd", "-f", "-p", &port.to_string(), "-h", "/usr/share"])
-            .stdin(std::process::Stdio::null())
-            .spawn()
-            .expect("nsenter");
-        let listener = Self { child, port };
-        // The control: on the host itself it is reached.
-        let connect = ["-t", pid.trim(), "-n", "busybox", "nc", "-w", "1", "127.0.0.1", &port.to_string()];
-        for _ in 0..100 {
-            let tried = std::process::Command::new("nsenter").args(connect).stdin(std::process::Stdio::null()).status();
-            if tried.is_ok_and(|status| status.success()) {
-                return listener;
-            }
-            std::thread::sleep(std::time::Duration::from_millis(50));
-        }
-        panic!("nothing listens where it should");
-    }
-}
-
-impl Drop for Listener {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
 }
 
 async fn networks_separate() -> Result<(), String> {

@@ -14,6 +14,8 @@ pub fn all() -> Vec<Trial> {
         trial("engine::a_container_killed_from_outside_is_lost", a_container_killed_from_outside_is_lost),
         trial("engine::what_bears_no_label_is_left_alone", what_bears_no_label_is_left_alone),
         trial("engine::an_unknown_runtime_is_told", an_unknown_runtime_is_told),
+        trial("engine::a_runtime_is_passed_on_and_reported", a_runtime_is_passed_on_and_reported),
+        trial("engine::a_command_that_lacked_memory_is_named_only_if_alone", a_command_that_lacked_memory_is_named_only_if_alone),
         trial("engine::the_socket_is_never_mounted", the_socket_is_never_mounted),
         trial("engine::mounts_are_read_only_and_reported", mounts_are_read_only_and_reported),
         trial("engine::a_start_that_is_given_up_leaves_nothing", a_start_that_is_given_up_leaves_nothing),
@@ -61,6 +63,43 @@ async fn an_unknown_runtime_is_told() -> Result<(), String> {
     spec.settings["runtime"] = json!("runsc");
     let error = start(spec).await.err().ok_or("it started")?;
     ensure(error.kind() == ErrorKind::HostUnable && error.to_string().contains("runtime"), format!("{error:?}"))
+}
+
+async fn a_runtime_is_passed_on_and_reported() -> Result<(), String> {
+    let mut spec = spec("tierbox-test/debian:1");
+    // The only one that every engine has, by its name; others take the same way.
+    spec.settings["runtime"] = json!("runc");
+    let environment = start(spec).await.map_err(text)?;
+    let container = remains(environment.id()).pop().ok_or("no container")?;
+    let runtime = docker(&["inspect", "-f", "{{.HostConfig.Runtime}}", &container]);
+    let mechanisms = environment.report().mechanisms.clone();
+    environment.stop().await.map_err(text)?;
+    ensure(runtime == "runc", runtime)?;
+    let found = mechanisms.iter().find(|mechanism| mechanism.name == "runtime");
+    ensure(found.is_some_and(|found| found.detail == "runc"), format!("{mechanisms:?}"))
+}
+
+async fn a_command_that_lacked_memory_is_named_only_if_alone() -> Result<(), String> {
+    let mut spec = spec("tierbox-test/debian:1");
+    spec.limits.memory = Some(tierbox::Limit::required(64 << 20));
+    spec.limits.disk = Some(tierbox::Limit::required(8 << 20));
+    let environment = start(spec).await.map_err(text)?;
+    let machine = environment.primary();
+    let hold = || ExecRequest::shell("head -c 200000000 /dev/zero | tail -c 190000000 >/dev/null || kill -9 $$");
+    let memory = Outcome::Killed(tierbox::KillReason::Memory);
+    let alone = machine.run(hold()).await.map_err(text)?;
+    // One that kills itself is not blamed on memory, though memory ran out before.
+    let own = machine.run(ExecRequest::shell("kill -9 $$")).await.map_err(text)?;
+    let beside = machine.spawn_detached(ExecRequest::new(["sleep", "1000"])).await.map_err(text)?;
+    let accompanied = machine.run(hold()).await.map_err(text)?;
+    machine.kill(beside, tierbox::KillReason::Cancelled).await.map_err(text)?;
+    machine.wait(beside).await.map_err(text)?;
+    let again = machine.run(hold()).await.map_err(text)?;
+    environment.stop().await.map_err(text)?;
+    ensure(alone.outcome() == memory, format!("alone: {alone:?}"))?;
+    ensure(own.outcome() == Outcome::Signaled(9), format!("by itself: {own:?}"))?;
+    ensure(accompanied.outcome() == Outcome::Signaled(9), format!("beside another: {accompanied:?}"))?;
+    ensure(again.outcome() == memory, format!("alone again: {again:?}"))
 }
 
 async fn the_socket_is_never_mounted() -> Result<(), String> {

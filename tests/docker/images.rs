@@ -14,6 +14,8 @@ pub fn all() -> Vec<Trial> {
         trial("images::root_is_a_choice_that_is_reported", root_is_a_choice_that_is_reported),
         trial("images::unknown_users_are_refused", unknown_users_are_refused),
         trial("images::a_dockerfile_is_built_and_removed", a_dockerfile_is_built_and_removed),
+        trial("images::what_is_ignored_is_not_sent", what_is_ignored_is_not_sent),
+        trial("images::links_in_a_context_lead_nowhere", links_in_a_context_lead_nowhere),
         trial("images::a_broken_build_tells_its_last_lines", a_broken_build_tells_its_last_lines),
     ]
 }
@@ -88,6 +90,45 @@ async fn a_dockerfile_is_built_and_removed() -> Result<(), String> {
     ensure(!crate::world::remains(environment.id()).is_empty(), "nothing bears the label")?;
     environment.stop().await.map_err(text)?;
     nothing_left(environment.id())
+}
+
+async fn what_is_ignored_is_not_sent() -> Result<(), String> {
+    let dir = tempfile::tempdir().map_err(|error| error.to_string())?;
+    write(dir.path(), "Dockerfile", "FROM tierbox-test/busybox:1\nUSER root\nCOPY . /context\nUSER app\n");
+    write(dir.path(), ".dockerignore", "# secrets\n**/*.key\ntarget\n!target/kept\n");
+    for name in ["a", "b.key", "sub/c.key", "sub/d", "target/e", "target/kept"] {
+        write(dir.path(), name, "x");
+    }
+    let mut spec = with_settings(json!({"dockerfile": "Dockerfile"}));
+    spec.base_dir = dir.path().to_owned();
+    let environment = start(spec).await.map_err(text)?;
+    let seen = sh(&environment.primary(), "cd /context; find . -type f | sort | tr '\\n' ' '").await;
+    environment.stop().await.map_err(text)?;
+    let seen = seen?;
+    ensure(seen.split_whitespace().eq(["./.dockerignore", "./Dockerfile", "./a", "./sub/d", "./target/kept"]), seen)?;
+    nothing_left(environment.id())
+}
+
+async fn links_in_a_context_lead_nowhere() -> Result<(), String> {
+    let dir = tempfile::tempdir().map_err(|error| error.to_string())?;
+    let outside = tempfile::tempdir().map_err(|error| error.to_string())?;
+    write(outside.path(), "secret", "of this host");
+    write(dir.path(), "Dockerfile", "FROM tierbox-test/busybox:1\nUSER root\nCOPY . /context\nUSER app\n");
+    std::os::unix::fs::symlink(outside.path().join("secret"), dir.path().join("file")).map_err(|error| error.to_string())?;
+    std::os::unix::fs::symlink(outside.path(), dir.path().join("directory")).map_err(|error| error.to_string())?;
+    let mut spec = with_settings(json!({"dockerfile": "Dockerfile"}));
+    spec.base_dir = dir.path().to_owned();
+    let environment = start(spec.clone()).await.map_err(text)?;
+    let seen = sh(&environment.primary(), "cat /context/file /context/directory/secret 2>/dev/null; ls /context").await;
+    environment.stop().await.map_err(text)?;
+    let seen = seen?;
+    ensure(!seen.contains("of this host") && seen.contains("directory"), seen)?;
+    // A Dockerfile by a link that leads out of its context is none.
+    std::fs::rename(dir.path().join("Dockerfile"), outside.path().join("Dockerfile")).map_err(|error| error.to_string())?;
+    std::os::unix::fs::symlink(outside.path().join("Dockerfile"), dir.path().join("Dockerfile"))
+        .map_err(|error| error.to_string())?;
+    let error = start(spec).await.err().ok_or("it was built from outside its context")?;
+    ensure(error.kind() == ErrorKind::InvalidProfile, format!("{error:?}"))
 }
 
 async fn a_broken_build_tells_its_last_lines() -> Result<(), String> {

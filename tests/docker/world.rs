@@ -107,3 +107,62 @@ pub fn write(dir: &Path, name: &str, contents: &str) {
 pub fn text(error: tierbox::Error) -> String {
     error.to_string()
 }
+
+/// The port of [`Listener`]s.
+pub const PORT: u16 = 7777;
+
+/// The engine's daemon, by its process.
+pub fn daemon() -> String {
+    let root = docker(&["info", "-f", "{{.DockerRootDir}}"]);
+    let pid = std::fs::read_to_string(Path::new(&root).with_file_name("dockerd.pid")).expect("the daemon's number");
+    pid.trim().to_owned()
+}
+
+/// The addresses that the engine's host has on its bridges.
+pub fn gateways() -> Vec<String> {
+    let gateways = "{{range .IPAM.Config}}{{.Gateway}} {{end}}";
+    let networks = docker(&["network", "ls", "-q", "--filter", "driver=bridge"]);
+    let found = networks.lines().map(|network| docker(&["network", "inspect", "-f", gateways, network]));
+    let addresses =
+        |found: String| found.split_whitespace().filter_map(|address| Some(address.split('/').next()?.to_owned())).collect();
+    found.flat_map(|found| -> Vec<String> { addresses(found) }).collect()
+}
+
+/// Runs a command in the network of a process; fails the test unless it succeeds.
+pub fn in_network_of(pid: &str, words: &[&str]) {
+    let status = Command::new("nsenter").args(["-t", pid, "-n"]).args(words).stdin(Stdio::null()).status();
+    assert!(status.as_ref().is_ok_and(std::process::ExitStatus::success), "{words:?} in the network of {pid}: {status:?}");
+}
+
+/// Something that listens on every address of a process's network namespace.
+pub struct Listener(std::process::Child);
+
+impl Listener {
+    /// Starts it, and waits until it answers there.
+    pub fn start(pid: &str) -> Self {
+        let port = PORT.to_string();
+        let child = Command::new("nsenter")
+            .args(["-t", pid, "-n", "busybox", "httpd", "-f", "-p", &port, "-h", "/usr/share"])
+            .stdin(Stdio::null())
+            .spawn()
+            .expect("nsenter");
+        let listener = Self(child);
+        // The control: in its own network it is reached.
+        let connect = ["-t", pid, "-n", "busybox", "nc", "-w", "1", "127.0.0.1", &port];
+        for _ in 0..100 {
+            let tried = Command::new("nsenter").args(connect).stdin(Stdio::null()).stdout(Stdio::null()).status();
+            if tried.is_ok_and(|status| status.success()) {
+                return listener;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
+        panic!("nothing listens where it should");
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}

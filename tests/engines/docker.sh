@@ -40,14 +40,16 @@ wait_for() {
   done
 }
 
-# Ends what a daemon that was killed left: the next one, in other namespaces, would wait for its shims in vain.
+# Ends what a daemon that was killed left: the next one, in other namespaces, would wait for its containerd and its shims in vain.
 end_orphans() {
-  local dir
+  local dir name
   for dir in /proc/[0-9]*; do
-    if grep -qaF containerd-shim "$dir/cmdline" 2>/dev/null && grep -qaF "$home/exec" "$dir/cmdline" 2>/dev/null; then
-      kill -9 "${dir#/proc/}" || true
-    fi
+    name=$(cat "$dir/comm" 2>/dev/null) || continue
+    case "$name" in containerd*) ;; *) continue ;; esac
+    if grep -qaF "$home/exec" "$dir/cmdline" 2>/dev/null; then kill -9 "${dir#/proc/}" || true; fi
   done
+  # The daemon takes whoever has the number that is noted there for its own containerd.
+  rm -f "$home/exec/containerd/"containerd.{pid,sock,sock.ttrpc}
 }
 
 start_daemon() {

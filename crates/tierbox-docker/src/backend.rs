@@ -1,25 +1,20 @@
 //! The backend: start, find again, remove.
 
-use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
-use futures_util::future::join_all;
 use tierbox_core::{
-    Backend, Capabilities, Check, DestroyReport, Environment, EnvironmentSpec, Error, ErrorKind, HostIsolation, KillDomain,
-    LeaseHandle, LeaseRecord, LimitCapabilities, LimitReport, Locality, Mechanism, MountSupport, Network, Progress, Report,
-    Resource, Result, UserSupport,
+    Backend, Capabilities, Check, DestroyReport, Environment, EnvironmentSpec, HostIsolation, KillDomain, LeaseHandle,
+    LeaseRecord, Lifted, LimitCapabilities, Locality, MountSupport, Network, Progress, Result, UserSupport,
 };
-use tierbox_guest::{GuestConfig, GuestSandbox};
 
-use crate::destroy::{CONTAINER, IMAGE, NETWORK, VOLUME};
-use crate::engine::{self, Engine, failed, on_driver};
-use crate::environment::{self, DockerEnvironment, Machine, Memory};
-use crate::launch::{self, Around, Launched, name_of};
-use crate::plan::{self, ImagePlan, MachinePlan, Plan};
+use crate::beside::Beside;
+use crate::engine::on_driver;
+use crate::environment::DockerEnvironment;
+use crate::plan::{self, Plan};
 use crate::settings::Settings;
-use crate::{BACKEND, build, crash, destroy, doctor, egress, image, limits, network, report, services};
+use crate::start::Start;
+use crate::{BACKEND, destroy, doctor, limits, twin};
 
 /// The backend `docker`: containers of an engine on this machine.
 #[derive(Debug, Clone, Copy, Default)]
@@ -38,12 +33,12 @@ fn is_root() -> bool {
 }
 
 /// What machines of a plan can do.
-fn capabilities(plan: &Plan) -> Capabilities {
+pub fn capabilities(plan: &Plan) -> Capabilities {
     let closed = plan.machines.iter().all(limits::holds_disk);
     Capabilities {
         host: HostIsolation::H1,
-        // The gateway listens in the container's network, which only root may enter.
-        networks: if is_root() { vec![Network::N1, Network::N2] } else { vec![Network::N2] },
+        // The gateway listens in the container's network, and what N0 keeps out is barred there: only root may enter it.
+        networks: if is_root() { vec![Network::N0, Network::N1, Network::N2] } else { vec![Network::N2] },
         locality: Locality::Local,
         kill_domain: KillDomain::Subreaper,
         streaming_output: true,
@@ -53,7 +48,8 @@ fn capabilities(plan: &Plan) -> Capabilities {
         idle_timeout: true,
         detached_exec: true,
         users: UserSupport::Any,
-        memory_outcome: false,
+        // The container's own counter names a command that is alone in it; a service never leaves one alone.
+        memory_outcome: plan.settings.runtime.is_none() && plan.machines.iter().all(|machine| machine.service.is_none()),
         usage: true,
         confined_exec: true,
         files: true,
@@ -61,7 +57,7 @@ fn capabilities(plan: &Plan) -> Capabilities {
         dial: true,
         mounts: MountSupport::ReadOnly,
         multi_machine: plan.machines.len() > 1,
-        detached: false,
+        detached: true,
         snapshots: false,
         limits: LimitCapabilities {
             memory: true,
@@ -72,249 +68,6 @@ fn capabilities(plan: &Plan) -> Capabilities {
             file_size: true,
             open_files: true,
         },
-    }
-}
-
-/// Passes steps on to a progress that belongs to the caller's side.
-struct Steps(tokio::sync::mpsc::UnboundedSender<String>);
-
-impl Progress for Steps {
-    fn step(&self, message: &str) {
-        // The caller may have given up.
-        let _ = self.0.send(message.to_owned());
-    }
-}
-
-/// What runs.
-struct Up {
-    machines: Vec<Machine>,
-    mechanisms: Vec<Mechanism>,
-    limits: Vec<LimitReport>,
-}
-
-/// Everything that starting takes, owned: it runs on the driver's thread.
-struct Start {
-    spec: EnvironmentSpec,
-    plan: Plan,
-    lease: Arc<dyn LeaseHandle>,
-    steps: Steps,
-    given_up: Arc<AtomicBool>,
-}
-
-/// Tells the start that its caller is gone.
-struct GiveUp(Arc<AtomicBool>);
-
-impl Drop for GiveUp {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Release);
-    }
-}
-
-impl Start {
-    /// Starts, and leaves nothing behind if that fails or is given up.
-    async fn run(self) -> Result<DockerEnvironment> {
-        let socket = engine::locate(&self.plan.settings)?;
-        let started = match self.start(socket.clone()).await {
-            Ok(environment) => self.wanted().map(|()| environment),
-            Err(error) => Err(error),
-        };
-        if started.is_err() {
-            let memory = Memory { socket, ready: true };
-            let record = environment::record(self.lease.id(), &memory, &self.resources())?;
-            // What is left now stands in the lease, and cleanup removes it.
-            let _ = destroy::lease(&record).await;
-        }
-        started
-    }
-
-    /// Whether anybody still waits for this.
-    fn wanted(&self) -> Result<()> {
-        if !self.given_up.load(Ordering::Acquire) {
-            return Ok(());
-        }
-        Err(Error::new(ErrorKind::Cancelled, "start environment", "the caller gave up").with_backend(BACKEND))
-    }
-
-    async fn start(&self, socket: PathBuf) -> Result<DockerEnvironment> {
-        // Before anything exists: whoever cleans up must know whom to ask.
-        self.lease.set_data(Memory { socket: socket.clone(), ready: false }.to_data()?)?;
-        let engine = Engine::connect(&socket).await?;
-        let info = engine.docker.info().await.map_err(|error| failed("ask the engine", &error))?;
-        let resources = self.resources();
-        self.lease.record(&resources)?;
-        crash::point("lease");
-        let images = self.images(&engine).await?;
-        let program = launch::write_program(&self.lease.directory()?)?;
-        network::create(&engine, self.lease.id(), &self.plan).await?;
-        crash::point("networks");
-        let around = Around {
-            engine: &engine,
-            info: &info,
-            id: self.lease.id(),
-            program: &program,
-            limits: &self.spec.limits,
-            plan: &self.plan,
-        };
-        let Up { machines, mut mechanisms, limits } = self.bring_up(&around, &images).await?;
-        self.lease.set_data(Memory { socket: socket.clone(), ready: true }.to_data()?)?;
-        crash::point("ready");
-        mechanisms.extend(self.plan.egress.as_ref().map(|egress| Mechanism {
-            name: "egress gateway".to_owned(),
-            applied: tierbox_core::Applied::Enforced,
-            detail: format!("{} rules; nothing but its sockets is in the network", egress.rules.iter().len()),
-        }));
-        let report = self.report(&machines, mechanisms, limits, &images);
-        Ok(DockerEnvironment::new(self.lease.id(), machines, report, socket, resources))
-    }
-
-    fn resources(&self) -> Vec<Resource> {
-        let resource = |kind: &str, name: &str| Resource { kind: kind.to_owned(), id: name_of(self.lease.id(), name) };
-        let machines = &self.plan.machines;
-        let built = machines.iter().filter(|machine| matches!(machine.image, ImagePlan::Built(_)));
-        let images = built.map(|machine| resource(IMAGE, &machine.name));
-        let networks = self.plan.networks.iter().map(|name| resource(NETWORK, name));
-        let volumes = self.plan.volumes.iter().map(|name| resource(VOLUME, name));
-        images.chain(networks).chain(volumes).chain(machines.iter().map(|machine| resource(CONTAINER, &machine.name))).collect()
-    }
-
-    /// Finds, fetches or builds every machine's image.
-    async fn images(&self, engine: &Engine) -> Result<Vec<image::Image>> {
-        let mut images = Vec::new();
-        for machine in &self.plan.machines {
-            self.wanted()?;
-            let built = name_of(self.lease.id(), &machine.name);
-            if let ImagePlan::Built(plan) = &machine.image {
-                build::image(engine, plan, &built, self.lease.id(), &self.steps).await?;
-                crash::point("built");
-            }
-            images.push(image::ensure(engine, &machine.image, &built, &self.steps).await?);
-        }
-        Ok(images)
-    }
-
-    /// Starts machines and their services, those first for which others wait.
-    async fn bring_up(&self, around: &Around<'_>, images: &[image::Image]) -> Result<Up> {
-        let plans: Vec<&MachinePlan> = self.plan.machines.iter().collect();
-        let mut up: Vec<Option<(Machine, Option<services::Running>)>> = plans.iter().map(|_| None).collect();
-        let (mut mechanisms, mut limits) = (Vec::new(), Vec::new());
-        for group in plan::order(&plans).unwrap_or_default() {
-            self.wanted()?;
-            self.await_services(&group, &up).await?;
-            self.steps.step("starting the containers");
-            // All of them come to an end, so that nothing is under way any more when the undertaker comes.
-            let launches = group.iter().map(|index| launch::launch(around, plans[*index], &images[*index]));
-            let launched = join_all(launches).await.into_iter().collect::<Result<Vec<_>>>()?;
-            for (index, launched) in group.into_iter().zip(launched) {
-                if limits.is_empty() {
-                    limits.clone_from(&launched.limits);
-                }
-                let machine = self.machine(plans[index], launched, around, &mut mechanisms).await?;
-                let service = services::start(&*machine.sandbox, plans[index], &images[index]).await?;
-                up[index] = Some((machine, service));
-            }
-        }
-        for (machine, service) in up.iter().flatten() {
-            if let Some(service) = service {
-                service.healthy(&*machine.sandbox).await?;
-            }
-        }
-        Ok(Up { machines: up.into_iter().flatten().map(|(machine, _)| machine).collect(), mechanisms, limits })
-    }
-
-    /// Waits for what a group of machines must have before it starts.
-    async fn await_services(&self, group: &[usize], up: &[Option<(Machine, Option<services::Running>)>]) -> Result<()> {
-        let afters =
-            group.iter().filter_map(|index| self.plan.machines[*index].service.as_ref()).flat_map(|service| &service.after);
-        for after in afters {
-            let index = self.plan.machines.iter().position(|machine| machine.name == after.service);
-            if let Some((machine, Some(service))) = index.and_then(|index| up[index].as_ref()) {
-                self.steps.step(&format!("waiting for the service {}", after.service));
-                service.reach(&*machine.sandbox, after.condition).await?;
-            }
-        }
-        Ok(())
-    }
-
-    /// A handle on a machine, once it is clear that it is what the tier says.
-    async fn machine(
-        &self,
-        plan: &MachinePlan,
-        launched: Launched,
-        around: &Around<'_>,
-        mechanisms: &mut Vec<Mechanism>,
-    ) -> Result<Machine> {
-        let mut capabilities = capabilities(&self.plan);
-        capabilities.kill_domain = launched.ready.kill_domain;
-        capabilities.limits.inodes &= !around.engine.is_podman;
-        capabilities.memory_outcome = launched.ready.memory_outcome;
-        capabilities.users = if launched.ready.users { UserSupport::Any } else { UserSupport::DefaultOnly };
-        let config = GuestConfig {
-            name: plan.name.clone(),
-            backend: BACKEND,
-            capabilities,
-            limits: self.spec.limits.clone(),
-            agent: launched.agent,
-        };
-        let sandbox = Arc::new(GuestSandbox::new(launched.channel.clone(), config));
-        let found = report::mechanisms(&*sandbox, &launched.ready, &self.plan, plan, around.info).await?;
-        report::check(&plan.name, &found, self.plan.settings.runtime.as_deref())?;
-        merge(mechanisms, found, &plan.name);
-        let gateway = match &self.plan.egress {
-            Some(egress) => {
-                let log = self.lease.directory()?.join(format!("egress-{}.log", plan.name));
-                Some(egress::serve(around.engine, around.id, &plan.name, egress, &log).await?)
-            }
-            None => None,
-        };
-        Ok(Machine { channel: launched.channel, sandbox, gateway })
-    }
-
-    fn report(
-        &self,
-        machines: &[Machine],
-        mechanisms: Vec<Mechanism>,
-        limits: Vec<LimitReport>,
-        images: &[image::Image],
-    ) -> Report {
-        let spec = &self.spec;
-        let kill_domain = machines.iter().map(|machine| tierbox_core::Sandbox::capabilities(&*machine.sandbox).kill_domain).min();
-        let mounts = spec.mounts.iter().map(|mount| format!("{} -> {} (ro)", mount.host.display(), mount.guest)).collect();
-        let rules = self.plan.egress.iter().flat_map(|egress| egress.rules.notes());
-        let notes = spec.tier.notes().into_iter().map(str::to_owned).chain(notes(images)).chain(rules);
-        Report {
-            profile: spec.profile.clone(),
-            tier: spec.tier,
-            backend: BACKEND.to_owned(),
-            locality: Locality::Local,
-            kill_domain: kill_domain.unwrap_or(KillDomain::Session),
-            mechanisms,
-            limits,
-            mounts,
-            copied_in: spec.files.iter().map(|copy| format!("{} -> {}", copy.host.display(), copy.guest)).collect(),
-            weakened: spec.weakened.iter().chain(&self.plan.weakened).cloned().collect(),
-            reason: spec.reason.clone(),
-            notes: notes.collect(),
-        }
-    }
-}
-
-fn notes(images: &[image::Image]) -> Vec<String> {
-    let volumes = images.iter().flat_map(|image| &image.volumes);
-    volumes.map(|path| format!("the image declares a volume at {path}: what is written there has no limit of its own")).collect()
-}
-
-/// Keeps, of each mechanism, the weakest form that any machine has.
-fn merge(all: &mut Vec<Mechanism>, found: Vec<Mechanism>, machine: &str) {
-    let rank = |mechanism: &Mechanism| mechanism.applied as u8;
-    for mut mechanism in found {
-        match all.iter_mut().find(|known| known.name == mechanism.name) {
-            None => all.push(mechanism),
-            Some(known) if rank(&mechanism) > rank(known) => {
-                mechanism.detail = format!("{machine}: {}", mechanism.detail);
-                *known = mechanism;
-            }
-            Some(_) => {}
-        }
     }
 }
 
@@ -344,9 +97,7 @@ impl Backend for DockerBackend {
     ) -> Result<Box<dyn Environment>> {
         let plan = plan::plan(spec)?;
         capabilities(&plan).admit(spec).map_err(|error| error.with_backend(BACKEND))?;
-        let (sender, mut steps) = tokio::sync::mpsc::unbounded_channel();
-        let given_up = GiveUp(Arc::default());
-        let start = Start { spec: spec.clone(), plan, lease, steps: Steps(sender), given_up: given_up.0.clone() };
+        let (start, mut steps, _given_up) = Start::new(spec, plan, lease, None);
         let started = on_driver(start.run());
         tokio::pin!(started);
         loop {
@@ -358,8 +109,19 @@ impl Backend for DockerBackend {
         }
     }
 
-    async fn attach(&self, _: &LeaseRecord) -> Result<Box<dyn Environment>> {
-        Err(Error::unsupported("attach", "attaching to an environment of another process").with_backend(BACKEND))
+    async fn twin(&self, spec: &EnvironmentSpec, lifted: &Lifted, lease: Arc<dyn LeaseHandle>) -> Result<Box<dyn Environment>> {
+        if *lifted == Lifted::Isolation {
+            return Ok(Box::new(on_driver(async move { Beside::start(lease.as_ref()).await }).await?));
+        }
+        let spec = twin::spec(spec, lifted)?;
+        let plan = twin::alone(plan::plan(&spec)?);
+        let (start, _steps, _given_up) = Start::new(&spec, plan, lease, Some(lifted.clone()));
+        Ok(Box::new(on_driver(start.run()).await?))
+    }
+
+    async fn attach(&self, lease: &LeaseRecord) -> Result<Box<dyn Environment>> {
+        let lease = lease.clone();
+        Ok(Box::new(on_driver(async move { DockerEnvironment::attach(&lease).await }).await?))
     }
 
     async fn is_alive(&self, lease: &LeaseRecord) -> bool {

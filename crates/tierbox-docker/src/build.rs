@@ -12,6 +12,7 @@ use tokio::sync::mpsc;
 
 use crate::BACKEND;
 use crate::engine::{Engine, bounded, failed};
+use crate::ignore::Ignore;
 use crate::launch::labels;
 use crate::plan::BuildPlan;
 use crate::settings::invalid;
@@ -43,7 +44,8 @@ pub async fn image(engine: &Engine, plan: &BuildPlan, name: &str, id: &str, prog
         target: plan.target.clone().unwrap_or_default(),
         ..BuildImageOptions::default()
     };
-    let body = bollard::body_try_stream(packed(plan.context.clone()));
+    let ignore = Ignore::of(&plan.context, &options.dockerfile)?;
+    let body = bollard::body_try_stream(packed(plan.context.clone(), ignore));
     let mut steps = engine.docker.build_image(options, None, Some(body));
     let mut said: Vec<String> = Vec::new();
     while let Some(step) = steps.next().await {
@@ -87,13 +89,15 @@ fn inside(plan: &BuildPlan) -> Result<String> {
     }
 }
 
-/// A directory as a tar stream. Links in it are packed as links and never followed.
-fn packed(context: std::path::PathBuf) -> impl futures_util::Stream<Item = io::Result<Bytes>> + Send {
+/// A directory as a tar stream, without what is ignored. Links in it are packed as links and never followed.
+fn packed(context: std::path::PathBuf, ignore: Ignore) -> impl futures_util::Stream<Item = io::Result<Bytes>> + Send {
     let (sender, receiver) = mpsc::channel::<io::Result<Bytes>>(PIECES);
     let end = sender.clone();
     tokio::task::spawn_blocking(move || {
         let mut out = io::BufWriter::with_capacity(PIECE, Pieces(sender));
-        let packed = transfer::pack_directory(&context, &mut out).map_err(io::Error::other).and_then(|_| out.flush());
+        let packed = transfer::pack_chosen(&context, &|path| ignore.choose(path), &mut out)
+            .map_err(io::Error::other)
+            .and_then(|_| out.flush());
         if let Err(error) = packed {
             // The engine then has half a stream, and refuses it.
             let _ = end.blocking_send(Err(error));

@@ -11,8 +11,8 @@ use tierbox_core::{EnvironmentSpec, Error, ErrorKind, Network, Result};
 use tierbox_egress::{Config, Gateway, Rules};
 
 use crate::BACKEND;
-use crate::engine::{Engine, failed};
-use crate::launch::name_of;
+use crate::first::First;
+use crate::launch::Around;
 
 /// The gateway's address inside: every address of this network is the machine's own loopback, and nobody uses this one.
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(127, 98, 18, 1);
@@ -46,14 +46,13 @@ impl EgressPlan {
     }
 }
 
-/// Listens in a machine's network and serves it. The machine runs, and nothing in it but its supervisor.
+/// Listens in a machine's network and serves it: here, or in a process that ends with the machine if that may outlive this one.
+/// The machine runs, and nothing in it but its supervisor.
 ///
 /// # Errors
 /// `HostUnable` where its network cannot be entered.
-pub async fn serve(engine: &Engine, id: &str, machine: &str, plan: &EgressPlan, log: &Path) -> Result<Gateway> {
-    let found = engine.docker.inspect_container(&name_of(id, machine), None).await;
-    let state = found.map_err(|error| failed("look for the machine's network", &error))?.state;
-    let pid = state.and_then(|state| state.pid).filter(|pid| *pid > 0).unwrap_or_default();
+pub async fn serve(around: &Around<'_>, machine: &str, plan: &EgressPlan, log: &Path) -> Result<Option<Gateway>> {
+    let First { pid, life } = First::of(around, machine).await?;
     let unable = |error: std::io::Error| {
         Error::new(
             ErrorKind::HostUnable,
@@ -69,6 +68,14 @@ pub async fn serve(engine: &Engine, id: &str, machine: &str, plan: &EgressPlan, 
         return Err(unable(std::io::Error::other("it is this host's own")));
     }
     let sockets = plan.sockets.bind_in(namespace.as_fd()).map_err(unable)?;
-    let config = Config::new(id, plan.rules.clone(), plan.sockets.clone(), log);
-    Gateway::start(config, sockets).map_err(|error| error.with_backend(BACKEND))
+    let config = Config::new(around.id, plan.rules.clone(), plan.sockets.clone(), log);
+    let named = |error: Error| error.with_backend(BACKEND);
+    if !around.persists {
+        return Gateway::start(config, sockets).map(Some).map_err(named);
+    }
+    let spawned = tokio::task::spawn_blocking(move || tierbox_egress::spawn(&config, &sockets, &life)).await;
+    let mut child = spawned.map_err(|error| unable(std::io::Error::other(error)))?.map_err(named)?;
+    // It ends by itself; somebody has to hear of it.
+    std::thread::spawn(move || child.wait());
+    Ok(None)
 }

@@ -7,21 +7,54 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
-use tierbox_core::{Connection, Decision, Environment, Error, ErrorKind, LeaseRecord, Report, Resource, Result, Sandbox};
+use tierbox_core::{
+    Capabilities, Connection, Decision, Environment, Error, ErrorKind, LeaseHandle, LeaseRecord, Limits, Report, Resource,
+    Result, Sandbox,
+};
 use tierbox_egress::Gateway;
-use tierbox_guest::{Channel, GuestSandbox};
+use tierbox_guest::{Channel, GuestConfig, GuestSandbox};
 
-use crate::engine::on_driver;
+use crate::engine::{Engine, on_driver};
 use crate::launch::name_of;
-use crate::{BACKEND, destroy};
+use crate::{BACKEND, destroy, join};
+
+/// How long a machine may take to confirm that it lives on.
+const DETACH_PATIENCE: Duration = Duration::from_secs(20);
 
 /// What the lease remembers.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Memory {
     /// The engine's socket.
     pub socket: PathBuf,
     /// Whether the start went to its end.
     pub ready: bool,
+    /// How it is found again, once it was detached.
+    #[serde(default)]
+    pub detached: Option<Box<Detached>>,
+}
+
+/// What is needed to use an environment from another process.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Detached {
+    /// Its machines, primary first.
+    pub machines: Vec<Rejoin>,
+    /// Their limits.
+    pub limits: Limits,
+    /// What was enforced.
+    pub report: Report,
+}
+
+/// The same of a machine.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Rejoin {
+    /// Its name.
+    pub name: String,
+    /// Its default user.
+    pub agent: String,
+    /// What it can do.
+    pub capabilities: Capabilities,
+    /// Where its gateway writes what it decides.
+    pub decisions: Option<PathBuf>,
 }
 
 impl Memory {
@@ -52,8 +85,29 @@ pub struct Machine {
     pub channel: Channel,
     /// The handle for everybody else.
     pub sandbox: Arc<GuestSandbox>,
-    /// Its way out, with N1.
+    /// Its default user.
+    pub agent: String,
+    /// Its way out, with N1, where this process serves it.
     pub gateway: Option<Gateway>,
+    /// Where its gateway writes what it decides.
+    pub decisions: Option<PathBuf>,
+}
+
+impl Machine {
+    fn rejoin(&self) -> Rejoin {
+        Rejoin {
+            name: self.sandbox.name().to_owned(),
+            agent: self.agent.clone(),
+            capabilities: self.sandbox.capabilities().clone(),
+            decisions: self.decisions.clone(),
+        }
+    }
+}
+
+/// A handle on a machine.
+pub fn sandbox(channel: Channel, name: &str, agent: &str, capabilities: Capabilities, limits: &Limits) -> Arc<GuestSandbox> {
+    let (name, agent) = (name.to_owned(), agent.to_owned());
+    Arc::new(GuestSandbox::new(channel, GuestConfig { name, backend: BACKEND, capabilities, limits: limits.clone(), agent }))
 }
 
 /// A running environment.
@@ -64,13 +118,42 @@ pub struct DockerEnvironment {
     report: Report,
     socket: PathBuf,
     resources: Vec<Resource>,
+    /// Where it is noted how it is found again; `None` if it was not made to outlive this process.
+    lease: Option<Arc<dyn LeaseHandle>>,
     stopped: AtomicBool,
 }
 
 impl DockerEnvironment {
     /// An environment around machines that were just started.
-    pub fn new(id: &str, machines: Vec<Machine>, report: Report, socket: PathBuf, resources: Vec<Resource>) -> Self {
-        Self { id: id.to_owned(), machines, report, socket, resources, stopped: AtomicBool::new(false) }
+    pub fn new(
+        id: &str,
+        machines: Vec<Machine>,
+        report: Report,
+        socket: PathBuf,
+        resources: Vec<Resource>,
+        lease: Option<Arc<dyn LeaseHandle>>,
+    ) -> Self {
+        Self { id: id.to_owned(), machines, report, socket, resources, lease, stopped: AtomicBool::new(false) }
+    }
+
+    /// Finds a detached environment again.
+    ///
+    /// # Errors
+    /// `NotFound` if it is gone, `Unsupported` if it was never detached.
+    pub async fn attach(lease: &LeaseRecord) -> Result<Self> {
+        let Memory { socket, detached, .. } = Memory::of(lease)?;
+        let Some(detached) = detached else {
+            return Err(Error::unsupported("attach", "attaching to an environment that was not detached").with_backend(BACKEND));
+        };
+        let Detached { machines, limits, report } = *detached;
+        let engine = Engine::connect(&socket).await?;
+        let mut joined = Vec::new();
+        for Rejoin { name, agent, capabilities, decisions } in machines {
+            let channel = join::channel(&engine, &lease.id, &name).await?;
+            let sandbox = sandbox(channel.clone(), &name, &agent, capabilities, &limits);
+            joined.push(Machine { channel, sandbox, agent, gateway: None, decisions });
+        }
+        Ok(Self::new(&lease.id, joined, report, socket, lease.resources.clone(), None))
     }
 }
 
@@ -120,7 +203,7 @@ impl Environment for DockerEnvironment {
         if self.stopped.load(Ordering::Acquire) {
             return Ok(());
         }
-        let memory = Memory { socket: self.socket.clone(), ready: true };
+        let memory = Memory { socket: self.socket.clone(), ready: true, detached: None };
         let record = record(&self.id, &memory, &self.resources)?;
         let destroyed = on_driver(async move { destroy::lease(&record).await }).await?;
         self.machines.iter().for_each(|machine| machine.channel.close());
@@ -134,11 +217,30 @@ impl Environment for DockerEnvironment {
         Ok(())
     }
 
-    async fn decisions(&self) -> Result<Vec<Decision>> {
-        let mut all = Vec::new();
-        for gateway in self.machines.iter().filter_map(|machine| machine.gateway.as_ref()) {
-            all.extend(gateway.decisions()?);
+    async fn detach(&self) -> Result<()> {
+        let Some(lease) = &self.lease else {
+            return Err(Error::unsupported("detach environment", "detaching an environment whose hold is its process")
+                .with_backend(BACKEND)
+                .with_help("start it with a hold of its own (`tierbox up`, or `run --keep`)"));
+        };
+        let machines: Vec<Rejoin> = self.machines.iter().map(Machine::rejoin).collect();
+        let limits = self.machines.first().map(|machine| machine.sandbox.limits().clone()).unwrap_or_default();
+        let detached = Detached { machines, limits, report: self.report.clone() };
+        let memory = Memory { socket: self.socket.clone(), ready: true, detached: Some(Box::new(detached)) };
+        // Written before anything outlives this process, so that it can always be found.
+        lease.set_data(memory.to_data()?)?;
+        for machine in &self.machines {
+            machine.channel.persist(DETACH_PATIENCE).await.map_err(|error| error.with_backend(BACKEND))?;
         }
+        Ok(())
+    }
+
+    async fn decisions(&self) -> Result<Vec<Decision>> {
+        let logs: Vec<PathBuf> = self.machines.iter().filter_map(|machine| machine.decisions.clone()).collect();
+        let read = move || logs.iter().map(|log| tierbox_egress::read_log(log)).collect::<Result<Vec<_>>>();
+        let read = tokio::task::spawn_blocking(read).await;
+        let read = read.map_err(|error| internal("read egress log", &error.to_string()))??;
+        let mut all: Vec<Decision> = read.into_iter().flatten().collect();
         all.sort_by_key(|decision| decision.time);
         Ok(all)
     }

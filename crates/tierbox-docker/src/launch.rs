@@ -10,17 +10,18 @@ use bollard::models::{
     MountType, NetworkingConfig, SystemInfo,
 };
 use bollard::query_parameters::{AttachContainerOptions, CreateContainerOptions};
-use tierbox_core::{Error, ErrorKind, LimitReport, Limits, Result};
+use tierbox_core::{Error, ErrorKind, Lifted, LimitReport, Limits, Network, Result};
 use tierbox_guest::{Channel, Ready, SetupReply, supervisor};
 use tierbox_supervisor::protocol::VERSION;
 use tierbox_supervisor::setup::{Agent, Mode, Net, Root, Setup, UNKNOWN_ID, UserMap};
 use tierbox_supervisor::wire::Blob;
 
+use crate::egress::EgressPlan;
 use crate::engine::{Engine, bounded, failed};
 use crate::image::Image;
 use crate::limits::{self, RUN_SHARE, SHM_SHARE, TMP_SHARE, WORK_SHARE};
 use crate::plan::{MachinePlan, Plan, WORKSPACE};
-use crate::{BACKEND, crash, network, stream};
+use crate::{BACKEND, crash, join, network, stream, twin};
 
 /// Where the supervisor appears inside.
 pub const SUPERVISOR: &str = "/.tierbox";
@@ -49,6 +50,10 @@ pub struct Around<'a> {
     pub program: &'a Path,
     /// Limits of each machine.
     pub limits: &'a Limits,
+    /// Whether they may outlive this process.
+    pub persists: bool,
+    /// The rule that is lifted, in a twin.
+    pub lifted: Option<&'a Lifted>,
     /// The whole plan.
     pub plan: &'a Plan,
 }
@@ -164,13 +169,13 @@ fn body(around: &Around<'_>, machine: &MachinePlan, image: &Image) -> Result<(Co
         shm_size: around.limits.disk.map(|disk| i64::try_from(disk.max * SHM_SHARE / 16).unwrap_or(i64::MAX)),
         mounts: Some(mounts(around, machine)),
         runtime: around.plan.settings.runtime.clone(),
-        // Nothing of this host's resolver configuration is to be seen inside.
-        dns: Some(vec![around.plan.egress.as_ref().map_or("127.0.0.1".to_owned(), |egress| egress.nameserver())]),
+        // Nothing of this host's resolver configuration is to be seen inside; with N0 names are the engine's to resolve.
+        dns: (around.plan.network != Network::N0).then(|| vec![resolver(around.plan)]),
         dns_search: Some(vec![".".to_owned()]),
         ..HostConfig::default()
     };
     let limits = limits::apply(&mut config, around.limits, machine, around.info, around.engine)?;
-    let body = ContainerCreateBody {
+    let mut body = ContainerCreateBody {
         hostname: Some(machine.name.clone()),
         // The supervisor: it becomes somebody else before it runs anything.
         user: Some("0:0".to_owned()),
@@ -192,7 +197,15 @@ fn body(around: &Around<'_>, machine: &MachinePlan, image: &Image) -> Result<(Co
         healthcheck: Some(HealthConfig { test: Some(vec!["NONE".to_owned()]), ..HealthConfig::default() }),
         ..ContainerCreateBody::default()
     };
+    if let Some(lifted) = around.lifted {
+        twin::lift(&mut body, lifted);
+    }
     Ok((body, limits))
+}
+
+/// Whom a machine asks for names: the gateway, or nobody.
+fn resolver(plan: &Plan) -> String {
+    plan.egress.as_ref().map_or("127.0.0.1".to_owned(), EgressPlan::nameserver)
 }
 
 /// The areas that can be written to under a read-only root, each of bounded size.
@@ -212,8 +225,9 @@ fn writable(around: &Around<'_>, machine: &MachinePlan, image: &Image) -> HashMa
     areas
 }
 
-fn mounts(around: &Around<'_>, machine: &MachinePlan) -> Vec<Mount> {
-    let bind = |host: &Path, guest: &str| Mount {
+/// A path of this host's, read-only.
+pub fn bind(host: &Path, guest: &str) -> Mount {
+    Mount {
         target: Some(guest.to_owned()),
         source: Some(host.to_string_lossy().into_owned()),
         typ: Some(MountType::BIND),
@@ -221,7 +235,10 @@ fn mounts(around: &Around<'_>, machine: &MachinePlan) -> Vec<Mount> {
         // What is mounted below a directory would stay writable on older engines.
         bind_options: Some(MountBindOptions { non_recursive: Some(true), ..MountBindOptions::default() }),
         ..Mount::default()
-    };
+    }
+}
+
+fn mounts(around: &Around<'_>, machine: &MachinePlan) -> Vec<Mount> {
     let volume = |mount: &crate::plan::VolumeMount| Mount {
         target: Some(mount.guest.clone()),
         source: Some(name_of(around.id, &mount.volume)),
@@ -259,13 +276,13 @@ fn setup(around: &Around<'_>, machine: &MachinePlan, image: &Image) -> Setup {
         rlimits: limits::rlimits(around.limits),
         cgroups: Vec::new(),
         net: Net::Isolated,
-        listen: None,
+        listen: around.persists.then(|| text(join::SOCKET)),
         persist: false,
         lifetime_ms: around.limits.lifetime.map(|life| u64::try_from(life.as_millis()).unwrap_or(u64::MAX)),
         crash_at: None,
         lifted: Vec::new(),
         // A runtime of its own brings a kernel of its own.
-        filter: around.plan.settings.runtime.is_none(),
+        filter: around.plan.settings.runtime.is_none() && twin::filters(around.lifted),
     }
 }
 

@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod backend;
+mod beside;
 mod build;
 mod compose;
 mod crash;
@@ -15,15 +16,21 @@ mod doctor;
 mod egress;
 mod engine;
 mod environment;
+mod first;
+mod ignore;
 mod image;
+mod join;
 mod launch;
 mod limits;
 mod network;
+mod outside;
 mod plan;
 mod report;
 mod services;
 mod settings;
+mod start;
 mod stream;
+mod twin;
 
 pub use backend::DockerBackend;
 pub use settings::{Pull, Settings};

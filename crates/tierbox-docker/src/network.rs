@@ -1,7 +1,8 @@
 //! Networks and volumes of one environment.
 //!
 //! Between machines there are internal networks only. Their bridges get no address of this host's, and no resolver beyond the
-//! engine's own for the names of machines, so neither this host nor anything behind it is there to be reached.
+//! engine's own for the names of machines, so neither this host nor anything behind it is there to be reached. With N0 there is one
+//! network more, which leads outside and joins no machine with another.
 
 use std::collections::HashMap;
 
@@ -10,6 +11,7 @@ use tierbox_core::Result;
 
 use crate::engine::{Engine, failed};
 use crate::launch::{labels, name_of};
+use crate::outside::OUTSIDE;
 use crate::plan::{Link, MachinePlan, Plan};
 
 /// Makes the networks and volumes of a plan. They are in the lease already.
@@ -18,13 +20,19 @@ use crate::plan::{Link, MachinePlan, Plan};
 /// What the engine says.
 pub async fn create(engine: &Engine, id: &str, plan: &Plan) -> Result<()> {
     for network in &plan.networks {
-        let options = HashMap::from([("com.docker.network.bridge.inhibit_ipv4".to_owned(), "true".to_owned())]);
+        let outside = network == OUTSIDE;
+        // podman refuses options that it does not know.
+        let (option, value) = match outside {
+            true => ("com.docker.network.bridge.enable_icc", "false"),
+            false => ("com.docker.network.bridge.inhibit_ipv4", "true"),
+        };
+        let options = HashMap::from([(option.to_owned(), value.to_owned())]);
         let request = NetworkCreateRequest {
             name: name_of(id, network),
             driver: Some("bridge".to_owned()),
-            internal: Some(true),
+            internal: Some(!outside),
             enable_ipv6: Some(false),
-            options: Some(options),
+            options: (!outside || !engine.is_podman).then_some(options),
             labels: Some(labels(id)),
             ..NetworkCreateRequest::default()
         };

@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 
 use tierbox_core::{EnvironmentSpec, ErrorKind, HostIsolation, MountSpec, Network, Result, malformed_path};
 
-use crate::compose::{self, Composed};
+use crate::compose;
 use crate::egress::EgressPlan;
 use crate::engine;
+use crate::outside::OUTSIDE;
 use crate::settings::{Pull, Settings, cut, invalid};
 
 /// The name of the only machine of an environment that is made from an image.
@@ -82,6 +83,8 @@ pub struct MachinePlan {
     pub volumes: Vec<VolumeMount>,
     /// The networks it is on, with the names it has there.
     pub links: Vec<Link>,
+    /// Whether it is to be on no network at all.
+    pub alone: bool,
     /// Capabilities of root inside.
     pub capabilities: Vec<String>,
     /// Limits of its own that are below the environment's.
@@ -176,13 +179,27 @@ pub fn plan(spec: &EnvironmentSpec) -> Result<Plan> {
     }
     let network = spec.tier.network();
     let egress = EgressPlan::of(spec)?;
-    if let Some(path) = &settings.compose {
-        let Composed { machines, networks, volumes, weakened: more } = compose::load(&spec.base_dir.join(path), spec, &settings)?;
-        weakened.extend(more);
-        return Ok(Plan { machines, networks, volumes, network, egress, settings, weakened });
+    let (mut machines, mut networks, mut volumes) = (Vec::new(), Vec::new(), Vec::new());
+    match &settings.compose {
+        Some(path) => {
+            let composed = compose::load(&spec.base_dir.join(path), spec, &settings)?;
+            (machines, networks, volumes) = (composed.machines, composed.networks, composed.volumes);
+            weakened.extend(composed.weakened);
+        }
+        None => machines.push(one_machine(spec, &settings)),
     }
-    let machines = vec![one_machine(spec, &settings)];
-    Ok(Plan { machines, networks: Vec::new(), volumes: Vec::new(), network, egress, settings, weakened })
+    if network == Network::N0 {
+        lead_outside(&mut machines, &mut networks);
+    }
+    Ok(Plan { machines, networks, volumes, network, egress, settings, weakened })
+}
+
+/// Puts every machine on a network that leads outside, but those that are to have none.
+fn lead_outside(machines: &mut [MachinePlan], networks: &mut Vec<String>) {
+    networks.push(OUTSIDE.to_owned());
+    for machine in machines.iter_mut().filter(|machine| !machine.alone) {
+        machine.links.push(Link { network: OUTSIDE.to_owned(), aliases: Vec::new() });
+    }
 }
 
 /// Machines in groups: each waits only for those of groups before it. `None` if they wait for each other.
@@ -282,6 +299,7 @@ fn one_machine(spec: &EnvironmentSpec, settings: &Settings) -> MachinePlan {
         mounts: spec.mounts.clone(),
         volumes: Vec::new(),
         links: Vec::new(),
+        alone: false,
         capabilities: settings.all_capabilities(),
         memory: None,
         cpu_millis: None,

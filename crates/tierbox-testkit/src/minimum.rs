@@ -52,7 +52,7 @@ pub fn local_container_root() -> Capabilities {
 /// A container of a Docker Engine on this machine, with a read-only root and the supervisor inside.
 pub fn docker() -> Capabilities {
     let limits = LimitCapabilities { memory: true, cpu: true, pids: true, ..local_container_plain().limits };
-    Capabilities { users: UserSupport::Any, detached: false, limits, ..local_container_plain() }
+    Capabilities { users: UserSupport::Any, memory_outcome: true, limits, ..local_container_plain() }
 }
 
 /// A machine of Vagrant's libvirt provider, with the supervisor inside as root.

@@ -40,8 +40,6 @@ struct Entry {
     machine: MachinePlan,
     is_default: bool,
     weakened: Vec<String>,
-    /// Whether it has no network at all.
-    alone: bool,
 }
 
 /// Reads a compose file.
@@ -131,7 +129,7 @@ fn declared(at: &At<'_>, node: &Node, options: &[&str]) -> Result<Vec<String>> {
 /// Puts services that name no network on one together, unless there is only one.
 fn link(entries: &mut [Entry], networks: &mut Vec<String>) {
     let several = entries.len() > 1;
-    for entry in entries.iter_mut().filter(|entry| several && !entry.alone && entry.machine.links.is_empty()) {
+    for entry in entries.iter_mut().filter(|entry| several && !entry.machine.alone && entry.machine.links.is_empty()) {
         entry.machine.links.push(Link { network: DEFAULT_NETWORK.to_owned(), aliases: Vec::new() });
         if !networks.iter().any(|network| network == DEFAULT_NETWORK) {
             networks.push(DEFAULT_NETWORK.to_owned());

@@ -52,7 +52,6 @@ struct Reader<'a> {
     image: Option<String>,
     build: Option<BuildPlan>,
     is_default: bool,
-    alone: bool,
     weakened: Vec<String>,
     dir: &'a Path,
 }
@@ -74,25 +73,18 @@ pub fn read(at: &At<'_>, name: &str, node: &Node, dir: &Path, spec: &Environment
         mounts: spec.mounts.clone(),
         volumes: Vec::new(),
         links: Vec::new(),
+        alone: false,
         capabilities: settings.all_capabilities(),
         memory: None,
         cpu_millis: None,
         pids: None,
     };
-    let mut reader = Reader {
-        machine,
-        service: Service::default(),
-        image: None,
-        build: None,
-        is_default: false,
-        alone: false,
-        weakened: Vec::new(),
-        dir,
-    };
+    let mut reader =
+        Reader { machine, service: Service::default(), image: None, build: None, is_default: false, weakened: Vec::new(), dir };
     for (key, node) in read::map(at, node)? {
         reader.key(&at.key(key), key, node)?;
     }
-    let Reader { mut machine, service, image, build, is_default, alone, weakened, .. } = reader;
+    let Reader { mut machine, service, image, build, is_default, weakened, .. } = reader;
     machine.image = match (image, build) {
         (_, Some(build)) => ImagePlan::Built(build),
         (Some(image), None) => ImagePlan::Named(image, settings.pull),
@@ -101,7 +93,7 @@ pub fn read(at: &At<'_>, name: &str, node: &Node, dir: &Path, spec: &Environment
     machine.service = Some(service);
     // The profile's variables bind every machine.
     machine.env.extend(spec.env.clone());
-    Ok(Entry { machine, is_default, weakened, alone })
+    Ok(Entry { machine, is_default, weakened })
 }
 
 impl Reader<'_> {
@@ -157,7 +149,7 @@ impl Reader<'_> {
     fn network_mode(&mut self, at: &At<'_>, node: &Node) -> Result<()> {
         match read::text(at, node)?.as_str() {
             "none" => {
-                self.alone = true;
+                self.machine.alone = true;
                 Ok(())
             }
             other => Err(at.wrong(node.line, format!("{:?} is refused; there is `none`, and `networks`", cut(other)))),

@@ -1,0 +1,105 @@
+//! Twins for verification: a container as planned, with one rule lifted.
+
+use bollard::models::{ContainerCreateBody, HostConfig};
+use tierbox_core::{EnvironmentSpec, Error, Hold, HostIsolation, Lifted, Limits, Network, Result, Tier, Tooling};
+
+use crate::BACKEND;
+use crate::launch::bind;
+use crate::plan::Plan;
+
+/// What the twin of an environment is asked to be. It has none of the caller's variables, files and mounts.
+///
+/// # Errors
+/// `Unsupported` for a rule that no container can do without.
+pub fn spec(spec: &EnvironmentSpec, lifted: &Lifted) -> Result<EnvironmentSpec> {
+    match lifted {
+        Lifted::Network
+        | Lifted::Ipc
+        | Lifted::Uts
+        | Lifted::Capabilities
+        | Lifted::NoNewPrivs
+        | Lifted::Seccomp
+        | Lifted::Mount { .. } => {}
+        _ => {
+            let what = format!("a twin without its {}", lifted.name());
+            return Err(Error::unsupported("start twin", what).with_backend(BACKEND));
+        }
+    }
+    Ok(EnvironmentSpec {
+        profile: spec.profile.clone(),
+        settings: spec.settings.clone(),
+        limits: Limits { startup: spec.limits.startup, ..Limits::default() },
+        base_dir: spec.base_dir.clone(),
+        hold: Hold::Process,
+        ..EnvironmentSpec::new(BACKEND, Tier::new(Tooling::T0, HostIsolation::H1, Network::N2)?)
+    })
+}
+
+/// The primary machine alone, in which nothing of the caller's runs.
+pub fn alone(mut plan: Plan) -> Plan {
+    plan.machines.truncate(1);
+    for machine in &mut plan.machines {
+        machine.service = None;
+        machine.env.clear();
+        machine.mounts.clear();
+        machine.volumes.clear();
+        machine.links.clear();
+    }
+    plan.networks.clear();
+    plan.volumes.clear();
+    plan
+}
+
+/// Lifts the rule.
+pub fn lift(body: &mut ContainerCreateBody, lifted: &Lifted) {
+    let config = body.host_config.get_or_insert_with(HostConfig::default);
+    let host = || Some("host".to_owned());
+    match lifted {
+        Lifted::Network => config.network_mode = host(),
+        Lifted::Ipc => config.ipc_mode = host(),
+        Lifted::Uts => {
+            config.uts_mode = host();
+            body.hostname = None;
+        }
+        // One that is beyond the engine's default is enough, and the engine has this one itself: it makes networks.
+        Lifted::Capabilities => (config.cap_drop, config.cap_add) = (None, Some(vec!["NET_ADMIN".to_owned()])),
+        Lifted::NoNewPrivs => config.security_opt = None,
+        Lifted::Seccomp => config.security_opt.get_or_insert_default().push("seccomp=unconfined".to_owned()),
+        Lifted::Mount { host, guest } => config.mounts.get_or_insert_default().push(bind(host, guest)),
+        _ => {}
+    }
+}
+
+/// Whether the supervisor filters system calls by itself. It could not without `no_new_privs`, and would set that.
+pub fn filters(lifted: Option<&Lifted>) -> bool {
+    !matches!(lifted, Some(Lifted::NoNewPrivs | Lifted::Seccomp))
+}
+
+#[cfg(test)]
+mod unit {
+    use super::*;
+
+    #[test]
+    fn one_rule_is_lifted_and_no_other() {
+        let lifted = |rule: &Lifted| {
+            let config = HostConfig { security_opt: Some(vec!["no-new-privileges".into()]), ..HostConfig::default() };
+            let mut body = ContainerCreateBody { host_config: Some(config), ..ContainerCreateBody::default() };
+            lift(&mut body, rule);
+            body.host_config.unwrap()
+        };
+        assert_eq!(lifted(&Lifted::Network).network_mode.as_deref(), Some("host"));
+        assert_eq!(lifted(&Lifted::Seccomp).security_opt.unwrap(), ["no-new-privileges", "seccomp=unconfined"]);
+        assert_eq!(lifted(&Lifted::NoNewPrivs).security_opt, None);
+        let mounted = lifted(&Lifted::Mount { host: "/a".into(), guest: "/b".into() }).mounts.unwrap();
+        assert!(mounted.len() == 1 && mounted[0].read_only == Some(true));
+    }
+
+    #[test]
+    fn a_twin_has_nothing_of_the_callers() {
+        let mut own = EnvironmentSpec::new(BACKEND, "T0.H1.N1".parse().unwrap());
+        own.env.insert("SECRET".into(), "x".into());
+        let twin = spec(&own, &Lifted::Ipc).unwrap();
+        assert!(twin.env.is_empty() && twin.tier.network() == Network::N2);
+        assert!(spec(&own, &Lifted::Isolation).is_err());
+    }
+}
