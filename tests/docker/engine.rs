@@ -138,8 +138,11 @@ async fn a_start_that_is_given_up_leaves_nothing() -> Result<(), String> {
         if let Ok(started) = given_up {
             started.map_err(text)?.stop().await.map_err(text)?;
         }
+        // It may not even have been made yet: only after some time does its absence say something.
+        let mut absent = 0;
         for _ in 0..200 {
-            if left().is_empty() {
+            absent = if left().is_empty() { absent + 1 } else { 0 };
+            if absent == 20 {
                 break;
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
