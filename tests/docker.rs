@@ -25,6 +25,9 @@ mod names;
 #[path = "docker/outside.rs"]
 mod outside;
 #[cfg(target_os = "linux")]
+#[path = "docker/plain.rs"]
+mod plain;
+#[cfg(target_os = "linux")]
 #[path = "docker/verified.rs"]
 mod verified;
 #[cfg(target_os = "linux")]
@@ -49,6 +52,7 @@ fn main() -> std::process::ExitCode {
         failing::all(),
         names::all(),
         outside::all(),
+        plain::all(),
         detached::all(),
         verified::all(),
     ];

@@ -35,7 +35,7 @@ fn is_root() -> bool {
 /// What machines of a plan can do.
 pub fn capabilities(plan: &Plan) -> Capabilities {
     let closed = plan.machines.iter().all(limits::holds_disk);
-    Capabilities {
+    let all = Capabilities {
         host: HostIsolation::H1,
         // The gateway listens in the container's network, and what N0 keeps out is barred there: only root may enter it.
         networks: if is_root() { vec![Network::N0, Network::N1, Network::N2] } else { vec![Network::N2] },
@@ -68,6 +68,18 @@ pub fn capabilities(plan: &Plan) -> Capabilities {
             file_size: true,
             open_files: true,
         },
+    };
+    if plan.is_plain() { over_scripts(all) } else { all }
+}
+
+/// What is left of it where scripts are run.
+fn over_scripts(all: Capabilities) -> Capabilities {
+    Capabilities {
+        // This host's cgroups hold commands, which only root may make.
+        kill_domain: if is_root() { KillDomain::Cgroup } else { KillDomain::Session },
+        mounts: all.mounts,
+        limits: all.limits,
+        ..tierbox_guest::plain::capabilities(all.host, all.networks, all.locality)
     }
 }
 

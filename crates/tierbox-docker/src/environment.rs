@@ -16,6 +16,7 @@ use tierbox_guest::{Channel, GuestConfig, GuestSandbox};
 
 use crate::engine::{Engine, on_driver};
 use crate::launch::name_of;
+use crate::way::Way;
 use crate::{BACKEND, destroy, join};
 
 /// How long a machine may take to confirm that it lives on.
@@ -81,10 +82,8 @@ fn internal(operation: &'static str, message: &str) -> Error {
 
 /// A machine of an environment.
 pub struct Machine {
-    /// The line to its supervisor.
-    pub channel: Channel,
-    /// The handle for everybody else.
-    pub sandbox: Arc<GuestSandbox>,
+    /// How it is spoken with.
+    pub way: Way,
     /// Its default user.
     pub agent: String,
     /// Its way out, with N1, where this process serves it.
@@ -96,9 +95,9 @@ pub struct Machine {
 impl Machine {
     fn rejoin(&self) -> Rejoin {
         Rejoin {
-            name: self.sandbox.name().to_owned(),
+            name: self.way.sandbox().name().to_owned(),
             agent: self.agent.clone(),
-            capabilities: self.sandbox.capabilities().clone(),
+            capabilities: self.way.sandbox().capabilities().clone(),
             decisions: self.decisions.clone(),
         }
     }
@@ -151,7 +150,7 @@ impl DockerEnvironment {
         for Rejoin { name, agent, capabilities, decisions } in machines {
             let channel = join::channel(&engine, &lease.id, &name).await?;
             let sandbox = sandbox(channel.clone(), &name, &agent, capabilities, &limits);
-            joined.push(Machine { channel, sandbox, agent, gateway: None, decisions });
+            joined.push(Machine { way: Way::Channel(channel, sandbox), agent, gateway: None, decisions });
         }
         Ok(Self::new(&lease.id, joined, report, socket, lease.resources.clone(), None))
     }
@@ -184,7 +183,7 @@ impl Environment for DockerEnvironment {
     }
 
     fn machines(&self) -> Vec<Arc<dyn Sandbox>> {
-        self.machines.iter().map(|machine| machine.sandbox.clone() as Arc<dyn Sandbox>).collect()
+        self.machines.iter().map(|machine| machine.way.sandbox()).collect()
     }
 
     fn report(&self) -> &Report {
@@ -206,7 +205,7 @@ impl Environment for DockerEnvironment {
         let memory = Memory { socket: self.socket.clone(), ready: true, detached: None };
         let record = record(&self.id, &memory, &self.resources)?;
         let destroyed = on_driver(async move { destroy::lease(&record).await }).await?;
-        self.machines.iter().for_each(|machine| machine.channel.close());
+        self.machines.iter().for_each(|machine| machine.way.close());
         if !destroyed.failed.is_empty() {
             let message = format!("could not remove {}", destroyed.failed.join("; "));
             return Err(Error::new(ErrorKind::Io, "stop environment", message)
@@ -224,13 +223,15 @@ impl Environment for DockerEnvironment {
                 .with_help("start it with a hold of its own (`tierbox up`, or `run --keep`)"));
         };
         let machines: Vec<Rejoin> = self.machines.iter().map(Machine::rejoin).collect();
-        let limits = self.machines.first().map(|machine| machine.sandbox.limits().clone()).unwrap_or_default();
+        let limits = self.machines.first().map(|machine| machine.way.sandbox().limits().clone()).unwrap_or_default();
         let detached = Detached { machines, limits, report: self.report.clone() };
         let memory = Memory { socket: self.socket.clone(), ready: true, detached: Some(Box::new(detached)) };
         // Written before anything outlives this process, so that it can always be found.
         lease.set_data(memory.to_data()?)?;
         for machine in &self.machines {
-            machine.channel.persist(DETACH_PATIENCE).await.map_err(|error| error.with_backend(BACKEND))?;
+            let without = || Error::unsupported("detach environment", "machines without a supervisor").with_backend(BACKEND);
+            let channel = machine.way.channel().ok_or_else(without)?;
+            channel.persist(DETACH_PATIENCE).await.map_err(|error| error.with_backend(BACKEND))?;
         }
         Ok(())
     }
@@ -246,7 +247,7 @@ impl Environment for DockerEnvironment {
     }
 
     async fn ended(&self, limit: Duration) -> bool {
-        let over = futures_util::future::join_all(self.machines.iter().map(|machine| machine.channel.closed()));
+        let over = futures_util::future::join_all(self.machines.iter().map(|machine| machine.way.ended()));
         tokio::time::timeout(limit, over).await.is_ok()
     }
 }

@@ -21,7 +21,8 @@ use crate::engine::{Engine, bounded, failed};
 use crate::image::Image;
 use crate::limits::{self, RUN_SHARE, SHM_SHARE, TMP_SHARE, WORK_SHARE};
 use crate::plan::{MachinePlan, Plan, WORKSPACE};
-use crate::{BACKEND, crash, join, network, stream, twin};
+use crate::way::Kept;
+use crate::{BACKEND, crash, join, network, plain, stream, twin};
 
 /// Where the supervisor appears inside.
 pub const SUPERVISOR: &str = "/.tierbox";
@@ -30,7 +31,7 @@ pub const SUPERVISOR: &str = "/.tierbox";
 pub const LABEL: &str = "dev.tierbox.lease";
 
 /// The user of commands where neither profile nor image names one: `nobody`, in nearly every image.
-const NOBODY: &str = "65534";
+pub const NOBODY: &str = "65534";
 
 /// Where programs are looked for in an image without a `PATH`: what the engine itself takes.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -60,14 +61,20 @@ pub struct Around<'a> {
 
 /// A machine that runs.
 pub struct Launched {
-    /// The line to its supervisor.
-    pub channel: Channel,
-    /// What the supervisor said of it.
-    pub ready: Ready,
+    /// The line to it.
+    pub line: Line,
     /// The user of commands.
     pub agent: String,
     /// Limits and what enforces them.
     pub limits: Vec<LimitReport>,
+}
+
+/// The line to a machine.
+pub enum Line {
+    /// To its supervisor, with what that said.
+    Supervised(Channel, Ready),
+    /// To its first process, which does nothing.
+    Bare(Kept),
 }
 
 /// The name of a machine's container, of its built image, of a network or a volume: the same in every process that knows the
@@ -97,6 +104,12 @@ pub async fn launch(around: &Around<'_>, machine: &MachinePlan, image: &Image) -
         AttachContainerOptions { stdin: true, stdout: true, stderr: true, stream: true, ..AttachContainerOptions::default() };
     let AttachContainerResults { output, input } =
         docker.attach_container(&name, Some(attached)).await.map_err(|error| failed("attach to the container", &error))?;
+    if around.plan.is_plain() {
+        let kept = Kept::new(output, input);
+        docker.start_container(&name, None).await.map_err(|error| failed("start the container", &error))?;
+        crash::point("started");
+        return Ok(Launched { line: Line::Bare(kept), agent: user_of(machine, image).to_owned(), limits });
+    }
     let channel = Channel::stream(stream::reader(output), stream::writer(input))?;
     docker.start_container(&name, None).await.map_err(|error| failed("start the container", &error))?;
     crash::point("started");
@@ -114,7 +127,7 @@ pub async fn launch(around: &Around<'_>, machine: &MachinePlan, image: &Image) -
         }
     };
     channel.hello(Duration::ZERO)?;
-    Ok(Launched { channel, ready, agent, limits })
+    Ok(Launched { line: Line::Supervised(channel, ready), agent, limits })
 }
 
 fn refused(step: &str, errno: i32, detail: &str) -> Error {
@@ -186,7 +199,7 @@ fn body(around: &Around<'_>, machine: &MachinePlan, image: &Image) -> Result<(Co
         // The end of this process is the end of the line, and that of everything inside.
         stdin_once: Some(true),
         tty: Some(false),
-        entrypoint: Some(vec![SUPERVISOR.to_owned()]),
+        entrypoint: Some(first(around.plan)),
         cmd: Some(Vec::new()),
         working_dir: Some("/".to_owned()),
         image: Some(image.id.clone()),
@@ -203,6 +216,16 @@ fn body(around: &Around<'_>, machine: &MachinePlan, image: &Image) -> Result<(Co
     Ok((body, limits))
 }
 
+/// The first process.
+fn first(plan: &Plan) -> Vec<String> {
+    if plan.is_plain() { ["/bin/sh", "-c", plain::FIRST].map(str::to_owned).to_vec() } else { vec![SUPERVISOR.to_owned()] }
+}
+
+/// The user of commands.
+pub fn user_of<'a>(machine: &'a MachinePlan, image: &'a Image) -> &'a str {
+    machine.user.as_deref().or(image.user.as_deref()).unwrap_or(NOBODY)
+}
+
 /// Whom a machine asks for names: the gateway, or nobody.
 fn resolver(plan: &Plan) -> String {
     plan.egress.as_ref().map_or("127.0.0.1".to_owned(), EgressPlan::nameserver)
@@ -217,7 +240,9 @@ fn writable(around: &Around<'_>, machine: &MachinePlan, image: &Image) -> HashMa
     ]);
     // An image that works there has files of its own in it.
     if image.workdir.as_deref() != Some(WORKSPACE) {
-        areas.insert(WORKSPACE.to_owned(), area(WORK_SHARE, "mode=0755,exec"));
+        // The supervisor gives it to the user of commands; without one everybody has it.
+        let mode = if around.plan.is_plain() { "mode=1777,exec" } else { "mode=0755,exec" };
+        areas.insert(WORKSPACE.to_owned(), area(WORK_SHARE, mode));
     }
     for path in &machine.tmpfs {
         areas.insert(path.clone(), area(TMP_SHARE, "mode=1777,exec"));
@@ -246,14 +271,14 @@ fn mounts(around: &Around<'_>, machine: &MachinePlan) -> Vec<Mount> {
         read_only: Some(mount.read_only),
         ..Mount::default()
     };
-    let own = std::iter::once(bind(around.program, SUPERVISOR));
+    let own = (!around.plan.is_plain()).then(|| bind(around.program, SUPERVISOR));
     let hosts = machine.mounts.iter().map(|mount| bind(&mount.host, &mount.guest));
-    own.chain(hosts).chain(machine.volumes.iter().map(volume)).collect()
+    own.into_iter().chain(hosts).chain(machine.volumes.iter().map(volume)).collect()
 }
 
 /// What the supervisor is told.
 fn setup(around: &Around<'_>, machine: &MachinePlan, image: &Image) -> Setup {
-    let user = machine.user.as_deref().or(image.user.as_deref()).unwrap_or(NOBODY);
+    let user = user_of(machine, image);
     let (name, group) = user.split_once(':').unwrap_or((user, ""));
     let workdir = image.workdir(machine.workdir.as_deref());
     let text = |text: &str| Blob::from(text.as_bytes());
@@ -288,6 +313,12 @@ fn setup(around: &Around<'_>, machine: &MachinePlan, image: &Image) -> Setup {
 
 /// The image's variables, the gateway's, then the profile's.
 fn variables(plan: &Plan, machine: &MachinePlan, image: &Image) -> Vec<(Blob, Blob)> {
+    let blob = |bytes: Vec<u8>| Blob::from(bytes.as_slice());
+    pairs(plan, machine, image).into_iter().map(|(key, value)| (blob(key), blob(value))).collect()
+}
+
+/// The same as bytes.
+pub fn pairs(plan: &Plan, machine: &MachinePlan, image: &Image) -> Vec<(Vec<u8>, Vec<u8>)> {
     let proxies = plan.egress.as_ref().map(|egress| egress.sockets.variables()).unwrap_or_default();
     let mut all: Vec<(&str, &str)> = Vec::new();
     if !image.env.iter().any(|text| text.starts_with("PATH=")) {
@@ -296,7 +327,7 @@ fn variables(plan: &Plan, machine: &MachinePlan, image: &Image) -> Vec<(Blob, Bl
     all.extend(image.env.iter().filter_map(|text| text.split_once('=')).filter(|(key, _)| !key.is_empty()));
     all.extend(proxies.iter().map(|(key, value)| (key.as_str(), value.as_str())));
     all.extend(machine.env.iter().map(|(key, value)| (key.as_str(), value.as_str())));
-    all.into_iter().map(|(key, value)| (Blob::from(key.as_bytes()), Blob::from(value.as_bytes()))).collect()
+    all.into_iter().map(|(key, value)| (key.as_bytes().to_vec(), value.as_bytes().to_vec())).collect()
 }
 
 /// Writes the supervisor where the engine can show it to containers.

@@ -13,6 +13,7 @@ mod compose;
 mod crash;
 mod destroy;
 mod doctor;
+mod domain;
 mod egress;
 mod engine;
 mod environment;
@@ -24,6 +25,7 @@ mod launch;
 mod limits;
 mod network;
 mod outside;
+mod plain;
 mod plan;
 mod report;
 mod services;
@@ -31,9 +33,10 @@ mod settings;
 mod start;
 mod stream;
 mod twin;
+mod way;
 
 pub use backend::DockerBackend;
-pub use settings::{Pull, Settings};
+pub use settings::{Pull, Settings, Transport};
 
 /// The backend's name.
 pub const BACKEND: &str = "docker";

@@ -9,7 +9,7 @@ use crate::compose;
 use crate::egress::EgressPlan;
 use crate::engine;
 use crate::outside::OUTSIDE;
-use crate::settings::{Pull, Settings, cut, invalid};
+use crate::settings::{Pull, Settings, Transport, cut, invalid};
 
 /// The name of the only machine of an environment that is made from an image.
 pub const DEFAULT_MACHINE: &str = "default";
@@ -199,6 +199,13 @@ fn lead_outside(machines: &mut [MachinePlan], networks: &mut Vec<String>) {
     networks.push(OUTSIDE.to_owned());
     for machine in machines.iter_mut().filter(|machine| !machine.alone) {
         machine.links.push(Link { network: OUTSIDE.to_owned(), aliases: Vec::new() });
+    }
+}
+
+impl Plan {
+    /// Whether no supervisor is in its machines.
+    pub fn is_plain(&self) -> bool {
+        self.settings.transport == Transport::Plain
     }
 }
 

@@ -33,7 +33,7 @@ fn mechanism(name: &str, applied: Applied, detail: impl Into<String>) -> Mechani
 /// What reading inside says.
 pub async fn mechanisms(
     sandbox: &dyn Sandbox,
-    ready: &Ready,
+    ready: Option<&Ready>,
     plan: &Plan,
     machine: &MachinePlan,
     info: &SystemInfo,
@@ -45,7 +45,7 @@ pub async fn mechanisms(
     }
     let status = read(sandbox, "/proc/self/status").await?;
     let field = |key: &str| status.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':')).unwrap_or_default().trim();
-    let own = ready.mechanisms.iter().find(|mechanism| mechanism.name == "seccomp");
+    let own = ready.into_iter().flat_map(|ready| &ready.mechanisms).find(|mechanism| mechanism.name == "seccomp");
     let engines = info.security_options.iter().flatten().any(|option| option.contains("seccomp"));
     found.push(seccomp(field("Seccomp"), own, engines, plan.settings.runtime.as_deref()));
     found.push(flag("no_new_privs", field("NoNewPrivs") == "1", ""));

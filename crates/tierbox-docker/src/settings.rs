@@ -19,6 +19,18 @@ pub enum Pull {
     Never,
 }
 
+/// How commands and files go into a container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Transport {
+    /// Over one stream to tierbox's supervisor, which is the container's first process.
+    #[default]
+    Supervisor,
+    /// By scripts, each a process that the engine starts: nothing of tierbox's is in the container, and the image needs a shell and the
+    /// usual tools. Takes root on the engine's own host.
+    Plain,
+}
+
 /// The `[docker]` table of a profile. One of `image`, `dockerfile` and `compose` is needed.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
@@ -40,6 +52,8 @@ pub struct Settings {
     pub host: Option<String>,
     /// `missing` (default) or `never`: when an image is fetched from its registry.
     pub pull: Pull,
+    /// `supervisor` (default) or `plain`: how commands and files go in.
+    pub transport: Transport,
     /// The engine's runtime, for example `runsc` for gVisor; the engine's own default where absent.
     pub runtime: Option<String>,
     /// Whether the root file system is read-only (default). `false` lets the sandbox's user change what the image lets him.
@@ -88,6 +102,10 @@ impl Settings {
         }
         if self.primary.is_some() && self.compose.is_none() {
             return Err(invalid("docker.primary is for docker.compose: an image is one machine, named `default`"));
+        }
+        if self.transport == Transport::Plain && self.compose.is_some() {
+            return Err(invalid("docker.transport = \"plain\" is for one machine: services take the supervisor")
+                .with_help("use docker.image or docker.dockerfile, or leave docker.transport out"));
         }
         if let Some(image) = &self.image {
             check_image(image)?;

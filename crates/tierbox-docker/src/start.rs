@@ -6,16 +6,21 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures_util::future::join_all;
 use tierbox_core::{
-    EnvironmentSpec, Error, ErrorKind, Hold, KillDomain, LeaseHandle, Lifted, LimitReport, Locality, Mechanism, Network,
-    Progress, Report, Resource, Result, UserSupport,
+    Capabilities, EnvironmentSpec, Error, ErrorKind, Hold, KillDomain, LeaseHandle, Lifted, LimitReport, Locality, Mechanism,
+    Network, Progress, Report, Resource, Result, UserSupport,
 };
+use tierbox_guest::plain::{PlainConfig, PlainSandbox};
 
 use crate::backend::capabilities;
 use crate::destroy::{CONTAINER, IMAGE, NETWORK, VOLUME};
+use crate::domain::Domains;
 use crate::engine::{self, Engine, failed};
 use crate::environment::{self, DockerEnvironment, Machine, Memory};
-use crate::launch::{self, Around, Launched, name_of};
+use crate::first::First;
+use crate::launch::{self, Around, Launched, Line, name_of};
+use crate::plain::Scripts;
 use crate::plan::{self, ImagePlan, MachinePlan, Plan};
+use crate::way::{Kept, Way};
 use crate::{BACKEND, build, crash, destroy, egress, image, network, outside, report, services};
 
 /// Passes steps on to a progress that belongs to the caller's side.
@@ -177,14 +182,14 @@ impl Start {
                 if limits.is_empty() {
                     limits.clone_from(&launched.limits);
                 }
-                let machine = self.machine(plans[index], launched, around, &mut mechanisms).await?;
-                let service = services::start(&*machine.sandbox, plans[index], &images[index]).await?;
+                let machine = self.machine(plans[index], &images[index], launched, around, &mut mechanisms).await?;
+                let service = services::start(&*machine.way.sandbox(), plans[index], &images[index]).await?;
                 up[index] = Some((machine, service));
             }
         }
         for (machine, service) in up.iter().flatten() {
             if let Some(service) = service {
-                service.healthy(&*machine.sandbox).await?;
+                service.healthy(&*machine.way.sandbox()).await?;
             }
         }
         Ok(Up { machines: up.into_iter().flatten().map(|(machine, _)| machine).collect(), mechanisms, limits })
@@ -198,33 +203,76 @@ impl Start {
             let index = self.plan.machines.iter().position(|machine| machine.name == after.service);
             if let Some((machine, Some(service))) = index.and_then(|index| up[index].as_ref()) {
                 self.steps.step(&format!("waiting for the service {}", after.service));
-                service.reach(&*machine.sandbox, after.condition).await?;
+                service.reach(&*machine.way.sandbox(), after.condition).await?;
             }
         }
         Ok(())
+    }
+
+    /// A machine that scripts are run in.
+    async fn scripts(
+        &self,
+        plan: &MachinePlan,
+        image: &image::Image,
+        around: &Around<'_>,
+        capabilities: Capabilities,
+        kept: Kept,
+    ) -> Result<Way> {
+        let First { pid, life: _life } = First::of(around, &plan.name).await?;
+        let domains = Domains::of(pid).map_err(|error| {
+            let message = format!("commands of the machine {:?} could not be held together: {error}", plan.name);
+            Error::new(ErrorKind::HostUnable, "start environment", message)
+                .with_backend(BACKEND)
+                .with_help("docker.transport = \"plain\" takes root on the engine's own host, and its cgroups at /sys/fs/cgroup")
+        })?;
+        let user = launch::user_of(plan, image);
+        let mut env = launch::pairs(&self.plan, plan, image);
+        if user == launch::NOBODY {
+            env.push((b"HOME".to_vec(), plan::WORKSPACE.as_bytes().to_vec()));
+        }
+        let config = PlainConfig {
+            name: plan.name.clone(),
+            backend: BACKEND,
+            capabilities,
+            limits: self.spec.limits.clone(),
+            user: Some(user.to_owned()),
+            workdir: Some(image.workdir(plan.workdir.as_deref())),
+            env,
+        };
+        let scripts = Scripts::new(around.engine.clone(), name_of(around.id, &plan.name), domains);
+        let sandbox = PlainSandbox::open(Arc::new(scripts), config).await.map_err(|error| error.with_backend(BACKEND))?;
+        Ok(Way::scripts(sandbox, kept))
     }
 
     /// A handle on a machine, once it is clear that it is what the tier says.
     async fn machine(
         &self,
         plan: &MachinePlan,
+        image: &image::Image,
         launched: Launched,
         around: &Around<'_>,
         mechanisms: &mut Vec<Mechanism>,
     ) -> Result<Machine> {
         let mut capabilities = capabilities(&self.plan);
-        capabilities.kill_domain = launched.ready.kill_domain;
         capabilities.limits.inodes &= !around.engine.is_podman;
-        capabilities.memory_outcome &= launched.ready.memory_outcome;
-        capabilities.users = if launched.ready.users { UserSupport::Any } else { UserSupport::DefaultOnly };
-        let agent = launched.agent;
-        let sandbox = environment::sandbox(launched.channel.clone(), &plan.name, &agent, capabilities, &self.spec.limits);
-        let found = report::mechanisms(&*sandbox, &launched.ready, &self.plan, plan, around.info).await?;
+        let Launched { line, agent, .. } = launched;
+        let (way, ready) = match line {
+            Line::Supervised(channel, ready) => {
+                capabilities.kill_domain = ready.kill_domain;
+                capabilities.memory_outcome &= ready.memory_outcome;
+                capabilities.users = if ready.users { UserSupport::Any } else { UserSupport::DefaultOnly };
+                let sandbox = environment::sandbox(channel.clone(), &plan.name, &agent, capabilities, &self.spec.limits);
+                (Way::Channel(channel, sandbox), Some(ready))
+            }
+            Line::Bare(kept) => (self.scripts(plan, image, around, capabilities, kept).await?, None),
+        };
+        let sandbox = way.sandbox();
+        let found = report::mechanisms(&*sandbox, ready.as_ref(), &self.plan, plan, around.info).await?;
         if self.lifted.is_none() {
             report::check(&plan.name, &found, self.plan.settings.runtime.as_deref())?;
         }
         merge(mechanisms, found, &plan.name);
-        let mut machine = Machine { channel: launched.channel, sandbox, agent, gateway: None, decisions: None };
+        let mut machine = Machine { way, agent, gateway: None, decisions: None };
         if let Some(egress) = &self.plan.egress {
             let log = self.lease.directory()?.join(format!("egress-{}.log", plan.name));
             machine.gateway = egress::serve(around, &plan.name, egress, &log).await?;
@@ -244,11 +292,14 @@ impl Start {
         images: &[image::Image],
     ) -> Report {
         let spec = &self.spec;
-        let kill_domain = machines.iter().map(|machine| tierbox_core::Sandbox::capabilities(&*machine.sandbox).kill_domain).min();
+        let kill_domain = machines.iter().map(|machine| machine.way.sandbox().capabilities().kill_domain).min();
         let mounts = spec.mounts.iter().map(|mount| format!("{} -> {} (ro)", mount.host.display(), mount.guest)).collect();
         let rules = self.plan.egress.iter().flat_map(|egress| egress.rules.notes());
+        let plain =
+            self.plan.is_plain().then(|| "commands go by the engine's own exec; nothing of tierbox's is inside".to_owned());
         let outside = (self.plan.network == Network::N0).then(|| outside::NOTE.to_owned());
-        let notes = spec.tier.notes().into_iter().map(str::to_owned).chain(notes(images)).chain(rules).chain(outside);
+        let notes =
+            spec.tier.notes().into_iter().map(str::to_owned).chain(notes(images)).chain(rules).chain(outside).chain(plain);
         Report {
             profile: spec.profile.clone(),
             tier: spec.tier,

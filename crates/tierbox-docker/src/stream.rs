@@ -9,7 +9,11 @@ use futures_util::{Stream, StreamExt};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::io::StreamReader;
 
-type Output = Pin<Box<dyn Stream<Item = Result<LogOutput, bollard::errors::Error>> + Send>>;
+/// What comes out of a process.
+pub type Output = Pin<Box<dyn Stream<Item = Result<LogOutput, bollard::errors::Error>> + Send>>;
+
+/// What goes into it.
+pub type Input = Pin<Box<dyn AsyncWrite + Send>>;
 
 /// What the program writes to stdout, as bytes. What it says on stderr is dropped: nothing of it is the protocol's.
 pub fn reader(output: Output) -> Box<dyn AsyncRead + Send + Unpin> {
@@ -22,6 +26,6 @@ pub fn reader(output: Output) -> Box<dyn AsyncRead + Send + Unpin> {
 }
 
 /// The way to the program's stdin.
-pub fn writer(input: Pin<Box<dyn AsyncWrite + Send>>) -> Box<dyn AsyncWrite + Send + Unpin> {
+pub fn writer(input: Input) -> Box<dyn AsyncWrite + Send + Unpin> {
     Box::new(input)
 }

@@ -75,6 +75,21 @@ pub fn podman() -> Capabilities {
     Capabilities { limits: LimitCapabilities { inodes: false, ..docker.limits }, ..docker }
 }
 
+/// The same of a Docker Engine without the supervisor: scripts by the engine's own exec, held by this host's cgroups.
+pub fn docker_plain() -> Capabilities {
+    let docker = docker();
+    Capabilities {
+        host: docker.host,
+        networks: docker.networks,
+        locality: docker.locality,
+        kill_domain: KillDomain::Cgroup,
+        users: docker.users,
+        mounts: docker.mounts,
+        limits: docker.limits,
+        ..plain()
+    }
+}
+
 /// A machine that is reached by a plain transport, with POSIX tools alone. As whom commands can run depends on the machine.
 pub fn plain() -> Capabilities {
     let limits = LimitCapabilities { file_size: true, open_files: true, ..LimitCapabilities::default() };

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tierbox_core::{Error, ErrorKind, Result};
+use tierbox_core::{Error, ErrorKind, ExecId, Result};
 
 use super::{PlainLimits, PlainOutput, PlainRun, PlainTransport};
 use crate::driver;
@@ -65,13 +65,24 @@ impl Caller {
         limit: Duration,
         tried: &'static str,
     ) -> Result<PlainOutput> {
+        self.carry(PlainRun { script, stdin, limit, command: None }, tried).await
+    }
+
+    /// Kills what is left of a command.
+    pub(super) async fn kill_all(&self, command: ExecId) -> Result<()> {
+        self.transport.kill_all(command).await
+    }
+
+    /// Runs a script, bounded and tried again where that is safe.
+    pub(super) async fn carry(&self, run: PlainRun, tried: &'static str) -> Result<PlainOutput> {
+        let PlainRun { script, stdin, limit, .. } = &run;
+        let limit = *limit;
         debug_assert!(script.is_ascii(), "a script is ASCII");
         if script.len() > self.limits.script || stdin.len() > self.limits.stdin {
             let message =
                 format!("{} bytes of script and {} of input are more than the transport carries", script.len(), stdin.len());
             return Err(Error::new(ErrorKind::TooLarge, tried, message));
         }
-        let run = PlainRun { script, stdin, limit };
         let mut pause = PAUSE;
         for left in (0..TRIES).rev() {
             if self.is_closed() {

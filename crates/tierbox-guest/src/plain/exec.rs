@@ -20,7 +20,7 @@ use tokio::sync::mpsc;
 
 use super::call::Caller;
 use super::script::{CANCEL, LIFE, PRELUDE, REPORT, WRAPPER};
-use super::{PlainOutput, words};
+use super::{PlainOutput, PlainRun, words};
 use crate::driver;
 use crate::errors::{lock, printable};
 
@@ -109,10 +109,22 @@ impl Yard {
             // Who cancels it before it was sent spares the machine both.
             if told.moves(WAITS, SENT) {
                 let end = yard.see_through(&order).await;
-                told.settle(end);
+                told.settle(yard.clear_away(&order, end).await);
             }
         });
         Ok(call)
+    }
+
+    /// Leaves nothing of a command whose end says that nothing is left.
+    async fn clear_away(&self, order: &Order, end: Result<Told>) -> Result<Told> {
+        let by_itself = |told: &Told| !matches!(told.completed.outcome, Outcome::Killed(_) | Outcome::Lost);
+        if !order.tidy && end.as_ref().is_ok_and(by_itself) {
+            return end;
+        }
+        match self.caller.kill_all(order.id).await {
+            Ok(()) => end,
+            Err(error) => end.and(Err(error)),
+        }
     }
 
     /// Runs the script, and asks for what became of the command when the answer is lost: the same script, whose claim then is taken.
@@ -124,7 +136,8 @@ impl Yard {
         }
         let (mut left, (mut pause, longest)) = (ASKS, PAUSES);
         loop {
-            let run = self.caller.run_here(script.clone(), order.input.clone(), limit, "exec").await;
+            let run = PlainRun { script: script.clone(), stdin: order.input.clone(), limit, command: Some(order.id) };
+            let run = self.caller.carry(run, "exec").await;
             let end = run.and_then(|output| self.read(&output));
             match end {
                 Err(error) if error.kind() == ErrorKind::Lost && left > 0 && !self.caller.is_closed() => left -= 1,
@@ -163,7 +176,7 @@ impl Yard {
 
     fn is_over(&self, id: ExecId) {
         let mut spent = lock(&self.spent);
-        spent.push_back(format!("{id} {id}.s {id}.in"));
+        spent.push_back(format!("{id} {id}.s {id}.in {id}.u"));
     }
 
     /// Ends a command. Does not wait, and needs no runtime of the caller's.

@@ -33,7 +33,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use tierbox_core::{
-    Capabilities, HostIsolation, KillDomain, LimitCapabilities, Limits, Locality, MountSupport, Network, Result, UserSupport,
+    Capabilities, ExecId, HostIsolation, KillDomain, LimitCapabilities, Limits, Locality, MountSupport, Network, Result,
+    UserSupport,
 };
 
 pub use sandbox::PlainSandbox;
@@ -105,6 +106,8 @@ pub struct PlainRun {
     pub stdin: Bytes,
     /// When to give up waiting. The script ends itself before that, unless the machine hangs.
     pub limit: Duration,
+    /// The command that it runs, if it runs one. It may come twice, when an answer was lost.
+    pub command: Option<ExecId>,
 }
 
 /// What came of a script.
@@ -133,4 +136,14 @@ pub trait PlainTransport: Send + Sync {
     /// `Lost` where the script may have run. Any error that [is retryable](tierbox_core::Error::is_retryable) says that it did
     /// not; it is then tried again a few times. `TooLarge` for more output than [`PlainLimits::output`].
     async fn run(&self, run: PlainRun) -> Result<PlainOutput>;
+
+    /// Kills everything that came of a command, however it detached itself. Called before its end is told, where nothing of it may
+    /// be left: it was killed, or lost, or its leftovers are not wanted. By default nothing is done beyond what the scripts do, which
+    /// is [`KillDomain::Session`]; a transport that holds processes together lets its backend declare more.
+    ///
+    /// # Errors
+    /// If something of it lives on; the command's end is then told as that error.
+    async fn kill_all(&self, _command: ExecId) -> Result<()> {
+        Ok(())
+    }
 }

@@ -48,6 +48,8 @@ impl std::fmt::Debug for PlainSandbox {
 struct Prepared {
     launch: String,
     before: String,
+    /// What the user's shell reads from a file, because it is too long for an argument.
+    aside: Option<String>,
 }
 
 impl PlainSandbox {
@@ -200,7 +202,7 @@ impl PlainSandbox {
         all
     }
 
-    fn prepare(&self, request: &ExecRequest, user: &Account) -> Option<Prepared> {
+    fn prepare(&self, request: &ExecRequest, user: &Account, aside_at: &str) -> Option<Prepared> {
         let env = self.variables(request, user);
         let sizes = || request.argv.iter().map(Vec::len).chain(env.iter().map(|(key, value)| key.len() + value.len() + 1));
         if sizes().any(|size| size >= LONGEST_ARGUMENT) || sizes().map(|size| size + 9).sum::<usize>() > ARGUMENTS {
@@ -221,19 +223,17 @@ impl PlainSandbox {
             self.machine.env,
             assigned.join(" "),
         );
-        let launch = match self.switch(user) {
+        let Some(switch) = self.switch(user) else { return Some(Prepared { launch: ready, before: words.before, aside: None }) };
+        let script = format!("PATH={PATH}; LC_ALL=C\n{}{ready}", words.before);
+        Some(if script.len() < LONGEST_ARGUMENT {
             // The whole of it is one argument of the shell that the user runs.
-            Some(switch) => {
-                let script = format!("PATH={PATH}; LC_ALL=C\n{}{ready}", words.before);
-                words.before.clear();
-                if script.len() >= LONGEST_ARGUMENT {
-                    return None;
-                }
-                format!("exec {switch} /bin/sh -c {}", quote(&script))
-            }
-            None => ready,
-        };
-        Some(Prepared { launch, before: words.before })
+            Prepared { launch: format!("exec {switch} /bin/sh -c {}", quote(&script)), before: String::new(), aside: None }
+        } else {
+            // A file that the user cannot open is opened for him.
+            let read = quote(&format!("PATH={PATH}; eval \"$(cat <&8)\""));
+            let launch = format!("exec {switch} /bin/sh -c {read} 8<{}", quote(aside_at));
+            Prepared { launch, before: String::new(), aside: Some(format!("exec 8<&-\n{script}")) }
+        })
     }
 
     fn absolute(&self, path: Option<&GuestPath>) -> Vec<u8> {
@@ -266,16 +266,20 @@ impl PlainSandbox {
         let id = crate::exec::new_id()?;
         let never = |cause| Ok(PlainHandle::never(&self.yard, id, cause));
         let Some(user) = self.account(request.user.as_deref()).await? else { return never(NotStartedCause::UnknownUser) };
-        let Some(Prepared { launch, before }) = self.prepare(&request, &user) else { return never(NotStartedCause::TooBig) };
+        let aside_at = format!("{}.u", self.yard.dir(id));
+        let Some(Prepared { launch, before, aside }) = self.prepare(&request, &user, &aside_at) else {
+            return never(NotStartedCause::TooBig);
+        };
+        if let Some(aside) = aside {
+            self.upload_own(aside_at, Bytes::from(aside)).await?;
+        }
         let limits = self.yard.caller.limits();
         let (stdin, input) = match std::mem::take(&mut request.stdin) {
             _ if file.is_some() => (file, Bytes::new()),
             Stdin::Bytes(bytes) if bytes.len() <= limits.stdin => (None, bytes),
             Stdin::Bytes(bytes) => {
                 let path = format!("{}.in", self.yard.dir(id));
-                let (yard, file) = (self.yard.clone(), path.clone());
-                let upload = crate::driver::handle()?.spawn(async move { yard.upload(&file, bytes).await });
-                upload.await.map_err(|error| Error::new(ErrorKind::Internal, "exec", error.to_string()))??;
+                self.upload_own(path.clone(), bytes).await?;
                 (Some(path), Bytes::new())
             }
             Stdin::Null | Stdin::Stream => (Some("/dev/null".to_owned()), Bytes::new()),
@@ -296,6 +300,13 @@ impl PlainSandbox {
             tidy: request.leftovers == Leftovers::Kill,
         };
         Ok(PlainHandle::new(self.yard.launch(order)?))
+    }
+
+    /// Writes a file of our own, on the driver.
+    async fn upload_own(&self, path: String, contents: Bytes) -> Result<()> {
+        let yard = self.yard.clone();
+        let upload = crate::driver::handle()?.spawn(async move { yard.upload(&path, contents).await });
+        upload.await.unwrap_or_else(|error| Err(Error::new(ErrorKind::Internal, "exec", error.to_string())))
     }
 
     /// Runs a script of ours like a command, for what prints more than the transport carries at once.

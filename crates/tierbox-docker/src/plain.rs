@@ -1,0 +1,178 @@
+//! The plain transport: scripts by the engine's own exec, where the image or the profile takes no supervisor.
+//!
+//! The container's first process is a shell that waits for the end of its input, which is this process's. Every script is a process
+//! of the engine's; that of a command waits until this host has put it into a [kill domain](crate::domain) of its own.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use bollard::container::LogOutput;
+use bollard::exec::{CreateExecOptions, StartExecResults};
+use futures_util::StreamExt;
+use tierbox_core::{Error, ErrorKind, ExecId, Result};
+use tierbox_guest::plain::{PlainLimits, PlainOutput, PlainRun, PlainTransport};
+use tokio::io::AsyncWriteExt;
+
+use crate::BACKEND;
+use crate::domain::Domains;
+use crate::engine::{Engine, failed, is_absent, is_settled};
+
+/// The container's first process: it reaps what others leave, and ends with the stream by which it was started.
+pub const FIRST: &str = "trap 'exit 0' TERM; exec 3<&0; ( while read -r _; do :; done; kill -TERM 1 ) <&3 3<&- & exec 3<&- </dev/null; \
+     while :; do wait; sleep 1 & done";
+
+/// What one script may be. An argument has 128 KiB at most, so longer ones are sent as input, in pieces.
+const LIMITS: PlainLimits = PlainLimits { script: 64 << 10, stdin: 1 << 20, output: 1 << 20 };
+
+/// The most that is kept of what a script complains.
+const COMPLAINTS: usize = 4 << 10;
+
+/// How long the engine may take to tell the number, or the exit status, of a process that it started.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The pause between two questions.
+const PAUSE: Duration = Duration::from_millis(5);
+
+/// The word that lets a command begin.
+const GO: &str = "go";
+
+/// Scripts in one container.
+pub struct Scripts {
+    engine: Engine,
+    container: String,
+    domains: Arc<Domains>,
+}
+
+impl Scripts {
+    /// Those of a container.
+    pub fn new(engine: Engine, container: String, domains: Domains) -> Self {
+        Self { engine, container, domains: Arc::new(domains) }
+    }
+
+    async fn create(&self, script: String) -> Result<String> {
+        let options = CreateExecOptions {
+            attach_stdin: Some(true),
+            attach_stdout: Some(true),
+            attach_stderr: Some(true),
+            tty: Some(false),
+            privileged: Some(false),
+            user: Some("0:0".to_owned()),
+            working_dir: Some("/".to_owned()),
+            cmd: Some(vec!["/bin/sh".to_owned(), "-c".to_owned(), script]),
+            ..CreateExecOptions::default()
+        };
+        match self.engine.docker.create_exec(&self.container, options).await {
+            Ok(made) => Ok(made.id),
+            Err(error) if is_absent(&error) || is_settled(&error) => {
+                Err(Error::new(ErrorKind::Lost, "run script", "the container is gone").with_backend(BACKEND))
+            }
+            Err(error) => Err(failed("run script", &error)),
+        }
+    }
+
+    /// Puts the process of a command where all that comes of it can be killed.
+    async fn confine(&self, exec: &str, command: ExecId) -> Result<()> {
+        let begun = Instant::now();
+        let pid = loop {
+            let found = self.engine.docker.inspect_exec(exec).await.map_err(|error| failed("run script", &error))?;
+            match found.pid.and_then(|pid| u32::try_from(pid).ok()).filter(|pid| *pid > 0) {
+                Some(pid) => break pid,
+                None if !self.is_running().await => return Err(lost(&unheld("the container has ended"))),
+                None if begun.elapsed() < PATIENCE => tokio::time::sleep(PAUSE).await,
+                None => return Err(unheld("the engine does not tell its number")),
+            }
+        };
+        self.domains.enter(command, pid).map_err(|error| unheld(&error.to_string()))
+    }
+
+    async fn is_running(&self) -> bool {
+        let found = self.engine.docker.inspect_container(&self.container, None).await;
+        found.ok().and_then(|found| found.state?.running) == Some(true)
+    }
+
+    async fn status(&self, exec: &str) -> Result<i32> {
+        let begun = Instant::now();
+        loop {
+            let found = self.engine.docker.inspect_exec(exec).await.map_err(|error| lost(&failed("run script", &error)))?;
+            match (found.running, found.exit_code) {
+                (Some(false), Some(code)) => return Ok(i32::try_from(code).unwrap_or(255)),
+                _ if begun.elapsed() < PATIENCE => tokio::time::sleep(PAUSE).await,
+                _ => return Err(lost(&unheld("the engine does not tell its exit status"))),
+            }
+        }
+    }
+}
+
+fn unheld(why: &str) -> Error {
+    Error::new(ErrorKind::HostUnable, "run script", format!("a command was not begun, since it could not be held: {why}"))
+        .with_backend(BACKEND)
+}
+
+/// An error after which nobody knows whether the script ran.
+fn lost(error: &Error) -> Error {
+    Error::new(ErrorKind::Lost, "run script", error.message().to_owned()).with_backend(BACKEND)
+}
+
+/// A script that does nothing before it was let go.
+fn held(script: &str) -> String {
+    format!("IFS= read -r go; [ \"$go\" = {GO} ] || exit 125; unset go\n{script}")
+}
+
+#[async_trait]
+impl PlainTransport for Scripts {
+    fn limits(&self) -> PlainLimits {
+        LIMITS
+    }
+
+    async fn run(&self, run: PlainRun) -> Result<PlainOutput> {
+        let script = if run.command.is_some() { held(&run.script) } else { run.script };
+        let exec = self.create(script).await?;
+        let started = self.engine.docker.start_exec(&exec, None).await.map_err(|error| lost(&failed("run script", &error)))?;
+        let StartExecResults::Attached { mut output, mut input } = started else {
+            return Err(unheld("the engine gives no streams"));
+        };
+        if let Some(command) = run.command {
+            // The streams end with this call, and the script with its input.
+            self.confine(&exec, command).await?;
+        }
+        let prefix = if run.command.is_some() { format!("{GO}\n").into_bytes() } else { Vec::new() };
+        let feed = async move {
+            // A script need not read to the end.
+            let _ = input.write_all(&prefix).await;
+            let _ = input.write_all(&run.stdin).await;
+            let _ = input.shutdown().await;
+            input
+        };
+        let collect = async {
+            let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+            while let Some(part) = output.next().await {
+                match part.map_err(|error| lost(&failed("run script", &error)))? {
+                    LogOutput::StdOut { message } | LogOutput::Console { message } => stdout.extend_from_slice(&message),
+                    LogOutput::StdErr { message } => {
+                        let room = COMPLAINTS - stderr.len();
+                        stderr.extend_from_slice(&message[..message.len().min(room)]);
+                    }
+                    LogOutput::StdIn { .. } => {}
+                }
+                if stdout.len() > LIMITS.output {
+                    return Err(Error::new(ErrorKind::TooLarge, "run script", "it prints more than is carried at once"));
+                }
+            }
+            Ok((stdout, stderr))
+        };
+        let (_input, collected) = tokio::join!(feed, collect);
+        let (stdout, stderr) = collected?;
+        Ok(PlainOutput { status: self.status(&exec).await?, stdout, stderr })
+    }
+
+    async fn kill_all(&self, command: ExecId) -> Result<()> {
+        let domains = self.domains.clone();
+        let killed = tokio::task::spawn_blocking(move || domains.kill(command)).await;
+        let killed = killed.unwrap_or_else(|error| Err(std::io::Error::other(error)));
+        killed.map_err(|error| {
+            Error::new(ErrorKind::Io, "kill command", format!("not all that came of it could be killed: {error}"))
+                .with_backend(BACKEND)
+        })
+    }
+}
