@@ -32,17 +32,18 @@ pub fn docker_spec(engine: &str, profile: &str, image: &str) -> EnvironmentSpec 
 
 /// Environments of a ready profile of the docker backend.
 pub fn docker(engine: &str, profile: &str) -> Arc<dyn Factory> {
-    docker_of(engine, docker_spec(engine, profile, DEBIAN))
+    Arc::new(docker_of(engine, docker_spec(engine, profile, DEBIAN)))
 }
 
 /// The same without the supervisor inside.
 pub fn docker_plain(engine: &str, profile: &str) -> Arc<dyn Factory> {
     let mut spec = docker_spec(engine, profile, DEBIAN);
     spec.settings["transport"] = "plain".into();
-    docker_of(engine, spec)
+    // Every script is a process of the engine's, some 60 ms each.
+    Arc::new(docker_of(engine, spec).patient(std::time::Duration::from_secs(30)))
 }
 
-fn docker_of(engine: &str, spec: EnvironmentSpec) -> Arc<dyn Factory> {
+fn docker_of(engine: &str, spec: EnvironmentSpec) -> BackendFactory {
     let backend: Arc<dyn Backend> = Arc::new(tierbox::docker::DockerBackend::new());
-    Arc::new(BackendFactory::new(engine, backend, spec, address(engine).err()))
+    BackendFactory::new(engine, backend, spec, address(engine).err())
 }

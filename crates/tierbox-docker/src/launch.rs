@@ -11,6 +11,7 @@ use bollard::models::{
 };
 use bollard::query_parameters::{AttachContainerOptions, CreateContainerOptions};
 use tierbox_core::{Error, ErrorKind, Lifted, LimitReport, Limits, Network, Result};
+use tierbox_guest::plain::PLACE;
 use tierbox_guest::{Channel, Ready, SetupReply, supervisor};
 use tierbox_supervisor::protocol::VERSION;
 use tierbox_supervisor::setup::{Agent, Mode, Net, Root, Setup, UNKNOWN_ID, UserMap};
@@ -238,6 +239,9 @@ fn writable(around: &Around<'_>, machine: &MachinePlan, image: &Image) -> HashMa
         ("/tmp".to_owned(), area(TMP_SHARE, "mode=1777,exec")),
         ("/run".to_owned(), area(RUN_SHARE, "mode=0755")),
     ]);
+    if around.plan.is_plain() {
+        areas.insert(PLACE.to_owned(), plain::ROOM.to_owned());
+    }
     // An image that works there has files of its own in it.
     if image.workdir.as_deref() != Some(WORKSPACE) {
         // The supervisor gives it to the user of commands; without one everybody has it.

@@ -22,6 +22,9 @@ use crate::engine::{Engine, failed, is_absent, is_settled};
 pub const FIRST: &str = "trap 'exit 0' TERM; exec 3<&0; ( while read -r _; do :; done; kill -TERM 1 ) <&3 3<&- & exec 3<&- </dev/null; \
      while :; do wait; sleep 1 & done";
 
+/// Where scripts keep what commands print until it was read: root's alone, so that no full disk of the commands' is in the way.
+pub const ROOM: &str = "rw,nosuid,nodev,noexec,mode=0700,size=512m";
+
 /// What one script may be. An argument has 128 KiB at most, so longer ones are sent as input, in pieces.
 const LIMITS: PlainLimits = PlainLimits { script: 64 << 10, stdin: 1 << 20, output: 1 << 20 };
 
@@ -83,7 +86,11 @@ impl Scripts {
                 None => return Err(unheld("the engine does not tell its number")),
             }
         };
-        self.domains.enter(command, pid).map_err(|error| unheld(&error.to_string()))
+        match self.domains.enter(command, pid) {
+            Ok(()) => Ok(()),
+            Err(error) if self.is_running().await => Err(unheld(&error.to_string())),
+            Err(_) => Err(lost(&unheld("the container has ended"))),
+        }
     }
 
     async fn is_running(&self) -> bool {

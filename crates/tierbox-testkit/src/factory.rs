@@ -15,12 +15,23 @@ pub struct BackendFactory {
     backend: Arc<dyn Backend>,
     spec: EnvironmentSpec,
     absent: Option<Absence>,
+    patience: Duration,
 }
+
+/// How long a case waits for a machine of the usual speed, and how long it may take.
+const USUAL: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(60));
 
 impl BackendFactory {
     /// A factory; `absent` is why the engine cannot be used here, if so.
     pub fn new(engine: impl Into<String>, backend: Arc<dyn Backend>, spec: EnvironmentSpec, absent: Option<Absence>) -> Self {
-        Self { engine: engine.into(), backend, spec, absent }
+        Self { engine: engine.into(), backend, spec, absent, patience: USUAL.0 }
+    }
+
+    /// The same for machines in which everything takes longer: what is usually waited for 10 s is waited for so long, and cases
+    /// may take longer in proportion.
+    #[must_use]
+    pub fn patient(self, patience: Duration) -> Self {
+        Self { patience, ..self }
     }
 }
 
@@ -32,6 +43,14 @@ impl Factory for BackendFactory {
 
     fn absent(&self) -> Option<Absence> {
         self.absent.clone()
+    }
+
+    fn case_limit(&self) -> Duration {
+        USUAL.1.mul_f64(self.patience.div_duration_f64(USUAL.0))
+    }
+
+    fn patience(&self) -> Duration {
+        self.patience
     }
 
     async fn start(&self, adjust: Adjust<'_>) -> Result<Arc<dyn Environment>> {

@@ -86,6 +86,10 @@ pub struct PlainConfig {
     pub env: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
+/// Where a sandbox whose scripts run as root keeps its things, if there is such a directory: a backend that makes machines can so
+/// give it room that nobody else fills.
+pub const PLACE: &str = "/.tierbox";
+
 /// What a transport may carry at once. What is larger goes in pieces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PlainLimits {

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use tierbox_core::{Error, ErrorKind, Result};
 
+use super::PLACE;
 use super::call::Caller;
 use super::script::PRELUDE;
 use super::words::Words;
@@ -48,7 +49,7 @@ missing=; for tool in {TOOLS}; do command -v $tool >/dev/null || missing=\"$miss
 me=$(id -u); echo \"uid=$me\"
 base=
 if [ \"$me\" = 0 ]; then
-  for dir in /var/lib /var/tmp /tmp /run; do
+  for dir in {PLACE} /var/lib /var/tmp /tmp /run; do
     if mkdir -m 700 $dir/tierbox-plain-{random} 2>/dev/null; then base=$dir/tierbox-plain-{random}; break; fi
   done
 else
