@@ -42,6 +42,9 @@ use tierbox::{Registry, Tierbox};
 use crate::args::{Cli, Command, ConfigCommand, Global, LogCommand};
 use crate::interrupt::{Failure, Interrupts};
 
+/// How long what was being written when a command failed or was interrupted is waited for.
+const LAST_WRITES: Duration = Duration::from_secs(1);
+
 /// How long the end of an interrupted start is waited for.
 const SETTLE: Duration = Duration::from_secs(10);
 
@@ -107,8 +110,8 @@ fn run(cli: Cli, registry: Registry) -> Result<u8, Failure> {
         std::mem::forget(context.client);
         outcome
     });
-    // A thread that reads this terminal would otherwise hold up the end.
-    runtime.shutdown_background();
+    // A copy that was interrupted takes its half file away again. Nothing else is waited for.
+    runtime.shutdown_timeout(if outcome.is_err() { LAST_WRITES } else { Duration::ZERO });
     outcome
 }
 

@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use serde_json::json;
-use tierbox::{Captured, Completed, Error, ErrorKind, ExecHandle, ExecRequest, ExecResult, Result, Stdin};
+use tierbox::{
+    ByteReader, Captured, Completed, Error, ErrorKind, ExecHandle, ExecRequest, ExecResult, OutputLimit, Result, Stdin,
+};
+use tokio::io::AsyncReadExt;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::actor::Actor;
@@ -56,12 +59,42 @@ pub(crate) async fn follow(handle: &mut dyn ExecHandle, is_terminal: bool) -> Re
     handle.wait().await
 }
 
+/// Prints a command's output until it ends, or until nobody reads what it prints: then `None`. It has its life to itself.
+pub(crate) async fn watch(handle: &mut dyn ExecHandle) -> Result<Option<Completed>> {
+    let stdout = streams::forward_output(handle.take_stdout(), Target::Stdout, false);
+    let stderr = streams::forward_output(handle.take_stderr(), Target::Stderr, false);
+    tokio::pin!(stdout, stderr);
+    let read_to_the_end = tokio::select! {
+        read = &mut stdout => read && stderr.await,
+        read = &mut stderr => read && stdout.await,
+    };
+    if read_to_the_end { handle.wait().await.map(Some) } else { Ok(None) }
+}
+
 /// Prints what is retained of a command's output, and nothing that it prints from now on.
 pub(crate) async fn print_retained(handle: &mut dyn ExecHandle) {
     let [stdout, stderr] = handle.retained().unwrap_or_default();
     let stdout = streams::forward_retained(handle.take_stdout(), Target::Stdout, stdout);
     let stderr = streams::forward_retained(handle.take_stderr(), Target::Stderr, stderr);
     tokio::join!(stdout, stderr);
+}
+
+/// What is retained of the output of a command that runs, as JSON, in the form of [`collect`]'s.
+pub(crate) async fn retained(handle: &mut dyn ExecHandle, about: serde_json::Value) -> serde_json::Value {
+    let [stdout, stderr] = handle.retained().unwrap_or_default();
+    let (stdout, stderr) = (read_some(handle.take_stdout(), stdout), read_some(handle.take_stderr(), stderr));
+    let (stdout, stderr) = tokio::join!(stdout, stderr);
+    json!({ "sandbox": about, "outcome": null, "stdout": captured(&stdout), "stderr": captured(&stderr) })
+}
+
+/// So much of a stream, or less if it ends.
+async fn read_some(from: Option<ByteReader>, count: u64) -> Captured {
+    let mut head = Vec::new();
+    if let Some(from) = from {
+        // What came before an error stands.
+        let _ = from.take(count).read_to_end(&mut head).await;
+    }
+    Captured { total: head.len() as u64, head, tail: Vec::new() }
 }
 
 /// Tells the command each new size of this terminal. Ends only by an error.
@@ -83,7 +116,12 @@ pub(crate) async fn collect(actor: &Actor, request: ExecRequest, about: serde_js
     if let Some(stdin) = handle.take_stdin() {
         streams::forward_input(stdin);
     }
-    let result = tierbox::collect(handle.as_mut(), actor.output_limit()).await?;
+    collected(handle.as_mut(), actor.output_limit(), about).await
+}
+
+/// Waits for the end of a command, prints what came of it as JSON, and returns the exit status.
+pub(crate) async fn collected(handle: &mut dyn ExecHandle, limit: OutputLimit, about: serde_json::Value) -> Result<u8> {
+    let result = tierbox::collect(handle, limit).await?;
     let status = exit::of_outcome(result.outcome());
     output::json(&describe(&result, status, about));
     Ok(status)

@@ -24,19 +24,22 @@ pub(crate) enum Target {
     Stderr,
 }
 
-/// Copies a command's output to the end. Control characters are neutralised on a terminal unless `raw`.
-pub(crate) async fn forward_output(reader: Option<ByteReader>, target: Target, raw: bool) {
-    let Some(mut reader) = reader else { return };
+/// Copies a command's output to the end, or until nobody reads it any more: then it returns false. Control characters are neutralised
+/// on a terminal unless `raw`.
+pub(crate) async fn forward_output(reader: Option<ByteReader>, target: Target, raw: bool) -> bool {
+    let Some(mut reader) = reader else { return true };
     let mut sink = Sink::new(target, raw);
     let mut chunk = vec![0; CHUNK];
     // What became of the machine when reading fails, the outcome tells.
     while let Ok(count @ 1..) = reader.read(&mut chunk).await {
         if let Err(error) = sink.write(&chunk[..count]).await {
             // Nobody reads us any more. Closing the command's pipe tells it so, as a shell's pipeline would.
-            return output::lost(&error);
+            output::lost(&error);
+            return false;
         }
     }
     sink.finish().await;
+    true
 }
 
 /// Copies the next so many bytes of a command's output: what a machine retained of it. A command that goes on printing is not

@@ -151,6 +151,38 @@ mod conformance {
     }
 
     #[test]
+    fn logs_are_data_too() {
+        let Some(state) = fixture() else { return };
+        let state = state.path().join("s");
+        let said = |args: &[&str]| {
+            let output = tierbox(&state).args(args).output().unwrap();
+            (output.status.code(), String::from_utf8(output.stdout).unwrap())
+        };
+        assert_eq!(said(&["up", "--name", "logs"]).0, Some(0));
+        let (_, id) = said(&["exec", "-d", "logs", "--", "/bin/sh", "-c", "echo here; sleep 1000"]);
+        let logs = |id: &str, more: &[&str]| {
+            let (status, text) = said(&[&["--json", "logs"], more, &["logs", id.trim()]].concat());
+            (status, serde_json::from_str::<serde_json::Value>(&text).unwrap())
+        };
+        let started = Instant::now();
+        while logs(&id, &[]).1["stdout"]["text"] != "here\n" {
+            assert!(started.elapsed() < LIMIT, "it prints nothing");
+        }
+        assert!(logs(&id, &[]).1["outcome"].is_null(), "it runs");
+        assert_eq!(said(&["kill", "logs", id.trim()]).0, Some(0));
+        let (status, ended) = logs(&id, &["-f"]);
+        assert_eq!((status, &ended["stdout"]["text"]), (Some(137), &serde_json::json!("here\n")), "{ended}");
+        // Somebody who has seen enough ends the watching, not the command.
+        let (_, id) = said(&["exec", "-d", "logs", "--", "/bin/sh", "-c", "while echo again; do sleep 0.05; done"]);
+        let mut watching = tierbox(&state).args(["logs", "-f", "logs", id.trim()]).stdout(Stdio::piped()).spawn().unwrap();
+        watching.stdout.take().unwrap().read_exact(&mut [0; 6]).unwrap();
+        assert!(end(&mut watching).success());
+        let after = logs(&id, &[]).1;
+        assert!(after["outcome"].is_null(), "it runs on: {after}");
+        assert_eq!(said(&["down", "logs"]).0, Some(0));
+    }
+
+    #[test]
     fn signals_end_the_tree_and_clean_up() {
         let Some(state) = fixture() else { return };
         for (signal, status) in [(Signal::INT, 130), (Signal::TERM, 143), (Signal::HUP, 129)] {

@@ -31,7 +31,8 @@ pub fn handle() -> Result<&'static Handle> {
 }
 
 fn start() -> std::io::Result<Handle> {
-    let runtime = Builder::new_current_thread().enable_all().build()?;
+    // Never dropped: where no thread is to be had, the caller may be inside another runtime, in which none may be.
+    let runtime = std::mem::ManuallyDrop::new(Builder::new_current_thread().enable_all().build()?);
     let handle = runtime.handle().clone();
     std::thread::Builder::new()
         .name("tierbox-driver".to_owned())

@@ -1,7 +1,7 @@
 //! `tierbox ps`, `logs` and `kill`.
 
 use serde_json::json;
-use tierbox::{Error, ErrorKind, ExecId, ExecInfo, ExecState, KillReason, Result, Running};
+use tierbox::{Error, ErrorKind, ExecId, ExecInfo, ExecState, KillReason, OnExceed, OutputLimit, Result, Running};
 
 use crate::args::{KillArgs, LogsArgs, PsArgs};
 use crate::interrupt::Failure;
@@ -25,13 +25,26 @@ pub(crate) async fn ps(context: &mut Context, args: PsArgs) -> Result<u8, Failur
 
 pub(crate) async fn logs(context: &mut Context, args: LogsArgs) -> Result<u8, Failure> {
     let client = context.client.clone();
+    let as_json = context.global.json;
     let work = async {
         let running = client.attach(&args.sandbox).await?;
         let exec = find(&running, &args.exec).await?;
-        let mut handle = running.sandbox().attach(exec.id, 0, 0).await?;
-        if args.follow || matches!(exec.state, ExecState::Ended(_)) {
-            let completed = session::follow(handle.as_mut(), false).await?;
-            return Ok(if args.follow { session::conclude(&completed) } else { 0 });
+        let sandbox = running.sandbox();
+        let mut handle = sandbox.attach(exec.id, 0, 0).await?;
+        let to_its_end = args.follow || matches!(exec.state, ExecState::Ended(_));
+        if as_json {
+            let about = json!({ "id": running.id(), "exec": exec.id.to_string() });
+            if !to_its_end {
+                output::json(&session::retained(handle.as_mut(), about).await);
+                return Ok(0);
+            }
+            let limit = OutputLimit { bytes: sandbox.limits().output, on_exceed: OnExceed::Truncate };
+            let status = session::collected(handle.as_mut(), limit, about).await?;
+            return Ok(if args.follow { status } else { 0 });
+        }
+        if to_its_end {
+            let completed = session::watch(handle.as_mut()).await?;
+            return Ok(completed.filter(|_| args.follow).as_ref().map_or(0, session::conclude));
         }
         session::print_retained(handle.as_mut()).await;
         Ok(0)

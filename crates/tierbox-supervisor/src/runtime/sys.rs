@@ -98,11 +98,12 @@ pub fn reset_signals() {
     }
 }
 
-/// Gives up a real-time policy and a raised priority that this process got from its caller: what runs in a sandbox weighs no more than
-/// any other process of its host, and a cgroup with a cpu limit takes it.
-pub fn ordinary_priority() {
+/// Gives up a real-time policy, a raised priority and an execution domain (`setarch -R` switches address randomisation off) that this
+/// process got from its caller: what runs in a sandbox weighs no more than any other process of its host, a cgroup with a cpu limit
+/// takes it, and its programs are placed at random.
+pub fn ordinary_process() {
     let ordinary = libc::sched_param { sched_priority: 0 };
-    // SAFETY: the first call takes no pointers, the second reads `ordinary`, which outlives it. Giving up is always permitted.
+    // SAFETY: `sched_setscheduler` reads `ordinary`, which outlives it; the others take no pointers. Giving up is always permitted.
     unsafe {
         if !matches!(libc::sched_getscheduler(0), libc::SCHED_OTHER | libc::SCHED_BATCH | libc::SCHED_IDLE) {
             libc::sched_setscheduler(0, libc::SCHED_OTHER, &raw const ordinary);
@@ -110,6 +111,7 @@ pub fn ordinary_priority() {
         if libc::getpriority(libc::PRIO_PROCESS, 0) < 0 {
             libc::setpriority(libc::PRIO_PROCESS, 0, 0);
         }
+        libc::personality(0);
     }
 }
 

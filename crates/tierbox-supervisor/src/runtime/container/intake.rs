@@ -25,7 +25,7 @@ pub fn take_channel() -> io::Result<Channel> {
     let socket = FileType::from_raw_mode(rustix::fs::fstat(&first)?.st_mode) == FileType::Socket;
     sys::close_from(FIRST_KEPT as u32);
     sys::reset_signals();
-    sys::ordinary_priority();
+    sys::ordinary_process();
     // No core files of this process or of what it runs, neither as files nor piped to a collector: the kernel takes 1 as
     // "never", while 0 still feeds a collector.
     forbid_cores()?;
@@ -61,7 +61,7 @@ fn forbid_cores() -> io::Result<()> {
 /// If there is no null device.
 pub fn settle_in_background() -> io::Result<()> {
     sys::reset_signals();
-    sys::ordinary_priority();
+    sys::ordinary_process();
     forbid_cores()?;
     rustix::process::chdir("/")?;
     null_standard_streams(false)
