@@ -97,9 +97,12 @@ impl AgentPolicy {
         let rules: Vec<&ProgramRule> = self.rules.iter().filter(|rule| rule.program.as_bytes() == program).collect();
         if !is_any && rules.is_empty() {
             let named = self.programs();
-            let named = if named.is_empty() { "none".to_owned() } else { named.join(", ") };
+            let help = match named.is_empty() {
+                true => "the profile names none: name them in tools.programs, or as [[tools.rules]]".to_owned(),
+                false => format!("call one of these by its full path: {}", named.join(", ")),
+            };
             return Err(denied(format!("T1 allows named programs only, and {} is not one of them", program.escape_ascii()))
-                .with_help(format!("call one of these by its full path: {named}")));
+                .with_help(help));
         }
         if request.user.is_some() {
             return Err(denied("T1 does not let the agent choose a user"));
