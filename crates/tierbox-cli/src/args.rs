@@ -139,6 +139,9 @@ pub(crate) enum LogCommand {
     Verify {
         /// The id of the run's sandbox, or the directory of the run
         run: String,
+        /// The hash of a line that was noted elsewhere, such as the last one: the log must still have it
+        #[arg(long, value_name = "HASH")]
+        head: Option<String>,
     },
     /// Print the operations of a run
     Show {

@@ -139,7 +139,7 @@ async fn dispatch(context: &mut Context, command: Command) -> Result<u8, Failure
         Command::Mcp(args) => commands::mcp::mcp(context, args).await,
         Command::Code(command) => commands::code::code(context, command).await,
         Command::Verify { profile } => commands::verify::verify(context, &profile).await,
-        Command::Log(LogCommand::Verify { run }) => Ok(commands::log::verify(context, &run)?),
+        Command::Log(LogCommand::Verify { run, head }) => Ok(commands::log::verify(context, &run, head.as_deref())?),
         Command::Log(LogCommand::Show { run }) => Ok(commands::log::print(context, &run)?),
         Command::Report { run, output } => Ok(commands::log::report(context, &run, output)?),
         Command::Doctor(args) => commands::doctor::doctor(context, args).await,

@@ -97,7 +97,8 @@ fn chain(html: &mut String, standing: &Standing) {
         "; the environment was not ended in order, or still runs</p>"
     });
     for problem in &standing.problems {
-        let _ = write!(html, "<p class=\"bad\">line {}: {}</p>", problem.line, escape(&problem.what));
+        let place = if problem.line == 0 { "the log".to_owned() } else { format!("line {}", problem.line) };
+        let _ = write!(html, "<p class=\"bad\">{place}: {}</p>", escape(&problem.what));
     }
 }
 

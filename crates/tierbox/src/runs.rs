@@ -7,12 +7,15 @@ use std::sync::Arc;
 
 use tierbox_core::{Audit, AuditEntry, Decision, EnvironmentSpec, Error, ErrorKind, Result, Secrets};
 use tierbox_lease::{Journal, check_id, remove_tree};
+use tierbox_verify::log::{Against, Standing, check_against};
 use tierbox_verify::{LogLimits, OperationLog, digest};
 
 use crate::memo::Memo;
 
 /// The directory of runs in a state directory.
 const RUNS: &str = "runs";
+/// The directory, beside that of runs, of the notes of where their logs end.
+const HEADS: &str = "heads";
 /// Runs that are kept. The oldest of those that have ended go first.
 const KEPT: usize = 200;
 /// The attestation's name.
@@ -26,9 +29,19 @@ pub(crate) fn directory(state: &Path, id: &str) -> Result<PathBuf> {
     Ok(state.join(RUNS).join(id))
 }
 
+/// Where the end of a run's log is noted; `None` for a directory that is not among runs.
+fn note(run: &Path) -> Option<PathBuf> {
+    let runs = run.parent().filter(|runs| runs.file_name().is_some_and(|name| name == RUNS))?;
+    Some(runs.parent()?.join(HEADS).join(run.file_name()?))
+}
+
 /// Opens the log of an environment.
 pub(crate) fn open(journal: &Journal, id: &str, secrets: Secrets, withhold: bool) -> Result<Arc<OperationLog>> {
-    let log = OperationLog::open(&directory(journal.state().path(), id)?, secrets, LogLimits::default())?;
+    let directory = directory(journal.state().path(), id)?;
+    let log = match note(&directory) {
+        Some(note) => OperationLog::open_kept(&directory, &note, secrets, LogLimits::default())?,
+        None => OperationLog::open(&directory, secrets, LogLimits::default())?,
+    };
     Ok(Arc::new(if withhold { log.withholding() } else { log }))
 }
 
@@ -54,7 +67,10 @@ fn prune(journal: &Journal) -> Result<()> {
     let living: Vec<String> = journal.list()?.entries.into_iter().map(|entry| entry.record.id).collect();
     let ended = runs.iter().filter(|(_, name)| !living.iter().any(|id| name == id.as_str()));
     for (_, name) in ended.take(runs.len() + 1 - KEPT) {
-        remove_tree(&root.join(name)).map_err(failed)?;
+        let run = root.join(name);
+        remove_tree(&run).map_err(failed)?;
+        // A note without a run says nothing.
+        let _ = note(&run).map(std::fs::remove_file);
     }
     Ok(())
 }
@@ -132,6 +148,17 @@ pub struct Run {
 }
 
 impl Run {
+    /// Checks the log: every line against the one before, every file against its line, and its end against where its writers
+    /// noted it. `noted` is the hash of a line that somebody wrote down, which must still be there.
+    ///
+    /// # Errors
+    /// What the file system says. What is wrong with the log is in the result.
+    pub fn check(&self, noted: Option<&str>) -> Result<Standing> {
+        let directory = self.directory.canonicalize().unwrap_or_else(|_| self.directory.clone());
+        let kept = note(&directory);
+        check_against(&directory, Against { kept: kept.as_deref(), noted })
+    }
+
     /// Reads what lies beside the log in the directory of a run.
     pub(crate) fn read(directory: PathBuf) -> Result<Self> {
         if !directory.join("log.jsonl").is_file() {

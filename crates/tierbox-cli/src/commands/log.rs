@@ -12,9 +12,9 @@ use crate::{Context, output, table};
 const CHANGED: u8 = 1;
 
 /// Checks a log.
-pub(crate) fn verify(context: &Context, run: &str) -> Result<u8> {
+pub(crate) fn verify(context: &Context, run: &str, noted: Option<&str>) -> Result<u8> {
     let run = context.client.run(run)?;
-    let standing = log::check(&run.directory)?;
+    let standing = run.check(noted)?;
     let intact = standing.is_intact() && run.attestation_matches;
     if context.global.json {
         let problems: Vec<_> = standing.problems.iter().map(|it| json!({ "line": it.line, "problem": it.what })).collect();
@@ -31,7 +31,8 @@ pub(crate) fn verify(context: &Context, run: &str) -> Result<u8> {
 
 fn show(standing: &Standing, run: &Run) {
     for problem in &standing.problems {
-        output::line(crate::neutral::text(&format!("line {}: {}", problem.line, problem.what)));
+        let place = if problem.line == 0 { "the log".to_owned() } else { format!("line {}", problem.line) };
+        output::line(crate::neutral::text(&format!("{place}: {}", problem.what)));
     }
     if !run.attestation_matches {
         output::line("the attestation is not the one that the log names");
@@ -86,7 +87,7 @@ fn row(record: &Record) -> Vec<String> {
 /// Renders a run as one page.
 pub(crate) fn report(context: &Context, run: &str, to: Option<PathBuf>) -> Result<u8> {
     let run = context.client.run(run)?;
-    let standing = log::check(&run.directory)?;
+    let standing = run.check(None)?;
     let records = log::read(&run.directory)?;
     let page = tierbox::verify::page(run.attestation.as_ref(), &records, &standing, &run.decisions);
     match to {

@@ -9,6 +9,7 @@ use sha2::{Digest, Sha256};
 use tierbox_core::{Error, ErrorKind, Result};
 
 use super::file::{GENESIS, Head, LONGEST_LINE, NAME};
+use super::kept;
 use super::line::hash;
 
 /// One line of a log.
@@ -32,8 +33,8 @@ pub struct Problem {
 /// What a check found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Standing {
-    /// Where the chain ends. Compare its hash with one that was noted elsewhere: lines that were cut off at the end in whole
-    /// leave no other trace.
+    /// Where the chain ends. Lines that were cut off at the end in whole leave no trace in the log itself: they are missed by
+    /// what was noted elsewhere, [`Against`].
     pub head: Head,
     /// Bytes of a last line that was being written when its writer died. No sign of tampering.
     pub torn: u64,
@@ -73,11 +74,31 @@ pub fn read(directory: &Path) -> Result<Vec<Record>> {
     Ok(records)
 }
 
-/// Checks the log in the directory of a run: every line against the one before, every file against its line.
+/// What the end of a log is compared with.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Against<'a> {
+    /// The file in which its writers note its end: that of [`OperationLog::open_kept`](super::OperationLog::open_kept).
+    pub kept: Option<&'a Path>,
+    /// The hash of some line that somebody wrote down: the log must still have that line.
+    pub noted: Option<&'a str>,
+}
+
+/// Checks the log in the directory of a run: every line against the one before, every file against its line. Lines that are
+/// missing at its end are not found: see [`check_against`].
 ///
 /// # Errors
 /// `NotFound`; `Io`. What is wrong with it is in the [`Standing`].
 pub fn check(directory: &Path) -> Result<Standing> {
+    check_against(directory, Against::default())
+}
+
+/// The same, with what is known of its end from elsewhere.
+///
+/// # Errors
+/// As [`check`].
+pub fn check_against(directory: &Path, against: Against<'_>) -> Result<Standing> {
+    // Before the log, to which somebody may add at this moment.
+    let kept = against.kept.map(kept::read).transpose();
     let mut standing = Standing {
         head: Head { lines: 0, hash: GENESIS.to_owned() },
         torn: 0,
@@ -86,19 +107,65 @@ pub fn check(directory: &Path) -> Result<Standing> {
         references: 0,
         problems: Vec::new(),
     };
+    let mut ends = Ends::new(against.noted);
     let torn = each(directory, |number, line| {
         let mut problems = Vec::new();
         match serde_json::from_slice::<Value>(line) {
-            Ok(value) => examine(&value, &mut standing, directory, &mut problems),
+            Ok(value) => {
+                ends.promised |= number == 1 && value["arguments"]["end-is-noted"] == true;
+                examine(&value, &mut standing, directory, &mut problems);
+            }
             Err(error) => problems.push(format!("it is not JSON: {error}")),
         }
         standing.head = Head { lines: standing.head.lines + 1, hash: hash(line) };
+        ends.pass(&standing.head, kept.as_ref().ok().and_then(|kept| kept.as_ref()?.as_ref()));
         let room = MOST_PROBLEMS.saturating_sub(standing.problems.len());
         standing.problems.extend(problems.into_iter().take(room).map(|what| Problem { line: number, what }));
         Ok(())
     })?;
     standing.torn = torn;
+    let missing = match kept {
+        Err(error) => Some(format!("the note of its end cannot be read: {error}")),
+        Ok(kept) => ends.missing(&standing.head, against.kept, kept.flatten()),
+    };
+    let unnoted = ends.noted.map(|hash| format!("it has no line with the hash {hash}, which was noted elsewhere"));
+    standing.problems.extend(missing.into_iter().chain(unnoted).map(|what| Problem { line: 0, what }));
     Ok(standing)
+}
+
+/// What is known of the end of a log from elsewhere, while it is read.
+struct Ends<'a> {
+    /// Whether the log says that its end is noted.
+    promised: bool,
+    /// The hash at the line where its end was noted.
+    there: Option<String>,
+    /// A hash that was noted elsewhere, until it is met.
+    noted: Option<&'a str>,
+}
+
+impl<'a> Ends<'a> {
+    fn new(noted: Option<&'a str>) -> Self {
+        Self { promised: false, there: None, noted }
+    }
+
+    fn pass(&mut self, head: &Head, kept: Option<&Head>) {
+        self.noted = self.noted.filter(|hash| *hash != head.hash);
+        if kept.is_some_and(|kept| kept.lines == head.lines) {
+            self.there = Some(head.hash.clone());
+        }
+    }
+
+    fn missing(&self, head: &Head, path: Option<&Path>, kept: Option<Head>) -> Option<String> {
+        let path = path?;
+        let Some(kept) = kept else {
+            return self.promised.then(|| format!("its end was noted in {}, and that is gone", path.display()));
+        };
+        if kept.lines > head.lines {
+            return Some(format!("it had {} lines, and {} are missing at its end", kept.lines, kept.lines - head.lines));
+        }
+        let same = kept.lines == 0 || self.there.as_ref() == Some(&kept.hash);
+        (!same).then(|| format!("its line {} is not the one that was noted", kept.lines))
+    }
 }
 
 fn examine(value: &Value, standing: &mut Standing, directory: &Path, problems: &mut Vec<String>) {

@@ -8,6 +8,7 @@ use std::path::Path;
 use rustix::fs::{FlockOperation, flock};
 use serde_json::{Map, Value, json};
 
+use super::kept::Kept;
 use super::line::hash;
 
 /// What the first line is chained to.
@@ -32,18 +33,41 @@ pub(super) struct Chain {
     file: File,
     length: u64,
     head: Head,
+    /// Where its end is noted besides.
+    kept: Option<Kept>,
 }
 
 impl Chain {
     /// Opens the log of a run, and goes on at its end. What a crash left of a last line is cut off, and that is recorded.
-    pub(super) fn open(directory: &Path) -> std::io::Result<Self> {
+    ///
+    /// # Errors
+    /// What the file system says; `InvalidData` if the log is not what it was when its end was noted in `kept`.
+    pub(super) fn open(directory: &Path, kept: Option<&Path>) -> std::io::Result<Self> {
         let mut builder = std::fs::DirBuilder::new();
         builder.recursive(true).mode(0o700).create(directory.join(OUTPUTS))?;
         let path = directory.join(NAME);
         let file = OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(path)?;
-        let mut chain = Self { file, length: 0, head: Head { lines: 0, hash: GENESIS.to_owned() } };
-        chain.locked(|chain| chain.catch_up())?;
+        let kept = kept.map(Kept::open).transpose()?;
+        let mut chain = Self { file, length: 0, head: Head { lines: 0, hash: GENESIS.to_owned() }, kept };
+        chain.locked(|chain| {
+            chain.catch_up()?;
+            chain.compare()
+        })?;
         Ok(chain)
+    }
+
+    /// Whether the end of the log was noted elsewhere.
+    pub(super) fn is_kept(&self) -> bool {
+        self.kept.is_some()
+    }
+
+    /// Goes on with no log whose end is not where it was noted: the note would then tell of the shorter one.
+    fn compare(&self) -> std::io::Result<()> {
+        let Some(noted) = self.kept.as_ref().map(Kept::read).transpose()?.flatten() else { return Ok(()) };
+        if noted.lines > self.head.lines || (noted.lines == self.head.lines && noted.hash != self.head.hash) {
+            return Err(cut_off());
+        }
+        Ok(())
     }
 
     pub(super) fn head(&self) -> &Head {
@@ -92,7 +116,8 @@ impl Chain {
         }
         self.length += lines.len() as u64;
         self.head = head;
-        Ok(())
+        // After the lines: a note that tells of lines which are not there would be taken for tampering.
+        self.kept.as_ref().map_or(Ok(()), |kept| kept.write(&self.head))
     }
 
     /// Finds the end of the chain again if somebody else wrote.
@@ -100,6 +125,9 @@ impl Chain {
         let length = self.file.metadata()?.len();
         if length == self.length {
             return Ok(());
+        }
+        if length < self.length {
+            return Err(cut_off());
         }
         let mut end = self.last_line(length)?;
         if end.torn > 0 {
@@ -134,6 +162,10 @@ impl Chain {
         };
         Ok(End { head, torn: torn.len() as u64, torn_hash: hash(torn) })
     }
+}
+
+fn cut_off() -> std::io::Error {
+    std::io::Error::new(std::io::ErrorKind::InvalidData, "lines at its end were cut off or changed by somebody else")
 }
 
 struct End {

@@ -6,6 +6,7 @@
 
 mod check;
 mod file;
+mod kept;
 mod line;
 
 use std::path::{Path, PathBuf};
@@ -15,7 +16,7 @@ use std::thread::JoinHandle;
 use serde_json::json;
 use tierbox_core::{Audit, AuditEntry, Error, ErrorKind, Result, Secrets};
 
-pub use check::{Problem, Record, Standing, check, read};
+pub use check::{Against, Problem, Record, Standing, check, check_against, read};
 pub use file::Head;
 use file::{Chain, NAME, OUTPUTS};
 pub(crate) use line::hash;
@@ -74,14 +75,27 @@ impl OperationLog {
     /// # Errors
     /// What the file system says.
     pub fn open(directory: &Path, secrets: Secrets, limits: LogLimits) -> Result<Self> {
+        Self::begin(directory, None, secrets, limits)
+    }
+
+    /// The same, and after every line the log's end is noted in a file elsewhere (`kept`), by which [`check_against`] finds lines
+    /// that were cut off.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open); also if the log does not end where it was noted.
+    pub fn open_kept(directory: &Path, kept: &Path, secrets: Secrets, limits: LogLimits) -> Result<Self> {
+        Self::begin(directory, Some(kept), secrets, limits)
+    }
+
+    fn begin(directory: &Path, kept: Option<&Path>, secrets: Secrets, limits: LogLimits) -> Result<Self> {
         let failed = |error| Error::io("open operation log", error).with_context("path", directory.join(NAME).display());
-        let mut chain = Chain::open(directory).map_err(failed)?;
+        let mut chain = Chain::open(directory, kept).map_err(failed)?;
         let is_new = chain.head().lines == 0;
         if is_new {
             let header = json!({"operation": "lifecycle", "principal": "tierbox", "outcome": {"status": "done"},
                 "time": crate::clock::text(std::time::SystemTime::now()),
                 "arguments": {"step": "log", "format": "tierbox-operation-log", "version": 1,
-                    "tierbox": env!("CARGO_PKG_VERSION")}});
+                    "tierbox": env!("CARGO_PKG_VERSION"), "end-is-noted": chain.is_kept()}});
             let make = |_: &(), _| Ok(header.as_object().cloned().unwrap_or_default());
             chain.append(&mut vec![()], make).map_err(failed)?;
         }

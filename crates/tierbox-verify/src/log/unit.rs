@@ -132,3 +132,71 @@ fn commands_without_an_end_are_told() {
     assert_eq!(standing.unfinished, [ExecId([2; 16]).to_string()]);
     assert!(!standing.ended);
 }
+
+/// A log whose end is noted elsewhere, with three entries.
+fn kept() -> (tempfile::TempDir, PathBuf, PathBuf) {
+    let directory = tempfile::tempdir().unwrap();
+    let (run, note) = (directory.path().join("run"), directory.path().join("heads/run"));
+    let log = OperationLog::open_kept(&run, &note, Secrets::new(), LogLimits::default()).unwrap();
+    ["a", "b", "c"].into_iter().for_each(|text| log.record(entry(text)));
+    drop(log);
+    (directory, run, note)
+}
+
+fn cut(run: &Path, lines: usize) {
+    let text = std::fs::read_to_string(run.join(NAME)).unwrap();
+    let kept: String = text.lines().take(lines).map(|line| format!("{line}\n")).collect();
+    std::fs::write(run.join(NAME), kept).unwrap();
+}
+
+#[test]
+fn lines_that_are_cut_off_at_the_end_are_missed() {
+    let (_directory, run, note) = kept();
+    let against = Against { kept: Some(&note), noted: None };
+    assert!(check_against(&run, against).unwrap().is_intact());
+    assert_eq!(std::fs::metadata(&note).unwrap().permissions().mode() & 0o777, 0o600);
+    for lines in [3, 1, 0] {
+        let (_directory, run, note) = kept();
+        cut(&run, lines);
+        assert!(check(&run).unwrap().is_intact(), "the log alone shows it, and need not be compared");
+        let problems = check_against(&run, Against { kept: Some(&note), noted: None }).unwrap().problems;
+        assert_eq!(problems.len(), 1, "{problems:?}");
+        assert!(problems[0].what.contains(&format!("{} are missing at its end", 4 - lines)), "{problems:?}");
+        // Nobody goes on with it, which would note its new end.
+        assert!(OperationLog::open_kept(&run, &note, Secrets::new(), LogLimits::default()).is_err());
+    }
+}
+
+#[test]
+fn a_note_that_is_gone_or_of_another_log_is_found() {
+    let (_directory, run, note) = kept();
+    let other = std::fs::read_to_string(&note).unwrap().replace(['0', '1', '2'], "3");
+    std::fs::write(&note, format!("{:020}{}", 4, &other[20..])).unwrap();
+    let found = check_against(&run, Against { kept: Some(&note), noted: None }).unwrap();
+    assert!(found.problems[0].what.contains("its line 4 is not the one"), "{found:?}");
+    std::fs::write(&note, "nonsense").unwrap();
+    assert!(!check_against(&run, Against { kept: Some(&note), noted: None }).unwrap().is_intact());
+    std::fs::remove_file(&note).unwrap();
+    let found = check_against(&run, Against { kept: Some(&note), noted: None }).unwrap();
+    assert!(found.problems[0].what.contains("that is gone"), "{found:?}");
+}
+
+#[test]
+fn a_hash_that_was_written_down_must_still_be_there() {
+    let (_directory, run, _) = kept();
+    let head = check(&run).unwrap().head;
+    assert!(check_against(&run, Against { kept: None, noted: Some(&head.hash) }).unwrap().is_intact());
+    cut(&run, 3);
+    assert!(!check_against(&run, Against { kept: None, noted: Some(&head.hash) }).unwrap().is_intact());
+}
+
+#[test]
+fn a_log_that_shrinks_while_it_is_written_is_not_gone_on_with() {
+    let directory = tempfile::tempdir().unwrap();
+    let log = open(directory.path());
+    log.record(entry("a"));
+    log.flush(false).unwrap();
+    cut(directory.path(), 1);
+    log.record(entry("b"));
+    assert!(log.flush(false).unwrap_err().message().contains("cut off"));
+}
