@@ -34,7 +34,7 @@ fn run() -> std::process::ExitCode {
 mod world {
     use std::sync::Arc;
 
-    use tierbox::{Backend, Environment, NetworkSpec};
+    use tierbox::{Backend, Environment};
     use tierbox_testkit::{Absence, Adjust, BackendFactory, Factory, world};
 
     use crate::support::engines::{self, DEBIAN};
@@ -45,7 +45,7 @@ mod world {
     pub fn factory() -> Arc<dyn Factory> {
         let backend: Arc<dyn Backend> = Arc::new(tierbox::docker::DockerBackend::new());
         let mut spec = engines::docker_spec(ENGINE, "docker-web", DEBIAN);
-        spec.network = NetworkSpec { allow: world::ALLOWED.iter().map(|name| (*name).to_owned()).collect() };
+        spec.network.allow = world::ALLOWED.iter().map(|name| (*name).to_owned()).collect();
         Arc::new(InWorld(BackendFactory::new(ENGINE, backend, spec, engines::address(ENGINE).err())))
     }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use libtest_mimic::{Failed, Trial};
-use tierbox::{Backend, Environment, ExecRequest, ExecResult, Hold, NetworkSpec, SandboxExt, Verdict};
+use tierbox::{Backend, Environment, ExecRequest, ExecResult, Hold, SandboxExt, Verdict};
 use tierbox_testkit::{Absence, Adjust, BackendFactory, Factory, world};
 
 use crate::support;
@@ -15,7 +15,7 @@ use crate::support;
 pub fn factory() -> Arc<dyn Factory> {
     let backend: Arc<dyn Backend> = Arc::new(tierbox::local::LocalBackend::new());
     let mut spec = support::spec("local-web");
-    spec.network = NetworkSpec { allow: world::ALLOWED.iter().map(|name| (*name).to_owned()).collect() };
+    spec.network.allow = world::ALLOWED.iter().map(|name| (*name).to_owned()).collect();
     Arc::new(InWorld(BackendFactory::new("local-container", backend, spec, None)))
 }
 

@@ -6,7 +6,7 @@ use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::Duration;
 
 use libtest_mimic::Trial;
-use tierbox::{ExecRequest, Hold, NetworkSpec, Sandbox, SandboxExt, StartOptions, Verdict};
+use tierbox::{ExecRequest, Hold, Sandbox, SandboxExt, StartOptions, Verdict};
 
 use crate::machines::{host_addresses, reaches_host};
 use crate::support::again;
@@ -98,7 +98,7 @@ async fn page(machine: &dyn Sandbox, host: &str) -> Result<String, String> {
 async fn inside(world: &World) -> Outcome {
     let _server = Server::start(&world.files)?;
     let mut spec = world.spec("vagrant-basic", &[("tier", "T0.H3.N1")]);
-    spec.network = NetworkSpec { allow: vec!["index.test".to_owned()] };
+    spec.network.allow = vec!["index.test".to_owned()];
     let mut detached = spec.clone();
     detached.hold = Hold::Kept;
     if world.client.start_spec(detached, StartOptions::new().hold(Hold::Kept)).await.is_ok() {

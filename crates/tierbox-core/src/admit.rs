@@ -155,12 +155,23 @@ fn check_features(spec: &EnvironmentSpec, capabilities: &Capabilities) -> Result
         "mounting host directories writable"
     } else if !spec.files.is_empty() && !can_copy {
         "copying files in"
+    } else if spec.network.apart && !capabilities.machines_apart {
+        return Err(apart_refused(spec));
     } else if spec.hold != Hold::Process && !capabilities.detached {
         "a detached environment"
     } else {
         return Ok(());
     };
     Err(Error::unsupported("start environment", missing).with_backend(spec.backend.clone()))
+}
+
+fn apart_refused(spec: &EnvironmentSpec) -> Error {
+    let message = "network.between-machines = false asks that the machines of one environment do not reach each other, and this \
+                   backend has one machine or cannot keep several apart";
+    Error::new(ErrorKind::TierRefused, "check profile", message)
+        .with_backend(spec.backend.clone())
+        .with_context("profile", &spec.profile)
+        .with_help("leave the key out, or use environments of their own for what must not meet")
 }
 
 #[cfg(test)]
@@ -230,6 +241,15 @@ mod unit {
         assert_eq!(refusal(&mounted, &container()).0, ErrorKind::Unsupported);
         let detached = EnvironmentSpec { hold: Hold::Kept, ..spec("T0.H1.N2") };
         assert_eq!(refusal(&detached, &container()).0, ErrorKind::Unsupported);
+    }
+
+    #[test]
+    fn machines_are_kept_apart_where_that_can_be_enforced() {
+        let mut apart = spec("T0.H1.N2");
+        apart.network.apart = true;
+        let (kind, text) = refusal(&apart, &container());
+        assert!(kind == ErrorKind::TierRefused && text.contains("between-machines"), "{text}");
+        Capabilities { machines_apart: true, ..container() }.admit(&apart).unwrap();
     }
 
     #[test]

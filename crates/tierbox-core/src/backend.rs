@@ -38,6 +38,10 @@ pub struct CopyIn {
 pub struct NetworkSpec {
     /// Names that N1 allows.
     pub allow: Vec<String>,
+    /// Whether the machines of one environment are kept from each other. By default they reach each other as the backend's own
+    /// files (a compose file, a Vagrantfile) say.
+    #[serde(default)]
+    pub apart: bool,
 }
 
 /// What an environment should be: a profile after all layers are applied, its secrets read.

@@ -112,6 +112,9 @@ pub struct Capabilities {
     pub mounts: MountSupport,
     /// Several machines in one environment.
     pub multi_machine: bool,
+    /// Several machines that cannot reach each other.
+    #[serde(default)]
+    pub machines_apart: bool,
     /// An environment can outlive the process that started it.
     pub detached: bool,
     /// A running environment can be saved, and put back to what was saved.
@@ -145,6 +148,7 @@ impl Capabilities {
             dial: false,
             mounts: MountSupport::None,
             multi_machine: false,
+            machines_apart: false,
             detached: false,
             snapshots: false,
             limits: LimitCapabilities::default(),

@@ -57,6 +57,7 @@ pub fn capabilities(plan: &Plan) -> Capabilities {
         dial: true,
         mounts: MountSupport::ReadOnly,
         multi_machine: plan.machines.len() > 1,
+        machines_apart: false,
         detached: true,
         snapshots: false,
         limits: LimitCapabilities {

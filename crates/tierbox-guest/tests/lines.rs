@@ -38,6 +38,7 @@ fn capabilities() -> Capabilities {
         dial: true,
         mounts: MountSupport::None,
         multi_machine: false,
+        machines_apart: false,
         detached: false,
         snapshots: false,
         limits: LimitCapabilities::default(),

@@ -111,6 +111,9 @@ pub(crate) struct NetworkDocument {
     /// A TOML file in which each key is a group's name and each value a list of names: `python = ["index.example.org"]`.
     #[schemars(extend("x-path" = true))]
     pub groups: Option<String>,
+    /// Whether the machines of one environment may reach each other, as far as the backend's own files (a compose file, a
+    /// Vagrantfile) join them. `false` is refused where it cannot be enforced. Default: true.
+    pub between_machines: Option<bool>,
 }
 
 /// What the tooling axis allows.

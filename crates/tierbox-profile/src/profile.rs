@@ -177,7 +177,10 @@ impl Profile {
             user: settings.user.clone(),
             mounts: settings.mounts.clone(),
             files: settings.files.clone(),
-            network: NetworkSpec { allow: groups::expand(&settings.allow, settings.groups.as_deref())? },
+            network: NetworkSpec {
+                allow: groups::expand(&settings.allow, settings.groups.as_deref())?,
+                apart: !settings.between_machines,
+            },
             settings: self.table(&mut secrets)?,
             verify: settings.verify,
             base_dir: self.base.clone(),

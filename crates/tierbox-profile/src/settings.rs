@@ -35,6 +35,8 @@ pub(crate) struct Settings {
     pub allow: Vec<String>,
     /// The file of the groups that `allow` names.
     pub groups: Option<PathBuf>,
+    /// Whether machines of one environment may reach each other.
+    pub between_machines: bool,
     pub programs: Vec<String>,
     pub agent: AgentSettings,
     pub code: CodeSettings,
@@ -68,6 +70,7 @@ impl Settings {
             env: BTreeMap::new(),
             allow: Vec::new(),
             groups: None,
+            between_machines: true,
             programs: Vec::new(),
             agent: AgentSettings::default(),
             code: CodeSettings::default(),
@@ -103,6 +106,7 @@ impl Settings {
         }
         add("network.allow", list(&self.allow));
         add("network.groups", self.groups.as_ref().map_or_else(none, |path| path.display().to_string()));
+        add("network.between-machines", self.between_machines.to_string());
         add("tools.programs", list(&self.programs));
         for (key, value) in crate::agent::entries(&self.agent, &self.code) {
             add(key, value);
@@ -193,6 +197,7 @@ pub(crate) fn resolve(document: Document, tables: BTreeMap<String, Value>, compl
         env: document.env.unwrap_or_default().into_iter().map(read_env).collect(),
         allow: network.allow.unwrap_or_default(),
         groups: network.groups.map(PathBuf::from),
+        between_machines: network.between_machines.unwrap_or(true),
         programs: tools.programs.unwrap_or_default(),
         agent: crate::agent::agent(tools.rules, tools.approvals, reader.complaints),
         code: crate::agent::code(document.code.unwrap_or_default(), reader.complaints),

@@ -121,6 +121,9 @@ impl Changes {
                 self.add("network.allow", "not allowed", name);
             }
         }
+        if after.between_machines && !before.between_machines {
+            self.add("network.between-machines", false, true);
+        }
         let named = after.allow.iter().any(|name| name.starts_with('@'));
         if !all_before && named && before.groups != after.groups {
             let shown =

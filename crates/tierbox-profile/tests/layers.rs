@@ -105,7 +105,7 @@ mod unit {
     #[test]
     fn layers_above_the_profile_only_tighten() {
         let world = World::new();
-        let profile = "tier = \"T1.H1.N1\"\nuser = \"agent\"\nnetwork.allow = [\"*.example.org\"]\ntools.programs = [\"/bin/ls\"]\n\
+        let profile = "tier = \"T1.H1.N1\"\nuser = \"agent\"\nnetwork.allow = [\"*.example.org\"]\nnetwork.between-machines = false\ntools.programs = [\"/bin/ls\"]\n\
                        [limits]\nmemory = \"1GiB\"\npids = { max = 10, enforce = \"best\" }\nlifetime = \"1h\"\n\
                        [[mounts]]\nhost = \"/opt\"\nguest = \"/opt\"\n";
         world.write("here/p.toml", profile);
@@ -125,6 +125,7 @@ mod unit {
             ("writable-mounts", "writable-mounts=true"),
             ("network.allow", "network.allow=[\"example.com\"]"),
             ("network.allow", "network.allow=[\"*.example.com\"]"),
+            ("network.between-machines", "network.between-machines=true"),
             ("tools.programs", "tools.programs=[\"/bin/true\"]"),
             ("mounts", "mounts=[{ host = \"/opt\", guest = \"/opt\", writable = true }]"),
             ("mounts", "mounts=[{ host = \"/srv\", guest = \"/opt\" }]"),

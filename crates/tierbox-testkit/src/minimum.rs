@@ -24,6 +24,7 @@ pub fn local_process() -> Capabilities {
         dial: true,
         mounts: MountSupport::None,
         multi_machine: false,
+        machines_apart: false,
         detached: true,
         snapshots: false,
         limits: LimitCapabilities { file_size: true, open_files: true, ..LimitCapabilities::default() },

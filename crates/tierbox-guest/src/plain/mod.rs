@@ -61,6 +61,7 @@ pub fn capabilities(host: HostIsolation, networks: Vec<Network>, locality: Local
         dial: false,
         mounts: MountSupport::None,
         multi_machine: false,
+        machines_apart: false,
         detached: false,
         snapshots: false,
         limits: LimitCapabilities { file_size: true, open_files: true, ..LimitCapabilities::default() },
