@@ -66,7 +66,7 @@ pub use report::{Applied, LimitReport, Mechanism, Report};
 pub use sandbox::{Connection, DialTarget, Environment, Sandbox};
 pub use secrets::{Secrets, names_a_secret};
 pub use tier::{HostIsolation, Network, Tier, Tooling};
-pub use twin::Lifted;
+pub use twin::{CanaryName, Lifted};
 
 #[doc(hidden)]
 pub use inventory;

@@ -1,5 +1,6 @@
 //! Handles on what runs: a machine, and the environment it belongs to.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -200,6 +201,13 @@ pub trait Environment: Send + Sync {
     /// What the file system says of the log.
     async fn decisions(&self) -> Result<Vec<Decision>> {
         Ok(Vec::new())
+    }
+
+    /// What it was made of that its specification does not tell: the digest of its root or images, the version of its engine.
+    /// A record of a verification counts for environments that were made of the same alone. `None`, by default, if that is
+    /// not known: every start is then verified anew.
+    fn identity(&self) -> Option<BTreeMap<String, String>> {
+        None
     }
 
     /// The primary machine.

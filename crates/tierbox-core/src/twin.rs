@@ -1,5 +1,6 @@
 //! Twins: environments in which one rule is lifted, so that verification sees what its probes would find without it.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -30,6 +31,17 @@ pub enum Lifted {
         /// Where it is inside, absolute.
         guest: String,
     },
+    /// The N1 gateway lists these names beside the profile's own, and leads them to listeners of verification's.
+    Names(Vec<CanaryName>),
+}
+
+/// A name of verification's own, which a twin's gateway lists. It leads to one listener on this host, and nothing else there.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct CanaryName {
+    /// As an entry of `network.allow`. It names a port, or a scheme that has a usual one.
+    pub rule: String,
+    /// What is dialled for this name and port.
+    pub leads_to: SocketAddr,
 }
 
 impl Lifted {
@@ -44,6 +56,7 @@ impl Lifted {
             Self::NoNewPrivs => "no_new_privs",
             Self::Seccomp => "seccomp",
             Self::Mount { .. } => "mount",
+            Self::Names(_) => "names",
         }
     }
 }

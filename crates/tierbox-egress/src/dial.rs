@@ -2,13 +2,13 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::{IpAddr, ToSocketAddrs};
-use std::sync::{Mutex, PoisonError};
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use tokio::net::TcpStream;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, oneshot};
 use tokio::time::timeout;
 
 /// How long a name may take to resolve.
@@ -26,8 +26,15 @@ const MOST_KEPT: usize = 256;
 /// The most addresses of a name that are tried.
 const MOST_TRIED: usize = 4;
 
-/// The most names that one sandbox resolves at once, so that slow ones do not keep others waiting.
+/// The most names that one sandbox resolves at once. The system's resolver cannot be interrupted, so a place is taken until it
+/// has answered, however long ago whoever asked gave up: a sandbox that asks for slow names waits for itself and nobody else.
 const MOST_LOOKUPS: usize = 4;
+
+/// The stack of a thread that resolves a name: the C library and its modules are modest.
+const STACK: usize = 512 << 10;
+
+/// Names and ports that lead to an address of this host's, in a twin.
+pub(crate) type Leads = HashMap<(String, u16), SocketAddr>;
 
 /// Turns names into addresses.
 #[async_trait]
@@ -47,16 +54,21 @@ pub struct SystemResolver;
 impl Resolver for SystemResolver {
     async fn resolve(&self, name: &str) -> io::Result<Vec<IpAddr>> {
         let name = name.to_owned();
-        let resolved = tokio::task::spawn_blocking(move || {
-            let listed = std::fs::read_to_string("/etc/hosts").map(|hosts| listed(&hosts, &name)).unwrap_or_default();
-            if !listed.is_empty() {
-                return Ok(listed);
-            }
-            // The dot keeps the resolver from trying the name below the host's own domains.
-            Ok((format!("{name}."), 0).to_socket_addrs()?.map(|address| address.ip()).collect())
-        });
-        resolved.await.map_err(io::Error::other)?
+        let (answer, answered) = oneshot::channel();
+        // A thread for each: how many there are is bounded by whoever asks, and one sandbox's take none from another's.
+        let work = move || drop(answer.send(look_up(&name)));
+        std::thread::Builder::new().name("tierbox-resolve".into()).stack_size(STACK).spawn(work)?;
+        answered.await.map_err(io::Error::other)?
     }
+}
+
+fn look_up(name: &str) -> io::Result<Vec<IpAddr>> {
+    let listed = std::fs::read_to_string("/etc/hosts").map(|hosts| listed(&hosts, name)).unwrap_or_default();
+    if !listed.is_empty() {
+        return Ok(listed);
+    }
+    // The dot keeps the resolver from trying the name below the host's own domains.
+    Ok((format!("{name}."), 0).to_socket_addrs()?.map(|address| address.ip()).collect())
 }
 
 /// The addresses of a name in a file like `/etc/hosts`.
@@ -80,19 +92,26 @@ pub(crate) enum DialError {
 
 /// Dials for one sandbox.
 pub(crate) struct Dialer {
-    resolver: std::sync::Arc<dyn Resolver>,
+    resolver: Arc<dyn Resolver>,
     refused: fn(IpAddr) -> Option<&'static str>,
+    leads: Leads,
     kept: Mutex<HashMap<String, (Instant, Vec<IpAddr>)>>,
-    lookups: Semaphore,
+    lookups: Arc<Semaphore>,
+    patience: Duration,
 }
 
 impl Dialer {
-    pub(crate) fn new(resolver: std::sync::Arc<dyn Resolver>, refused: fn(IpAddr) -> Option<&'static str>) -> Self {
-        Self { resolver, refused, kept: Mutex::default(), lookups: Semaphore::new(MOST_LOOKUPS) }
+    pub(crate) fn new(resolver: Arc<dyn Resolver>, refused: fn(IpAddr) -> Option<&'static str>, leads: Leads) -> Self {
+        let lookups = Arc::new(Semaphore::new(MOST_LOOKUPS));
+        Self { resolver, refused, leads, kept: Mutex::default(), lookups, patience: RESOLVE }
     }
 
     /// A connection to a name, and the address that it leads to.
     pub(crate) async fn dial(&self, name: &str, port: u16) -> Result<(TcpStream, IpAddr), DialError> {
+        if let Some(canary) = self.leads.get(&(name.to_owned(), port)) {
+            let failed = |error: io::Error| DialError::Failed(Some(canary.ip()), error.to_string());
+            return Ok((TcpStream::connect(canary).await.map_err(failed)?, canary.ip()));
+        }
         let addresses = self.addresses(name).await.map_err(|why| DialError::Failed(None, why))?;
         let mut last = DialError::Failed(None, "the name has no address".to_owned());
         for address in addresses.into_iter().take(MOST_TRIED) {
@@ -120,11 +139,7 @@ impl Dialer {
         if let Some(addresses) = self.kept(name) {
             return Ok(addresses);
         }
-        let work = async {
-            let _place = self.lookups.acquire().await;
-            self.resolver.resolve(name).await
-        };
-        let addresses = match timeout(RESOLVE, work).await {
+        let addresses = match timeout(self.patience, self.look_up(name)).await {
             Ok(Ok(addresses)) => addresses,
             Ok(Err(error)) => return Err(format!("the name cannot be resolved: {error}")),
             Err(_) => return Err("the name was not resolved in time".to_owned()),
@@ -137,6 +152,17 @@ impl Dialer {
         Ok(addresses)
     }
 
+    /// Resolves a name once there is a place. The place is the lookup's, not the caller's: who gives up leaves it taken.
+    async fn look_up(&self, name: &str) -> io::Result<Vec<IpAddr>> {
+        let place = self.lookups.clone().acquire_owned().await.map_err(io::Error::other)?;
+        let (resolver, name) = (self.resolver.clone(), name.to_owned());
+        let lookup = tokio::spawn(async move {
+            let _place = place;
+            resolver.resolve(&name).await
+        });
+        lookup.await.map_err(io::Error::other)?
+    }
+
     fn kept(&self, name: &str) -> Option<Vec<IpAddr>> {
         let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         kept.get(name).filter(|(since, _)| since.elapsed() < KEPT).map(|(_, addresses)| addresses.clone())
@@ -145,7 +171,51 @@ impl Dialer {
 
 #[cfg(test)]
 mod unit {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use super::*;
+
+    /// A resolver that never answers for slow names, whoever stops waiting, and counts them.
+    #[derive(Default)]
+    struct Slow(AtomicUsize);
+
+    #[async_trait]
+    impl Resolver for Slow {
+        async fn resolve(&self, name: &str) -> io::Result<Vec<IpAddr>> {
+            if name.starts_with("slow") {
+                self.0.fetch_add(1, Ordering::SeqCst);
+                std::future::pending::<()>().await;
+            }
+            Err(io::Error::other("no such name"))
+        }
+    }
+
+    #[test]
+    fn slow_names_of_one_sandbox_keep_their_places_and_nobody_else_waits() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let resolver = Arc::new(Slow::default());
+            let dialer = || {
+                let mut dialer = Dialer::new(resolver.clone(), |_| None, Leads::new());
+                dialer.patience = Duration::from_millis(50);
+                Arc::new(dialer)
+            };
+            let (hostile, other) = (dialer(), dialer());
+            let asked = (0..40).map(|number| {
+                let hostile = hostile.clone();
+                tokio::spawn(async move { hostile.dial(&format!("slow{number}.test"), 80).await.map(drop) })
+            });
+            for one in asked.collect::<Vec<_>>() {
+                let refused = one.await.unwrap().unwrap_err();
+                assert_eq!(refused, DialError::Failed(None, "the name was not resolved in time".to_owned()));
+            }
+            // All gave up, and the lookups still run: no more of them were begun than there are places.
+            assert_eq!(resolver.0.load(Ordering::SeqCst), MOST_LOOKUPS);
+            let quick = |dialer: Arc<Dialer>| async move { dialer.dial("quick.test", 80).await.map(drop).unwrap_err() };
+            assert_eq!(quick(other).await, DialError::Failed(None, "the name cannot be resolved: no such name".to_owned()));
+            assert_eq!(quick(hostile).await, DialError::Failed(None, "the name was not resolved in time".to_owned()));
+        });
+    }
 
     #[test]
     fn hosts_are_found_by_whole_names() {

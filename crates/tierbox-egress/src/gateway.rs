@@ -1,25 +1,26 @@
 //! The gateway of one sandbox.
 
+use std::collections::HashMap;
 use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock};
 
-use tierbox_core::{Decision, Error, ErrorKind, Result};
+use tierbox_core::{AllowRule, CanaryName, Decision, Error, ErrorKind, Result};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::watch;
 
 use crate::budget::Budget;
-use crate::dial::{Dialer, Resolver, SystemResolver};
+use crate::dial::{Dialer, Leads, Resolver, SystemResolver};
 use crate::log::{Log, read};
 use crate::room::Room;
 use crate::rules::Rules;
 use crate::serve::{Guard, connections, datagrams};
 use crate::sockets::{Plan, Sockets};
 
-/// Threads that serve, and threads that resolve names.
-const THREADS: (usize, usize) = (2, 64);
+/// Threads that serve. Names are resolved on threads of each sandbox's own.
+const THREADS: usize = 2;
 
 /// What a gateway is made of.
 #[derive(Clone)]
@@ -34,12 +35,34 @@ pub struct Config {
     pub log: PathBuf,
     /// How names are resolved.
     pub resolver: Arc<dyn Resolver>,
+    pub(crate) leads: Leads,
 }
 
 impl Config {
     /// A configuration with this host's resolver.
     pub fn new(sandbox: &str, rules: Rules, plan: Plan, log: &Path) -> Self {
-        Self { sandbox: sandbox.to_owned(), rules, plan, log: log.to_owned(), resolver: Arc::new(SystemResolver) }
+        Self {
+            sandbox: sandbox.to_owned(),
+            rules,
+            plan,
+            log: log.to_owned(),
+            resolver: Arc::new(SystemResolver),
+            leads: HashMap::new(),
+        }
+    }
+
+    /// Leads names of verification's own to its listeners, for a twin: those ports of those names are dialled there, and need no
+    /// resolver. The rules must list them too.
+    ///
+    /// # Errors
+    /// `InvalidProfile` for an entry that is no rule.
+    pub fn with_canaries(mut self, names: &[CanaryName]) -> Result<Self> {
+        for canary in names {
+            let rule: AllowRule = canary.rule.parse()?;
+            let ports = rule.ports();
+            self.leads.extend(ports.into_iter().map(|port| ((rule.name().to_owned(), port), canary.leads_to)));
+        }
+        Ok(self)
     }
 }
 
@@ -69,7 +92,7 @@ impl Gateway {
             sandbox: config.sandbox,
             rules: config.rules,
             address: config.plan.address(),
-            dialer: Dialer::new(config.resolver, refused),
+            dialer: Dialer::new(config.resolver, refused, config.leads),
             share: budget().share(),
             asked: AtomicU64::new(0),
         });
@@ -111,10 +134,9 @@ fn runtime() -> io::Result<&'static Runtime> {
     if let Some(runtime) = RUNTIME.get() {
         return Ok(runtime);
     }
-    let (workers, resolvers) = THREADS;
     let made = Builder::new_multi_thread()
-        .worker_threads(workers)
-        .max_blocking_threads(resolvers)
+        .worker_threads(THREADS)
+        .max_blocking_threads(1)
         .thread_name("tierbox-egress")
         .enable_all()
         .build()?;

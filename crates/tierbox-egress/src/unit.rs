@@ -96,13 +96,8 @@ fn stage(rules: &[String], names: &[(&str, &[&str])], refused: fn(IpAddr) -> Opt
         // The server's port, as if it were the one that the client came to.
         listeners: vec![(Role::Proxy, proxy), (Role::Port(port), http), (Role::Port(port), tls)],
     };
-    let config = Config {
-        sandbox: "test-0".into(),
-        plan: Plan::new(Ipv4Addr::LOCALHOST, &rules),
-        rules,
-        log: dir.path().join("egress.jsonl"),
-        resolver: names.clone(),
-    };
+    let plan = Plan::new(Ipv4Addr::LOCALHOST, &rules);
+    let config = Config { resolver: names.clone(), ..Config::new("test-0", rules, plan, &dir.path().join("egress.jsonl")) };
     let gateway = Gateway::start_with(config, sockets, refused).unwrap();
     Stage { gateway, proxy: proxy_at, http: http_at, tls: tls_at, dns: dns_at, names, _dir: dir }
 }
@@ -413,13 +408,8 @@ fn nothing_is_allowed_that_cannot_be_logged() {
         Sockets { datagrams: UdpSocket::bind("127.0.0.1:0").unwrap(), listeners: vec![(Role::Port(server.port), http)] };
     let names = Names::default();
     names.answers.lock().unwrap().insert("a.test".into(), vec![vec!["127.0.0.1".parse().unwrap()]]);
-    let config = Config {
-        sandbox: "test-1".into(),
-        plan: Plan::new(Ipv4Addr::LOCALHOST, &rules),
-        rules,
-        log: "/dev/full".into(),
-        resolver: Arc::new(names),
-    };
+    let plan = Plan::new(Ipv4Addr::LOCALHOST, &rules);
+    let config = Config { resolver: Arc::new(names), ..Config::new("test-1", rules, plan, std::path::Path::new("/dev/full")) };
     let _gateway = Gateway::start_with(config, sockets, |_| None).unwrap();
     let answer = say(at, format!("GET / HTTP/1.1\r\nHost: a.test:{}\r\n\r\n", server.port).as_bytes());
     assert!(text(&answer).starts_with("HTTP/1.1 403"), "{}", text(&answer));

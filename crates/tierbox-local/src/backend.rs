@@ -11,6 +11,7 @@ use tierbox_core::{
     UserSupport,
 };
 use tierbox_guest::Ready;
+use tierbox_supervisor::setup::Root;
 
 use crate::environment::{LocalEnvironment, Memory, Parts, Remembered, to_data};
 use crate::machine::Way;
@@ -215,7 +216,7 @@ async fn start(
     };
     let way = log.as_deref().and_then(|log| match (&plan.helper, &plan.gateway) {
         (Some(helper), _) => Some(Way::Helper(helper, log)),
-        (None, gateway) => gateway.as_ref().map(|plan| Way::Gateway { plan, id: lease.id(), log }),
+        (None, gateway) => gateway.as_ref().map(|plan| Way::Gateway { plan, id: lease.id(), log, canaries: twin::names(lifted) }),
     });
     if let Some(helper) = &plan.helper {
         progress.step(&format!("connecting the network with {}", helper.name()));
@@ -285,11 +286,21 @@ fn parts(
         capabilities,
         limits: spec.limits.clone(),
         agent: plan.setup.agent.name.clone(),
+        root: root(&plan),
         report,
         cgroups: paths("cgroup"),
         socket: paths("socket").pop(),
         decisions: log.filter(|_| plan.gateway.is_some()),
         directories: plan.directories,
+    }
+}
+
+/// The directory of this host that a plan's root shows.
+fn root(plan: &Plan) -> PathBuf {
+    use std::os::unix::ffi::OsStrExt;
+    match &plan.setup.root {
+        Root::Host => PathBuf::from("/"),
+        Root::Directory { path } => PathBuf::from(std::ffi::OsStr::from_bytes(&path.0)),
     }
 }
 

@@ -1,5 +1,6 @@
 //! A running environment: one machine, named `default`.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,9 +15,9 @@ use tierbox_egress::Gateway;
 use tierbox_guest::{Channel, GuestConfig, GuestSandbox};
 
 use crate::BACKEND;
-use crate::destroy;
 use crate::machine::Machine;
 use crate::reaper::{Watched, watch_other};
+use crate::{destroy, identity};
 
 /// The name of the only machine.
 pub const MACHINE: &str = "default";
@@ -92,6 +93,8 @@ struct Shared {
     decisions: Option<PathBuf>,
     cgroups: Vec<PathBuf>,
     directories: Vec<PathBuf>,
+    /// The directory that its root shows; `None` for one that was found again.
+    root: Option<PathBuf>,
 }
 
 /// A running environment.
@@ -122,12 +125,14 @@ pub struct Parts {
     pub socket: Option<PathBuf>,
     /// Where its gateway writes what it decides.
     pub decisions: Option<PathBuf>,
+    /// The directory of this host that its root shows.
+    pub root: PathBuf,
 }
 
 impl LocalEnvironment {
     /// An environment around a machine that was just started.
     pub fn new(id: &str, parts: Parts, lease: Arc<dyn LeaseHandle>) -> Self {
-        let Parts { machine, capabilities, limits, agent, report, cgroups, directories, socket, decisions } = parts;
+        let Parts { machine, capabilities, limits, agent, report, cgroups, directories, socket, decisions, root } = parts;
         let detached = socket.map(|socket| Detached {
             socket,
             capabilities: capabilities.clone(),
@@ -148,6 +153,7 @@ impl LocalEnvironment {
             decisions,
             cgroups,
             directories,
+            root: Some(root),
         };
         Self { shared, detachable: detached.map(|detached| (lease, detached)), stopped: AtomicBool::new(false) }
     }
@@ -186,6 +192,7 @@ impl LocalEnvironment {
             decisions,
             cgroups: paths("cgroup"),
             directories: paths("directory"),
+            root: None,
         };
         Ok(Self { shared, detachable: None, stopped: AtomicBool::new(false) })
     }
@@ -244,6 +251,10 @@ impl Environment for LocalEnvironment {
 
     fn report(&self) -> &Report {
         &self.shared.report
+    }
+
+    fn identity(&self) -> Option<BTreeMap<String, String>> {
+        identity::of(self.shared.root.as_deref()?)
     }
 
     fn connection(&self, machine: &str) -> Result<Connection> {

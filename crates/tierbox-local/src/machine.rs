@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use tierbox_core::{Error, ErrorKind, Result};
+use tierbox_core::{CanaryName, Error, ErrorKind, Result};
 use tierbox_egress::{Config, Gateway, Sockets};
 use tierbox_guest::{Channel, Ready, SetupReply};
 use tierbox_supervisor::setup::Setup;
@@ -49,6 +49,8 @@ pub enum Way<'a> {
         id: &'a str,
         /// The log.
         log: &'a Path,
+        /// In a twin, names of verification's own.
+        canaries: &'a [CanaryName],
     },
 }
 
@@ -75,7 +77,10 @@ pub async fn launch(spawned: Spawned, setup: &Setup, way: Option<&Way<'_>>, limi
             Some(Way::Helper(program, log)) => {
                 Attached { helper: Some(attach_helper(program, pid, life, log).await?), gateway: None }
             }
-            Some(Way::Gateway { plan, id, log }) => attach_gateway(plan, pid, life, id, log).await?,
+            Some(Way::Gateway { plan, id, log, canaries }) => {
+                let config = Config::new(id, plan.rules.clone(), plan.sockets.clone(), log).with_canaries(canaries)?;
+                attach_gateway(config, pid, life).await?
+            }
             None => return Err(unexpected("the machine asks for a network that nobody planned")),
         };
         reply = channel
@@ -118,8 +123,7 @@ fn unexpected(what: &str) -> Error {
 
 /// Makes the gateway's sockets in the network of a machine's first process, and serves them: here, or with `life` in a process
 /// that ends when `life` does.
-async fn attach_gateway(plan: &GatewayPlan, pid: u32, life: Option<OwnedFd>, id: &str, log: &Path) -> Result<Attached> {
-    let config = Config::new(id, plan.rules.clone(), plan.sockets.clone(), log);
+async fn attach_gateway(config: Config, pid: u32, life: Option<OwnedFd>) -> Result<Attached> {
     let serve = move || {
         let failed = |error: std::io::Error| {
             Error::new(

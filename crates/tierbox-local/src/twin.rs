@@ -1,6 +1,6 @@
 //! Twins for verification: a machine as planned, with one rule lifted.
 
-use tierbox_core::{EnvironmentSpec, Error, Hold, Lifted, Limits, Network, Result, Tier, Tooling};
+use tierbox_core::{CanaryName, EnvironmentSpec, Error, Hold, Lifted, Limits, Network, NetworkSpec, Result, Tier, Tooling};
 use tierbox_supervisor::setup::{Bind, Setup};
 
 use crate::BACKEND;
@@ -18,12 +18,18 @@ pub(crate) fn spec(spec: &EnvironmentSpec, lifted: &Lifted) -> Result<Environmen
         | Lifted::NoNewPrivs
         | Lifted::Seccomp
         | Lifted::Mount { .. } => Tier::new(Tooling::T0, spec.tier.host(), Network::N2)?,
+        Lifted::Names(_) if spec.tier.network() == Network::N1 => Tier::new(Tooling::T0, spec.tier.host(), Network::N1)?,
         _ => return Err(unsupported()),
     };
     let settings = if *lifted == Lifted::Isolation { serde_json::Value::Null } else { spec.settings.clone() };
     let limits = Limits { startup: spec.limits.startup, ..Limits::default() };
+    let mut network = NetworkSpec::default();
+    if let Lifted::Names(names) = lifted {
+        network.allow.extend(spec.network.allow.iter().cloned().chain(names.iter().map(|name| name.rule.clone())));
+    }
     Ok(EnvironmentSpec {
         profile: spec.profile.clone(),
+        network,
         settings,
         limits,
         base_dir: spec.base_dir.clone(),
@@ -35,12 +41,20 @@ pub(crate) fn spec(spec: &EnvironmentSpec, lifted: &Lifted) -> Result<Environmen
 /// Lifts the rule.
 pub(crate) fn lift(setup: &mut Setup, lifted: &Lifted) {
     match lifted {
-        Lifted::Isolation => (),
+        Lifted::Isolation | Lifted::Names(_) => (),
         Lifted::Mount { host, guest } => {
             setup.binds.push(Bind { host: bytes(host), guest: bytes(guest.as_ref()), writable: false, optional: false })
         }
         // Without it the kernel lets nobody confine himself.
         Lifted::NoNewPrivs => setup.lifted.extend(["no_new_privs", "seccomp", "landlock"].map(str::to_owned)),
         mechanism => setup.lifted.push(mechanism.name().to_owned()),
+    }
+}
+
+/// The names that the twin's gateway lists beside the profile's.
+pub(crate) fn names(lifted: Option<&Lifted>) -> &[CanaryName] {
+    match lifted {
+        Some(Lifted::Names(names)) => names,
+        _ => &[],
     }
 }

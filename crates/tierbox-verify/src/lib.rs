@@ -18,6 +18,6 @@ pub use report::page;
 pub fn digest(bytes: &[u8]) -> String {
     log::hash(bytes)
 }
-pub use probe::{ControlResult, ProbeResult, ProbeStatus, Verification, Verified};
+pub use probe::{ControlResult, ProbeResult, ProbeStatus, SABOTAGES, Sabotage, Verification, Verified, sabotage_table};
 #[cfg(target_os = "linux")]
-pub use probe::{Twin, Twins, remove_orphans, verify};
+pub use probe::{Twin, Twins, probe_names, remove_orphans, verify};

@@ -307,12 +307,36 @@ impl Running {
         self.parts().environment.snapshot(name).await
     }
 
-    /// Puts all machines back to what was saved. Commands that run meanwhile are lost.
+    /// Puts all machines back to what was saved. Commands that run meanwhile are lost. The machines are then verified again,
+    /// unless the profile says `once` or `off`.
     ///
     /// # Errors
-    /// As [`Environment::restore`].
+    /// As [`Environment::restore`]; `TierRefused` if a probe failed, and the environment is then ended.
     pub async fn restore(&self, name: &str) -> Result<()> {
-        self.parts().environment.restore(name).await
+        self.parts().environment.restore(name).await?;
+        #[cfg(target_os = "linux")]
+        self.verify_restored().await?;
+        Ok(())
+    }
+
+    #[cfg(target_os = "linux")]
+    async fn verify_restored(&self) -> Result<()> {
+        let Some(spec) = self.spec.as_deref() else { return Ok(()) };
+        let is_due = spec.verify.is_none_or(|verify| verify == tierbox_core::Verify::Always);
+        if !is_due || self.report.tier.host() == tierbox_core::HostIsolation::H0 {
+            return Ok(());
+        }
+        let verification = self.verify().await?;
+        let refused = crate::verification::refusal(&verification, spec);
+        life::verified(self.audit.as_ref(), Some(&Verified { verification, reused: false }));
+        match refused {
+            None => Ok(()),
+            Some(error) => {
+                // What cannot be ended from inside is ended when this handle is dropped.
+                let _ = self.parts().environment.stop().await;
+                Err(error)
+            }
+        }
     }
 
     /// Waits until it has ended by itself, for at most `limit`. Returns whether it ended.

@@ -1,7 +1,8 @@
 //! Verifies environments: probes with twins of the same backend, and records that are reused.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use async_trait::async_trait;
 use tierbox_core::{
@@ -42,16 +43,18 @@ pub(crate) async fn at_start(
     if mode == Verify::Off || report.tier.host() == HostIsolation::H0 {
         return Ok(None);
     }
-    let record = record_path(journal, spec, report);
-    let known = (mode == Verify::Once).then(|| read(&record)).flatten();
-    if let Some(verification) = known {
+    let record = match mode {
+        Verify::Once => record_path(journal, spec, environment, report),
+        _ => None,
+    };
+    if let Some(verification) = record.as_deref().and_then(read) {
         return Ok(Some(Verified { verification, reused: true }));
     }
     let verification = verify(backend, journal, spec, environment, report).await?;
     if let Some(error) = refusal(&verification, spec) {
         return Err(error);
     }
-    if mode == Verify::Once {
+    if let Some(record) = record {
         keep(&record, &verification);
     }
     Ok(Some(Verified { verification, reused: false }))
@@ -71,7 +74,7 @@ pub(crate) async fn verify(
     let program = tierbox_guest::supervisor::BYTES
         .ok_or_else(|| Error::unsupported("verify", "verification by a build without the supervisor for this host"))?;
     let twins = Arc::new(Siblings { backend: backend.clone(), journal: journal.clone(), spec: spec.clone() });
-    let mut verification = tierbox_verify::verify(environment.primary(), report, program, twins).await?;
+    let mut verification = tierbox_verify::verify(environment.primary(), report, &spec.network.allow, program, twins).await?;
     verification.add(tooling(spec));
     Ok(verification)
 }
@@ -180,21 +183,48 @@ impl Drop for Sibling {
     }
 }
 
-/// Where the record of a configuration is: the same for all starts for which it says something.
-fn record_path(journal: &Journal, spec: &EnvironmentSpec, report: &Report) -> PathBuf {
+/// Where the record of a configuration is: the same for all starts for which it says something. `None` if the backend does not
+/// tell what the environment was made of.
+fn record_path(journal: &Journal, spec: &EnvironmentSpec, environment: &dyn Environment, report: &Report) -> Option<PathBuf> {
+    let key = record_key(spec, &environment.identity()?, report);
+    Some(journal.state().path().join(RECORDS).join(format!("{}.json", digest(key.to_string().as_bytes()))))
+}
+
+/// What a record depends on: the profile as resolved, the root or images and the engine, what was enforced, this build of
+/// tierbox, and this boot of the host.
+fn record_key(spec: &EnvironmentSpec, identity: &BTreeMap<String, String>, report: &Report) -> serde_json::Value {
     let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    let program = tierbox_guest::supervisor::sha256().unwrap_or_default();
     let mut mechanisms = report.mechanisms.clone();
     // Which ids a range begins with is another for each start.
     mechanisms.iter_mut().filter(|mechanism| mechanism.name == "user namespace").for_each(|mechanism| mechanism.detail.clear());
-    let key = serde_json::json!({
+    serde_json::json!({
         "profile": profile_hash(spec),
+        "identity": identity,
         "mechanisms": mechanisms,
-        "version": env!("CARGO_PKG_VERSION"),
-        "program": program,
+        "mounts": report.mounts,
+        "notes": report.notes,
+        "build": build(),
         "boot": boot.trim(),
-    });
-    journal.state().path().join(RECORDS).join(format!("{}.json", digest(key.to_string().as_bytes())))
+    })
+}
+
+/// This build: the version, the supervisor that it brings, and the very file of the program that this code is in.
+fn build() -> &'static str {
+    static BUILD: OnceLock<String> = OnceLock::new();
+    BUILD.get_or_init(|| {
+        use std::os::unix::fs::MetadataExt;
+        let program = std::fs::metadata("/proc/self/exe").map_or_else(
+            // A program that cannot be told from another never finds a record of it.
+            |_| format!("process {} of {:?}", std::process::id(), std::time::SystemTime::now()),
+            |meta| format!("{}:{} {} {}.{:09}", meta.dev(), meta.ino(), meta.len(), meta.mtime(), meta.mtime_nsec()),
+        );
+        format!("{} {} {program}", env!("CARGO_PKG_VERSION"), supervisor())
+    })
+}
+
+/// The supervisor's hash.
+fn supervisor() -> String {
+    tierbox_guest::supervisor::sha256().unwrap_or_default().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn read(path: &Path) -> Option<Verification> {
@@ -216,5 +246,84 @@ fn keep(path: &Path, verification: &Verification) {
     let written = made.and_then(|()| std::fs::write(&unfinished, serde_json::to_vec(verification).unwrap_or_default()));
     if written.and_then(|()| std::fs::rename(&unfinished, path)).is_err() {
         let _ = std::fs::remove_file(&unfinished);
+    }
+}
+
+#[cfg(test)]
+mod unit {
+    use tierbox_core::{KillDomain, Mechanism};
+
+    use super::*;
+
+    fn spec() -> EnvironmentSpec {
+        EnvironmentSpec::new("b", "T0.H1.N2".parse().unwrap())
+    }
+
+    fn report(locality: Locality, tier: &str) -> Report {
+        Report {
+            profile: "p".into(),
+            tier: tier.parse().unwrap(),
+            backend: "b".into(),
+            locality,
+            kill_domain: KillDomain::Cgroup,
+            mechanisms: vec![Mechanism {
+                name: "user namespace".into(),
+                applied: tierbox_core::Applied::Enforced,
+                detail: "65536 ids from 100000".into(),
+            }],
+            limits: Vec::new(),
+            mounts: Vec::new(),
+            copied_in: Vec::new(),
+            weakened: Vec::new(),
+            reason: None,
+            notes: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn what_is_not_on_this_host_or_not_a_container_is_always_verified() {
+        let of = |locality, tier, verify| mode(&EnvironmentSpec { verify, ..spec() }, &report(locality, tier));
+        assert_eq!(of(Locality::Local, "T0.H1.N2", None), Verify::Once);
+        for (locality, tier) in [(Locality::Remote, "T0.H2.N2"), (Locality::Remote, "T0.H3.N2"), (Locality::Local, "T0.H3.N2")] {
+            assert_eq!(of(locality, tier, None), Verify::Always, "{locality:?} {tier}");
+        }
+        assert_eq!(of(Locality::Remote, "T0.H3.N2", Some(Verify::Once)), Verify::Once);
+    }
+
+    /// Each thing on which a record depends makes another key, and what differs between two starts of the same makes none.
+    #[test]
+    fn a_record_is_for_the_same_configuration_alone() {
+        let identity = |root: &str, engine: &str| {
+            BTreeMap::from([("root".to_owned(), root.to_owned()), ("engine".to_owned(), engine.to_owned())])
+        };
+        let local = report(Locality::Local, "T0.H1.N2");
+        let key = record_key(&spec(), &identity("r", "1"), &local);
+        let mut ranged = local.clone();
+        ranged.mechanisms[0].detail = "65536 ids from 900000".into();
+        assert_eq!(record_key(&spec(), &identity("r", "1"), &ranged), key);
+        let mut weaker = local.clone();
+        weaker.mechanisms[0].applied = tierbox_core::Applied::Absent;
+        let mut mounted = local.clone();
+        mounted.mounts.push("/a -> /b (ro)".into());
+        let named = EnvironmentSpec {
+            network: tierbox_core::NetworkSpec { allow: vec!["a.test".into()], ..Default::default() },
+            ..spec()
+        };
+        let others = [
+            record_key(&named, &identity("r", "1"), &local),
+            record_key(&spec(), &identity("other", "1"), &local),
+            record_key(&spec(), &identity("r", "2"), &local),
+            record_key(&spec(), &identity("r", "1"), &weaker),
+            record_key(&spec(), &identity("r", "1"), &mounted),
+        ];
+        for (number, other) in others.iter().enumerate() {
+            assert_ne!(other, &key, "{number}");
+        }
+        let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+        assert_eq!(key["boot"], boot.trim());
+        let build = key["build"].as_str().unwrap();
+        assert!(build.starts_with(env!("CARGO_PKG_VERSION")));
+        assert!(build.contains(&supervisor()));
+        assert!(build.contains(&std::fs::metadata("/proc/self/exe").unwrap().len().to_string()));
     }
 }

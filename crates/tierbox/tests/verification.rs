@@ -1,20 +1,31 @@
 //! Verification on the local backend: it passes where all is well, and each probe fails where its rule does not hold.
 #![cfg(all(feature = "local", target_os = "linux"))]
 
+mod share;
 mod support;
 
 use std::sync::Arc;
 
-use tierbox::verify::ProbeStatus;
+use tierbox::verify::{ProbeStatus, SABOTAGES};
 use tierbox::{
-    Backend, Capabilities, Check, DestroyReport, Environment, EnvironmentSpec, LeaseHandle, LeaseRecord, Lifted, Progress,
-    Registry, Result, Tierbox,
+    Backend, CanaryName, Capabilities, Check, DestroyReport, Environment, EnvironmentSpec, LeaseHandle, LeaseRecord, Lifted,
+    Progress, Registry, Result, Tierbox,
 };
 
-/// The local backend, except that what it starts is a twin: a rule is lifted without anybody knowing.
+/// What is done behind everybody's back.
+enum Harm {
+    /// What is started is a twin: a rule does not hold in it.
+    Lifted(Lifted),
+    /// What is started lists other names than the profile.
+    Names(&'static [&'static str]),
+    /// The siblings' gateways list other names than they are told.
+    Siblings(fn(Vec<CanaryName>) -> Vec<CanaryName>),
+}
+
+/// The local backend, except for some harm.
 struct Sabotaged {
     honest: Arc<dyn Backend>,
-    lifted: Lifted,
+    harm: Harm,
 }
 
 #[async_trait::async_trait]
@@ -31,14 +42,32 @@ impl Backend for Sabotaged {
     fn capabilities(&self, spec: &EnvironmentSpec) -> Result<Capabilities> {
         self.honest.capabilities(spec)
     }
-    async fn start(&self, spec: &EnvironmentSpec, lease: Arc<dyn LeaseHandle>, _: &dyn Progress) -> Result<Box<dyn Environment>> {
-        let inner = self.honest.twin(spec, &self.lifted, lease).await?;
+    async fn start(
+        &self,
+        spec: &EnvironmentSpec,
+        lease: Arc<dyn LeaseHandle>,
+        progress: &dyn Progress,
+    ) -> Result<Box<dyn Environment>> {
+        let inner = match &self.harm {
+            Harm::Lifted(lifted) => self.honest.twin(spec, lifted, lease).await?,
+            Harm::Names(names) => {
+                let mut spec = spec.clone();
+                spec.network.allow = names.iter().map(|name| (*name).to_owned()).collect();
+                self.honest.start(&spec, lease, progress).await?
+            }
+            Harm::Siblings(_) => self.honest.start(spec, lease, progress).await?,
+        };
         let mut report = inner.report().clone();
         report.tier = spec.tier;
         Ok(Box::new(Lying { inner, report }))
     }
     async fn twin(&self, spec: &EnvironmentSpec, lifted: &Lifted, lease: Arc<dyn LeaseHandle>) -> Result<Box<dyn Environment>> {
-        self.honest.twin(spec, lifted, lease).await
+        let lifted = match (&self.harm, lifted) {
+            // The mirror has one name, the twin that is its control more.
+            (Harm::Siblings(change), Lifted::Names(names)) if names.len() == 1 => Lifted::Names(change(names.clone())),
+            _ => lifted.clone(),
+        };
+        self.honest.twin(spec, &lifted, lease).await
     }
     async fn attach(&self, lease: &LeaseRecord) -> Result<Box<dyn Environment>> {
         self.honest.attach(lease).await
@@ -82,11 +111,27 @@ impl Environment for Lying {
     }
 }
 
-fn sabotaged(state: &tempfile::TempDir, lifted: Lifted) -> Tierbox {
+fn sabotaged(state: &tempfile::TempDir, harm: Harm) -> Tierbox {
     let honest = Registry::linked().get("local").unwrap();
     let mut registry = Registry::linked();
-    registry.register(Arc::new(Sabotaged { honest, lifted }));
+    registry.register(Arc::new(Sabotaged { honest, harm }));
     Tierbox::builder().registry(registry).user_config(false).state_dir(state.path().join("tierbox")).build().unwrap()
+}
+
+/// Something that answers whatever it is sent, and names what leads to it.
+fn answering(rules: &[&str]) -> Vec<CanaryName> {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let leads_to = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            std::thread::spawn(move || {
+                let mut chunk = [0; 4096];
+                let _ = std::io::Read::read(&mut stream, &mut chunk);
+                let _ = std::io::Write::write_all(&mut stream, b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi");
+            });
+        }
+    });
+    rules.iter().map(|rule| CanaryName { rule: (*rule).to_owned(), leads_to }).collect()
 }
 
 mod conformance {
@@ -116,36 +161,102 @@ mod conformance {
         fixture.assert_empty().await;
     }
 
+    /// With named hosts, every rule of the gateway is shown too.
+    #[tokio::test]
+    async fn a_container_with_named_hosts_is_verified() {
+        let fixture = fixture();
+        let Some(running) = started(fixture.client.start("local-web").await) else { return };
+        let verified = running.verification().expect("local verifies once").clone();
+        let open: Vec<_> = verified.verification.probes.iter().filter(|probe| probe.status != ProbeStatus::Pass).collect();
+        assert!(open.is_empty() && verified.verification.verified, "{open:#?}");
+        let ids: Vec<_> = verified.verification.probes.iter().map(|probe| probe.id.as_str()).collect();
+        for probe in ["n.names", "n.listed", "n.unlisted", "n.unlisted.tls", "n.sni", "n.host", "n.port", "n.address"] {
+            assert!(ids.contains(&probe), "{probe} is not among {ids:?}");
+        }
+        // Nothing was asked of a name outside, and every record of the machine itself is a refusal.
+        for decision in running.decisions().await.unwrap() {
+            let own = decision.name.ends_with(".invalid") || decision.name.starts_with("127.0.0.1");
+            let query = decision.protocol == tierbox::Protocol::Dns;
+            assert!(query || (own && decision.verdict == tierbox::Verdict::Refused), "{decision:?}");
+        }
+        running.stop().await.unwrap();
+        let again = started(fixture.client.start("local-web").await).unwrap();
+        assert!(again.verification().unwrap().reused);
+        again.stop().await.unwrap();
+        fixture.assert_empty().await;
+    }
+
+    /// The sabotages of one list, each refused by the probes that it names.
     #[tokio::test]
     async fn every_sabotage_is_caught_and_refused() {
         let fixture = fixture();
         let Some(honest) = started(fixture.client.start("local").await) else { return };
         honest.stop().await.unwrap();
+        let possible = tierbox::verify::probe_names().unwrap();
         let shared = tempfile::tempdir().unwrap();
         let socket = std::os::unix::net::UnixListener::bind(shared.path().join("socket")).unwrap();
-        let mount = Lifted::Mount { host: shared.path().join("socket"), guest: "/run/docker.sock".into() };
-        let table: [(Lifted, &[&str]); 8] = [
-            (Lifted::Isolation, &["h.namespace.mnt", "h.namespace.pid", "h.marker", "h.processes", "n.unix", "n.abstract"]),
-            (Lifted::Network, &["h.namespace.net", "n.routes", "n.metadata", "n.tcp", "n.udp", "n.dns"]),
-            (Lifted::Ipc, &["h.namespace.ipc"]),
-            (Lifted::Uts, &["h.namespace.uts"]),
-            (Lifted::Capabilities, &["h.capabilities"]),
-            (Lifted::NoNewPrivs, &["h.no-new-privs"]),
-            (Lifted::Seccomp, &["h.seccomp"]),
-            (mount, &["h.sockets"]),
-        ];
-        for (lifted, caught) in table {
+        let share = crate::share::Share::mount();
+        let mount =
+            |host: &std::path::Path, guest: &str| Harm::Lifted(Lifted::Mount { host: host.to_owned(), guest: guest.into() });
+        for sabotage in SABOTAGES {
+            let (profile, harm) = match sabotage.name {
+                "isolation" => ("local", Harm::Lifted(Lifted::Isolation)),
+                "network" => ("local", Harm::Lifted(Lifted::Network)),
+                "ipc" => ("local", Harm::Lifted(Lifted::Ipc)),
+                "uts" => ("local", Harm::Lifted(Lifted::Uts)),
+                "capabilities" => ("local", Harm::Lifted(Lifted::Capabilities)),
+                "no-new-privs" => ("local", Harm::Lifted(Lifted::NoNewPrivs)),
+                "seccomp" => ("local", Harm::Lifted(Lifted::Seccomp)),
+                "socket" => ("local", mount(&shared.path().join("socket"), "/run/docker.sock")),
+                "share" => match &share {
+                    Some(share) => ("local", mount(share.path(), "/mnt/share")),
+                    // Only root mounts.
+                    None => continue,
+                },
+                "bypass" => ("local-web", Harm::Lifted(Lifted::Network)),
+                "lists-more" => ("local-web", Harm::Lifted(Lifted::Names(answering(&["other.tierbox.invalid"])))),
+                "lists-less" => ("local-web", Harm::Names(&["unasked.test"])),
+                "deaf" => ("local-web", Harm::Siblings(|_| Vec::new())),
+                "careless" => (
+                    "local-web",
+                    Harm::Siblings(|mut names| {
+                        let more = ["other.tierbox.invalid", "tcp://listed.tierbox.invalid:443", "listed.tierbox.invalid:8099"];
+                        let leads_to = names[0].leads_to;
+                        names.extend(more.map(|rule| CanaryName { rule: rule.to_owned(), leads_to }));
+                        names
+                    }),
+                ),
+                // In tests of their own, below.
+                "kernel" | "rules" => continue,
+                other => panic!("{other} is not carried out"),
+            };
             let state = tempfile::tempdir().unwrap();
-            let client = sabotaged(&state, lifted.clone());
-            let error = client.start("local").await.unwrap_err();
-            assert_eq!(error.kind(), ErrorKind::TierRefused, "{lifted:?}: {error}");
-            for probe in caught {
-                assert!(error.message().contains(&format!("{probe} (")), "{probe} did not catch {lifted:?}: {error}");
+            let client = sabotaged(&state, harm);
+            let error = client.start(profile).await.expect_err(sabotage.name);
+            assert_eq!(error.kind(), ErrorKind::TierRefused, "{}: {error}", sabotage.name);
+            for probe in sabotage.caught_by.iter().filter(|probe| possible.contains(*probe)) {
+                assert!(error.message().contains(&format!("{probe} (")), "{probe} did not catch {}: {error}", sabotage.name);
             }
-            assert!(client.list().await.unwrap().environments.is_empty(), "{lifted:?} left something behind");
+            assert!(client.list().await.unwrap().environments.is_empty(), "{} left something behind", sabotage.name);
             assert!(!state.path().join("tierbox/verified").exists(), "a failure was recorded as a success");
         }
         drop(socket);
+    }
+
+    #[tokio::test]
+    async fn rules_that_let_anything_through_are_caught() {
+        let fixture = fixture();
+        let mut spec = fixture.client.resolve("local-tools", &StartOptions::new()).unwrap();
+        spec.programs.push("/nonexistent/tierbox-probe".to_owned());
+        let error = match fixture.client.start_spec(spec, StartOptions::new()).await {
+            Err(error) if error.kind() == ErrorKind::TierRefused => error,
+            other => {
+                assert!(started(other).is_none(), "it was started");
+                return;
+            }
+        };
+        assert!(error.message().contains("t.exec ("), "{error}");
+        fixture.assert_empty().await;
     }
 
     /// A container that is said to be a virtual machine.
@@ -163,9 +274,9 @@ mod conformance {
         let mut report = running.report().clone();
         report.tier = "T0.H3.N2".parse().unwrap();
         let program = tierbox::supervisor_program().unwrap();
-        let found = tierbox::verify::verify(running.sandbox(), &report, program, Arc::new(NoTwins)).await.unwrap();
+        let found = tierbox::verify::verify(running.sandbox(), &report, &[], program, Arc::new(NoTwins)).await.unwrap();
         let failed: Vec<_> = found.failed().map(|probe| probe.id.as_str()).collect();
-        assert_eq!(failed, ["h.kernel.namespaces", "h.kernel.boot", "h.kernel.engine"]);
+        assert_eq!(failed, SABOTAGES.iter().find(|sabotage| sabotage.name == "kernel").unwrap().caught_by);
         // Without twins nothing negative is called passed.
         let marker = found.probes.iter().find(|probe| probe.id == "h.marker").unwrap();
         assert_eq!(marker.status, ProbeStatus::ByConfiguration);
@@ -204,7 +315,7 @@ mod conformance {
         assert!(
             attestation.verification.unwrap().verified && attestation.affordances.variables.contains(&"API_TOKEN".to_owned())
         );
-        let standing = tierbox::verify::log::check(&run.directory).unwrap();
+        let standing = run.check(None).unwrap();
         assert!(standing.is_intact() && standing.ended && standing.unfinished.is_empty(), "{standing:?}");
         let text = std::fs::read_to_string(run.directory.join("log.jsonl")).unwrap();
         assert!(text.contains("it is ***") && !text.contains("hunter2"), "{text}");
@@ -217,6 +328,41 @@ mod conformance {
 }
 
 mod unit {
+    use std::collections::BTreeSet;
+
+    use tierbox::verify::{SABOTAGES, probe_names, sabotage_table};
+
+    /// No probe is there that could not be shown to fail, and no sabotage names a probe that is not there.
+    #[test]
+    fn every_probe_has_a_sabotage() {
+        let mut probes = probe_names().unwrap();
+        // The facade's own.
+        probes.insert("t.exec");
+        let caught: BTreeSet<&str> = SABOTAGES.iter().flat_map(|sabotage| sabotage.caught_by).copied().collect();
+        let unproved: Vec<_> = probes.difference(&caught).collect();
+        assert!(unproved.is_empty(), "these are in no sabotage: {unproved:?}");
+        // A host without IPv6 has no probes for it.
+        let unknown: Vec<_> = caught.difference(&probes).filter(|probe| !probe.ends_with('6')).collect();
+        assert!(unknown.is_empty(), "there are no such probes: {unknown:?}");
+        let names: BTreeSet<&str> = SABOTAGES.iter().map(|sabotage| sabotage.name).collect();
+        assert_eq!(names.len(), SABOTAGES.len());
+    }
+
+    #[test]
+    fn the_book_has_the_table_of_sabotages() {
+        const MARKS: [&str; 2] = ["<!-- sabotages -->\n", "<!-- end -->"];
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/book/src/verification.md");
+        let page = std::fs::read_to_string(&path).unwrap();
+        let (before, rest) = page.split_once(MARKS[0]).unwrap();
+        let (table, after) = rest.split_once(MARKS[1]).unwrap();
+        let current = format!("\n{}\n", sabotage_table());
+        if std::env::var_os("TIERBOX_TEST_BLESS").is_some() {
+            std::fs::write(&path, format!("{before}{}{current}{}{after}", MARKS[0], MARKS[1])).unwrap();
+        } else {
+            assert_eq!(table, current, "run with TIERBOX_TEST_BLESS=1");
+        }
+    }
+
     #[test]
     fn the_committed_schema_of_attestations_has_not_drifted() {
         let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/attestation.schema.json");

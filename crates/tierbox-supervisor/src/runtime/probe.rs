@@ -4,7 +4,7 @@
 //! printable escaped. Answers come in the order of the requests. Every request is bounded in time.
 
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -68,6 +68,11 @@ fn answer(request: &str) -> Answer {
         "udp" => udp(about),
         "route" => route(about),
         "dns" => dns(about),
+        "name" => known(about),
+        "web" => web(about),
+        "visit" => visit(about),
+        "hello" => hello(about),
+        "tunnel" => tunnel(about),
         "unix" => heard(UnixStream::connect(about).map_err(said)?),
         "abstract" => {
             let address = std::os::unix::net::SocketAddr::from_abstract_name(about).map_err(said)?;
@@ -191,6 +196,13 @@ fn dns(about: &str) -> Answer {
     last
 }
 
+/// Whether the machine's own resolver knows an address of a name.
+fn known(name: &str) -> Answer {
+    let said = dns(&format!("/{name}"))?;
+    let has_one = said.strip_prefix("code 0 answers ").is_some_and(|count| count != "0");
+    if has_one { Ok(said) } else { Err(said) }
+}
+
 fn ask(server: &str, name: &str) -> Answer {
     let mut question = vec![0x7b, 0x0c, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
     for label in name.split('.') {
@@ -207,4 +219,113 @@ fn ask(server: &str, name: &str) -> Answer {
         return Err("it is no answer".to_owned());
     }
     Ok(format!("code {} answers {}", answer[3] & 15, u16::from_be_bytes([answer[6], answer[7]])))
+}
+
+/// The gateway of N1, as programs find it: by the variable, or as the machine's resolver. The second part is the proxy's port.
+fn gateway() -> Result<(IpAddr, Option<u16>), String> {
+    let named = std::env::var("http_proxy").unwrap_or_default();
+    if let Some(proxy) = named.strip_prefix("http://").and_then(|rest| rest.trim_end_matches('/').parse::<SocketAddr>().ok()) {
+        return Ok((proxy.ip(), Some(proxy.port())));
+    }
+    let configured = std::fs::read_to_string("/etc/resolv.conf").map_err(said)?;
+    let mut servers = configured.lines().filter_map(|line| line.trim().strip_prefix("nameserver")?.trim().parse().ok());
+    servers.next().map(|server| (server, None)).ok_or_else(|| "there is no gateway".to_owned())
+}
+
+fn reach(to: SocketAddr) -> Result<TcpStream, String> {
+    let stream = TcpStream::connect_timeout(&to, PATIENCE).map_err(said)?;
+    // A gateway has somebody else to ask.
+    stream.set_read_timeout(Some(PATIENCE * 3)).map_err(said)?;
+    Ok(stream)
+}
+
+/// Asks for a page of `NAME:PORT` as programs do: by the proxy that is named, else of that address itself.
+fn web(about: &str) -> Answer {
+    let mut stream = match gateway() {
+        Ok((address, Some(port))) => reach((address, port).into())?,
+        _ => reach(address(about)?)?,
+    };
+    let text = format!("GET http://{about}/ HTTP/1.1\r\nHost: {about}\r\nConnection: close\r\n\r\n");
+    stream.write_all(text.as_bytes()).map_err(said)?;
+    page(&mut stream)
+}
+
+/// Asks the gateway's port for pages of hosts (`PORT:HOST,HOST…`) over one connection, and tells what the last was.
+fn visit(about: &str) -> Answer {
+    let (port, hosts) = about.split_once(':').ok_or("PORT:HOST is expected")?;
+    let port: u16 = port.parse().map_err(|_| "it is no port")?;
+    let mut stream = reach((gateway()?.0, port).into())?;
+    let (others, last) = hosts.rsplit_once(',').unwrap_or(("", hosts));
+    let mut text: String =
+        others.split(',').filter(|host| !host.is_empty()).map(|host| format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n")).collect();
+    text.push_str(&format!("GET / HTTP/1.1\r\nHost: {last}\r\nConnection: close\r\n\r\n"));
+    stream.write_all(text.as_bytes()).map_err(said)?;
+    page(&mut stream)
+}
+
+/// The last answer of HTTP in what comes. A refusal of the gateway's is a refusal; everything else is an answer, the
+/// gateway's word that it tried and failed among them.
+fn page(stream: &mut TcpStream) -> Answer {
+    let mut found = Vec::new();
+    // What came before a connection was cut counts.
+    let _ = stream.take(MOST as u64).read_to_end(&mut found);
+    let text = String::from_utf8_lossy(&found);
+    let last = text.rsplit("HTTP/1.1 ").next().filter(|_| text.contains("HTTP/1.1 ")).ok_or("no answer")?;
+    let (head, body) = last.split_once("\r\n\r\n").unwrap_or((last, ""));
+    let status = head.get(..3).unwrap_or_default();
+    let told = format!("status {status}: {}", body.trim_end());
+    if head.to_ascii_lowercase().contains("x-tierbox-egress") && status == "403" { Err(told) } else { Ok(told) }
+}
+
+/// Says a hello of TLS for a name at the gateway's port: `PORT:NAME`.
+fn hello(about: &str) -> Answer {
+    let (port, name) = about.split_once(':').ok_or("PORT:NAME is expected")?;
+    let port: u16 = port.parse().map_err(|_| "it is no port")?;
+    greet(reach((gateway()?.0, port).into())?, name)
+}
+
+/// Has the proxy connect to `NAME:PORT`, and says a hello of TLS for another name there: `NAME:PORT/NAME`.
+fn tunnel(about: &str) -> Answer {
+    let (target, name) = about.split_once('/').ok_or("NAME:PORT/NAME is expected")?;
+    let (address, port) = gateway()?;
+    let mut stream = reach((address, port.ok_or("there is no proxy")?).into())?;
+    let text = format!("CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n\r\n");
+    stream.write_all(text.as_bytes()).map_err(said)?;
+    let mut head = Vec::new();
+    let mut byte = [0];
+    while !head.ends_with(b"\r\n\r\n") && head.len() < MOST {
+        match stream.read(&mut byte).map_err(said)? {
+            0 => break,
+            _ => head.push(byte[0]),
+        }
+    }
+    let status = String::from_utf8_lossy(head.get(9..12).unwrap_or_default()).into_owned();
+    match status.as_str() {
+        "200" => greet(stream, name),
+        "403" => Err("status 403".to_owned()),
+        _ => Ok(format!("status {status}")),
+    }
+}
+
+/// Says hello, and tells what is answered. An alert is a refusal.
+fn greet(mut stream: TcpStream, name: &str) -> Answer {
+    const ALERT: u8 = 21;
+    stream.write_all(&client_hello(name)).map_err(said)?;
+    let mut answer = [0; 128];
+    match stream.read(&mut answer).map_err(said)? {
+        0 => Err("closed".to_owned()),
+        _ if answer[0] == ALERT => Err("an alert".to_owned()),
+        count => Ok(String::from_utf8_lossy(&answer[..count]).trim_end().to_owned()),
+    }
+}
+
+/// A hello of TLS 1.2 with a server name and nothing else that anybody looks at.
+fn client_hello(name: &str) -> Vec<u8> {
+    let short = |length: usize| (length as u16).to_be_bytes();
+    let entry = [&[0][..], &short(name.len()), name.as_bytes()].concat();
+    let list = [&short(entry.len())[..], &entry].concat();
+    let extension = [&[0, 0][..], &short(list.len()), &list].concat();
+    let body = [&[3, 3][..], &[42; 32], &[0, 0, 2, 0xc0, 0x2f, 1, 0], &short(extension.len()), &extension].concat();
+    let message = [&[1, 0][..], &short(body.len()), &body].concat();
+    [&[22, 3, 1][..], &short(message.len()), &message].concat()
 }

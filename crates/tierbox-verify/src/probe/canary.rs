@@ -12,6 +12,8 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use super::pages::Pages;
+
 /// How often the end is looked for.
 const STEP: Duration = Duration::from_millis(100);
 /// The most addresses of this host that are tried from inside.
@@ -55,6 +57,8 @@ pub(crate) struct Canaries {
     pub addresses4: Vec<String>,
     /// IPv6 addresses of this host, loopback first.
     pub addresses6: Vec<String>,
+    /// What canary names lead to.
+    pages: Pages,
     over: Arc<AtomicBool>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
@@ -107,6 +111,7 @@ impl Canaries {
             nameless,
             addresses4,
             addresses6,
+            pages: Pages::new(nonce.clone())?,
             over: Arc::default(),
             thread: None,
             nonce: nonce.clone(),
@@ -119,6 +124,11 @@ impl Canaries {
         let builder = std::thread::Builder::new().name("tierbox-canaries".into());
         canaries.thread = Some(builder.spawn(move || listeners.serve(&over))?);
         Ok(canaries)
+    }
+
+    /// Where canary names lead.
+    pub(super) fn pages(&self) -> std::net::SocketAddr {
+        self.pages.at
     }
 }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use tierbox_core::{HostIsolation, Lifted, Locality, Network, Report};
 
 use super::canary::Canaries;
+use super::named::named;
 
 /// What the probe program answered, by request: found or not, and what.
 pub(super) type Answers = BTreeMap<String, (bool, String)>;
@@ -31,14 +32,37 @@ pub(super) enum Control {
     Impossible,
 }
 
+/// Where a probe is carried out.
+pub(super) enum Place {
+    /// In the machine that is verified.
+    Machine,
+    /// In a sibling of it, whose network knows names of verification's own.
+    Twin(Lifted),
+}
+
 type Judge = Arc<dyn Fn(&Answers) -> Finding + Send + Sync>;
 
 pub(super) struct Probe {
     pub id: &'static str,
     pub rule: &'static str,
     pub requests: Vec<String>,
+    pub place: Place,
     pub control: Control,
+    /// Whether the control must find every request answered, and not just one.
+    pub every: bool,
     pub judge: Judge,
+}
+
+impl Probe {
+    /// The same elsewhere.
+    pub(super) fn at(self, place: Place) -> Self {
+        Self { place, ..self }
+    }
+
+    /// The same, whose control must find every request answered.
+    pub(super) fn every(self) -> Self {
+        Self { every: true, ..self }
+    }
 }
 
 /// Sockets with which whoever reaches them commands this host.
@@ -66,8 +90,8 @@ const INITIAL: [(&str, u64); 5] =
 
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
-/// The probes of an environment.
-pub(super) fn probes(report: &Report, canaries: &Canaries) -> Vec<Probe> {
+/// The probes of an environment whose profile lists these names.
+pub(super) fn probes(report: &Report, allow: &[String], canaries: &Canaries) -> Vec<Probe> {
     let tier = report.tier;
     let mut probes = Vec::new();
     match tier.host() {
@@ -89,24 +113,26 @@ pub(super) fn probes(report: &Report, canaries: &Canaries) -> Vec<Probe> {
     if report.locality == Locality::Local {
         host_network(&mut probes, canaries);
     }
-    if tier.network() == Network::N2 {
-        probes.push(resolver(canaries));
+    match tier.network() {
+        Network::N2 => probes.push(resolver(canaries)),
+        Network::N1 => probes.extend(named(allow, canaries)),
+        Network::N0 => (),
     }
     probes
 }
 
-fn probe(
+pub(super) fn probe(
     id: &'static str,
     rule: &'static str,
     requests: Vec<String>,
     control: Control,
     judge: impl Fn(&Answers) -> Finding + Send + Sync + 'static,
 ) -> Probe {
-    Probe { id, rule, requests, control, judge: Arc::new(judge) }
+    Probe { id, rule, requests, place: Place::Machine, control, every: false, judge: Arc::new(judge) }
 }
 
 /// A rule that is broken if any request is answered with yes.
-fn none_of(id: &'static str, rule: &'static str, requests: Vec<String>, control: Control) -> Probe {
+pub(super) fn none_of(id: &'static str, rule: &'static str, requests: Vec<String>, control: Control) -> Probe {
     let asked = requests.clone();
     probe(id, rule, requests, control, move |answers| {
         let answered: Vec<_> = asked.iter().filter_map(|request| answers.get(request).map(|answer| (request, answer))).collect();
@@ -356,7 +382,7 @@ fn host_network(probes: &mut Vec<Probe>, canaries: &Canaries) {
 }
 
 /// A rule that is broken if a canary answers. That somebody else answers at the same address does not count.
-fn heard(id: &'static str, rule: &'static str, requests: Vec<String>, control: Control, nonce: &str) -> Probe {
+pub(super) fn heard(id: &'static str, rule: &'static str, requests: Vec<String>, control: Control, nonce: &str) -> Probe {
     let (asked, nonce) = (requests.clone(), nonce.to_owned());
     probe(id, rule, requests, control, move |answers| {
         let heard = |request: &&String| answers.get(*request).is_some_and(|(yes, said)| *yes && said.contains(&nonce));

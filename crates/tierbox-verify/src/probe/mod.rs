@@ -5,7 +5,12 @@ mod canary;
 #[cfg(target_os = "linux")]
 mod catalogue;
 #[cfg(target_os = "linux")]
+mod named;
+#[cfg(target_os = "linux")]
+mod pages;
+#[cfg(target_os = "linux")]
 mod run;
+mod sabotage;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -13,7 +18,8 @@ use serde::{Deserialize, Serialize};
 #[cfg(target_os = "linux")]
 pub use canary::remove_orphans;
 #[cfg(target_os = "linux")]
-pub use run::{Twin, Twins, verify};
+pub use run::{Twin, Twins, probe_names, verify};
+pub use sabotage::{SABOTAGES, Sabotage, sabotage_table};
 
 /// What came of a probe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]

@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use tierbox_core::{Error, ErrorKind, ExecRequest, GuestPath, Lifted, Report, Result, Sandbox, SandboxExt, WriteOptions};
 
 use super::canary::Canaries;
-use super::catalogue::{Answers, Control, Finding, Probe, probes};
+use super::catalogue::{Answers, Control, Finding, Place, Probe, probes};
 use super::{ControlResult, ProbeResult, ProbeStatus, Verification};
 
 /// How long one machine may take for its probes.
@@ -37,21 +37,22 @@ pub trait Twin: Send + Sync {
 }
 
 /// Verifies a machine: carries the probes of its tier out inside, and each in a twin without the rule that it probes.
-/// `program` is the supervisor, which answers for what can be seen and reached.
+/// `allow` are the names that its profile lists; `program` is the supervisor, which answers for what can be seen and reached.
 ///
 /// # Errors
 /// If probes could not be carried out at all. What they found is in the result.
 pub async fn verify(
     sandbox: Arc<dyn Sandbox>,
     report: &Report,
+    allow: &[String],
     program: &'static [u8],
     twins: Arc<dyn Twins>,
 ) -> Result<Verification> {
     let since = Instant::now();
     let failed = |error| Error::io("set canaries up", error);
     let canaries = tokio::task::spawn_blocking(Canaries::new).await.map_err(|_| stopped())?.map_err(failed)?;
-    let probes = probes(report, &canaries);
-    let all: Vec<String> = requests(probes.iter());
+    let probes = probes(report, allow, &canaries);
+    let all = requests(probes.iter().filter(|probe| matches!(probe.place, Place::Machine)));
     let inside = ask(sandbox.as_ref(), program, &all, &canaries.nonce);
     let (inside, controls) = tokio::join!(inside, controls(&probes, program, twins, &canaries.nonce));
     let inside = inside?;
@@ -66,6 +67,39 @@ pub async fn verify(
     // Waits for a thread.
     let _ = tokio::task::spawn_blocking(move || drop(canaries)).await;
     Ok(verification)
+}
+
+/// The names of every probe that some environment on this host can get.
+///
+/// # Errors
+/// If this host gives no listeners for canaries.
+pub fn probe_names() -> Result<std::collections::BTreeSet<&'static str>> {
+    use tierbox_core::{HostIsolation, KillDomain, Locality, Network, Tier, Tooling};
+    let canaries = Canaries::new().map_err(|error| Error::io("set canaries up", error))?;
+    let mut names = std::collections::BTreeSet::new();
+    for host in HostIsolation::ALL {
+        for network in Network::ALL {
+            for locality in [Locality::Local, Locality::Remote] {
+                let Ok(tier) = Tier::new(Tooling::T0, *host, *network) else { continue };
+                let report = Report {
+                    profile: String::new(),
+                    tier,
+                    backend: String::new(),
+                    locality,
+                    kill_domain: KillDomain::Cgroup,
+                    mechanisms: Vec::new(),
+                    limits: Vec::new(),
+                    mounts: Vec::new(),
+                    copied_in: Vec::new(),
+                    weakened: Vec::new(),
+                    reason: None,
+                    notes: Vec::new(),
+                };
+                names.extend(probes(&report, &["a.test".to_owned()], &canaries).iter().map(|probe| probe.id));
+            }
+        }
+    }
+    Ok(names)
 }
 
 fn stopped() -> Error {
@@ -88,11 +122,16 @@ async fn controls(probes: &[Probe], program: &'static [u8], twins: Arc<dyn Twins
         if let Control::Twin(lifted) = &probe.control {
             wanted.entry(lifted.clone()).or_default().push(probe);
         }
+        if let Place::Twin(lifted) = &probe.place {
+            wanted.entry(lifted.clone()).or_default().push(probe);
+        }
     }
     let mut tasks = tokio::task::JoinSet::new();
     for (lifted, probes) in wanted {
-        // A machine's own resolver is the host's in a twin, and nothing is to be asked there.
-        let asked = requests(probes.into_iter()).into_iter().filter(|request| !request.starts_with("dns:/")).collect();
+        // Unless it is a gateway, a machine's own resolver is the host's in a twin, and nothing is to be asked there.
+        let has_gateway = matches!(lifted, Lifted::Names(_));
+        let asks = |request: &String| has_gateway || !request.starts_with("dns:/");
+        let asked = requests(probes.into_iter()).into_iter().filter(asks).collect();
         tasks.spawn(control(lifted, asked, program, twins.clone(), nonce.to_owned()));
     }
     let mut found = BTreeMap::new();
@@ -159,7 +198,23 @@ fn parse(text: &str, requests: &[String]) -> Answers {
 }
 
 fn judge(probe: &Probe, inside: &Answers, controls: &Controls) -> ProbeResult {
-    let finding = (probe.judge)(inside);
+    let result =
+        |status, detail, control| ProbeResult { id: probe.id.to_owned(), rule: probe.rule.to_owned(), status, detail, control };
+    let answers = match &probe.place {
+        Place::Machine => inside,
+        Place::Twin(lifted) => match controls.get(lifted) {
+            Some(Ok(answers)) => answers,
+            Some(Err(error)) if error.kind() == ErrorKind::Unsupported => {
+                return result(ProbeStatus::ByConfiguration, "this backend makes no such sibling".to_owned(), None);
+            }
+            Some(Err(error)) => {
+                let why = format!("the sibling could not be made: {}", error.message());
+                return result(ProbeStatus::Inconclusive, why, None);
+            }
+            None => return result(ProbeStatus::Inconclusive, "the sibling was not made".to_owned(), None),
+        },
+    };
+    let finding = (probe.judge)(answers);
     let (status, detail, control) = match (finding, &probe.control) {
         (Finding::Broken(detail), control) => (ProbeStatus::Fail, detail, shown(probe, control, controls).1),
         (Finding::Unclear(detail), control) => (ProbeStatus::Inconclusive, detail, shown(probe, control, controls).1),
@@ -168,7 +223,7 @@ fn judge(probe: &Probe, inside: &Answers, controls: &Controls) -> ProbeResult {
             (status, detail, control)
         }
     };
-    ProbeResult { id: probe.id.to_owned(), rule: probe.rule.to_owned(), status, detail, control }
+    result(status, detail, control)
 }
 
 /// What the control says about a probe that found nothing.
@@ -181,6 +236,9 @@ fn shown(probe: &Probe, control: &Control, controls: &Controls) -> (ProbeStatus,
     let result = |found: bool, detail: String| Some(ControlResult { lifted: lifted.name().to_owned(), found, detail });
     match controls.get(lifted) {
         Some(Ok(answers)) => match (probe.judge)(&with_unasked(probe, answers)) {
+            Finding::Broken(_) if probe.every && !silent(probe, answers).is_empty() => {
+                (ProbeStatus::Inconclusive, result(false, format!("nothing was found by {}", silent(probe, answers).join(", "))))
+            }
             Finding::Broken(detail) => (ProbeStatus::Pass, result(true, detail)),
             Finding::Holds(detail) | Finding::Unclear(detail) => (ProbeStatus::Inconclusive, result(false, detail)),
         },
@@ -190,6 +248,12 @@ fn shown(probe: &Probe, control: &Control, controls: &Controls) -> (ProbeStatus,
         }
         None => (ProbeStatus::Inconclusive, result(false, "the twin was not made".to_owned())),
     }
+}
+
+/// The requests of a probe that found nothing.
+fn silent<'a>(probe: &'a Probe, answers: &Answers) -> Vec<&'a str> {
+    let found = |request: &&String| !answers.get(*request).is_some_and(|(yes, _)| *yes);
+    probe.requests.iter().filter(found).map(String::as_str).collect()
 }
 
 fn with_unasked(probe: &Probe, answers: &Answers) -> Answers {
