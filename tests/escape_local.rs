@@ -9,6 +9,10 @@ mod support;
 mod downloads;
 
 #[cfg(target_os = "linux")]
+#[path = "escape_local/rooted.rs"]
+mod rooted;
+
+#[cfg(target_os = "linux")]
 fn main() -> std::process::ExitCode {
     use libtest_mimic::Arguments;
     use tierbox_testkit::{Suite, minimum, plain, run_with};
@@ -17,7 +21,20 @@ fn main() -> std::process::ExitCode {
     let container = support::local("local-container", "local");
     let open = || support::local("local-network", "local-open");
     let metadata = &["network::e44_metadata"];
+    // A root that is a directory's copy on write is built in another way than one of the host's programs.
+    let above = &[
+        "files::e01_links_to_host_files",
+        "files::e02_swapped_parents",
+        "files::e03_through_proc",
+        "files::e03_above_the_root",
+        "kernel::e39_proc",
+        "kernel::e39_sys_and_dev",
+        "kernel::e39_sockets_of_the_host",
+        "kernel::e39_mounts",
+    ];
     let suites = [
+        Suite::escape(minimum::local_container_plain(), rooted::factory()).variant("rooted").only(above),
+        Suite::escape(minimum::local_container_plain(), rooted::factory()).variant("rooted_plain").only(above).as_plain_user(),
         Suite::escape(container_minimum, container.clone()),
         Suite::escape(minimum::local_container_plain(), container).variant("plain").as_plain_user(),
         Suite::escape(minimum::local_process(), support::local("local-process", "local-process")).variant("process"),

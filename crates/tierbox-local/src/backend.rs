@@ -18,8 +18,9 @@ use crate::machine::Way;
 use crate::plan::{self, Plan, cgroups::Cgroups, limits};
 use crate::reaper::Watched;
 use crate::scope::Scope;
+use crate::selfcheck::SelfCheck;
 use crate::settings::{Mode, Settings};
-use crate::{BACKEND, crash, destroy, doctor, machine, selfcheck, spawn, twin};
+use crate::{BACKEND, crash, destroy, doctor, machine, spawn, twin};
 
 /// The mechanisms without which a container is not H1.
 const REQUIRED: [&str; 8] = [
@@ -168,9 +169,9 @@ fn make_directories(directories: &[PathBuf]) -> Result<()> {
 }
 
 /// Adds what is seen from outside to what the machine says of itself.
-fn checked(spec: &EnvironmentSpec, mode: Mode, mut machine: machine::Machine) -> Result<machine::Machine> {
-    if mode == Mode::Container {
-        machine.ready.mechanisms.extend(selfcheck::outside(spec, machine.keeper.pid())?);
+fn checked(spec: &EnvironmentSpec, plan: &Plan, mut machine: machine::Machine) -> Result<machine::Machine> {
+    if plan.mode == Mode::Container {
+        machine.ready.mechanisms.extend(SelfCheck::new(spec, &plan.setup, machine.keeper.pid()).run()?);
     }
     Ok(machine)
 }
@@ -225,7 +226,7 @@ async fn start(
     let launched = machine::launch(spawned, &plan.setup, way.as_ref(), spec.limits.startup).await;
     let machine = match launched.and_then(|machine| match lifted {
         Some(_) => Ok(machine),
-        None => check_tier(spec, &machine.ready).and_then(|()| checked(spec, mode, machine)),
+        None => check_tier(spec, &machine.ready).and_then(|()| checked(spec, &plan, machine)),
     }) {
         Ok(machine) => machine,
         Err(error) => {

@@ -30,6 +30,8 @@ mod launcher;
 #[cfg(target_os = "linux")]
 mod machine;
 #[cfg(target_os = "linux")]
+mod mounts;
+#[cfg(target_os = "linux")]
 mod plan;
 #[cfg(target_os = "linux")]
 mod reaper;
@@ -53,6 +55,8 @@ pub use backend::LocalBackend;
 pub use elsewhere::LocalBackend;
 #[cfg(target_os = "linux")]
 pub use launcher::{LAUNCHER, PROFILE, PlannedFile, install_launcher, write_launcher};
+#[cfg(target_os = "linux")]
+pub use selfcheck::SelfCheck;
 pub use settings::{BindSetting, Mode, MovedBind, NetworkHelper, Settings, Users};
 
 /// The backend's name.

@@ -5,9 +5,13 @@
 
 use std::path::Path;
 
-use tierbox_core::{Applied, EnvironmentSpec, Error, ErrorKind, Mechanism, Network, Result};
+use tierbox_core::{Applied, EnvironmentSpec, Error, ErrorKind, LeaseRecord, Mechanism, Network, Result};
+use tierbox_supervisor::setup::{Setup, UserMap};
 
-use crate::BACKEND;
+use crate::environment::Memory;
+use crate::mounts::{self, Planned};
+use crate::plan::{self, cgroups::Cgroups};
+use crate::{BACKEND, settings::Mode};
 
 /// Docker's default capabilities: more than these is never in reach of what runs inside.
 const MOST_CAPABILITIES: u64 = 0x0000_0000_a804_25fb;
@@ -15,32 +19,73 @@ const MOST_CAPABILITIES: u64 = 0x0000_0000_a804_25fb;
 /// The namespaces of a container's own.
 const NAMESPACES: [&str; 6] = ["mnt", "pid", "net", "ipc", "uts", "user"];
 
-/// Looks at the first process of a machine, the keeper's only child.
-///
-/// # Errors
-/// `TierRefused` naming what is not as it was reported.
-pub(crate) fn outside(spec: &EnvironmentSpec, keeper: u32) -> Result<Option<Mechanism>> {
-    let children = std::fs::read_to_string(format!("/proc/{keeper}/task/{keeper}/children")).unwrap_or_default();
-    let Some(pid) = children.split_whitespace().next() else { return Ok(None) };
-    let mut seen = Vec::new();
-    let checks = [
-        namespaces(Path::new("/proc").join(pid).as_path()),
-        ids(&read(pid, "uid_map")),
-        rights(&read(pid, "status")),
-        links(spec.tier.network(), &read(pid, "net/dev")),
-    ];
-    for check in checks {
-        match check {
-            Ok(Some(what)) => seen.push(what),
-            Ok(None) => (),
-            Err(what) => {
-                let message = format!("seen from outside, {what}");
-                return Err(Error::new(ErrorKind::TierRefused, "check sandbox", message).with_backend(BACKEND));
+/// A look at a container from outside: the kernel's word on its first process, against what was planned.
+#[derive(Debug, Clone)]
+pub struct SelfCheck {
+    keeper: u32,
+    network: Network,
+    planned: Planned,
+    /// Its whole id map as the kernel shows it, where this host writes it.
+    ids: Option<[u32; 3]>,
+}
+
+impl SelfCheck {
+    /// For a container that was started from this specification under this lease, and runs.
+    ///
+    /// # Errors
+    /// `NotFound` if nothing was started under the lease; `Unsupported` for a machine that is no container; as a start.
+    pub fn of(spec: &EnvironmentSpec, lease: &LeaseRecord) -> Result<Self> {
+        let gone = || Error::new(ErrorKind::NotFound, "check sandbox", format!("nothing was started under {}", lease.id));
+        let keeper = Memory::of(lease).ok_or_else(gone)?.keeper.pid;
+        let (_, mode) = plan::validate(spec)?;
+        if mode != Mode::Container {
+            return Err(Error::unsupported("check sandbox", "a look from outside at what is no container").with_backend(BACKEND));
+        }
+        let plan = plan::plan(spec, &lease.id, Cgroups::of_this_host(), || Ok(std::env::temp_dir()))?;
+        // Which ids a container has is decided at its start.
+        Ok(Self { ids: None, ..Self::new(spec, &plan.setup, keeper) })
+    }
+
+    /// For what a keeper was told to make.
+    pub(crate) fn new(spec: &EnvironmentSpec, setup: &Setup, keeper: u32) -> Self {
+        let ids = match setup.users {
+            UserMap::Single => Some([setup.agent.uid, rustix::process::geteuid().as_raw(), 1]),
+            UserMap::Direct { first, count } => Some([0, first, count]),
+            UserMap::Helper { .. } => None,
+        };
+        Self { keeper, network: spec.tier.network(), planned: Planned::of(setup), ids }
+    }
+
+    /// Looks. What was seen; nothing if the first process cannot be found from here.
+    ///
+    /// # Errors
+    /// `TierRefused` naming what is not as it was planned.
+    pub fn run(&self) -> Result<Option<Mechanism>> {
+        let keeper = self.keeper;
+        let children = std::fs::read_to_string(format!("/proc/{keeper}/task/{keeper}/children")).unwrap_or_default();
+        let Some(pid) = children.split_whitespace().next() else { return Ok(None) };
+        let mut seen = Vec::new();
+        let checks = [
+            namespaces(Path::new("/proc").join(pid).as_path()),
+            ids(&read(pid, "uid_map"), self.ids),
+            rights(&read(pid, "status")),
+            mounts::check(read(pid, "mountinfo").as_deref(), &self.planned),
+            links(self.network, &read(pid, "net/dev")),
+            routes(self.network, &read(pid, "net/route"), &read(pid, "net/ipv6_route")),
+        ];
+        for check in checks {
+            match check {
+                Ok(Some(what)) => seen.push(what),
+                Ok(None) => (),
+                Err(what) => {
+                    let message = format!("seen from outside, {what}");
+                    return Err(Error::new(ErrorKind::TierRefused, "check sandbox", message).with_backend(BACKEND));
+                }
             }
         }
+        let detail = format!("from outside: {}", seen.join(", "));
+        Ok(Some(Mechanism { name: "self-check".to_owned(), applied: Applied::Enforced, detail }))
     }
-    let detail = format!("from outside: {}", seen.join(", "));
-    Ok(Some(Mechanism { name: "self-check".to_owned(), applied: Applied::Enforced, detail }))
 }
 
 fn read(pid: &str, name: &str) -> Option<String> {
@@ -48,7 +93,7 @@ fn read(pid: &str, name: &str) -> Option<String> {
 }
 
 /// What was looked at, nothing if it could not be, or what is wrong.
-type Seen = std::result::Result<Option<String>, String>;
+pub(crate) type Seen = std::result::Result<Option<String>, String>;
 
 fn namespaces(process: &Path) -> Seen {
     let mut count = 0;
@@ -64,10 +109,16 @@ fn namespaces(process: &Path) -> Seen {
     Ok((count > 0).then(|| format!("{count} namespaces")))
 }
 
-fn ids(map: &Option<String>) -> Seen {
+fn ids(map: &Option<String>, planned: Option<[u32; 3]>) -> Seen {
     let Some(map) = map else { return Ok(None) };
-    let whole = map.split_whitespace().collect::<Vec<_>>() == ["0", "0", "4294967295"];
-    if whole { Err("its users are this host's".to_owned()) } else { Ok(Some("id map".to_owned())) }
+    let words: Vec<u32> = map.split_whitespace().filter_map(|word| word.parse().ok()).collect();
+    if words == [0, 0, u32::MAX] {
+        return Err("its users are this host's".to_owned());
+    }
+    match planned {
+        Some(planned) if words != planned => Err(format!("its id map is {words:?} in place of {planned:?}")),
+        _ => Ok(Some("id map".to_owned())),
+    }
 }
 
 fn rights(status: &Option<String>) -> Seen {
@@ -79,6 +130,11 @@ fn rights(status: &Option<String>) -> Seen {
     if field("NoNewPrivs") != Some("1") {
         return Err("no_new_privs is not set".to_owned());
     }
+    for set in ["CapInh", "CapAmb"] {
+        if field(set).is_none_or(|bits| u64::from_str_radix(bits, 16) != Ok(0)) {
+            return Err(format!("it passes capabilities on ({set})"));
+        }
+    }
     match field("CapBnd").and_then(|bits| u64::from_str_radix(bits, 16).ok()) {
         Some(bits) if bits & !MOST_CAPABILITIES == 0 => Ok(Some("capabilities, no_new_privs, seccomp".to_owned())),
         _ => Err("it could have capabilities beyond docker's default".to_owned()),
@@ -86,11 +142,25 @@ fn rights(status: &Option<String>) -> Seen {
 }
 
 fn links(network: Network, table: &Option<String>) -> Seen {
-    let (Network::N2, Some(table)) = (network, table) else { return Ok(None) };
+    let (Network::N1 | Network::N2, Some(table)) = (network, table) else { return Ok(None) };
     let names = table.lines().filter_map(|line| line.split_once(':')).map(|(name, _)| name.trim());
     match names.into_iter().find(|name| *name != "lo" && is_a_way_out(name)) {
         Some(name) => Err(format!("it has the network interface {name}")),
         None => Ok(Some("links".to_owned())),
+    }
+}
+
+/// With N1 and N2 there is nothing but loopback, which has an address or two and no network beyond.
+fn routes(network: Network, four: &Option<String>, six: &Option<String>) -> Seen {
+    let (Network::N1 | Network::N2, Some(four)) = (network, four) else { return Ok(None) };
+    if let Some(route) = four.lines().skip(1).find(|line| !line.trim().is_empty()) {
+        return Err(format!("it has a route: {}", route.split_whitespace().take(3).collect::<Vec<_>>().join(" ")));
+    }
+    // A kernel without IPv6 has no such table.
+    let beyond = six.iter().flat_map(|table| table.lines()).find(|line| line.split_whitespace().last() != Some("lo"));
+    match beyond {
+        Some(route) => Err(format!("it has a route of IPv6: {}", route.split_whitespace().next_back().unwrap_or_default())),
+        None => Ok(Some("routes".to_owned())),
     }
 }
 
@@ -104,7 +174,8 @@ mod unit {
     use super::*;
 
     fn status(seccomp: &str, privs: &str, bounding: &str) -> Option<String> {
-        Some(format!("Name:\tx\nSeccomp:\t{seccomp}\nNoNewPrivs:\t{privs}\nCapBnd:\t{bounding}\n"))
+        let inherited = "CapInh:\t0000000000000000\nCapAmb:\t0000000000000000\n";
+        Some(format!("Name:\tx\n{inherited}Seccomp:\t{seccomp}\nNoNewPrivs:\t{privs}\nCapBnd:\t{bounding}\n"))
     }
 
     #[test]
@@ -113,17 +184,33 @@ mod unit {
         for wrong in [("0", "1", "0"), ("2", "0", "0"), ("2", "1", "000001ffffffffff"), ("2", "1", "x")] {
             assert!(rights(&status(wrong.0, wrong.1, wrong.2)).is_err(), "{wrong:?}");
         }
+        let passed_on = status("2", "1", "0").map(|text| text.replace("CapAmb:\t0000000000000000", "CapAmb:\t0000000000000001"));
+        assert!(rights(&passed_on).unwrap_err().contains("CapAmb"));
         assert_eq!(rights(&None), Ok(None));
     }
 
     #[test]
     fn the_hosts_own_users_and_links_are_seen() {
-        assert!(ids(&Some("         0          0 4294967295\n".into())).is_err());
-        assert!(ids(&Some("0 100000 65536\n".into())).unwrap().is_some());
+        assert!(ids(&Some("         0          0 4294967295\n".into()), None).is_err());
+        assert!(ids(&Some("0 100000 65536\n".into()), Some([0, 100_000, 65_536])).unwrap().is_some());
+        for other in ["0 0 65536\n", "0 100000 65537\n", "0 100000 65536\n 65536 0 1\n"] {
+            assert!(ids(&Some(other.into()), Some([0, 100_000, 65_536])).is_err(), "{other}");
+        }
         let table = |name: &str| Some(format!("Inter-| x\n face |bytes\n    lo: 0 0\n  {name}: 0 0\n"));
         assert!(links(Network::N2, &table("eth0")).is_err());
         assert!(links(Network::N2, &table("sit0")).unwrap().is_some());
         assert_eq!(links(Network::N0, &table("eth0")), Ok(None));
+    }
+
+    #[test]
+    fn every_route_is_seen() {
+        let four = |lines: &str| Some(format!("Iface\tDestination\tGateway\n{lines}"));
+        let six = |device: &str| Some(format!("00 00 00 00 lo\n00 00 00 00 {device}\n"));
+        assert!(routes(Network::N2, &four(""), &six("lo")).unwrap().is_some());
+        assert!(routes(Network::N1, &four(""), &None).unwrap().is_some());
+        assert!(routes(Network::N1, &four("eth0\t00000000\t010200C0\n"), &None).is_err());
+        assert!(routes(Network::N2, &four(""), &six("eth0")).is_err());
+        assert_eq!(routes(Network::N0, &four("eth0\t0\t0\n"), &six("eth0")), Ok(None));
     }
 
     #[test]

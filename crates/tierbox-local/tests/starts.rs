@@ -250,3 +250,42 @@ async fn a_required_limit_that_cannot_hold_is_refused_before_anything_is_made() 
     assert!(error.message().contains("limits.disk"), "{error}");
     assert!(lease.snapshot().resources.is_empty());
 }
+
+/// What verification sees from inside is seen from outside too, at every start: the first process of each of these machines is
+/// not what was planned.
+#[tokio::test]
+async fn a_look_from_outside_finds_what_does_not_hold() {
+    use tierbox_core::Lifted;
+    use tierbox_local::SelfCheck;
+
+    let state = State::new();
+    let spec = EnvironmentSpec { env: [].into(), ..spec("T0.H1.N2") };
+    let lease = state.lease(Hold::Process);
+    let Some(honest) = start_or_skip("a_look_from_outside_finds_what_does_not_hold", &spec, &lease).await else { return };
+    let seen = SelfCheck::of(&spec, &lease.snapshot()).unwrap().run().unwrap().unwrap().detail;
+    let reported = honest.report().mechanisms.iter().find(|mechanism| mechanism.name == "self-check").unwrap();
+    assert_eq!(reported.detail, seen);
+    assert!(["mounts", "links", "routes"].iter().all(|part| seen.contains(part)), "{seen}");
+    if rustix::process::geteuid().is_root() {
+        assert!(["6 namespaces", "id map", "seccomp"].iter().all(|part| seen.contains(part)), "{seen}");
+    }
+    honest.stop().await.unwrap();
+    let shared = tempfile::tempdir().unwrap();
+    let mount = Lifted::Mount { host: shared.path().to_owned(), guest: "/opt/shared".into() };
+    for (lifted, found) in [
+        (Lifted::Network, "network|net namespace|route|interface"),
+        (Lifted::Seccomp, "not filtered"),
+        (Lifted::NoNewPrivs, "no_new_privs|not filtered"),
+        (Lifted::Capabilities, "capabilities"),
+        (Lifted::Ipc, "ipc namespace"),
+        (Lifted::Uts, "uts namespace"),
+        (mount, "/opt/shared"),
+    ] {
+        let lease = state.lease(Hold::Process);
+        let twin = LocalBackend::new().twin(&spec, &lifted, lease.clone()).await.unwrap();
+        let error = SelfCheck::of(&spec, &lease.snapshot()).unwrap().run().expect_err(lifted.name());
+        assert_eq!(error.kind(), ErrorKind::TierRefused);
+        assert!(found.split('|').any(|part| error.message().contains(part)), "{lifted:?}: {error}");
+        twin.stop().await.unwrap();
+    }
+}

@@ -4,6 +4,7 @@
 mod docker;
 pub(crate) mod egress;
 mod files;
+mod idle;
 mod latency;
 mod parallel;
 mod plain;
@@ -38,6 +39,7 @@ pub(crate) const ALL: &[Case] = &[
     case("tierbox run", 1.5, program::run),
     case("8 at once", 1.0, parallel::throughput),
     case("200 alive", 1.0, parallel::alive),
+    case("memory per idle sandbox", 2.0, idle::memory),
     case("stream 1 GiB", 2.0, stream::handle),
     case("collect 1 GiB", 1.0, stream::collected),
     case("write 100 MiB", 2.0, files::write),
@@ -54,6 +56,7 @@ pub(crate) const ALL: &[Case] = &[
     case("exec through serve", 1.0, serve::exec),
     case("tasks through serve", 1.5, serve::tasks),
     case("verification", 1.0, verify::all),
+    case("self-check", 1.0, verify::outside),
     case("operation log", 1.2, verify::log),
     case("plain exec", 20.0, plain::exec),
     case("program size", 1.0, program::size),

@@ -11,6 +11,7 @@ attacks! { "files":
     e01_links_to_host_files [Files, Isolation] "A link to a host file gives the sandbox's own file or NotFound, never host bytes.";
     e02_swapped_parents [Files, Isolation] "Writing through a parent that is swapped for a link in a loop never leaves the sandbox.";
     e03_through_proc [Files, Isolation] "/proc/self/root, /proc/1/root and descriptors of others lead nowhere.";
+    e03_above_the_root [Isolation] "Nothing lies above the root: neither the root of the host nor what a root was built from.";
     e04_names [Files] "Names with dots, NUL, newlines, quotes, substitutions, dashes, or too many bytes are names or typed errors.";
     e05_archives [Archives, Files] "Archives with dots, absolute names, links, hard links, duplicates, extended names or a sparse TiB change nothing outside.";
     e05_devices_and_setuid [Archives, Files] "Archives make no device and no setuid file.";
@@ -88,6 +89,20 @@ async fn e03_through_proc(s: Subject, canary: Canary) -> Verdict {
             ensure!(!listed.iter().any(|entry| entry.name == b"secret"), "{path} is a directory of the host's");
         }
     }
+    Ok(())
+}
+
+async fn e03_above_the_root(s: Subject, canary: Canary) -> Verdict {
+    let (secret, directory) = (canary.secret_path(), canary.directory());
+    for up in ["/..", "/../..", "/proc/self/root/..", "/proc/1/root/..", "/proc/self/cwd/../../../../../../../.."] {
+        // Existence alone would tell of the host, and sockets are reached without being opened.
+        let script =
+            format!("test -e {up}{secret} && echo seen; test -e {up}{directory}/socket && echo socket; cat {up}{secret}; :");
+        let found = s.run(s.shell(script)).await?;
+        ensure_eq!(found.stdout.text(), "", "what is above the root by {up}");
+    }
+    let (above, root) = (s.text("stat -c %d:%i /..").await?, s.text("stat -c %d:%i /").await?);
+    ensure_eq!(above, root, "the parent of the root");
     Ok(())
 }
 

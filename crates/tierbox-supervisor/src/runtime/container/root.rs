@@ -8,7 +8,7 @@ use rustix::io::Errno;
 use rustix::mount::MountAttrFlags;
 
 use super::mount::{Owner, attach, attach_at, clone_tree, make_dirs, make_file, new_filesystem, open_in, resolve, split};
-use super::refusal::{AtStep, Step, shown};
+use super::refusal::{AtStep, Refusal, Step, shown};
 use super::sources::{Sources, TopLevel};
 use crate::runtime::sys::{self, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY, MountAttr};
 use crate::setup::{Agent, MadeFile, Root, Setup};
@@ -24,6 +24,9 @@ const DEVICE_LINKS: [(&str, &str); 5] = [
     ("/proc/self/fd/2", "stderr"),
     ("pts/ptmx", "ptmx"),
 ];
+
+/// Mounts that may lie on top of a new root: the old one, and what the new one was built on.
+const MOST_LAYERS: usize = 4;
 
 /// A directory inside, with a mount of it.
 type Place = (Vec<u8>, OwnedFd);
@@ -87,9 +90,24 @@ pub fn build(setup: &Setup, sources: Sources) -> Step<NewRoot> {
 pub fn enter(root: &NewRoot) -> Step {
     rustix::process::fchdir(&root.root).at("pivot root")?;
     rustix::process::pivot_root(".", ".").at("pivot root")?;
-    // The old root now lies on top of the new one, at the same place.
-    rustix::mount::unmount(".", rustix::mount::UnmountFlags::DETACH).at("pivot root")?;
-    rustix::process::chdir("/").at("pivot root")
+    // The old root now lies on top of the new one, at the same place, and on it what the new one was built on. Who goes up
+    // from the root steps onto the topmost.
+    for _ in 0..MOST_LAYERS {
+        if mount_id(CWD, "..")? == mount_id(root.root.as_fd(), "")? {
+            return rustix::process::chdir("/").at("pivot root");
+        }
+        rustix::mount::unmount("..", rustix::mount::UnmountFlags::DETACH).at("pivot root")?;
+    }
+    Err(Refusal::because("pivot root", "there is still something on top of the new root"))
+}
+
+/// The kernel's number of the mount that a path leads to.
+fn mount_id(dir: BorrowedFd<'_>, path: &str) -> Step<u64> {
+    let found = rustix::fs::statx(dir, path, rustix::fs::AtFlags::EMPTY_PATH, rustix::fs::StatxFlags::MNT_ID).at("pivot root")?;
+    if found.stx_mask & rustix::fs::StatxFlags::MNT_ID.bits() == 0 {
+        return Err(Refusal::because("pivot root", "this kernel does not tell mounts apart (Linux 5.8 does)"));
+    }
+    Ok(found.stx_mnt_id)
 }
 
 fn new_store(setup: &Setup) -> Step<OwnedFd> {

@@ -1,0 +1,186 @@
+//! The mount table of a container as this host's kernel shows it, against what was planned.
+
+use std::borrow::Cow;
+
+use tierbox_supervisor::setup::{Root, Setup};
+
+use crate::selfcheck::Seen;
+
+/// What the host's programs and libraries lie in.
+const PROGRAMS: [&str; 7] = ["/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32"];
+
+/// What every container may write to.
+const WRITABLE: [&str; 3] = ["/tmp", "/var/tmp", "/dev/shm"];
+
+/// Device nodes, and their file systems on hosts of every kind.
+const DEVICES: [&str; 6] = ["/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/tty"];
+
+/// What may be mounted where.
+#[derive(Debug, Clone)]
+pub(crate) struct Planned {
+    /// Whether the root is made of the host's `/usr`; else it is a directory's copy on write.
+    host: bool,
+    /// Directories of the container's own that may be written to.
+    writable: Vec<String>,
+    /// Host paths inside, and whether they may be changed.
+    binds: Vec<(String, bool)>,
+}
+
+impl Planned {
+    /// What a set-up says.
+    pub(crate) fn of(setup: &Setup) -> Self {
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim_end_matches('/').to_owned();
+        let own = [&setup.agent.home, &setup.workdir].into_iter().chain(&setup.writable).map(|path| text(&path.0));
+        Self {
+            host: matches!(setup.root, Root::Host),
+            writable: own.chain(WRITABLE.map(str::to_owned)).collect(),
+            binds: setup.binds.iter().map(|bind| (text(&bind.guest.0), bind.writable)).collect(),
+        }
+    }
+
+    /// Why a mount should not be there.
+    fn refusal(&self, point: &str, kind: &str, read_only: bool) -> Option<&'static str> {
+        const UNPLANNED: Option<&str> = Some("nobody planned it");
+        const TO_WRITE: Option<&str> = Some("it can be written to");
+        let below = |outer: &str| point.strip_prefix(outer).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+        let write_guarded = |guarded: bool| if guarded && !read_only { TO_WRITE } else { None };
+        // The longest path counts: a writable directory may lie in one that is not.
+        if let Some((_, writable)) = self.binds.iter().filter(|(guest, _)| below(guest)).max_by_key(|(guest, _)| guest.len()) {
+            return write_guarded(!writable);
+        }
+        match point {
+            "/" if kind != if self.host { "tmpfs" } else { "overlay" } => Some("it is not the container's own"),
+            "/" => write_guarded(self.host),
+            "/dev" if !self.host && kind == "tmpfs" => None,
+            "/dev/pts" => {
+                if kind == "devpts" {
+                    None
+                } else {
+                    UNPLANNED
+                }
+            }
+            _ if self.writable.iter().any(|own| own == point) => {
+                if kind == "tmpfs" || !self.host {
+                    None
+                } else {
+                    UNPLANNED
+                }
+            }
+            _ if DEVICES.contains(&point) => None,
+            "/proc" => {
+                if kind == "proc" {
+                    None
+                } else {
+                    UNPLANNED
+                }
+            }
+            _ if below("/proc") => write_guarded(true),
+            _ if self.host && PROGRAMS.iter().any(|outer| below(outer)) => write_guarded(true),
+            _ => UNPLANNED,
+        }
+    }
+}
+
+/// Checks a table as `/proc/<pid>/mountinfo` has it.
+pub(crate) fn check(table: Option<&str>, planned: &Planned) -> Seen {
+    let Some(table) = table else { return Ok(None) };
+    let mut roots = 0;
+    for line in table.lines() {
+        let (left, right) = line.split_once(" - ").ok_or_else(|| format!("its mount table has the line {line:?}"))?;
+        let mut fields = left.split(' ').skip(4);
+        let (Some(point), Some(options)) = (fields.next(), fields.next()) else {
+            return Err(format!("its mount table has the line {line:?}"));
+        };
+        let point = unescaped(point);
+        let kind = right.split(' ').next().unwrap_or_default();
+        roots += usize::from(point == "/");
+        if let Some(why) = planned.refusal(&point, kind, options.split(',').any(|option| option == "ro")) {
+            return Err(format!("there is a mount at {point} ({kind}), and {why}"));
+        }
+    }
+    if roots == 1 { Ok(Some("mounts".to_owned())) } else { Err(format!("it has {roots} roots")) }
+}
+
+/// The kernel writes blanks and backslashes of a path in octal.
+fn unescaped(path: &str) -> Cow<'_, str> {
+    if !path.contains('\\') {
+        return path.into();
+    }
+    let mut parts = path.split('\\');
+    let mut bytes = parts.next().unwrap_or_default().as_bytes().to_vec();
+    for part in parts {
+        let (digits, rest) = part.split_at_checked(3).unwrap_or((part, ""));
+        bytes.extend(u8::from_str_radix(digits, 8));
+        bytes.extend_from_slice(rest.as_bytes());
+    }
+    String::from_utf8_lossy(&bytes).into_owned().into()
+}
+
+#[cfg(test)]
+mod unit {
+    use super::*;
+
+    fn planned(host: bool) -> Planned {
+        Planned {
+            host,
+            writable: ["/workspace", "/home/agent", "/tmp"].map(str::to_owned).to_vec(),
+            binds: vec![("/data".to_owned(), false), ("/data/out put".to_owned(), true)],
+        }
+    }
+
+    fn table(lines: &[(&str, &str, &str)]) -> String {
+        let line =
+            |(point, options, kind): &(&str, &str, &str)| format!("1 2 0:1 / {point} {options},nosuid shared:1 - {kind} x rw\n");
+        lines.iter().map(line).collect()
+    }
+
+    const GOOD: &[(&str, &str, &str)] = &[
+        ("/", "ro", "tmpfs"),
+        ("/usr", "ro", "ext4"),
+        ("/usr/share/x", "ro", "squashfs"),
+        ("/dev/null", "ro", "devtmpfs"),
+        ("/dev/pts", "rw", "devpts"),
+        ("/proc", "rw", "proc"),
+        ("/proc/sys", "ro", "proc"),
+        ("/proc/keys", "ro", "devtmpfs"),
+        ("/workspace", "rw", "tmpfs"),
+        ("/data", "ro", "ext4"),
+        ("/data/below", "ro", "ext4"),
+        ("/data/out\\040put", "rw", "ext4"),
+    ];
+
+    #[test]
+    fn a_planned_table_is_seen() {
+        assert_eq!(check(Some(&table(GOOD)), &planned(true)), Ok(Some("mounts".to_owned())));
+        assert_eq!(check(None, &planned(true)), Ok(None));
+        let copied = [("/", "rw", "overlay"), ("/dev", "rw", "tmpfs"), ("/proc", "rw", "proc"), ("/workspace", "rw", "overlay")];
+        assert!(check(Some(&table(&copied)), &planned(false)).unwrap().is_some());
+    }
+
+    #[test]
+    fn whatever_else_is_mounted_is_refused() {
+        for (point, options, kind) in [
+            ("/run/docker.sock", "ro", "tmpfs"),
+            ("/etc", "ro", "ext4"),
+            ("/mnt/share", "ro", "9p"),
+            ("/", "ro", "tmpfs"),
+            ("/usr/lib", "rw", "ext4"),
+            ("/data/below", "rw", "ext4"),
+            ("/proc", "rw", "tmpfs"),
+            ("/proc/sys", "rw", "proc"),
+            ("/dev/pts", "rw", "tmpfs"),
+            ("/dev/kvm", "rw", "devtmpfs"),
+            ("/dev", "rw", "devtmpfs"),
+            ("/workspace", "rw", "ext4"),
+            ("/database", "ro", "ext4"),
+            ("/usrlocal", "ro", "ext4"),
+        ] {
+            let lines: Vec<_> = GOOD.iter().copied().chain([(point, options, kind)]).collect();
+            assert!(check(Some(&table(&lines)), &planned(true)).is_err(), "{point} {options} {kind}");
+        }
+        assert!(check(Some(&table(&[("/", "rw", "ext4")])), &planned(true)).is_err());
+        assert!(check(Some(&table(&[("/", "rw", "tmpfs")])), &planned(true)).is_err());
+        assert!(check(Some(""), &planned(true)).is_err());
+        assert!(check(Some("nonsense"), &planned(true)).is_err());
+    }
+}
