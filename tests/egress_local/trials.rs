@@ -256,11 +256,16 @@ fn npm(environment: &Arc<dyn Environment>) -> Result<(), Failed> {
          printf '{\"name\":\"small\",\"dist-tags\":{\"latest\":\"1.0.0\"},\"versions\":{\"1.0.0\":{\"name\":\"small\",\"version\":\"1.0.0\",\
          \"dist\":{\"tarball\":\"https://index.test/tarballs/small-1.0.0.tgz\"}}}}' > small",
     )?;
-    sh(
-        environment,
-        "mkdir -p n; cd n; echo '{}' > package.json; npm install --cafile $CA --fetch-retries 0 --registry https://index.test/ --no-audit \
-         --no-fund --no-update-notifier --cache $PWD/cache small; test -s node_modules/small/package.json",
-    )?;
+    for (number, way) in ["", DIRECT].iter().enumerate() {
+        sh(
+            environment,
+            &format!(
+                "{way} mkdir -p n{number}; cd n{number}; echo '{{}}' > package.json; npm install --cafile $CA --fetch-retries 0 --registry \
+                 https://index.test/ --no-audit --no-fund --no-update-notifier --cache $PWD/cache small; test -s \
+                 node_modules/small/package.json"
+            ),
+        )?;
+    }
     Ok(())
 }
 

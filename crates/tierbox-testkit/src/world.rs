@@ -143,7 +143,7 @@ impl World {
         fs::write(path.join("heard"), "")?;
         certify(path)?;
         fs::write(path.join("hosts"), format!("{LINE}{}\n{HOSTS}", path.display()))?;
-        fs::write(path.join("resolv.conf"), "nameserver 203.0.113.53\noptions timeout:1 attempts:1\n")?;
+        fs::write(path.join("resolv.conf"), "nameserver 203.0.113.53\noptions timeout:15 attempts:1\n")?;
         for name in ["hosts", "resolv.conf"] {
             let at = fs::canonicalize(Path::new("/etc").join(name))?;
             sh(&format!("mount --bind {} {}", path.join(name).display(), at.display()))?;

@@ -17,6 +17,7 @@ attacks! { "egress":
     e46_addresses [Isolation, Files] "A name that leads to a private, local or metadata address is not dialled, though a server is there.";
     e47_names_as_a_channel [Isolation, Files] "A query for a name that is not allowed leaves nothing outside, and no record but the gateway's address is told.";
     e48_without_variables [Isolation, Files] "Without proxy variables an allowed name works, and nothing else does.";
+    e51_slow_names [Isolation, Files] "Names that are never resolved keep another sandbox from nothing, and take a few threads of the host's at most.";
     e51_flood [Isolation, Files] "Half-open connections of one sandbox leave another its network.";
 }
 
@@ -149,6 +150,37 @@ async fn e48_without_variables(s: Subject, _: Canary) -> Verdict {
     let lie = s.run(curl("--resolve index.test:80:203.0.113.10 http://index.test/x")).await?;
     ensure!(!lie.success(), "the server was reached past the gateway");
     Ok(())
+}
+
+/// How many lookups of the gateways in this process run.
+fn lookups() -> usize {
+    let tasks = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
+    tasks
+        .filter(|task| std::fs::read_to_string(task.path().join("comm")).is_ok_and(|name| name.trim() == "tierbox-resolve"))
+        .count()
+}
+
+async fn e51_slow_names(s: Subject, _: Canary) -> Verdict {
+    let at = gateway(&s).await?;
+    let other = s.another(&|_| ()).await?;
+    let there = gateway(&other).await?;
+    let program = install(&s).await?;
+    let asks = |number: u32| format!("{program} http {at}:80 'GET / HTTP/1.1|Host: n{number}.slow.files.test||' & ");
+    let script: String = (0..60).map(asks).chain(["wait".to_owned()]).collect();
+    let mut flood = s.spawn(s.shell(script)).await?;
+    let before = lookups();
+    s.until(Duration::from_secs(30), "names are being looked up", || async { Ok(lookups() >= 4) }).await?;
+    let start = Instant::now();
+    let request = "GET /x HTTP/1.1|Host: index.test|Connection: close||";
+    for _ in 0..20 {
+        works(&tried(&other, &["http", &format!("{there}:80"), request]).await?)?;
+        ensure!(lookups() <= before + 8, "{} lookups at once", lookups());
+    }
+    let took = start.elapsed();
+    flood.kill(KillReason::Cancelled);
+    s.outcome(&mut flood).await?;
+    ensure!(took < Duration::from_secs(10), "the other sandbox waited {took:?} for twenty pages");
+    other.stop().await
 }
 
 async fn e51_flood(s: Subject, _: Canary) -> Verdict {
