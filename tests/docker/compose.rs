@@ -13,6 +13,7 @@ pub fn all() -> Vec<Trial> {
     vec![
         trial("compose::services_reach_each_other_and_nothing_else", services_reach_each_other_and_nothing_else),
         trial("compose::networks_separate", networks_separate),
+        trial("compose::machines_can_be_kept_apart", machines_can_be_kept_apart),
         trial("compose::volumes_are_shared_and_removed", volumes_are_shared_and_removed),
         trial("compose::dependencies_are_waited_for", dependencies_are_waited_for),
         trial("compose::a_service_that_fails_fails_the_start", a_service_that_fails_fails_the_start),
@@ -63,6 +64,33 @@ async fn services_reach_each_other_and_nothing_else() -> Result<(), String> {
     nothing_outside(&environment).await?;
     environment.stop().await.map_err(text)?;
     nothing_left(environment.id())
+}
+
+/// The same pair, of which the profile says that they do not meet. That they else would is shown above.
+async fn machines_can_be_kept_apart() -> Result<(), String> {
+    let (_dir, mut spec) = composed(PAIR);
+    spec.network.apart = true;
+    let environment = start(spec.clone()).await.map_err(text)?;
+    for name in ["default", "web"] {
+        let machine = environment.machine(name).map_err(text)?;
+        let links = sh(
+            &machine,
+            "sed -n 's/^ *\\([^:]*\\):.*/\\1/p' /proc/net/dev | grep -v -e '^lo$' -e '^sit' -e '^tunl' -e '^gre'; :",
+        )
+        .await?;
+        ensure(links.is_empty(), format!("{name} has the links {links}"))?;
+    }
+    let known = environment.primary().run(ExecRequest::shell("timeout 5 getent hosts www")).await.map_err(text)?;
+    ensure(!known.success(), format!("the other machine's name is known: {}", known.stdout.text()))?;
+    environment.stop().await.map_err(text)?;
+    nothing_left(environment.id())?;
+    // Where each has the whole network, the engine's bridge joins them.
+    let mut open = spec;
+    open.tier = "T0.H1.N0".parse().map_err(text)?;
+    let refused = tierbox::docker::DockerBackend::new();
+    let capabilities = tierbox::Backend::capabilities(&refused, &open).map_err(text)?;
+    let error = capabilities.admit(&open).expect_err("refused");
+    ensure(error.kind() == ErrorKind::TierRefused && error.message().contains("between-machines"), error.to_string())
 }
 
 /// Nothing but the other machines: neither the engine's host (every address of its bridges), nor beyond.

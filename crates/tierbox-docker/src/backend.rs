@@ -57,7 +57,8 @@ pub fn capabilities(plan: &Plan) -> Capabilities {
         dial: true,
         mounts: MountSupport::ReadOnly,
         multi_machine: plan.machines.len() > 1,
-        machines_apart: false,
+        // With the whole network each would reach the others by way of the engine's bridge.
+        machines_apart: plan.network != Network::N0,
         detached: true,
         snapshots: false,
         limits: LimitCapabilities {

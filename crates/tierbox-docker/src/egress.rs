@@ -13,6 +13,7 @@ use tierbox_egress::{Config, Gateway, Rules};
 use crate::BACKEND;
 use crate::first::First;
 use crate::launch::Around;
+use crate::twin::names;
 
 /// The gateway's address inside: every address of this network is the machine's own loopback, and nobody uses this one.
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(127, 98, 18, 1);
@@ -68,7 +69,7 @@ pub async fn serve(around: &Around<'_>, machine: &str, plan: &EgressPlan, log: &
         return Err(unable(std::io::Error::other("it is this host's own")));
     }
     let sockets = plan.sockets.bind_in(namespace.as_fd()).map_err(unable)?;
-    let config = Config::new(around.id, plan.rules.clone(), plan.sockets.clone(), log);
+    let config = Config::new(around.id, plan.rules.clone(), plan.sockets.clone(), log).with_canaries(names(around.lifted))?;
     let named = |error: Error| error.with_backend(BACKEND);
     if !around.persists {
         return Gateway::start(config, sockets).map(Some).map_err(named);

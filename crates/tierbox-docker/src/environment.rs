@@ -1,5 +1,6 @@
 //! A running environment.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -119,6 +120,8 @@ pub struct DockerEnvironment {
     resources: Vec<Resource>,
     /// Where it is noted how it is found again; `None` if it was not made to outlive this process.
     lease: Option<Arc<dyn LeaseHandle>>,
+    /// Images and engine; `None` for one that was found again.
+    identity: Option<BTreeMap<String, String>>,
     stopped: AtomicBool,
 }
 
@@ -132,7 +135,12 @@ impl DockerEnvironment {
         resources: Vec<Resource>,
         lease: Option<Arc<dyn LeaseHandle>>,
     ) -> Self {
-        Self { id: id.to_owned(), machines, report, socket, resources, lease, stopped: AtomicBool::new(false) }
+        Self { id: id.to_owned(), machines, report, socket, resources, lease, identity: None, stopped: AtomicBool::new(false) }
+    }
+
+    /// The same, made of these images by this engine.
+    pub fn made_of(self, identity: BTreeMap<String, String>) -> Self {
+        Self { identity: Some(identity), ..self }
     }
 
     /// Finds a detached environment again.
@@ -188,6 +196,10 @@ impl Environment for DockerEnvironment {
 
     fn report(&self) -> &Report {
         &self.report
+    }
+
+    fn identity(&self) -> Option<BTreeMap<String, String>> {
+        self.identity.clone()
     }
 
     fn connection(&self, machine: &str) -> Result<Connection> {

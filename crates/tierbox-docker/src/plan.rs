@@ -188,6 +188,10 @@ pub fn plan(spec: &EnvironmentSpec) -> Result<Plan> {
         }
         None => machines.push(one_machine(spec, &settings)),
     }
+    if spec.network.apart {
+        machines.iter_mut().for_each(|machine| machine.links.clear());
+        networks.clear();
+    }
     if network == Network::N0 {
         lead_outside(&mut machines, &mut networks);
     }

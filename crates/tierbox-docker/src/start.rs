@@ -1,9 +1,11 @@
 //! From a plan to a running environment, or to nothing.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use bollard::models::SystemInfo;
 use futures_util::future::join_all;
 use tierbox_core::{
     Capabilities, EnvironmentSpec, Error, ErrorKind, Hold, KillDomain, LeaseHandle, Lifted, LimitReport, Locality, Mechanism,
@@ -133,7 +135,17 @@ impl Start {
         }));
         let report = self.report(&machines, mechanisms, limits, &images);
         let lease = self.persists().then(|| self.lease.clone());
-        Ok(DockerEnvironment::new(self.lease.id(), machines, report, socket, resources, lease))
+        let environment = DockerEnvironment::new(self.lease.id(), machines, report, socket, resources, lease);
+        Ok(environment.made_of(self.identity(&images, &info)))
+    }
+
+    /// The digest of each machine's image, and the engine.
+    fn identity(&self, images: &[image::Image], info: &SystemInfo) -> BTreeMap<String, String> {
+        let told = |text: &Option<String>| text.clone().unwrap_or_default();
+        let engine = format!("{} {} on {}", told(&info.id), told(&info.server_version), told(&info.kernel_version));
+        let of_machines = self.plan.machines.iter().zip(images);
+        let images = of_machines.map(|(machine, image)| (format!("image of {}", machine.name), image.id.clone()));
+        images.chain([("engine".to_owned(), engine)]).collect()
     }
 
     /// Whether it may outlive this process.

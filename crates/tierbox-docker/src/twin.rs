@@ -1,7 +1,9 @@
 //! Twins for verification: a container as planned, with one rule lifted.
 
 use bollard::models::{ContainerCreateBody, HostConfig};
-use tierbox_core::{EnvironmentSpec, Error, Hold, HostIsolation, Lifted, Limits, Network, Result, Tier, Tooling};
+use tierbox_core::{
+    CanaryName, EnvironmentSpec, Error, Hold, HostIsolation, Lifted, Limits, Network, NetworkSpec, Result, Tier, Tooling,
+};
 
 use crate::BACKEND;
 use crate::launch::bind;
@@ -20,18 +22,26 @@ pub fn spec(spec: &EnvironmentSpec, lifted: &Lifted) -> Result<EnvironmentSpec> 
         | Lifted::NoNewPrivs
         | Lifted::Seccomp
         | Lifted::Mount { .. } => {}
+        Lifted::Names(_) if spec.tier.network() == Network::N1 => {}
         _ => {
             let what = format!("a twin without its {}", lifted.name());
             return Err(Error::unsupported("start twin", what).with_backend(BACKEND));
         }
     }
+    let names = names(Some(lifted));
+    let mut allowed = NetworkSpec::default();
+    if !names.is_empty() {
+        allowed.allow.extend(spec.network.allow.iter().cloned().chain(names.iter().map(|name| name.rule.clone())));
+    }
+    let network = if names.is_empty() { Network::N2 } else { Network::N1 };
     Ok(EnvironmentSpec {
         profile: spec.profile.clone(),
+        network: allowed,
         settings: spec.settings.clone(),
         limits: Limits { startup: spec.limits.startup, ..Limits::default() },
         base_dir: spec.base_dir.clone(),
         hold: Hold::Process,
-        ..EnvironmentSpec::new(BACKEND, Tier::new(Tooling::T0, HostIsolation::H1, Network::N2)?)
+        ..EnvironmentSpec::new(BACKEND, Tier::new(Tooling::T0, HostIsolation::H1, network)?)
     })
 }
 
@@ -70,6 +80,14 @@ pub fn lift(body: &mut ContainerCreateBody, lifted: &Lifted) {
     }
 }
 
+/// The names that the twin's gateway lists beside the profile's.
+pub fn names(lifted: Option<&Lifted>) -> &[CanaryName] {
+    match lifted {
+        Some(Lifted::Names(names)) => names,
+        _ => &[],
+    }
+}
+
 /// Whether the supervisor filters system calls by itself. It could not without `no_new_privs`, and would set that.
 pub fn filters(lifted: Option<&Lifted>) -> bool {
     !matches!(lifted, Some(Lifted::NoNewPrivs | Lifted::Seccomp))
@@ -101,5 +119,11 @@ mod unit {
         let twin = spec(&own, &Lifted::Ipc).unwrap();
         assert!(twin.env.is_empty() && twin.tier.network() == Network::N2);
         assert!(spec(&own, &Lifted::Isolation).is_err());
+        own.network.allow.push("a.test".into());
+        let name = CanaryName { rule: "b.invalid".into(), leads_to: ([127, 0, 0, 1], 1).into() };
+        let named = spec(&own, &Lifted::Names(vec![name.clone()])).unwrap();
+        assert_eq!((named.tier.network(), named.network.allow), (Network::N1, vec!["a.test".into(), "b.invalid".into()]));
+        let own = EnvironmentSpec::new(BACKEND, "T0.H1.N2".parse().unwrap());
+        assert!(spec(&own, &Lifted::Names(vec![name])).is_err());
     }
 }
