@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tierbox_core::{EnvironmentSpec, Report};
+use tierbox_core::{EnvironmentSpec, ProgramRule, Report, Tooling};
 
 use crate::log::Head;
 use crate::probe::{ProbeResult, Verified};
@@ -54,12 +54,24 @@ pub struct AttestedVerification {
 /// What the sandbox and the agent in it were granted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Affordances {
-    /// The programs that T1 allows the agent.
+    /// What the tooling axis lets the agent execute: `anything`, `the named programs` or `nothing`.
+    #[serde(default)]
+    pub execution: String,
+    /// The programs that T1 allows the agent, with any arguments.
     pub programs: Vec<String>,
+    /// The programs that T1 allows by rules, each with what it may be told.
+    #[serde(default)]
+    pub rules: Vec<String>,
+    /// The runtimes of code tasks.
+    #[serde(default)]
+    pub runtimes: Vec<String>,
     /// What becomes of sensitive actions of the agent.
     pub approvals: String,
     /// Names that can be reached.
     pub network: Vec<String>,
+    /// Whether machines of the environment may reach each other.
+    #[serde(default)]
+    pub between_machines: bool,
     /// Host directories that are visible inside.
     pub mounts: Vec<String>,
     /// Host files that were copied in.
@@ -101,6 +113,9 @@ pub struct Attestation {
     pub locality: String,
     /// Why H0 or N0 is acceptable.
     pub reason: Option<String>,
+    /// What it was made of: digests of images or the state of its root, the engine and its version. Empty if that is not known.
+    #[serde(default)]
+    pub made_of: BTreeMap<String, String>,
     /// What was enforced at this start.
     pub mechanisms: Vec<AttestedMechanism>,
     /// The limits.
@@ -128,6 +143,7 @@ impl Attestation {
         spec: &EnvironmentSpec,
         profile_sha256: String,
         report: &Report,
+        made_of: BTreeMap<String, String>,
         verified: Option<&Verified>,
         log: Option<Head>,
     ) -> Self {
@@ -143,6 +159,7 @@ impl Attestation {
             backend: report.backend.clone(),
             locality: word(&report.locality),
             reason: report.reason.as_deref().map(clean),
+            made_of,
             mechanisms: report
                 .mechanisms
                 .iter()
@@ -170,9 +187,13 @@ impl Attestation {
                 probes: verified.verification.probes.clone(),
             }),
             affordances: Affordances {
+                execution: execution(report.tier.tooling()).to_owned(),
                 programs: spec.programs.clone(),
+                rules: spec.agent.rules.iter().map(rule).collect(),
+                runtimes: spec.code.runtimes.iter().map(|runtime| runtime.name.clone()).collect(),
                 approvals: word(&spec.agent.preset),
                 network: spec.network.allow.clone(),
+                between_machines: !spec.network.apart,
                 mounts: all(&report.mounts),
                 files: all(&report.copied_in),
                 user: spec.user.clone(),
@@ -190,6 +211,24 @@ impl Attestation {
     pub fn schema() -> serde_json::Value {
         schemars::schema_for!(Self).to_value()
     }
+}
+
+fn execution(tooling: Tooling) -> &'static str {
+    match tooling {
+        Tooling::T0 => "anything",
+        Tooling::T1 => "the named programs",
+        Tooling::T2 => "nothing",
+    }
+}
+
+/// A rule of T1 in a line.
+fn rule(rule: &ProgramRule) -> String {
+    let mut parts = vec![rule.program.clone()];
+    parts.extend(rule.first.iter().cloned());
+    parts.extend(rule.flags.iter().map(|flag| format!("[{flag}]")));
+    parts.extend(rule.options.iter().map(|(option, value)| format!("[{option} {value}]")));
+    parts.extend(rule.operands.iter().map(|operand| format!("<{operand}>")));
+    parts.join(" ")
 }
 
 /// A value that serializes as a word.

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use serde_json::Value;
 use tierbox_core::Decision;
 
-use crate::attestation::Attestation;
+use crate::attestation::{Affordances, Attestation};
 use crate::log::{Record, Standing};
 
 /// The most operations that a page shows. The log has them all.
@@ -118,6 +118,10 @@ fn tier(html: &mut String, attestation: &Attestation) {
         escape(&attestation.tierbox),
         escape(attestation.host.get("kernel").map(String::as_str).unwrap_or_default()),
     );
+    for (part, what) in &attestation.made_of {
+        let _ = write!(html, "<p>{}: <code>{}</code></p>", escape(part), escape(&what.chars().take(300).collect::<String>()));
+    }
+    granted(html, &attestation.affordances);
     for weakened in &attestation.weakened {
         let _ = write!(html, "<p class=\"bad\">weakened: {}</p>", escape(weakened));
     }
@@ -142,6 +146,26 @@ fn tier(html: &mut String, attestation: &Attestation) {
         });
         table(html, &["Probe", "Result", "Rule", "Inside", "Control"], rows);
     }
+}
+
+fn granted(html: &mut String, granted: &Affordances) {
+    let list = |items: &[String]| if items.is_empty() { "none".to_owned() } else { escape(&items.join(", ")) };
+    html.push_str("<h2>Granted</h2>");
+    let between = if granted.between_machines { "as the backend's files say" } else { "kept apart" };
+    let rows = [
+        ("The agent executes", escape(&granted.execution)),
+        ("Programs", list(&granted.programs)),
+        ("Programs by rules", list(&granted.rules)),
+        ("Runtimes of code", list(&granted.runtimes)),
+        ("Approvals", escape(&granted.approvals)),
+        ("Names", list(&granted.network)),
+        ("Between machines", between.to_owned()),
+        ("Mounts", list(&granted.mounts)),
+        ("Files", list(&granted.files)),
+        ("User", escape(granted.user.as_deref().unwrap_or("the backend's default"))),
+        ("Variables", list(&granted.variables)),
+    ];
+    table(html, &["What", "Which"], rows.map(|(what, which)| vec![what.to_owned(), which]));
 }
 
 /// Where an operation lies in the run, in parts of a hundred.

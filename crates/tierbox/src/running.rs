@@ -107,7 +107,8 @@ impl Running {
         }
         let spec = self.spec.as_deref()?;
         let head = self.log.as_ref().and_then(|log| log.flush(false).ok());
-        Some(Attestation::new(&self.id, spec, runs::profile_hash(spec), &self.report, self.verified.as_ref(), head))
+        let made_of = self.parts().environment.identity().unwrap_or_default();
+        Some(Attestation::new(&self.id, spec, runs::profile_hash(spec), &self.report, made_of, self.verified.as_ref(), head))
     }
 
     /// What was logged of it so far. `None` if it is not logged.

@@ -312,6 +312,8 @@ mod conformance {
         assert!(run.attestation_matches);
         let attestation = run.attestation.clone().unwrap();
         assert_eq!((attestation.tier.as_str(), attestation.environment.as_str()), ("T0.H1.N2", id.as_str()));
+        assert!(attestation.made_of.contains_key("root") && attestation.made_of.contains_key("engine"));
+        assert_eq!((attestation.affordances.execution.as_str(), attestation.affordances.between_machines), ("anything", true));
         assert!(
             attestation.verification.unwrap().verified && attestation.affordances.variables.contains(&"API_TOKEN".to_owned())
         );
