@@ -183,6 +183,17 @@ mod conformance {
     }
 
     #[test]
+    fn a_working_directory_that_is_closed_to_the_agent_is_verified_from_elsewhere() {
+        let Some(state) = fixture() else { return };
+        let state = state.path().join("s");
+        let output = tierbox(&state).args(["run", "--set", "workdir=/", "--", "/bin/pwd"]).output().unwrap();
+        assert_eq!((output.status.code(), output.stdout.as_slice()), (Some(0), b"/\n".as_slice()), "{output:?}");
+        let output = tierbox(&state).args(["run", "--set", "limits.disk=1MiB", "--", "/bin/true"]).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.code() == Some(73) && said.contains("limits.disk"), "{output:?}");
+    }
+
+    #[test]
     fn signals_end_the_tree_and_clean_up() {
         let Some(state) = fixture() else { return };
         for (signal, status) in [(Signal::INT, 130), (Signal::TERM, 143), (Signal::HUP, 129)] {

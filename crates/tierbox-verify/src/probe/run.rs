@@ -166,15 +166,12 @@ async fn ask(sandbox: &dyn Sandbox, program: &'static [u8], requests: &[String],
     if requests.is_empty() {
         return Ok(Answers::new());
     }
-    let name = format!("tierbox-probe-{}", &nonce[..12]);
-    let path = GuestPath::from(name.as_str());
-    let options = WriteOptions { mode: Some(0o755), create_new: true };
-    sandbox.write(&path, Box::new(std::io::Cursor::new(program)), options).await?;
-    let argv = [format!("./{name}"), "probe".to_owned()].into_iter().chain(requests.iter().cloned());
+    let path = put(sandbox, program, &format!("tierbox-probe-{}", &nonce[..12])).await?;
+    let argv = [path.clone(), "probe".to_owned()].into_iter().chain(requests.iter().cloned());
     let mut request = ExecRequest::new(argv).timeout(PATIENCE);
     request.output_limit = Some(tierbox_core::OutputLimit { bytes: MOST, on_exceed: tierbox_core::OnExceed::Kill });
     let result = sandbox.run(request).await;
-    let _ = sandbox.remove(&path, false).await;
+    let _ = sandbox.remove(&GuestPath::from(path.as_str()), false).await;
     let result = result?;
     if !result.success() {
         let said = result.stderr.text();
@@ -182,6 +179,24 @@ async fn ask(sandbox: &dyn Sandbox, program: &'static [u8], requests: &[String],
         return Err(Error::new(ErrorKind::Io, "probe", message));
     }
     Ok(parse(&result.stdout.text(), requests))
+}
+
+/// Puts the program where the agent may write, and returns its path: in the working directory, or in `/tmp` if that one is closed to it.
+async fn put(sandbox: &dyn Sandbox, program: &'static [u8], name: &str) -> Result<String> {
+    let write = async |path: &str| {
+        let options = WriteOptions { mode: Some(0o755), create_new: true };
+        sandbox.write(&GuestPath::from(path), Box::new(std::io::Cursor::new(program)), options).await
+    };
+    let (here, elsewhere) = (format!("./{name}"), format!("/tmp/{name}"));
+    let Err(error) = write(&here).await else { return Ok(here) };
+    if matches!(error.kind(), ErrorKind::PermissionDenied | ErrorKind::Io) && write(&elsewhere).await.is_ok() {
+        return Ok(elsewhere);
+    }
+    let message = format!("its program of {} KiB cannot be written into the sandbox: {}", program.len() >> 10, error.message());
+    Err(Error::new(error.kind(), "verify", message).with_help(
+        "verification needs a working directory or /tmp that the agent can write, with so much room (limits.disk); or \
+         verify = \"off\", which the report then says",
+    ))
 }
 
 /// What comes from inside is believed only in so far as it answers what was asked.
