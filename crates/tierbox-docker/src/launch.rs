@@ -180,7 +180,7 @@ fn body(around: &Around<'_>, machine: &MachinePlan, image: &Image) -> Result<(Co
         ipc_mode: Some("private".to_owned()),
         cgroupns_mode: Some(HostConfigCgroupnsModeEnum::PRIVATE),
         tmpfs: Some(writable(around, machine, image)),
-        shm_size: around.limits.disk.map(|disk| i64::try_from(disk.max * SHM_SHARE / 16).unwrap_or(i64::MAX)),
+        shm_size: around.limits.disk.map(|disk| limits::signed(limits::part(disk.max, SHM_SHARE))),
         mounts: Some(mounts(around, machine)),
         runtime: around.plan.settings.runtime.clone(),
         // Nothing of this host's resolver configuration is to be seen inside; with N0 names are the engine's to resolve.
@@ -188,7 +188,7 @@ fn body(around: &Around<'_>, machine: &MachinePlan, image: &Image) -> Result<(Co
         dns_search: Some(vec![".".to_owned()]),
         ..HostConfig::default()
     };
-    let limits = limits::apply(&mut config, around.limits, machine, around.info, around.engine)?;
+    let limits = limits::apply(&mut config, around, machine, image)?;
     let mut body = ContainerCreateBody {
         hostname: Some(machine.name.clone()),
         // The supervisor: it becomes somebody else before it runs anything.

@@ -6,6 +6,8 @@ use tierbox_supervisor::setup::Rlimit;
 
 use crate::BACKEND;
 use crate::engine::Engine;
+use crate::image::Image;
+use crate::launch::Around;
 use crate::plan::MachinePlan;
 
 /// The kernel's numbers.
@@ -30,12 +32,37 @@ pub fn tmpfs(engine: &Engine, limits: &Limits, share: u64, more: &str) -> String
 fn options(limits: &Limits, counts_inodes: bool, share: u64, more: &str) -> String {
     let mut options = format!("rw,nosuid,nodev,{more}");
     if let Some(disk) = limits.disk {
-        options.push_str(&format!(",size={}", (disk.max * share / 16).max(4096)));
+        options.push_str(&format!(",size={}", part(disk.max, share).max(4096)));
     }
     if let Some(inodes) = limits.inodes.filter(|_| counts_inodes) {
-        options.push_str(&format!(",nr_inodes={}", (inodes.max * share / 16).max(16)));
+        options.push_str(&format!(",nr_inodes={}", part(inodes.max, share).max(16)));
     }
     options
+}
+
+/// So many sixteenths of a limit, however large that is.
+pub fn part(limit: u64, sixteenths: u64) -> u64 {
+    u64::try_from(u128::from(limit) * u128::from(sixteenths) / 16).unwrap_or(u64::MAX)
+}
+
+/// The least that engines take: below that they refuse, or take it for no limit at all.
+const LEAST: [(&str, u64, &str); 3] = [("memory", 6 << 20, "6 MiB"), ("cpu", 10, "0.01"), ("pids", 1, "1")];
+
+/// Checks that no limit of a machine is so small that the engine would take it for none.
+///
+/// # Errors
+/// `InvalidProfile` naming the limit.
+pub fn check(limits: &Limits, machine: &MachinePlan) -> Result<()> {
+    let set =
+        [lower(limits.memory, machine.memory), lower(limits.cpu_millis, machine.cpu_millis), lower(limits.pids, machine.pids)];
+    for ((name, least, shown), limit) in LEAST.into_iter().zip(set) {
+        if limit.is_some_and(|limit| limit.max < least) {
+            let message =
+                format!("limits.{name} of the machine {:?} is below {shown}, the least that an engine takes", machine.name);
+            return Err(crate::settings::invalid(message));
+        }
+    }
+    Ok(())
 }
 
 /// What each process is limited to.
@@ -54,7 +81,8 @@ fn lower(limit: Option<Limit<u64>>, own: Option<u64>) -> Option<Limit<u64>> {
     }
 }
 
-fn signed(value: u64) -> i64 {
+/// As the engine takes it.
+pub fn signed(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
 
@@ -85,13 +113,8 @@ impl Means {
 ///
 /// # Errors
 /// `LimitRefused` for a required limit that this engine cannot enforce.
-pub fn apply(
-    config: &mut HostConfig,
-    limits: &Limits,
-    machine: &MachinePlan,
-    info: &SystemInfo,
-    engine: &Engine,
-) -> Result<Vec<LimitReport>> {
+pub fn apply(config: &mut HostConfig, around: &Around<'_>, machine: &MachinePlan, image: &Image) -> Result<Vec<LimitReport>> {
+    let (limits, info, engine) = (around.limits, around.info, around.engine);
     let means = Means::of(info);
     let mut reports = Reports::default();
     let memory = lower(limits.memory, machine.memory);
@@ -106,7 +129,9 @@ pub fn apply(
     if reports.add("cpu", cpu, |millis| format!("{}", millis as f64 / 1000.0), means.cpu, means.by)?
         && let Some(limit) = cpu
     {
-        config.nano_cpus = Some(signed(limit.max.saturating_mul(1_000_000)));
+        // More than there are is refused; and no limit.
+        let there = u64::try_from(info.ncpu.unwrap_or(0)).ok().filter(|cpus| *cpus > 0).unwrap_or(u64::MAX).saturating_mul(1000);
+        config.nano_cpus = Some(signed(limit.max.min(there).saturating_mul(1_000_000)));
     }
     let pids = lower(limits.pids, machine.pids);
     if reports.add("pids", pids, |count| count.to_string(), means.pids, means.by)?
@@ -114,7 +139,8 @@ pub fn apply(
     {
         config.pids_limit = Some(signed(limit.max));
     }
-    let closed = holds_disk(machine);
+    // What the image declares as volumes is the engine's to make, without a bound.
+    let closed = holds_disk(machine) && image.volumes.is_empty();
     reports.add("disk", limits.disk, size, closed, "tmpfs")?;
     reports.add("inodes", limits.inodes, |count| count.to_string(), closed && !engine.is_podman, "tmpfs")?;
     reports.add("file-size", limits.file_size, size, true, "rlimit")?;
@@ -141,7 +167,7 @@ impl Reports {
                 format!("limits.{name} cannot be enforced by this engine"),
             )
             .with_backend(BACKEND)
-            .with_help("`docker info` shows what it lacks; a writable root or a volume has no bound of its own"));
+            .with_help("`docker info` shows what it lacks; a writable root, a volume, and one that the image declares have no bound of their own"));
         }
         let (by, applied) = if can { (by, Applied::Enforced) } else { ("nothing", Applied::Absent) };
         self.0.push(LimitReport { name: name.to_owned(), value: show(limit.max), by: by.to_owned(), applied });
@@ -164,6 +190,16 @@ mod unit {
         assert_eq!(WORK_SHARE + TMP_SHARE + RUN_SHARE + SHM_SHARE, 16);
         let limits = Limits { disk: Some(Limit::required(16 << 20)), inodes: Some(Limit::required(160)), ..Limits::default() };
         assert_eq!(options(&limits, true, WORK_SHARE, "mode=1777"), "rw,nosuid,nodev,mode=1777,size=10485760,nr_inodes=100");
+    }
+
+    #[test]
+    fn absurd_limits_neither_overflow_nor_mean_none() {
+        assert_eq!(part(u64::MAX, WORK_SHARE), u64::MAX / 16 * 10 + 9);
+        let machine = |pids| MachinePlan { pids: Some(pids), ..crate::plan::machine("m") };
+        assert!(check(&Limits::default(), &machine(0)).unwrap_err().message().contains("limits.pids"));
+        check(&Limits::default(), &machine(1)).unwrap();
+        let limits = Limits { memory: Some(Limit::required(0)), ..Limits::default() };
+        assert!(check(&limits, &machine(1)).unwrap_err().message().contains("limits.memory"));
     }
 
     #[test]

@@ -8,6 +8,7 @@ use tierbox_core::{EnvironmentSpec, ErrorKind, HostIsolation, MountSpec, Network
 use crate::compose;
 use crate::egress::EgressPlan;
 use crate::engine;
+use crate::limits;
 use crate::outside::OUTSIDE;
 use crate::settings::{Pull, Settings, Transport, cut, invalid};
 
@@ -192,6 +193,7 @@ pub fn plan(spec: &EnvironmentSpec) -> Result<Plan> {
         machines.iter_mut().for_each(|machine| machine.links.clear());
         networks.clear();
     }
+    machines.iter().try_for_each(|machine| limits::check(&spec.limits, machine))?;
     if network == Network::N0 {
         lead_outside(&mut machines, &mut networks);
     }
@@ -299,19 +301,33 @@ fn one_machine(spec: &EnvironmentSpec, settings: &Settings) -> MachinePlan {
         }
     };
     MachinePlan {
-        name: DEFAULT_MACHINE.to_owned(),
         image,
-        service: None,
         env: spec.env.clone(),
         user: spec.user.clone(),
         workdir: spec.workdir.clone(),
         read_only: settings.is_read_only(),
-        tmpfs: Vec::new(),
         mounts: spec.mounts.clone(),
+        capabilities: settings.all_capabilities(),
+        ..machine(DEFAULT_MACHINE)
+    }
+}
+
+/// A machine of this name, with a read-only root and nothing else.
+pub fn machine(name: &str) -> MachinePlan {
+    MachinePlan {
+        name: name.to_owned(),
+        image: ImagePlan::Named(String::new(), Pull::default()),
+        service: None,
+        env: BTreeMap::new(),
+        user: None,
+        workdir: None,
+        read_only: true,
+        tmpfs: Vec::new(),
+        mounts: Vec::new(),
         volumes: Vec::new(),
         links: Vec::new(),
         alone: false,
-        capabilities: settings.all_capabilities(),
+        capabilities: Vec::new(),
         memory: None,
         cpu_millis: None,
         pids: None,

@@ -64,7 +64,8 @@ impl Running {
     pub async fn healthy(&self, sandbox: &dyn Sandbox) -> Result<()> {
         let Some(health) = &self.health else { return self.not_failed(sandbox).await };
         let test = health.test.clone().unwrap_or_default();
-        let grace = health.start_period + (health.interval + health.timeout) * health.retries.max(1);
+        let round = health.interval.saturating_add(health.timeout);
+        let grace = health.start_period.saturating_add(round.saturating_mul(health.retries.max(1)));
         let start = Instant::now();
         loop {
             let request = ExecRequest::new(test.clone()).timeout(health.timeout);

@@ -200,9 +200,9 @@ pub fn is_name(text: &str) -> bool {
         && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
 }
 
-/// A text for a message.
+/// A text for a message: short, and without what a terminal would act on.
 pub fn cut(text: &str) -> String {
-    text.chars().take(80).collect()
+    text.chars().take(80).map(|char| if char.is_control() { '\u{fffd}' } else { char }).collect()
 }
 
 /// A mistake in the profile.

@@ -251,6 +251,26 @@ mod unit {
     }
 
     #[test]
+    fn what_a_message_shows_does_nothing_to_a_terminal() {
+        for text in ["services: {\"a\\e[2J\": {image: x}}\n", "\"\\e]0;x\\a\": 1\n", "services: {a: {image: \"\\e[31m\"}}\n"] {
+            let error = refusal(text);
+            assert!(!error.contains('\u{1b}') && !error.contains('\u{7}'), "{error:?}");
+        }
+    }
+
+    #[test]
+    fn absurd_numbers_are_refused_or_harmless() {
+        for key in
+            ["mem_limit: 99999999999999999999g", "mem_limit: 0", "cpus: 1e308", "cpus: -1", "pids_limit: -1", "pids_limit: 1e9"]
+        {
+            refusal(&format!("services: {{a: {{image: x, {key}}}}}\n"));
+        }
+        let long =
+            "healthcheck: {test: [CMD, x], interval: 18446744073709551s, timeout: 18446744073709551s, retries: 4294967296}";
+        assert!(load(&format!("services: {{a: {{image: x, {long}}}}}\n")).is_ok());
+    }
+
+    #[test]
     fn the_primary_machine_is_told() {
         let two = |more: &str| format!("services:\n  a: {{image: x}}\n  b: {{image: x{more}}}\n");
         assert!(refusal(&two("")).contains("primary"));

@@ -62,22 +62,12 @@ struct Reader<'a> {
 /// `InvalidProfile` with the file, the line and the key.
 pub fn read(at: &At<'_>, name: &str, node: &Node, dir: &Path, spec: &EnvironmentSpec, settings: &Settings) -> Result<Entry> {
     let machine = MachinePlan {
-        name: name.to_owned(),
-        image: ImagePlan::Named(String::new(), settings.pull),
-        service: None,
-        env: std::collections::BTreeMap::new(),
         user: spec.user.clone(),
         workdir: spec.workdir.clone(),
         read_only: settings.is_read_only(),
-        tmpfs: Vec::new(),
         mounts: spec.mounts.clone(),
-        volumes: Vec::new(),
-        links: Vec::new(),
-        alone: false,
         capabilities: settings.all_capabilities(),
-        memory: None,
-        cpu_millis: None,
-        pids: None,
+        ..crate::plan::machine(name)
     };
     let mut reader =
         Reader { machine, service: Service::default(), image: None, build: None, is_default: false, weakened: Vec::new(), dir };
