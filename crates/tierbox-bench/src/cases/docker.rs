@@ -222,3 +222,91 @@ pub(crate) fn many(bench: &Bench) -> Result<Vec<Row>, Failure> {
         1.5,
     )])
 }
+
+/// Inspect's own Docker provider, in a Python that has it.
+struct Inspect {
+    child: std::process::Child,
+    answers: std::io::Lines<std::io::BufReader<std::process::ChildStdout>>,
+}
+
+impl Inspect {
+    /// Starts it; `None` where no Python with it is named.
+    fn start() -> Result<Option<Self>, Failure> {
+        let Some(python) = std::env::var_os("TIERBOX_TEST_PYTHON") else { return Ok(None) };
+        let mut command = Command::new(python);
+        command.arg("-c").arg(include_str!("inspect_docker.py")).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.stderr(Stdio::null()).spawn()?;
+        let stdout = child.stdout.take().ok_or("Inspect has no output")?;
+        let answers = std::io::BufRead::lines(std::io::BufReader::new(stdout));
+        let mut inspect = Self { child, answers };
+        match inspect.answer()?.as_str() {
+            "ready" => Ok(Some(inspect)),
+            other => Err(format!("Inspect says {other:?}").into()),
+        }
+    }
+
+    fn answer(&mut self) -> Result<String, Failure> {
+        self.answers
+            .next()
+            .ok_or("Inspect's provider does not work with this engine: it needs compose 2.21 or later")?
+            .map_err(Into::into)
+    }
+
+    fn step(&mut self, name: &str) -> Result<Duration, Failure> {
+        let stdin = self.child.stdin.as_mut().ok_or("Inspect has no input")?;
+        std::io::Write::write_all(stdin, format!("{name}\n").as_bytes())?;
+        Ok(Duration::from_secs_f64(self.answer()?.parse()?))
+    }
+}
+
+impl Drop for Inspect {
+    fn drop(&mut self) {
+        // It ends with its input, and clears up first.
+        drop(self.child.stdin.take());
+        let _ = self.child.wait();
+    }
+}
+
+/// The steps of a life, as [`Inspect`] knows them.
+const STEPS: [&str; 5] = ["create", "exec", "write", "read", "destroy"];
+
+/// Every step of a life against Inspect's provider, in turns. Nothing where no Python with Inspect is named.
+pub(crate) fn inspect(bench: &Bench) -> Result<Vec<Row>, Failure> {
+    let Some(mut inspect) = Inspect::start()? else { return Ok(Vec::new()) };
+    let (mut ours, mut theirs): ([Vec<Duration>; 5], [Vec<Duration>; 5]) = Default::default();
+    for _ in 0..bench.samples() / 5 {
+        for (times, time) in ours.iter_mut().zip(bench.wait(life(bench))?) {
+            times.push(time);
+        }
+        for (times, step) in theirs.iter_mut().zip(STEPS) {
+            times.push(inspect.step(step)?);
+        }
+    }
+    let row = |index: usize| {
+        let name = format!("docker: {}, for Inspect", STEPS[index]);
+        let (ours, theirs) = (Summary::of_times(&ours[index]), Summary::of_times(&theirs[index]));
+        Row::less_is_better(&name, "ms", ours, "Inspect's docker provider", theirs, 1.0)
+    };
+    Ok((0..STEPS.len()).map(row).collect())
+}
+
+async fn life(bench: &Bench) -> Result<[Duration; 5], Failure> {
+    let begun = Instant::now();
+    let running = start(bench, spec(bench)?).await?;
+    let created = begun.elapsed();
+    let begun = Instant::now();
+    let result = running.run(ExecRequest::new([TRUE])).await?;
+    let executed = begun.elapsed();
+    if !result.success() {
+        return Err(format!("{TRUE} {}", result.outcome()).into());
+    }
+    let begun = Instant::now();
+    running.write_bytes("/tmp/file", vec![b'x'; 1024]).await?;
+    let written = begun.elapsed();
+    let begun = Instant::now();
+    running.read_bytes("/tmp/file", 4096).await?;
+    let read = begun.elapsed();
+    let begun = Instant::now();
+    running.stop().await?;
+    Ok([created, executed, written, read, begun.elapsed()])
+}

@@ -52,6 +52,8 @@ pub(crate) const ALL: &[Case] = &[
     case("docker create and destroy", 1.5, docker::lifecycle),
     #[cfg(feature = "docker")]
     case("docker 50 at once", 1.5, docker::many),
+    #[cfg(feature = "docker")]
+    case("docker for Inspect", 1.0, docker::inspect),
     case("egress gateway", 8.0, egress::requests),
     case("exec through serve", 1.0, serve::exec),
     case("tasks through serve", 1.5, serve::tasks),
