@@ -54,7 +54,15 @@ impl Own {
     fn kill(&self) -> Result<(), String> {
         let pid = std::fs::read_to_string(self.dir.path().join("docker/dockerd.pid")).map_err(|error| error.to_string())?;
         let killed = Command::new("kill").args(["-9", pid.trim()]).status().map_err(|error| error.to_string())?;
-        ensure(killed.success(), "the daemon could not be killed")
+        ensure(killed.success(), "the daemon could not be killed")?;
+        // Its socket takes connections for as long as it dies.
+        for _ in 0..200 {
+            if !Path::new("/proc").join(pid.trim()).exists() {
+                return Ok(());
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Err("the daemon does not die".to_owned())
     }
 }
 
