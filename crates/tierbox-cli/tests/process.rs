@@ -188,6 +188,12 @@ mod conformance {
         let state = state.path().join("s");
         let output = tierbox(&state).args(["run", "--set", "workdir=/", "--", "/bin/pwd"]).output().unwrap();
         assert_eq!((output.status.code(), output.stdout.as_slice()), (Some(0), b"/\n".as_slice()), "{output:?}");
+        let mounted = tempfile::tempdir().unwrap();
+        std::fs::write(mounted.path().join("seen"), "").unwrap();
+        let mount = format!("{}:/workspace", mounted.path().display());
+        let output = tierbox(&state).args(["run", "--mount", &mount, "--", "/bin/ls"]).output().unwrap();
+        // Whether it lets the agent look in is the host's to say; that it starts is ours.
+        assert!(!String::from_utf8_lossy(&output.stderr).contains("error:"), "{output:?}");
         let output = tierbox(&state).args(["run", "--set", "limits.disk=1MiB", "--", "/bin/true"]).output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.code() == Some(73) && said.contains("limits.disk"), "{output:?}");

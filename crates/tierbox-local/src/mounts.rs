@@ -81,24 +81,50 @@ impl Planned {
     }
 }
 
+/// A line of a mount table.
+struct Mount<'a> {
+    id: &'a str,
+    parent: &'a str,
+    point: Cow<'a, str>,
+    kind: &'a str,
+    read_only: bool,
+}
+
+impl<'a> Mount<'a> {
+    fn parse(line: &'a str) -> Option<Self> {
+        let (left, right) = line.split_once(" - ")?;
+        let mut fields = left.split(' ');
+        let (id, parent) = (fields.next()?, fields.next()?);
+        let mut fields = fields.skip(2);
+        let (point, options) = (unescaped(fields.next()?), fields.next()?);
+        let read_only = options.split(',').any(|option| option == "ro");
+        Some(Self { id, parent, point, kind: right.split(' ').next().unwrap_or_default(), read_only })
+    }
+
+    /// Whether it is a directory of the container's own over which another mount lies, as over a working directory that the profile
+    /// mounts: nobody inside reaches it. A covered root is none: it would hold the host.
+    fn is_covered(&self, all: &[Self]) -> bool {
+        let over = |other: &Self| other.parent == self.id && other.point == self.point;
+        self.kind == "tmpfs" && self.point != "/" && all.iter().any(over)
+    }
+}
+
 /// Checks a table as `/proc/<pid>/mountinfo` has it.
 pub(crate) fn check(table: Option<&str>, planned: &Planned) -> Seen {
     let Some(table) = table else { return Ok(None) };
-    let mut roots = 0;
-    for line in table.lines() {
-        let (left, right) = line.split_once(" - ").ok_or_else(|| format!("its mount table has the line {line:?}"))?;
-        let mut fields = left.split(' ').skip(4);
-        let (Some(point), Some(options)) = (fields.next(), fields.next()) else {
-            return Err(format!("its mount table has the line {line:?}"));
-        };
-        let point = unescaped(point);
-        let kind = right.split(' ').next().unwrap_or_default();
-        roots += usize::from(point == "/");
-        if let Some(why) = planned.refusal(&point, kind, options.split(',').any(|option| option == "ro")) {
-            return Err(format!("there is a mount at {point} ({kind}), and {why}"));
+    let parsed = |line| Mount::parse(line).ok_or_else(|| format!("its mount table has the line {line:?}"));
+    let mounts = table.lines().map(parsed).collect::<Result<Vec<_>, _>>()?;
+    for mount in &mounts {
+        if let Some(why) = planned.refusal(&mount.point, mount.kind, mount.read_only)
+            && !mount.is_covered(&mounts)
+        {
+            return Err(format!("there is a mount at {} ({}), and {why}", mount.point, mount.kind));
         }
     }
-    if roots == 1 { Ok(Some("mounts".to_owned())) } else { Err(format!("it has {roots} roots")) }
+    match mounts.iter().filter(|mount| mount.point == "/").count() {
+        1 => Ok(Some("mounts".to_owned())),
+        roots => Err(format!("it has {roots} roots")),
+    }
 }
 
 /// The kernel writes blanks and backslashes of a path in octal.
@@ -155,6 +181,21 @@ mod unit {
         assert_eq!(check(None, &planned(true)), Ok(None));
         let copied = [("/", "rw", "overlay"), ("/dev", "rw", "tmpfs"), ("/proc", "rw", "proc"), ("/workspace", "rw", "overlay")];
         assert!(check(Some(&table(&copied)), &planned(false)).unwrap().is_some());
+    }
+
+    #[test]
+    fn what_lies_below_a_planned_mount_is_out_of_reach() {
+        let planned = Planned { binds: vec![("/workspace".to_owned(), false)], ..planned(true) };
+        let line = |id: u8, parent: u8, point: &str, options: &str, kind: &str| {
+            format!("{id} {parent} 0:1 / {point} {options} shared:1 - {kind} x rw\n")
+        };
+        let root = line(1, 0, "/", "ro", "tmpfs");
+        let covered = root.clone() + &line(2, 1, "/workspace", "rw", "tmpfs") + &line(3, 2, "/workspace", "ro", "ext4");
+        assert!(check(Some(&covered), &planned).unwrap().is_some());
+        let above = root.clone() + &line(3, 1, "/workspace", "ro", "ext4") + &line(2, 3, "/workspace", "rw", "tmpfs");
+        assert!(check(Some(&above), &planned).is_err(), "what lies above is reached");
+        let host = root + &line(2, 1, "/workspace", "rw", "ext4") + &line(3, 2, "/workspace", "ro", "ext4");
+        assert!(check(Some(&host), &planned).is_err(), "it is not the container's own");
     }
 
     #[test]
