@@ -43,7 +43,9 @@ fn main() -> std::process::ExitCode {
         Suite::escape(minimum::local_container_plain(), open()).variant("open_plain").only(metadata).as_plain_user(),
     ]
     .map(|suite| suite.required(support::REQUIRED).expected(include_str!("escape_local/expected.toml")));
-    run_with(&Arguments::from_args(), &suites, downloads::all()).exit_code()
+    let code = run_with(&Arguments::from_args(), &suites, downloads::all()).exit_code();
+    rooted::clean();
+    code
 }
 
 #[cfg(not(target_os = "linux"))]

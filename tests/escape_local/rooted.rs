@@ -2,10 +2,10 @@
 
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use tierbox::Backend;
-use tierbox_testkit::{Absence, BackendFactory, Factory};
+use tierbox::{Backend, Environment, EnvironmentSpec};
+use tierbox_testkit::{Absence, Adjust, BackendFactory, Factory};
 
 use crate::support;
 
@@ -18,27 +18,56 @@ const APPLETS: [&str; 24] = [
 /// Containers with a root of their own.
 pub fn factory() -> Arc<dyn Factory> {
     let backend: Arc<dyn Backend> = Arc::new(tierbox::local::LocalBackend::new());
-    let mut spec = support::spec("local");
-    let absence = match root() {
-        Ok(root) => {
-            spec.settings = serde_json::json!({ "root": root });
-            None
-        }
-        Err(reason) => Some(Absence { reason, install: "apt-get install busybox-static".to_owned() }),
-    };
-    Arc::new(BackendFactory::new("local-container", backend, spec, absence))
+    let absence = busybox()
+        .is_none()
+        .then(|| Absence { reason: "busybox is not installed".to_owned(), install: "apt-get install busybox-static".to_owned() });
+    Arc::new(Rooted(BackendFactory::new("local-container", backend, support::spec("local"), absence)))
 }
 
-/// The directory, made once for the process and left to the system's temporary files.
-fn root() -> Result<PathBuf, String> {
-    static ROOT: OnceLock<Result<tempfile::TempDir, String>> = OnceLock::new();
-    let made = ROOT.get_or_init(|| make().map_err(|error| error.to_string()));
-    made.as_ref().map(|dir| dir.path().to_owned()).map_err(Clone::clone)
+/// The directory, made when the first container needs it.
+static ROOT: Mutex<Option<tempfile::TempDir>> = Mutex::new(None);
+
+/// Removes what was made. A process that ends drops no statics.
+pub fn clean() {
+    drop(ROOT.lock().unwrap_or_else(PoisonError::into_inner).take());
+}
+
+struct Rooted(BackendFactory);
+
+#[async_trait::async_trait]
+impl Factory for Rooted {
+    fn engine(&self) -> &str {
+        self.0.engine()
+    }
+
+    fn absent(&self) -> Option<Absence> {
+        self.0.absent()
+    }
+
+    async fn start(&self, adjust: Adjust<'_>) -> tierbox::Result<Arc<dyn Environment>> {
+        let root = root().map_err(|error| tierbox::Error::io("make a root", error))?;
+        let rooted = move |spec: &mut EnvironmentSpec| {
+            spec.settings = serde_json::json!({ "root": root });
+            adjust(spec);
+        };
+        self.0.start(&rooted).await
+    }
+}
+
+fn root() -> std::io::Result<PathBuf> {
+    let mut made = ROOT.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(made) = made.as_ref() {
+        return Ok(made.path().to_owned());
+    }
+    Ok(made.insert(make()?).path().to_owned())
+}
+
+fn busybox() -> Option<&'static str> {
+    ["/bin/busybox", "/usr/bin/busybox"].into_iter().find(|path| Path::new(path).exists())
 }
 
 fn make() -> std::io::Result<tempfile::TempDir> {
-    let busybox = ["/bin/busybox", "/usr/bin/busybox"].into_iter().find(|path| Path::new(path).exists());
-    let busybox = busybox.ok_or_else(|| std::io::Error::other("busybox is not installed"))?;
+    let busybox = busybox().ok_or_else(|| std::io::Error::other("busybox is not installed"))?;
     let root = tempfile::Builder::new().prefix("tierbox-root-").tempdir()?;
     std::fs::set_permissions(root.path(), std::fs::Permissions::from_mode(0o755))?;
     for dir in ["bin", "etc", "usr/bin"] {
