@@ -36,6 +36,7 @@ mod report;
 mod rules;
 mod sandbox;
 mod secrets;
+mod sockets;
 mod tier;
 mod twin;
 
@@ -65,6 +66,7 @@ pub use registry::{BackendEntry, Registry};
 pub use report::{Applied, LimitReport, Mechanism, Report};
 pub use sandbox::{Connection, DialTarget, Environment, Sandbox};
 pub use secrets::{Secrets, names_a_secret};
+pub use sockets::{ENGINE_SOCKETS, engine_socket_below};
 pub use tier::{HostIsolation, Network, Tier, Tooling};
 pub use twin::{CanaryName, Lifted};
 

@@ -20,8 +20,9 @@ impl Secrets {
     pub fn add(&mut self, value: impl AsRef<[u8]>) {
         let value = value.as_ref();
         let escaped = value.escape_ascii().to_string().into_bytes();
-        // Bytes that are no text are written escaped.
-        for form in [value.to_vec(), escaped] {
+        // Bytes that are no text are written escaped, and names of hosts in small letters; short words would match by chance.
+        let lower = if value.len() < 8 { value.to_vec() } else { value.to_ascii_lowercase() };
+        for form in [value.to_vec(), escaped, lower] {
             if !form.is_empty() && !self.0.contains(&form) {
                 self.0.push(form);
             }
@@ -118,6 +119,9 @@ mod unit {
         }
         assert_eq!(secrets.redact_text("hunter2-longhunter2 x hunter"), "****** x hunter");
         assert_eq!(secrets.redact_text("nothing"), "nothing");
+        let mut named = Secrets::new();
+        named.add("Hunter2-Long");
+        assert_eq!(named.redact_text("hunter2-long.example.org"), "***.example.org");
         assert_eq!(&*secrets.redact("a ä\" b".as_bytes()), b"a *** b");
         // As an escaped form holds it.
         assert_eq!(secrets.redact_text("\\xc3\\xa4\\\""), "***");

@@ -251,6 +251,11 @@ fn writable(around: &Around<'_>, machine: &MachinePlan, image: &Image) -> HashMa
     for path in &machine.tmpfs {
         areas.insert(path.clone(), area(TMP_SHARE, "mode=1777,exec"));
     }
+    // An area would hide what is to be seen there.
+    let mounted = machine.mounts.iter().map(|mount| &mount.guest).chain(machine.volumes.iter().map(|volume| &volume.guest));
+    for path in mounted {
+        areas.remove(path);
+    }
     areas
 }
 

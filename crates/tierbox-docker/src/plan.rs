@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use tierbox_core::{EnvironmentSpec, ErrorKind, HostIsolation, MountSpec, Network, Result, malformed_path};
+use tierbox_core::{EnvironmentSpec, ErrorKind, HostIsolation, MountSpec, Network, Result, engine_socket_below, malformed_path};
 
 use crate::compose;
 use crate::egress::EgressPlan;
@@ -172,6 +172,12 @@ pub fn plan(spec: &EnvironmentSpec) -> Result<Plan> {
     spec.check_values()?;
     let settings = Settings::from_value(&spec.settings)?;
     check_tier(spec)?;
+    if settings.transport == Transport::Plain && !spec.secrets.is_empty() {
+        return Err(invalid(
+            "docker.transport = \"plain\" cannot carry secrets: the engine's exec shows its arguments on its host",
+        )
+        .with_help("use the supervisor (the default), or take the secret out of the profile"));
+    }
     check_mounts(spec, &engine::locate(&settings)?)?;
     check_workdir(spec.workdir.as_deref())?;
     let mut weakened = settings.weakened();
@@ -262,6 +268,10 @@ fn check_mounts(spec: &EnvironmentSpec, socket: &Path) -> Result<()> {
         let shown = mount.host.display();
         if engines.iter().any(|engine| real(engine).starts_with(&host) || host.starts_with(real(engine))) {
             return Err(invalid(format!("{shown} cannot be mounted: the engine's socket can be reached through it"))
+                .with_help("whoever has the socket has this machine; mount a directory that does not hold it"));
+        }
+        if let Some(found) = engine_socket_below(&host) {
+            return Err(invalid(format!("{shown} cannot be mounted: it contains {}, an engine's socket", found.display()))
                 .with_help("whoever has the socket has this machine; mount a directory that does not hold it"));
         }
         if let Some(why) = malformed_path(&mount.guest) {

@@ -285,7 +285,7 @@ impl Start {
         }
         merge(mechanisms, found, &plan.name);
         let mut machine = Machine { way, agent, gateway: None, decisions: None };
-        if let Some(egress) = &self.plan.egress {
+        if let Some(egress) = self.plan.egress.as_ref().filter(|_| !plan.alone) {
             let log = self.lease.directory()?.join(format!("egress-{}.log", plan.name));
             machine.gateway = egress::serve(around, &plan.name, egress, &log).await?;
             machine.decisions = Some(log);

@@ -133,7 +133,12 @@ impl Running {
     /// Keeps what the gateway decided, which would go with the environment.
     async fn keep_decisions(&self) {
         let Some(log) = &self.log else { return };
-        let Ok(decisions) = self.parts().environment.decisions().await else { return };
+        let Ok(mut decisions) = self.parts().environment.decisions().await else { return };
+        for decision in &mut decisions {
+            // A secret may have been part of a name that somebody inside asked for.
+            decision.name = log.redact(&decision.name);
+            decision.rule = log.redact(&decision.rule);
+        }
         if decisions.is_empty() {
             return;
         }

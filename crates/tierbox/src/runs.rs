@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use tierbox_core::{Audit, AuditEntry, Decision, EnvironmentSpec, Error, ErrorKind, Result, Secrets};
 use tierbox_lease::{Journal, check_id, remove_tree};
-use tierbox_verify::log::{Against, Standing, check_against};
+use tierbox_verify::log::{Against, Problem, Standing, check_against};
 use tierbox_verify::{LogLimits, OperationLog, digest};
 
 use crate::memo::Memo;
@@ -134,6 +134,12 @@ pub(crate) fn attestation(directory: &Path) -> Option<tierbox_verify::Attestatio
     serde_json::from_slice(&std::fs::read(directory.join(ATTESTATION)).ok()?).ok()
 }
 
+/// What a file beside the log holds; `None` if there is no such file, or something else of its name.
+fn beside(directory: &Path, name: &str) -> Option<Vec<u8>> {
+    let path = directory.join(name);
+    path.symlink_metadata().ok()?.is_file().then(|| std::fs::read(path).ok())?
+}
+
 /// A run that was logged.
 #[derive(Debug, Clone)]
 pub struct Run {
@@ -145,18 +151,25 @@ pub struct Run {
     pub decisions: Vec<Decision>,
     /// Whether its attestation is the one that its log names.
     pub attestation_matches: bool,
+    /// Whether the decisions are those that its log names.
+    pub decisions_match: bool,
 }
 
 impl Run {
-    /// Checks the log: every line against the one before, every file against its line, and its end against where its writers
-    /// noted it. `noted` is the hash of a line that somebody wrote down, which must still be there.
+    /// Checks the run: every line of its log against the one before, every file against its line, the attestation and the gateway's
+    /// decisions among them, and its end against where its writers noted it. `noted` is the hash of a line that somebody wrote down, which must still be there.
     ///
     /// # Errors
     /// What the file system says. What is wrong with the log is in the result.
     pub fn check(&self, noted: Option<&str>) -> Result<Standing> {
         let directory = self.directory.canonicalize().unwrap_or_else(|_| self.directory.clone());
         let kept = note(&directory);
-        check_against(&directory, Against { kept: kept.as_deref(), noted })
+        let mut standing = check_against(&directory, Against { kept: kept.as_deref(), noted })?;
+        let beside = [("attestation is", self.attestation_matches), ("gateway's decisions are", self.decisions_match)];
+        for (what, _) in beside.into_iter().filter(|(_, matches)| !matches) {
+            standing.problems.push(Problem { line: 0, what: format!("the {what} not what the log names") });
+        }
+        Ok(standing)
     }
 
     /// Reads what lies beside the log in the directory of a run.
@@ -165,15 +178,27 @@ impl Run {
             return Err(Error::new(ErrorKind::NotFound, "find run", format!("{} holds no operation log", directory.display()))
                 .with_help("a run is logged if it is asked for: `tierbox run --log`, StartOptions::log"));
         }
-        let text = std::fs::read(directory.join(ATTESTATION)).ok();
-        let attestation = attestation(&directory);
-        let hash = text.as_deref().map(digest);
-        let named = tierbox_verify::log::read(&directory)?.into_iter().find_map(|record| {
-            let value = &record.value["arguments"];
-            (value["step"] == "attestation").then(|| value["sha256"].as_str().map(str::to_owned))?
-        });
-        let decisions = std::fs::read_to_string(directory.join(DECISIONS)).unwrap_or_default();
-        let decisions = decisions.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
-        Ok(Self { attestation, decisions, attestation_matches: hash == named, directory })
+        let records = match tierbox_verify::log::read(&directory) {
+            // Which line it is, the check tells, and nothing is what such a log names.
+            Err(error) if error.kind() == ErrorKind::InvalidInput => Vec::new(),
+            read => read?,
+        };
+        let named = |step: &str| {
+            records.iter().rev().find_map(|record| {
+                let value = &record.value["arguments"];
+                let is_it = record.value["operation"] == "lifecycle" && value["step"] == step;
+                is_it.then(|| value["sha256"].as_str().map(str::to_owned))?
+            })
+        };
+        let text = beside(&directory, ATTESTATION);
+        let decided = beside(&directory, DECISIONS);
+        let lines = decided.as_deref().map(String::from_utf8_lossy).unwrap_or_default();
+        Ok(Self {
+            attestation: text.as_deref().and_then(|text| serde_json::from_slice(text).ok()),
+            decisions: lines.lines().filter_map(|line| serde_json::from_str(line).ok()).collect(),
+            attestation_matches: text.as_deref().map(digest) == named("attestation"),
+            decisions_match: decided.as_deref().map(digest) == named("egress"),
+            directory,
+        })
     }
 }

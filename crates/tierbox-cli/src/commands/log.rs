@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde_json::{Value, json};
 use tierbox::verify::log::{self, Record, Standing};
-use tierbox::{Error, Result, Run};
+use tierbox::{Error, Result};
 
 use crate::{Context, output, table};
 
@@ -15,27 +15,24 @@ const CHANGED: u8 = 1;
 pub(crate) fn verify(context: &Context, run: &str, noted: Option<&str>) -> Result<u8> {
     let run = context.client.run(run)?;
     let standing = run.check(noted)?;
-    let intact = standing.is_intact() && run.attestation_matches;
+    let intact = standing.is_intact();
     if context.global.json {
         let problems: Vec<_> = standing.problems.iter().map(|it| json!({ "line": it.line, "problem": it.what })).collect();
         output::json(&json!({
             "intact": intact, "lines": standing.head.lines, "hash": standing.head.hash, "torn_bytes": standing.torn,
             "ended": standing.ended, "unfinished": standing.unfinished, "files": standing.references,
-            "attestation_matches": run.attestation_matches, "problems": problems,
+            "attestation_matches": run.attestation_matches, "decisions_match": run.decisions_match, "problems": problems,
         }));
     } else {
-        show(&standing, &run);
+        show(&standing);
     }
     Ok(if intact { 0 } else { CHANGED })
 }
 
-fn show(standing: &Standing, run: &Run) {
+fn show(standing: &Standing) {
     for problem in &standing.problems {
         let place = if problem.line == 0 { "the log".to_owned() } else { format!("line {}", problem.line) };
         output::line(crate::neutral::text(&format!("{place}: {}", problem.what)));
-    }
-    if !run.attestation_matches {
-        output::line("the attestation is not the one that the log names");
     }
     if standing.torn > 0 {
         output::line(format!("a last line of {} bytes was cut off when its writer died: no sign of tampering", standing.torn));
@@ -43,7 +40,7 @@ fn show(standing: &Standing, run: &Run) {
     for exec in &standing.unfinished {
         output::line(format!("the end of command {exec} is not recorded"));
     }
-    let is = if standing.is_intact() && run.attestation_matches { "is as it was written" } else { "WAS CHANGED" };
+    let is = if standing.is_intact() { "is as it was written" } else { "WAS CHANGED" };
     let ended = if standing.ended { "ended in order" } else { "not ended in order, or still running" };
     output::line(format!(
         "the log {is}: {} lines, {} files, last hash {}; {ended}",

@@ -58,6 +58,10 @@ pub fn load(path: &Path, spec: &EnvironmentSpec, settings: &Settings) -> Result<
 
 fn read(path: &Path) -> std::io::Result<String> {
     use std::io::Read;
+    // Opening a pipe would wait for its other end.
+    if !std::fs::metadata(path)?.is_file() {
+        return Err(std::io::Error::other("it is not a file"));
+    }
     let file = std::fs::File::open(path)?;
     if !file.metadata()?.is_file() {
         return Err(std::io::Error::other("it is not a file"));
@@ -120,6 +124,11 @@ fn declared(at: &At<'_>, node: &Node, options: &[&str]) -> Result<Vec<String>> {
                 key if key.starts_with("x-") => {}
                 _ => return Err(at.wrong(node.line, "this key is not known here")),
             }
+        }
+        if names.iter().any(|known: &String| known.eq_ignore_ascii_case(name)) {
+            return Err(
+                at.wrong(node.line, "another one differs from it in the case of letters only, which engines do not tell apart")
+            );
         }
         names.push(name.clone());
     }
@@ -260,9 +269,15 @@ mod unit {
 
     #[test]
     fn absurd_numbers_are_refused_or_harmless() {
-        for key in
-            ["mem_limit: 99999999999999999999g", "mem_limit: 0", "cpus: 1e308", "cpus: -1", "pids_limit: -1", "pids_limit: 1e9"]
-        {
+        for key in [
+            "mem_limit: 99999999999999999999g",
+            "mem_limit: 0",
+            "cpus: 1e308",
+            "cpus: -1",
+            "pids_limit: -1",
+            "pids_limit: 1e9",
+            "pids_limit: 0",
+        ] {
             refusal(&format!("services: {{a: {{image: x, {key}}}}}\n"));
         }
         let long =

@@ -73,6 +73,17 @@ pub fn count(at: &At<'_>, node: &Node) -> Result<u64> {
     text(at, node)?.parse().map_err(|_| at.wrong(node.line, "a whole number is expected"))
 }
 
+/// A whole number above zero: zero of it would lift the limit that it names.
+///
+/// # Errors
+/// `InvalidProfile` at the value.
+pub fn positive(at: &At<'_>, node: &Node) -> Result<u64> {
+    match count(at, node)? {
+        0 => Err(at.wrong(node.line, "zero is no limit here: leave the key out, or name a number")),
+        count => Ok(count),
+    }
+}
+
 /// A list of texts, or one text.
 pub fn texts(at: &At<'_>, node: &Node) -> Result<Vec<String>> {
     match &node.value {

@@ -113,7 +113,7 @@ impl Reader<'_> {
             "depends_on" => self.service.after = depends_on(at, node)?,
             "mem_limit" => self.machine.memory = Some(read::size(at, node)?),
             "cpus" => self.machine.cpu_millis = Some(read::cpus(at, node)?),
-            "pids_limit" => self.machine.pids = Some(read::count(at, node)?),
+            "pids_limit" => self.machine.pids = Some(read::positive(at, node)?),
             "deploy" => self.deploy(at, node)?,
             "cap_add" => self.capabilities(at, node)?,
             "read_only" => self.read_only(at, node)?,
@@ -181,7 +181,7 @@ impl Reader<'_> {
                     match key.as_str() {
                         "memory" => self.machine.memory = Some(read::size(&at, node)?),
                         "cpus" => self.machine.cpu_millis = Some(read::cpus(&at, node)?),
-                        "pids" => self.machine.pids = Some(read::count(&at, node)?),
+                        "pids" => self.machine.pids = Some(read::positive(&at, node)?),
                         _ => return Err(at.wrong(node.line, "this limit is not known; there are memory, cpus and pids")),
                     }
                 }

@@ -70,9 +70,7 @@ impl<'a> Loader<'a> {
 
     fn node(&mut self, event: Event<'a>, line: usize, depth: usize) -> Result<Node, Mistake> {
         self.nodes += 1;
-        if self.nodes > MOST_NODES || depth > DEEPEST {
-            return Err((line, "the file is too large or too deep".to_owned()));
-        }
+        self.bounded(line, depth)?;
         let (value, anchor) = match event {
             Event::Alias(anchor) => return self.alias(anchor, line),
             Event::Scalar(_, _, _, Some(_)) | Event::SequenceStart(_, Some(_)) | Event::MappingStart(_, Some(_)) => {
@@ -90,11 +88,19 @@ impl<'a> Loader<'a> {
         Ok(node)
     }
 
+    fn bounded(&self, line: usize, depth: usize) -> Result<(), Mistake> {
+        if self.nodes > MOST_NODES || depth > DEEPEST {
+            return Err((line, "the file is too large or too deep".to_owned()));
+        }
+        Ok(())
+    }
+
     fn alias(&mut self, anchor: usize, line: usize) -> Result<Node, Mistake> {
         let found = self.anchors.iter().rev().find(|(known, _)| *known == anchor);
-        let node = found.map(|(_, node)| node.clone()).ok_or_else(|| (line, "the alias names nothing".to_owned()))?;
-        self.nodes += size(&node);
-        Ok(node)
+        let (_, node) = found.ok_or_else(|| (line, "the alias names nothing".to_owned()))?;
+        self.nodes += size(node);
+        self.bounded(line, 0)?;
+        Ok(node.clone())
     }
 
     fn list(&mut self, depth: usize) -> Result<Value, Mistake> {
@@ -159,11 +165,17 @@ fn scalar(text: &str, style: ScalarStyle) -> Value {
     Value::Text(text.to_owned(), !plain)
 }
 
+/// A long text counts as many nodes: what is repeated by aliases costs its bytes.
+fn weight(text: &str) -> usize {
+    1 + text.len() / 64
+}
+
 fn size(node: &Node) -> usize {
     match &node.value {
-        Value::Null | Value::Text(..) => 1,
+        Value::Null => 1,
+        Value::Text(text, _) => weight(text),
         Value::List(items) => 1 + items.iter().map(size).sum::<usize>(),
-        Value::Map(pairs) => 1 + pairs.iter().map(|(_, node)| 1 + size(node)).sum::<usize>(),
+        Value::Map(pairs) => 1 + pairs.iter().map(|(key, node)| weight(key) + size(node)).sum::<usize>(),
     }
 }
 
@@ -195,6 +207,8 @@ mod unit {
             bomb.push_str(&format!("a{level}: &a{level} [{alias}]\n"));
         }
         assert!(load(&bomb).unwrap_err().1.contains("too large"));
+        let long = format!("a: &a {}\nb: [{}]\n", "x".repeat(100_000), "*a, ".repeat(10_000));
+        assert!(load(&long).unwrap_err().1.contains("too large"));
         let deep = format!("{}x{}", "[".repeat(100), "]".repeat(100));
         assert!(load(&deep).is_err());
     }

@@ -5,7 +5,7 @@
 
 use std::path::{Component, Path, PathBuf};
 
-use tierbox_core::{MountSpec, Result, malformed_path};
+use tierbox_core::{ENGINE_SOCKETS, MountSpec, Result, engine_socket_below, malformed_path};
 use tierbox_supervisor::setup::Bind;
 use tierbox_supervisor::wire::Blob;
 
@@ -32,21 +32,6 @@ const KEY_PATHS: &[&str] =
 
 /// Files that hold tokens, wherever they are: they and a directory that contains one of them are refused.
 const TOKEN_FILES: &[&str] = &["credentials.toml", ".netrc", ".git-credentials", ".npmrc", ".pypirc", ".vault-token"];
-
-/// How many entries of a mounted tree are looked at for sockets of engines, the upper ones first; some ten milliseconds.
-const MOST_LOOKED_AT: usize = 10_000;
-
-/// Sockets of engines that would obey the sandbox: a directory that contains one of them is refused.
-const ENGINE_SOCKETS: &[&str] = &[
-    "docker.sock",
-    "podman.sock",
-    "containerd.sock",
-    "crio.sock",
-    "libvirt-sock",
-    "virtqemud-sock",
-    "buildkitd.sock",
-    "system_bus_socket",
-];
 
 /// Where nothing may appear inside: the set-up puts its own things there.
 const GUEST_CLOSED: &[&str] = &[
@@ -205,31 +190,6 @@ fn contents_refusal(path: &Path) -> Option<String> {
     Some(format!("it contains {}, through which code inside could rule this host; name a directory without it", socket.display()))
 }
 
-/// An engine's socket anywhere among the first entries below a directory: a connection to it needs neither a network nor the right to
-/// write. Links are not followed, since inside they lead elsewhere.
-fn engine_socket_below(path: &Path) -> Option<PathBuf> {
-    use std::os::unix::fs::FileTypeExt;
-    let mut waiting = std::collections::VecDeque::from([path.to_path_buf()]);
-    let mut seen = 0;
-    while let Some(directory) = waiting.pop_front() {
-        for entry in std::fs::read_dir(&directory).into_iter().flatten().flatten() {
-            seen += 1;
-            let Ok(kind) = entry.file_type() else { continue };
-            let named = || ENGINE_SOCKETS.iter().any(|name| entry.file_name() == *name);
-            if kind.is_socket() && named() {
-                return Some(entry.path());
-            }
-            if kind.is_dir() {
-                waiting.push_back(entry.path());
-            }
-            if seen >= MOST_LOOKED_AT {
-                return None;
-            }
-        }
-    }
-    None
-}
-
 /// Checks a path inside.
 ///
 /// # Errors
@@ -304,19 +264,6 @@ mod unit {
         for good in ["/data/people/ann/project", "/data/sets", "/opt/tool", "/usr/local/share", "/root/work"] {
             assert_eq!(refusal(Path::new(good), &homes()), None, "{good}");
         }
-    }
-
-    #[test]
-    fn an_engines_socket_is_found_wherever_it_lies() {
-        let dir = tempfile::tempdir().unwrap();
-        let deep = dir.path().join("var/engine");
-        std::fs::create_dir_all(&deep).unwrap();
-        std::fs::write(deep.join("docker.sock"), "a file of that name is none").unwrap();
-        assert_eq!(contents_refusal(dir.path()), None);
-        std::fs::remove_file(deep.join("docker.sock")).unwrap();
-        let _listener = std::os::unix::net::UnixListener::bind(deep.join("docker.sock")).unwrap();
-        assert!(contents_refusal(dir.path()).unwrap().contains("var/engine/docker.sock"));
-        assert_eq!(contents_refusal(&dir.path().join("var")).map(|why| why.contains("docker.sock")), Some(true));
     }
 
     #[test]

@@ -200,7 +200,12 @@ fn file_hash(directory: &Path, name: &str) -> Result<String, String> {
     if !name.strip_prefix("outputs/").is_some_and(plain) {
         return Err("no file of this log has such a name".to_owned());
     }
-    let mut file = File::open(directory.join(name)).map_err(|error| error.to_string())?;
+    let path = directory.join(name);
+    // Opening a pipe would wait for its other end.
+    if !path.symlink_metadata().map_err(|error| error.to_string())?.is_file() {
+        return Err("it is not a file".to_owned());
+    }
+    let mut file = File::open(path).map_err(|error| error.to_string())?;
     let mut hasher = Sha256::new();
     let mut chunk = vec![0; 64 << 10];
     loop {

@@ -42,6 +42,7 @@ pub struct OperationLog {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
     directory: PathBuf,
+    secrets: Secrets,
     withholds: bool,
 }
 
@@ -109,10 +110,11 @@ impl OperationLog {
             sync: false,
         };
         let shared = Arc::new(Shared { queue: Mutex::new(queue), filled: Condvar::new(), drained: Condvar::new() });
+        let known = secrets.clone();
         let writer = Writer { shared: shared.clone(), chain, secrets, limits, outputs: directory.join(OUTPUTS), written: 0 };
         let builder = std::thread::Builder::new().name("tierbox-log".into());
         let thread = builder.spawn(move || writer.run()).map_err(failed)?;
-        Ok(Self { shared, thread: Some(thread), directory: directory.to_owned(), withholds: false })
+        Ok(Self { shared, thread: Some(thread), directory: directory.to_owned(), secrets: known, withholds: false })
     }
 
     /// Writes no argument and no contents from now on: for a process that found an environment again, and does not know which
@@ -121,6 +123,11 @@ impl OperationLog {
     pub fn withholding(mut self) -> Self {
         self.withholds = true;
         self
+    }
+
+    /// A text as it may stand in a file beside the log: its secrets are masked.
+    pub fn redact(&self, text: &str) -> String {
+        self.secrets.redact_text(text).into_owned()
     }
 
     /// The directory of the run.
