@@ -194,6 +194,12 @@ mod conformance {
         let output = tierbox(&state).args(["run", "--mount", &mount, "--", "/bin/ls"]).output().unwrap();
         // Whether it lets the agent look in is the host's to say; that it starts is ours.
         assert!(!String::from_utf8_lossy(&output.stderr).contains("error:"), "{output:?}");
+        // A working directory below what is mounted is one of the mount's.
+        std::fs::create_dir(mounted.path().join("below")).unwrap();
+        let mount = format!("{}:/data", mounted.path().display());
+        let output =
+            tierbox(&state).args(["run", "--mount", &mount, "--set", "workdir=/data/below", "--", "/bin/ls"]).output().unwrap();
+        assert!(!String::from_utf8_lossy(&output.stderr).contains("error:"), "{output:?}");
         let output = tierbox(&state).args(["run", "--set", "limits.disk=1MiB", "--", "/bin/true"]).output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.code() == Some(73) && said.contains("limits.disk"), "{output:?}");

@@ -85,6 +85,7 @@ impl Planned {
 struct Mount<'a> {
     id: &'a str,
     parent: &'a str,
+    device: &'a str,
     point: Cow<'a, str>,
     kind: &'a str,
     read_only: bool,
@@ -94,11 +95,11 @@ impl<'a> Mount<'a> {
     fn parse(line: &'a str) -> Option<Self> {
         let (left, right) = line.split_once(" - ")?;
         let mut fields = left.split(' ');
-        let (id, parent) = (fields.next()?, fields.next()?);
-        let mut fields = fields.skip(2);
+        let (id, parent, device) = (fields.next()?, fields.next()?, fields.next()?);
+        let mut fields = fields.skip(1);
         let (point, options) = (unescaped(fields.next()?), fields.next()?);
         let read_only = options.split(',').any(|option| option == "ro");
-        Some(Self { id, parent, point, kind: right.split(' ').next().unwrap_or_default(), read_only })
+        Some(Self { id, parent, device, point, kind: right.split(' ').next().unwrap_or_default(), read_only })
     }
 
     /// Whether it is a directory of the container's own over which another mount lies, as over a working directory that the profile
@@ -114,7 +115,13 @@ pub(crate) fn check(table: Option<&str>, planned: &Planned) -> Seen {
     let Some(table) = table else { return Ok(None) };
     let parsed = |line| Mount::parse(line).ok_or_else(|| format!("its mount table has the line {line:?}"));
     let mounts = table.lines().map(parsed).collect::<Result<Vec<_>, _>>()?;
+    let store = mounts.iter().find(|mount| mount.point == "/").map(|root| root.device);
     for mount in &mounts {
+        // A directory of the container's own that lies below what the profile mounts, and is covered by it.
+        let is_own = Some(mount.device) == store && planned.writable.iter().any(|own| *own == mount.point);
+        if is_own && planned.binds.iter().all(|(guest, _)| *guest != mount.point) {
+            continue;
+        }
         if let Some(why) = planned.refusal(&mount.point, mount.kind, mount.read_only)
             && !mount.is_covered(&mounts)
         {
@@ -149,14 +156,16 @@ mod unit {
     fn planned(host: bool) -> Planned {
         Planned {
             host,
-            writable: ["/workspace", "/home/agent", "/tmp"].map(str::to_owned).to_vec(),
+            writable: ["/workspace", "/home/agent", "/tmp", "/data/work"].map(str::to_owned).to_vec(),
             binds: vec![("/data".to_owned(), false), ("/data/out put".to_owned(), true)],
         }
     }
 
     fn table(lines: &[(&str, &str, &str)]) -> String {
-        let line =
-            |(point, options, kind): &(&str, &str, &str)| format!("1 2 0:1 / {point} {options},nosuid shared:1 - {kind} x rw\n");
+        // One file system of each kind.
+        let line = |(point, options, kind): &(&str, &str, &str)| {
+            format!("1 2 0:{} / {point} {options},nosuid shared:1 - {kind} x rw\n", kind.len())
+        };
         lines.iter().map(line).collect()
     }
 
@@ -172,6 +181,7 @@ mod unit {
         ("/workspace", "rw", "tmpfs"),
         ("/data", "ro", "ext4"),
         ("/data/below", "ro", "ext4"),
+        ("/data/work", "rw", "tmpfs"),
         ("/data/out\\040put", "rw", "ext4"),
     ];
 
@@ -207,6 +217,7 @@ mod unit {
             ("/", "ro", "tmpfs"),
             ("/usr/lib", "rw", "ext4"),
             ("/data/below", "rw", "ext4"),
+            ("/data/work", "rw", "ext4"),
             ("/proc", "rw", "tmpfs"),
             ("/proc/sys", "rw", "proc"),
             ("/dev/pts", "rw", "tmpfs"),
