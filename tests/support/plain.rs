@@ -239,6 +239,7 @@ impl Plain {
             Tools::Busybox => "/work".to_owned(),
         };
         let config = PlainConfig {
+            groups: false,
             name: "main".to_owned(),
             backend: NAME,
             capabilities: minimum::plain(),

@@ -243,6 +243,7 @@ impl Start {
             env.push((b"HOME".to_vec(), plan::WORKSPACE.as_bytes().to_vec()));
         }
         let config = PlainConfig {
+            groups: false,
             name: plan.name.clone(),
             backend: BACKEND,
             capabilities,

@@ -111,3 +111,15 @@ pub fn plain() -> Capabilities {
         ..local_process()
     }
 }
+
+/// An instance of EC2 behind SSM: a plain transport as root, with a cgroup for each command.
+pub fn ec2() -> Capabilities {
+    Capabilities {
+        host: HostIsolation::H3,
+        networks: vec![Network::N0],
+        kill_domain: KillDomain::Cgroup,
+        users: UserSupport::Any,
+        multi_machine: true,
+        ..plain()
+    }
+}

@@ -62,6 +62,7 @@ pub async fn begin(
 ) -> Result<Connected> {
     let login = Login::ask(&ssh).await?;
     let config = PlainConfig {
+        groups: false,
         name: machine.shown.clone(),
         backend: BACKEND,
         capabilities: capabilities(declared),

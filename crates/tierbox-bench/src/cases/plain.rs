@@ -45,6 +45,7 @@ impl PlainTransport for Shell {
 /// `/bin/true` by one script of the plain sandbox's, against the same shell that runs it and nothing else.
 pub(crate) fn exec(bench: &Bench) -> std::result::Result<Vec<Row>, Failure> {
     let config = PlainConfig {
+        groups: false,
         name: "main".to_owned(),
         backend: "plain",
         capabilities: capabilities(HostIsolation::H0, vec![Network::N0], Locality::Local),

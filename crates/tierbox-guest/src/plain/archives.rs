@@ -8,10 +8,10 @@ use tierbox_core::{ByteReader, Error, ErrorKind, ExecRequest, GuestPath, Outcome
 use tierbox_supervisor::archive::{ArchiveError, Entry, Kind, Reader, Writer, components, printable};
 use tokio::sync::mpsc;
 
-use super::PlainSandbox;
 use super::files::BLAME;
 use super::script::PRELUDE;
 use super::words::{Words, quote};
+use super::{PlainRun, PlainSandbox};
 use crate::transfer::bridge;
 
 /// Links in one archive, which must be remembered.
@@ -76,7 +76,8 @@ impl PlainSandbox {
                 let piece = waiting.split_to(waiting.len().min(size)).freeze();
                 let count = piece.len() as u64;
                 let (caller, word) = (self.yard.caller.clone(), quote(file));
-                let upload = crate::driver::handle()?.spawn(async move { super::files::append(&caller, &word, at, piece).await });
+                let upload =
+                    crate::driver::handle()?.spawn(async move { super::files::append(&caller, &word, at, piece, false).await });
                 upload.await.map_err(|error| Error::new(ErrorKind::Internal, "unpack", error.to_string()))??;
                 at += count;
                 if count == 0 {
@@ -100,7 +101,7 @@ impl Drop for Spent<'_> {
         if let Ok(driver) = crate::driver::handle() {
             driver.spawn(async move {
                 let limit = std::time::Duration::from_secs(60);
-                let _ = caller.run_here(format!("{PRELUDE}rm -f {file}\n"), Bytes::new(), limit, "unpack").await;
+                let _ = caller.run_here(PlainRun::new(format!("{PRELUDE}rm -f {file}\n"), Bytes::new(), limit), "unpack").await;
             });
         }
     }

@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use bytes::Bytes;
 use tierbox_core::{Error, ErrorKind, ExecId, Result};
 
 use super::{PlainLimits, PlainOutput, PlainRun, PlainTransport};
@@ -51,21 +50,10 @@ impl Caller {
     }
 
     /// Runs a script on the driver, so that it goes on whatever becomes of the caller's runtime.
-    pub(super) async fn run(&self, script: String, stdin: Bytes, limit: Duration, tried: &'static str) -> Result<PlainOutput> {
+    pub(super) async fn run(&self, run: PlainRun, tried: &'static str) -> Result<PlainOutput> {
         let caller = self.clone();
-        let running = driver::handle()?.spawn(async move { caller.run_here(script, stdin, limit, tried).await });
+        let running = driver::handle()?.spawn(async move { caller.run_here(run, tried).await });
         running.await.unwrap_or_else(|_| Err(Error::new(ErrorKind::Internal, tried, "the transport panicked")))
-    }
-
-    /// The same, for those who are on the driver already.
-    pub(super) async fn run_here(
-        &self,
-        script: String,
-        stdin: Bytes,
-        limit: Duration,
-        tried: &'static str,
-    ) -> Result<PlainOutput> {
-        self.carry(PlainRun { script, stdin, limit, command: None }, tried).await
     }
 
     /// Kills what is left of a command.
@@ -73,14 +61,12 @@ impl Caller {
         self.transport.kill_all(command).await
     }
 
-    /// Runs a script, bounded and tried again where that is safe.
-    pub(super) async fn carry(&self, run: PlainRun, tried: &'static str) -> Result<PlainOutput> {
-        let PlainRun { script, stdin, limit, .. } = &run;
-        let limit = *limit;
-        debug_assert!(script.is_ascii(), "a script is ASCII");
-        if script.len() > self.limits.script || stdin.len() > self.limits.stdin {
-            let message =
-                format!("{} bytes of script and {} of input are more than the transport carries", script.len(), stdin.len());
+    /// The same, for those who are on the driver already: bounded, and tried again where that is safe.
+    pub(super) async fn run_here(&self, run: PlainRun, tried: &'static str) -> Result<PlainOutput> {
+        debug_assert!(run.script.is_ascii(), "a script is ASCII");
+        let (script, stdin, limit) = (run.script.len(), run.stdin.len(), run.limit);
+        if script > self.limits.script || stdin > self.limits.stdin {
+            let message = format!("{script} bytes of script and {stdin} of input are more than the transport carries");
             return Err(Error::new(ErrorKind::TooLarge, tried, message));
         }
         let mut pause = PAUSE;

@@ -40,6 +40,8 @@ const SPENT: usize = 64;
 /// What a wrapper is told of its command.
 pub(super) struct Order {
     pub(super) id: ExecId,
+    /// It was given what may be a secret.
+    pub(super) private: bool,
     /// Becomes the command.
     pub(super) launch: String,
     /// A path in the machine, or nothing for the script's own input.
@@ -59,12 +61,19 @@ pub(super) const HELD: u64 = 64 << 20;
 pub(super) struct Yard {
     pub(super) caller: Caller,
     pub(super) base: String,
+    /// The cgroup of all its commands.
+    group: Option<String>,
     spent: Mutex<VecDeque<String>>,
 }
 
 impl Yard {
-    pub(super) fn new(caller: Caller, base: String) -> Arc<Self> {
-        Arc::new(Self { caller, base, spent: Mutex::default() })
+    pub(super) fn new(caller: Caller, base: String, group: Option<String>) -> Arc<Self> {
+        Arc::new(Self { caller, base, group, spent: Mutex::default() })
+    }
+
+    /// The cgroup of a command; nothing where commands have none.
+    fn group(&self, id: ExecId) -> String {
+        self.group.as_ref().map(|group| format!("{group}/{id}")).unwrap_or_default()
     }
 
     pub(super) fn dir(&self, id: ExecId) -> String {
@@ -78,7 +87,8 @@ impl Yard {
             return String::new();
         }
         let names: Vec<String> = spent.drain(..SPENT).collect();
-        format!("( cd {} && rm -rf {} ) </dev/null >/dev/null 2>&1 &\n", self.base, names.join(" "))
+        let groups = self.group.as_ref().map(|group| format!("; cd {group} && rmdir */")).unwrap_or_default();
+        format!("( cd {} && rm -rf {}{groups} ) </dev/null >/dev/null 2>&1 &\n", self.base, names.join(" "))
     }
 
     fn script(&self, order: &Order) -> String {
@@ -87,9 +97,10 @@ impl Yard {
         let stdin = order.stdin.as_deref().map_or_else(|| "&0".to_owned(), words::quote);
         let run = WRAPPER.replace("@STDIN@", &stdin).replace("@LAUNCH@", &order.launch);
         format!(
-            "{PRELUDE}{}D={}; INLINE={}; TIMEOUT={}; TIMEOUT_WHOLE={}; CAP={}; BLOCKS={}; MOST={}; TIDY={}\n{LIFE}{REPORT}{run}",
+            "{PRELUDE}{}D={}; G={}; INLINE={}; TIMEOUT={}; TIMEOUT_WHOLE={}; CAP={}; BLOCKS={}; MOST={}; TIDY={}\n{LIFE}{REPORT}{run}",
             self.sweeping(),
             self.dir(order.id),
+            self.group(order.id),
             self.caller.piece(),
             order.timeout.map(seconds).unwrap_or_default(),
             order.timeout.map(whole).unwrap_or_default(),
@@ -136,8 +147,8 @@ impl Yard {
         }
         let (mut left, (mut pause, longest)) = (ASKS, PAUSES);
         loop {
-            let run = PlainRun { script: script.clone(), stdin: order.input.clone(), limit, command: Some(order.id) };
-            let run = self.caller.carry(run, "exec").await;
+            let run = PlainRun::new(script.clone(), order.input.clone(), limit).private(order.private).of(order.id);
+            let run = self.caller.run_here(run, "exec").await;
             let end = run.and_then(|output| self.read(&output));
             match end {
                 Err(error) if error.kind() == ErrorKind::Lost && left > 0 && !self.caller.is_closed() => left -= 1,
@@ -155,13 +166,13 @@ impl Yard {
         Ok(format!(". {path}\n"))
     }
 
-    /// Writes a file of our own in pieces.
+    /// Writes a file of our own in pieces: input or a script, which may be a secret.
     pub(super) async fn upload(&self, path: &str, mut contents: Bytes) -> Result<()> {
         let mut at = 0;
         while at == 0 || !contents.is_empty() {
             let piece = contents.split_to(contents.len().min(self.caller.limits().stdin));
             let count = piece.len();
-            super::files::append(&self.caller, &words::quote(path), at, piece).await?;
+            super::files::append(&self.caller, &words::quote(path), at, piece, true).await?;
             at += count as u64;
             if count == 0 {
                 break;
@@ -182,13 +193,14 @@ impl Yard {
     /// Ends a command. Does not wait, and needs no runtime of the caller's.
     fn kill(&self, id: ExecId, reason: KillReason) {
         let word = if reason == KillReason::OutputLimit { "output" } else { "cancelled" };
-        let script = format!("{PRELUDE}D={}; REASON={word}\n{LIFE}{CANCEL}", self.dir(id));
+        let script = format!("{PRELUDE}D={}; G={}; REASON={word}\n{LIFE}{CANCEL}", self.dir(id), self.group(id));
         let caller = self.caller.clone();
         if let Ok(driver) = driver::handle() {
             driver.spawn(async move {
                 // What cannot be ended now ends with the machine.
                 for _ in 0..3 {
-                    let done = caller.run_here(script.clone(), Bytes::new(), Duration::from_secs(60), "kill").await;
+                    let run = PlainRun::new(script.clone(), Bytes::new(), Duration::from_secs(60)).urgent();
+                    let done = caller.run_here(run, "kill").await;
                     if done.is_ok() || caller.is_closed() {
                         break;
                     }
@@ -276,6 +288,9 @@ fn outcome(end: &str, note: &str) -> Option<(Outcome, Option<i32>)> {
     let cannot =
         note.strip_prefix("cannot ").and_then(|errno| errno.trim().parse::<i32>().ok()).filter(|errno| (1..4096).contains(errno));
     match word {
+        "exit" | "signal" if note.starts_with("never group") || note.starts_with("never file") => {
+            never(NotStartedCause::NoResources, true)
+        }
         "exit" | "signal" if note.starts_with("never cwd") => never(NotStartedCause::BadCwd, false),
         "exit" | "signal" if cannot.is_some() => Some((Outcome::Exited(status), cannot)),
         // Of these two a shell does not say whether they were signals, and hardly anybody exits so by himself.

@@ -13,7 +13,7 @@ use super::call::Caller;
 use super::exec::Pieces;
 use super::script::PRELUDE;
 use super::words::Words;
-use super::{PlainOutput, PlainSandbox};
+use super::{PlainOutput, PlainRun, PlainSandbox};
 use crate::driver;
 use crate::errors::printable;
 
@@ -191,7 +191,8 @@ fn split_line(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
 
 /// One piece of a file of our own, from a position on.
 pub(super) async fn piece(caller: &Caller, file: &str, at: u64, tried: &'static str) -> Result<Bytes> {
-    let output = caller.run_here(format!("{PRELUDE}{}", piece_script(caller, file, at)), Bytes::new(), LIMIT, tried).await?;
+    let run = PlainRun::new(format!("{PRELUDE}{}", piece_script(caller, file, at)), Bytes::new(), LIMIT);
+    let output = caller.run_here(run.expecting(caller.piece()), tried).await?;
     Ok(from_piece(caller, output, at))
 }
 
@@ -208,9 +209,9 @@ fn from_piece(caller: &Caller, output: PlainOutput, at: u64) -> Bytes {
 }
 
 /// Appends to a file of our own that is so long already. Running it again changes nothing.
-pub(super) async fn append(caller: &Caller, file: &str, at: u64, piece: Bytes) -> Result<()> {
+pub(super) async fn append(caller: &Caller, file: &str, at: u64, piece: Bytes, private: bool) -> Result<()> {
     let script = format!("{PRELUDE}umask 077\n{}", append_script(file, at, piece.len()));
-    let output = caller.run_here(script, piece, LIMIT, "upload").await?;
+    let output = caller.run_here(PlainRun::new(script, piece, LIMIT).private(private), "upload").await?;
     if output.status == 0 { Ok(()) } else { Err(failed(&output, "upload", &GuestPath::from(file))) }
 }
 
@@ -237,6 +238,11 @@ impl PlainSandbox {
         stdin: Bytes,
         tried: &'static str,
     ) -> Result<PlainOutput> {
+        let run = self.run_on(path, vars, script, stdin);
+        self.answer(path, run, tried).await
+    }
+
+    fn run_on(&self, path: &GuestPath, vars: &str, script: &str, stdin: Bytes) -> PlainRun {
         let mut words = Words::default();
         let word = words.word(path.as_bytes());
         let dir = words.word(&self.workdir);
@@ -246,7 +252,11 @@ impl PlainSandbox {
             words.before,
             self.time_format()
         );
-        let output = self.yard.caller.run(self.as_user(text), stdin, LIMIT, tried).await?;
+        PlainRun::new(self.as_user(text), stdin, LIMIT)
+    }
+
+    async fn answer(&self, path: &GuestPath, run: PlainRun, tried: &'static str) -> Result<PlainOutput> {
+        let output = self.yard.caller.run(run, tried).await?;
         if output.status != 0 {
             return Err(failed(&output, tried, path));
         }
@@ -304,7 +314,8 @@ impl PlainSandbox {
         driver::handle()?.spawn(async move {
             while at < end {
                 let script = format!("[ -f \"$P\" ] || blame \"$P\"\n{}", piece_script(&this.yard.caller, "\"$P\"", at));
-                let piece = match this.on_path(&path, "", &script, Bytes::new(), "read").await {
+                let run = this.run_on(&path, "", &script, Bytes::new()).expecting(this.yard.caller.piece());
+                let piece = match this.answer(&path, run, "read").await {
                     Ok(output) => from_piece(&this.yard.caller, output, at),
                     Err(error) => return drop(sender.send(Err(io::Error::other(error))).await),
                 };

@@ -11,7 +11,9 @@
 //! - a command runs at most once, whatever becomes of the transport's answer: the directory that is named by its id is its claim,
 //!   and a script that is sent again finds it and tells what became of the command;
 //! - its time limit holds in the machine, and takes all of its session and all descendants. A process that left both, by `setsid`
-//!   and a parent that is gone, escapes: [`KillDomain::Session`], which backs nothing above H0 by itself;
+//!   and a parent that is gone, escapes: [`KillDomain::Session`], which backs nothing above H0 by itself. Where a backend asks for
+//!   [it](PlainConfig::groups), and scripts run as root, each command has a cgroup of its own (v2, or v1's freezer), which nothing
+//!   leaves;
 //! - bytes are exact, of arguments, variables, input, output, files and names; what is longer than the transport carries at once
 //!   goes in pieces, with constant memory on this side. The machine holds a command's output in files until it was read,
 //!   64 MiB a stream at most: beyond that a command is killed for its output;
@@ -85,6 +87,9 @@ pub struct PlainConfig {
     pub workdir: Option<String>,
     /// Variables on top of the machine's.
     pub env: Vec<(Vec<u8>, Vec<u8>)>,
+    /// Whether each command gets a cgroup of its own, which root's scripts make in the machine, and root there is held as well.
+    /// The sandbox's kill domain is then [`KillDomain::Cgroup`], or `Session` where none can be made.
+    pub groups: bool,
 }
 
 /// Where a sandbox whose scripts run as root keeps its things, if there is such a directory: a backend that makes machines can so
@@ -103,7 +108,9 @@ pub struct PlainLimits {
 }
 
 /// A script to run.
-#[derive(Debug, Clone)]
+///
+/// `Debug` shows no byte of script and input, which may hold secrets.
+#[derive(Clone)]
 pub struct PlainRun {
     /// The script: ASCII, without NUL, for `/bin/sh -c`. It may have many lines and any printable character.
     pub script: String,
@@ -113,6 +120,50 @@ pub struct PlainRun {
     pub limit: Duration,
     /// The command that it runs, if it runs one. It may come twice, when an answer was lost.
     pub command: Option<ExecId>,
+    /// Script or input may hold secrets: they must not go where others can read them later (a service's history of commands).
+    pub private: bool,
+    /// It ends something else: it must not wait for what runs.
+    pub urgent: bool,
+    /// About how many bytes it will print, where that is known to be many; otherwise 0.
+    pub expects: usize,
+}
+
+impl std::fmt::Debug for PlainRun {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let sizes = (self.script.len(), self.stdin.len());
+        f.debug_struct("PlainRun").field("sizes", &sizes).field("limit", &self.limit).finish_non_exhaustive()
+    }
+}
+
+impl PlainRun {
+    /// An ordinary script.
+    pub fn new(script: impl Into<String>, stdin: Bytes, limit: Duration) -> Self {
+        Self { script: script.into(), stdin, limit, command: None, private: false, urgent: false, expects: 0 }
+    }
+
+    /// The same, which runs a command.
+    #[must_use]
+    pub fn of(self, command: ExecId) -> Self {
+        Self { command: Some(command), ..self }
+    }
+
+    /// The same, private if `is` says so.
+    #[must_use]
+    pub fn private(self, is: bool) -> Self {
+        Self { private: is, ..self }
+    }
+
+    /// The same, urgent.
+    #[must_use]
+    pub fn urgent(self) -> Self {
+        Self { urgent: true, ..self }
+    }
+
+    /// The same, of which much output is expected.
+    #[must_use]
+    pub fn expecting(self, bytes: usize) -> Self {
+        Self { expects: bytes, ..self }
+    }
 }
 
 /// What came of a script.

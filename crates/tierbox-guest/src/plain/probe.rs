@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use tierbox_core::{Error, ErrorKind, Result};
 
-use super::PLACE;
 use super::call::Caller;
 use super::script::PRELUDE;
 use super::words::Words;
+use super::{PLACE, PlainRun};
 use crate::errors::printable;
 use crate::install::{self, Facts};
 
@@ -30,12 +30,14 @@ pub(super) struct Machine {
     pub(super) setsid: Option<String>,
     /// Becomes another user.
     pub(super) setpriv: Option<String>,
+    /// The cgroup in which each command gets one of its own.
+    pub(super) group: Option<String>,
     pub(super) tar: bool,
     /// Whether `stat` tells fractions of seconds.
     pub(super) fraction: bool,
 }
 
-fn script(user: &str) -> Result<String> {
+fn script(user: &str, groups: bool) -> Result<String> {
     let mut random = [0; 8];
     getrandom::fill(&mut random).map_err(|error| Error::new(ErrorKind::Io, "open sandbox", error.to_string()))?;
     let random: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
@@ -64,18 +66,35 @@ read -r line </proc/$$/stat; line=${{line##*) }}; set -- $line
 [ \"$4\" = $$ ] || echo \"setsid=$(where setsid)\"
 if [ \"$me\" = 0 ] && setpriv --reuid=0 --regid=0 --init-groups -- true 2>/dev/null; then echo \"setpriv=$(where setpriv)\"; fi
 ! command -v tar >/dev/null || echo tar=1
-want={user}
+{}want={user}
 {}",
+        if groups { GROUPS } else { "" },
         install::FACTS
     ))
 }
 
-/// Asks a machine what it is.
-pub(super) async fn ask(caller: &Caller, user: Option<&str>) -> Result<Machine> {
+/// Makes a cgroup for the commands of a sandbox: of version 2 where it can kill, else of version 1's freezer.
+const GROUPS: &str = r#"
+if [ "$me" = 0 ]; then
+  for at in /sys/fs/cgroup /sys/fs/cgroup/unified /sys/fs/cgroup/freezer; do
+    [ -e $at/cgroup.procs ] || continue
+    group=$at/tierbox-${base##*-}
+    mkdir $group 2>/dev/null || continue
+    if [ -e $group/cgroup.kill ] || [ -e $group/freezer.state ]; then echo "group=$group"; break; fi
+    rmdir $group
+  done
+fi
+"#;
+
+/// Asks a machine what it is. `groups` asks for cgroups of commands too.
+pub(super) async fn ask(caller: &Caller, user: Option<&str>, groups: bool) -> Result<Machine> {
     const TRIED: &str = "open sandbox";
     let mut words = Words::default();
     let quoted = words.word(user.unwrap_or_default().as_bytes());
-    let output = caller.run(format!("{}{}", words.before, script(&quoted)?), bytes::Bytes::new(), LIMIT, TRIED).await?;
+    let output = {
+        let script = format!("{}{}", words.before, script(&quoted, groups)?);
+        caller.run(PlainRun::new(script, bytes::Bytes::new(), LIMIT), TRIED).await?
+    };
     let text = String::from_utf8_lossy(&output.stdout);
     let find = |key: &str| install::find(&text, key);
     if let Some(missing) = find("missing") {
@@ -94,6 +113,7 @@ pub(super) async fn ask(caller: &Caller, user: Option<&str>) -> Result<Machine> 
         env: program("env").ok_or_else(|| odd("does not say where env is"))?,
         setsid: program("setsid"),
         setpriv: program("setpriv"),
+        group: program("group"),
         tar: find("tar") == Some("1"),
         fraction: find("fraction") == Some("1"),
     })
@@ -104,7 +124,7 @@ pub(super) async fn account(caller: &Caller, user: &str) -> Result<Option<instal
     let mut words = Words::default();
     let quoted = words.word(user.as_bytes());
     let script = format!("{}{PRELUDE}echo uid=$(id -u)\nwant={quoted}\n{}", words.before, install::FACTS);
-    let output = caller.run(script, bytes::Bytes::new(), LIMIT, "exec").await?;
+    let output = caller.run(PlainRun::new(script, bytes::Bytes::new(), LIMIT), "exec").await?;
     let text = String::from_utf8_lossy(&output.stdout);
     match install::facts(&text) {
         Ok(facts) => Ok(Some(facts.user)),

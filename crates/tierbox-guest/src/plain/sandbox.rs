@@ -8,8 +8,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use tierbox_core::{
     ByteReader, ByteStream, Capabilities, Completed, DialTarget, DirEntry, Error, ErrorKind, ExecHandle, ExecId, ExecInfo,
-    ExecRequest, FileMeta, GuestPath, KillReason, Leftovers, Limits, NotStartedCause, OnExceed, Outcome, ReadOptions, Result,
-    Sandbox, Signal, Stdin, UserSupport, WriteOptions,
+    ExecRequest, FileMeta, GuestPath, KillDomain, KillReason, Leftovers, Limits, NotStartedCause, OnExceed, Outcome, ReadOptions,
+    Result, Sandbox, Signal, Stdin, UserSupport, WriteOptions,
 };
 use tokio::io::AsyncReadExt;
 
@@ -18,7 +18,7 @@ use super::exec::{HELD, Order, PlainHandle, Yard};
 use super::probe::{self, Machine};
 use super::script::{BECOME, PATH};
 use super::words::{Words, quote};
-use super::{PlainConfig, PlainOutput, PlainTransport};
+use super::{PlainConfig, PlainOutput, PlainRun, PlainTransport};
 use crate::errors::lock;
 use crate::install::Account;
 
@@ -26,6 +26,11 @@ use crate::install::Account;
 /// stack is limited as usual).
 const LONGEST_ARGUMENT: usize = 128 << 10;
 const ARGUMENTS: usize = 2 << 20;
+/// What root inside keeps: docker's default less what traces, makes raw packets, nodes or roots.
+const BOUNDED_ROOT: &str = "--no-new-privs --inh-caps=-all --bounding-set=-all,+chown,+dac_override,+fowner,+fsetid,+kill,+setgid,\
+                            +setuid,+setpcap,+net_bind_service,+audit_write,+setfcap";
+/// How long a small script of ours may take.
+const BRIEF: Duration = Duration::from_secs(60);
 
 /// A machine behind a [`PlainTransport`]. Clones are the same sandbox.
 #[derive(Clone)]
@@ -56,14 +61,14 @@ impl PlainSandbox {
     /// Looks at the machine, makes a directory of its own there, and the working directory if it does not exist.
     ///
     /// What the sandbox can do in the end is in its [capabilities](Sandbox::capabilities): of the given ones, as other users
-    /// only where the machine has `setpriv` and scripts run as root.
+    /// only where the machine has `setpriv` and scripts run as root; a cgroup for each command only where root can make one.
     ///
     /// # Errors
     /// `Unsupported` where the machine lacks a tool that is needed, or the default user is not the one who runs scripts and
     /// cannot be assumed; `InvalidInput` for a user that the machine does not have; the transport's own.
     pub async fn open(transport: Arc<dyn PlainTransport>, config: PlainConfig) -> Result<Self> {
         let caller = Caller::new(transport)?;
-        let machine = probe::ask(&caller, config.user.as_deref()).await?;
+        let machine = probe::ask(&caller, config.user.as_deref(), config.groups).await?;
         let switches = machine.root && machine.setpriv.is_some();
         if machine.root && machine.facts.user.uid != 0 && !switches {
             let message = format!("commands cannot run as {} here", machine.facts.user.name);
@@ -72,9 +77,14 @@ impl PlainSandbox {
         }
         let users = if switches { config.capabilities.users } else { UserSupport::DefaultOnly };
         let archives = config.capabilities.archives && machine.tar;
-        let capabilities = Capabilities { users, archives, ..config.capabilities.clone() };
+        let kill_domain = match (config.groups, &machine.group) {
+            (false, _) => config.capabilities.kill_domain,
+            (true, Some(_)) => KillDomain::Cgroup,
+            (true, None) => KillDomain::Session,
+        };
+        let capabilities = Capabilities { users, archives, kill_domain, ..config.capabilities.clone() };
         let workdir = config.workdir.clone().unwrap_or_else(|| machine.facts.user.home.clone());
-        let yard = Yard::new(caller, machine.base.clone());
+        let yard = Yard::new(caller, machine.base.clone(), machine.group.clone());
         let sandbox = Self {
             config: Arc::new(config),
             capabilities: Arc::new(capabilities),
@@ -97,8 +107,9 @@ impl PlainSandbox {
     /// # Errors
     /// The transport's own.
     pub async fn remove(&self) -> Result<()> {
-        let script = format!("PATH={PATH}; rm -rf {}\n", self.machine.base);
-        self.yard.caller.run(script, Bytes::new(), Duration::from_secs(60), "remove sandbox").await.map(drop)
+        let groups = self.machine.group.as_ref().map(|group| format!("rmdir {group}/* {group} 2>/dev/null\n"));
+        let script = format!("PATH={PATH}; rm -rf {}\n{}", self.machine.base, groups.unwrap_or_default());
+        self.yard.caller.run(PlainRun::new(script, Bytes::new(), BRIEF), "remove sandbox").await.map(drop)
     }
 
     async fn make_workdir(&self) -> Result<()> {
@@ -110,7 +121,7 @@ impl PlainSandbox {
             "PATH={PATH}; {}umask 022; [ -d {dir} ] || {{ mkdir -p -- {dir} && chown {}:{} {dir}; }}\n",
             words.before, user.uid, user.gid
         );
-        self.yard.caller.run(script, Bytes::new(), Duration::from_secs(60), "open sandbox").await.map(drop)
+        self.yard.caller.run(PlainRun::new(script, Bytes::new(), BRIEF), "open sandbox").await.map(drop)
     }
 
     fn named<T>(&self, result: Result<T>) -> Result<T> {
@@ -170,7 +181,11 @@ impl PlainSandbox {
 
     /// What becomes a user, unless that is who runs scripts.
     fn switch(&self, user: &Account) -> Option<String> {
-        let setpriv = self.machine.setpriv.as_ref().filter(|_| self.machine.root && user.uid != 0)?;
+        let setpriv = self.machine.setpriv.as_ref().filter(|_| self.machine.root)?;
+        if user.uid == 0 {
+            // Where commands are to be held, root's are held too.
+            return self.machine.group.is_some().then(|| format!("{setpriv} {BOUNDED_ROOT} --"));
+        }
         let known = user.name != user.uid.to_string();
         let groups = if known { "--init-groups" } else { "--clear-groups" };
         // By name where it has one, which `--init-groups` needs.
@@ -273,6 +288,8 @@ impl PlainSandbox {
         if let Some(aside) = aside {
             self.upload_own(aside_at, Bytes::from(aside)).await?;
         }
+        // What was given for this command alone may be a secret, and so may the profile's variables.
+        let given = matches!(request.stdin, Stdin::Bytes(_)) || !request.env.is_empty() || !self.config.env.is_empty();
         let limits = self.yard.caller.limits();
         let (stdin, input) = match std::mem::take(&mut request.stdin) {
             _ if file.is_some() => (file, Bytes::new()),
@@ -291,6 +308,7 @@ impl PlainSandbox {
         };
         let order = Order {
             id,
+            private: given && !internal,
             launch: format!("{before}{launch}"),
             stdin,
             input,

@@ -13,6 +13,7 @@ pub(super) const PRELUDE: &str =
 /// - `pid` names the wrapper, the command's session, and what must not be killed;
 /// - `k` tells the wrapper that somebody else has killed all there was: it must not start tools before that, which belong to its
 ///   session too;
+/// - `G` is its cgroup, or empty: all in it dies with it, whatever it left its session and its parents for;
 /// - `n` is what the command's shell noted before it became the command;
 /// - `o` and `e` are what it printed; `done` says that both are complete.
 pub(super) const LIFE: &str = r#"
@@ -22,7 +23,30 @@ endit() {
   set +C
   return 1
 }
+ended() {
+  [ -n "$G" ] && [ -d "$G" ] || return 0
+  rounds=0
+  while [ $rounds -lt 200 ]; do
+    rounds=$((rounds+1))
+    list=
+    while read -r pid; do list="$list $pid"; done <"$G/cgroup.procs"
+    [ -n "$list" ] || return 0
+    if [ -e "$G/cgroup.kill" ]; then echo 1 >"$G/cgroup.kill"
+    else
+      echo FROZEN >"$G/freezer.state"
+      kill -KILL $list
+      while read -r pid; do kill -KILL $pid; done <"$G/cgroup.procs"
+      echo THAWED >"$G/freezer.state"
+    fi 2>/dev/null
+    [ $rounds -lt 5 ] || sleep 0.01 || sleep 1
+  done
+}
 slay() {
+  ended
+  walk
+  ended
+}
+walk() {
   [ -s "$D/pid" ] || return 0
   read -r W S keep <"$D/pid"
   if [ "$S" = - ]; then
@@ -97,7 +121,8 @@ cd /
 bound() { ulimit -c 0; [ -z "$BLOCKS" ] || ulimit -f $BLOCKS; }
 if mkdir "$D" 2>/dev/null; then
   exec 2>"$D/m"
-  if ! mkfifo -m 666 "$D/1" "$D/2" || ! mkfifo "$D/k"; then
+  [ -z "$G" ] || mkdir "$G"
+  if ! mkfifo -m 666 "$D/1" "$D/2" || ! mkfifo "$D/k" || { [ -n "$G" ] && [ ! -d "$G" ]; }; then
     echo "fail" >"$D/end"
     : >"$D/done"
     report
@@ -138,7 +163,8 @@ if mkdir "$D" 2>/dev/null; then
     ran=
   else
     ran=1
-    ( @LAUNCH@ ) <@STDIN@ >"$D/1" 2>"$D/2" 3>"$D/n" 9>&-
+    ( [ -z "$G" ] || echo 0 >"$G/cgroup.procs" || { echo "never group" >&3; exit 1; }
+@LAUNCH@ ) <@STDIN@ >"$D/1" 2>"$D/2" 3>"$D/n" 9>&-
   fi
   status=$?
   read -r ended rest </proc/uptime
@@ -161,6 +187,7 @@ if mkdir "$D" 2>/dev/null; then
         [ -z "$ran" ] || read -r word <&9;;
     esac
   fi
+  [ -z "$G" ] || rmdir "$G" 2>/dev/null
   late=
   trap 'late=1' USR1
   ( while sleep 0.15 || sleep 1; do kill -USR1 $$ || exit 0; done ) </dev/null >/dev/null 2>&1 &

@@ -25,7 +25,9 @@ mkdir -p dev proc sys run tmp home/ubuntu
 mount -t tmpfs -o mode=755 tmpfs run; mkdir run/lock
 ip link set lo up
 printf 'nameserver 169.254.169.253\n' > etc/resolv.conf
-mount --rbind /dev dev; mount -t proc proc proc; mount --rbind /sys sys 2>/dev/null || true
+mount --rbind /dev dev; mount -t tmpfs -o mode=1777 tmpfs dev/shm; mount -t proc proc proc; mount --rbind /sys sys 2>/dev/null || true
+# The machine's own cgroups, as it had them by itself; where the host has none of version 2, those of the host.
+[ ! -d "$4" ] || mount -t cgroup2 cgroup2 sys/fs/cgroup 2>/dev/null || true
 hostname "$2"; echo "$2" > etc/hostname
 printf '127.0.0.1 localhost %s\n' "$2" > etc/hosts
 # There is no systemd: the end of pid 1 is the machine's.
@@ -38,6 +40,12 @@ printf '#!/bin/sh\nexec /sbin/shutdown now\n' > sbin/poweroff
 chmod 755 sbin/shutdown sbin/poweroff
 mkdir -p ../root; pivot_root . mnt; umount -l /mnt
 exec /bin/bash -c 'echo ready > /run/booted; trap "exit 0" TERM; while :; do sleep 3600 & wait $!; done' </dev/null >/dev/null 2>&1
+"""
+
+# Begins the machine in a cgroup of its own, if the host has such of version 2.
+ENTER = r"""group=$1; shift
+[ -z "$group" ] || { mkdir -p "$group" && echo $$ > "$group/cgroup.procs"; } 2>/dev/null
+exec "$@"
 """
 
 # What the agent does: it lays the script into its directory and has sh run it there, as root and without a HOME. The script comes
@@ -74,8 +82,8 @@ class Machine:
             if not self.alive:
                 return
             self.unshare = subprocess.Popen(
-                ["unshare", "--mount", "--pid", "--uts", "--ipc", "--net", "--fork", "--kill-child", "--propagation", "private",
-                 "sh", "-c", INIT, "sh", self.dir, self.id, IMAGE],
+                ["sh", "-c", ENTER, "sh", self.cgroup(), "unshare", "--mount", "--pid", "--uts", "--ipc", "--net", "--cgroup", "--fork",
+                 "--kill-child", "--propagation", "private", "sh", "-c", INIT, "sh", self.dir, self.id, IMAGE, self.cgroup()],
                 stdin=subprocess.DEVNULL, stdout=console, stderr=console)
         if not self.wait_booted(self.unshare):
             return
@@ -178,6 +186,21 @@ class Machine:
         if unshare:
             unshare.kill()
             unshare.wait()
+            self.remove_cgroups()
+
+    def cgroup(self):
+        roots = (root for root in ("/sys/fs/cgroup", "/sys/fs/cgroup/unified") if os.path.exists(root + "/cgroup.controllers"))
+        return next((f"{root}/tierbox-aws-{self.id}" for root in roots), "")
+
+    def remove_cgroups(self):
+        """Those that commands made in it, too; one with a process that still dies stays for the host's next start."""
+        for _ in range(50):
+            for directory, _, _ in os.walk(self.cgroup() or "/nowhere", topdown=False):
+                with contextlib.suppress(OSError):
+                    os.rmdir(directory)
+            if not os.path.exists(self.cgroup()):
+                return
+            time.sleep(0.01)
 
     def stop(self, final):
         """Ends what runs; with `final` the disk goes too, as at TerminateInstances."""

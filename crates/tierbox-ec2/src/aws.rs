@@ -1,0 +1,159 @@
+//! The way to AWS: who asks, where, and with how many calls at a time.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use aws_config::{BehaviorVersion, SdkConfig};
+use aws_sdk_ec2::config::retry::RetryConfig;
+use aws_sdk_ec2::config::timeout::TimeoutConfig;
+use aws_sdk_ec2::config::{Credentials, Region};
+use aws_smithy_http_client::tls::{Provider, rustls_provider::CryptoMode};
+use serde::{Deserialize, Serialize};
+use tierbox_core::{Error, ErrorKind, Result};
+
+use crate::BACKEND;
+use crate::poll::Poller;
+use crate::settings::{Settings, invalid};
+
+/// Where AWS is and who asks, as a lease remembers it: no secret.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub(crate) struct Account {
+    /// The region.
+    pub(crate) region: Option<String>,
+    /// The profile of AWS's own files.
+    pub(crate) profile: Option<String>,
+    /// Where the API is, if not at Amazon's own addresses.
+    pub(crate) endpoint: Option<String>,
+    /// The access key of a profile that has keys, to tell one account from another; never the secret.
+    pub(crate) key: Option<String>,
+}
+
+impl Account {
+    fn of(settings: &Settings) -> Self {
+        Self {
+            region: settings.region.clone(),
+            profile: settings.profile.clone(),
+            endpoint: settings.endpoint_url.clone(),
+            key: settings.access_key_id.clone(),
+        }
+    }
+}
+
+/// The clients for one account and region. Whoever asks for the same shares them, and their budget.
+pub(crate) struct Aws {
+    pub(crate) ec2: aws_sdk_ec2::Client,
+    pub(crate) ssm: aws_sdk_ssm::Client,
+    pub(crate) s3: aws_sdk_s3::Client,
+    pub(crate) poller: Poller,
+    pub(crate) region: String,
+    /// As it was asked for.
+    pub(crate) account: Account,
+}
+
+impl std::fmt::Debug for Aws {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Aws").field("region", &self.region).finish_non_exhaustive()
+    }
+}
+
+/// Kept for the life of the process: keys of a profile are nowhere else when its environments are removed.
+static KNOWN: Mutex<Option<HashMap<Account, Arc<Aws>>>> = Mutex::new(None);
+
+impl Aws {
+    /// The clients that settings ask for.
+    ///
+    /// # Errors
+    /// `InvalidProfile` where no region is known.
+    pub(crate) async fn of(settings: &Settings) -> Result<Arc<Self>> {
+        Self::with(Account::of(settings), keys(settings)).await
+    }
+
+    /// The clients of an account that a lease remembers. Keys that were in the profile are not in the lease: they must be in the
+    /// environment, or the process that made the environment still lives.
+    ///
+    /// # Errors
+    /// As [`of`](Self::of).
+    pub(crate) async fn again(account: &Account) -> Result<Arc<Self>> {
+        Self::with(account.clone(), None).await
+    }
+
+    async fn with(account: Account, keys: Option<Credentials>) -> Result<Arc<Self>> {
+        if let Some(known) = known(&account) {
+            return Ok(known);
+        }
+        let made = Arc::new(Self::connect(account.clone(), keys).await?);
+        let mut all = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+        all.get_or_insert_default().insert(account, made.clone());
+        Ok(made)
+    }
+
+    async fn connect(account: Account, keys: Option<Credentials>) -> Result<Self> {
+        let config = load(&account, keys).await;
+        let region = config.region().map(|region| region.as_ref().to_owned()).ok_or_else(|| {
+            invalid("no region is named").with_help("write ec2.region, or set INSPECT_EC2_SANDBOX_REGION or AWS_REGION")
+        })?;
+        let ssm = aws_sdk_ssm::Client::new(&config);
+        let s3 = aws_sdk_s3::config::Builder::from(&config)
+            .force_path_style(config.endpoint_url().is_some())
+            // Objects are compared by a hash of our own, in the machine and here.
+            .request_checksum_calculation(aws_sdk_s3::config::RequestChecksumCalculation::WhenRequired)
+            .response_checksum_validation(aws_sdk_s3::config::ResponseChecksumValidation::WhenRequired)
+            .build();
+        Ok(Self {
+            ec2: aws_sdk_ec2::Client::new(&config),
+            poller: Poller::new(ssm.clone()),
+            ssm,
+            s3: aws_sdk_s3::Client::from_conf(s3),
+            region,
+            account,
+        })
+    }
+}
+
+fn known(account: &Account) -> Option<Arc<Aws>> {
+    let all = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    all.as_ref()?.get(account).cloned()
+}
+
+fn keys(settings: &Settings) -> Option<Credentials> {
+    let (key, secret) = (settings.access_key_id.as_ref()?, settings.secret_access_key.as_ref()?);
+    Some(Credentials::new(key, secret, settings.session_token.clone(), None, "tierbox profile"))
+}
+
+async fn load(account: &Account, keys: Option<Credentials>) -> SdkConfig {
+    let http = aws_smithy_http_client::Builder::new().tls_provider(Provider::Rustls(CryptoMode::Ring)).build_https();
+    // What may be tried again is decided by who calls: a command must not be sent twice behind its back.
+    let mut loader = aws_config::defaults(BehaviorVersion::latest())
+        .http_client(http)
+        .retry_config(RetryConfig::disabled())
+        .timeout_config(timeouts());
+    if let Some(region) = &account.region {
+        loader = loader.region(Region::new(region.clone()));
+    }
+    if let Some(profile) = &account.profile {
+        loader = loader.profile_name(profile);
+    }
+    if let Some(endpoint) = &account.endpoint {
+        loader = loader.endpoint_url(endpoint);
+    }
+    if let Some(keys) = keys {
+        loader = loader.credentials_provider(keys);
+    }
+    loader.load().await
+}
+
+/// How long one call may take: none of them waits for anything.
+fn timeouts() -> TimeoutConfig {
+    TimeoutConfig::builder().connect_timeout(Duration::from_secs(5)).operation_attempt_timeout(Duration::from_secs(60)).build()
+}
+
+/// Runs something on the driver, whose runtime every connection belongs to: a caller's may end at any time.
+///
+/// # Errors
+/// Its own; `Internal` if it panicked.
+pub(crate) async fn driven<T: Send + 'static>(work: impl Future<Output = Result<T>> + Send + 'static) -> Result<T> {
+    let running = tierbox_guest::driver::handle()?.spawn(work);
+    let broken = |_| Err(Error::new(ErrorKind::Internal, "call AWS", "the call panicked").with_backend(BACKEND));
+    running.await.unwrap_or_else(broken)
+}

@@ -1,0 +1,139 @@
+//! The backend: start, find again, remove.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use tierbox_core::{
+    Backend, Capabilities, Check, DestroyReport, Environment, EnvironmentSpec, Error, HostIsolation, KillDomain, LeaseHandle,
+    LeaseRecord, Locality, Network, Progress, Result,
+};
+use tierbox_guest::plain;
+
+use crate::aws::{Aws, driven};
+use crate::control::{Control, Find};
+use crate::memory::Memory;
+use crate::settings::Settings;
+use crate::start::{Start, plan};
+use crate::{BACKEND, crash, destroy, doctor, tags};
+
+/// The backend `ec2`: instances of EC2 without inbound access.
+#[derive(Clone, Default)]
+pub struct Ec2Backend {
+    control: Option<Arc<dyn Control>>,
+}
+
+impl std::fmt::Debug for Ec2Backend {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Ec2Backend").field("own_control", &self.control.is_some()).finish()
+    }
+}
+
+impl Ec2Backend {
+    /// The backend over EC2's own API.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The backend over an organisation's control plane, which makes, finds and ends the instances.
+    pub fn with_control(control: Arc<dyn Control>) -> Self {
+        Self { control: Some(control) }
+    }
+
+    /// Who makes instances.
+    fn control(&self, aws: &Arc<Aws>) -> Arc<dyn Control> {
+        self.control.clone().unwrap_or_else(|| aws.clone())
+    }
+
+    /// The clients for settings, with the credentials of the control plane where it gives some.
+    async fn clients(&self, mut settings: Settings) -> Result<Arc<Aws>> {
+        if let Some(control) = &self.control
+            && let Some(given) = control.credentials().await?
+        {
+            settings.profile = None;
+            settings.access_key_id = Some(given.access_key_id);
+            settings.secret_access_key = Some(given.secret_access_key);
+            settings.session_token = given.session_token;
+        }
+        driven(async move { Aws::of(&settings).await }).await
+    }
+
+    /// The clients of an environment that a lease names.
+    async fn clients_of(&self, memory: &Memory) -> Result<Arc<Aws>> {
+        let account = memory.account.clone();
+        match &self.control {
+            Some(_) => {
+                let settings = Settings { region: account.region, endpoint_url: account.endpoint, ..Settings::default() };
+                self.clients(settings).await
+            }
+            None => driven(async move { Aws::again(&account).await }).await,
+        }
+    }
+}
+
+/// What machines can do, before any is there.
+pub(crate) fn capabilities(networks: Vec<Network>) -> Capabilities {
+    Capabilities {
+        kill_domain: KillDomain::Cgroup,
+        multi_machine: true,
+        ..plain::capabilities(HostIsolation::H3, networks, Locality::Remote)
+    }
+}
+
+#[async_trait]
+impl Backend for Ec2Backend {
+    fn name(&self) -> &'static str {
+        BACKEND
+    }
+
+    fn settings_schema(&self) -> serde_json::Value {
+        Settings::schema()
+    }
+
+    fn validate(&self, spec: &EnvironmentSpec) -> Result<()> {
+        plan(spec)?;
+        spec.check_values()
+    }
+
+    fn capabilities(&self, spec: &EnvironmentSpec) -> Result<Capabilities> {
+        plan(spec)?;
+        Ok(capabilities(vec![Network::N0]))
+    }
+
+    async fn start(
+        &self,
+        spec: &EnvironmentSpec,
+        lease: Arc<dyn LeaseHandle>,
+        progress: &dyn Progress,
+    ) -> Result<Box<dyn Environment>> {
+        let plan = plan(spec)?;
+        let aws = self.clients(plan.settings.clone()).await?;
+        let control = self.control(&aws);
+        Ok(Box::new(Start { spec, plan, aws, control, lease: &lease, progress }.run().await?))
+    }
+
+    async fn attach(&self, _lease: &LeaseRecord) -> Result<Box<dyn Environment>> {
+        Err(Error::unsupported("attach", "environments that outlive their process").with_backend(BACKEND))
+    }
+
+    async fn is_alive(&self, lease: &LeaseRecord) -> bool {
+        let Some(memory) = Memory::of(lease) else { return false };
+        let Ok(aws) = self.clients_of(&memory).await else { return true };
+        let (control, id) = (self.control(&aws), lease.id.clone());
+        let found = driven(async move { control.find(&Find::Tag(tags::TASK.to_owned(), id)).await }).await;
+        // Who cannot ask does not know.
+        found.map_or(true, |found| found.iter().any(|instance| !instance.is_ending()))
+    }
+
+    async fn destroy(&self, lease: &LeaseRecord) -> Result<DestroyReport> {
+        crash::point("destroy");
+        // The lease is written before anything is begun.
+        let Some(memory) = Memory::of(lease) else { return Ok(DestroyReport::default()) };
+        let aws = self.clients_of(&memory).await?;
+        let (control, id) = (self.control(&aws), lease.id.clone());
+        driven(async move { Ok(destroy::environment(&aws, control.as_ref(), &memory, &id).await) }).await
+    }
+
+    async fn doctor(&self) -> Vec<Check> {
+        doctor::checks().await
+    }
+}

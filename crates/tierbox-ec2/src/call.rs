@@ -1,0 +1,195 @@
+//! Calls of AWS's API: what is tried again, and how what remains is told.
+
+use std::future::Future;
+use std::time::Duration;
+
+use aws_sdk_ec2::config::http::HttpResponse;
+use aws_sdk_ec2::error::{ConnectorError, ProvideErrorMetadata, SdkError};
+use tierbox_core::{Error, ErrorKind, Result};
+
+use crate::BACKEND;
+
+/// What the SDK answers.
+pub(crate) type Answer<T, E> = std::result::Result<T, SdkError<E, HttpResponse>>;
+
+/// How often a call is made, and the pauses between: at first, and at most. About a minute together.
+const TRIES: u32 = 14;
+const PAUSES: (Duration, Duration) = (Duration::from_millis(60), Duration::from_secs(8));
+
+/// Codes by which AWS says that there were too many calls.
+const THROTTLED: &[&str] = &[
+    "Throttling",
+    "ThrottlingException",
+    "ThrottledException",
+    "RequestThrottledException",
+    "TooManyRequestsException",
+    "RequestLimitExceeded",
+    "RequestThrottled",
+    "EC2ThrottledException",
+    "SlowDown",
+    "PriorRequestNotComplete",
+    "BandwidthLimitExceeded",
+    "LimitExceededException",
+];
+
+/// Codes by which AWS refuses who asks.
+const REFUSED: &[&str] = &[
+    "UnrecognizedClientException",
+    "InvalidClientTokenId",
+    "InvalidAccessKeyId",
+    "SignatureDoesNotMatch",
+    "AuthFailure",
+    "ExpiredToken",
+    "ExpiredTokenException",
+    "RequestExpired",
+    "UnauthorizedOperation",
+    "AccessDenied",
+    "AccessDeniedException",
+];
+
+/// What became of one call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fate {
+    /// There were too many calls; this one did nothing.
+    Throttled,
+    /// Nobody knows whether it took effect.
+    Unknown,
+    /// It was refused.
+    Refused,
+}
+
+/// AWS's own code of an error; empty if it gave none.
+pub(crate) fn code<E: ProvideErrorMetadata>(error: &SdkError<E, HttpResponse>) -> &str {
+    error.as_service_error().and_then(ProvideErrorMetadata::code).unwrap_or_default()
+}
+
+/// Whether a call was not even made because nobody knows who asks.
+fn lacks_credentials(failure: Option<&ConnectorError>) -> bool {
+    failure.is_some_and(|error| chain(error).contains("credentials"))
+}
+
+/// Tells what became of a call that failed.
+pub(crate) fn fate<E: ProvideErrorMetadata>(error: &SdkError<E, HttpResponse>) -> Fate {
+    match error {
+        SdkError::ConstructionFailure(_) => Fate::Refused,
+        SdkError::DispatchFailure(failure) if failure.is_user() || lacks_credentials(failure.as_connector_error()) => Fate::Refused,
+        SdkError::TimeoutError(_) | SdkError::DispatchFailure(_) | SdkError::ResponseError(_) => Fate::Unknown,
+        error if THROTTLED.contains(&code(error)) => Fate::Throttled,
+        // An overloaded service answers 503 whatever its code; `Insufficient…` is an answer, though EC2 gives it a 500.
+        error if code(error).starts_with("Insufficient") => Fate::Refused,
+        error if error.raw_response().is_some_and(|raw| raw.status().as_u16() >= 500) => Fate::Unknown,
+        _ => Fate::Refused,
+    }
+}
+
+/// An error for people: which call, what AWS said.
+pub(crate) fn told<E>(tried: &'static str, call: &str, error: &SdkError<E, HttpResponse>) -> Error
+where
+    E: ProvideErrorMetadata + std::error::Error + 'static,
+{
+    let code = code(error);
+    let said = error.as_service_error().and_then(ProvideErrorMetadata::message).unwrap_or_default();
+    let said = match (code, said) {
+        ("", _) => chain(error),
+        (code, "") => code.to_owned(),
+        (code, said) => format!("{code}: {}", shown(said)),
+    };
+    let no_credentials = matches!(error, SdkError::DispatchFailure(failure) if lacks_credentials(failure.as_connector_error()));
+    if REFUSED.contains(&code) || no_credentials {
+        return Error::new(ErrorKind::Credentials, tried, format!("{call} was refused: {said}"))
+            .with_backend(BACKEND)
+            .with_help("check the credentials and their rights: infra/tierbox.yaml has a policy with all that is needed");
+    }
+    let kind = match fate(error) {
+        Fate::Throttled => ErrorKind::LimitReached,
+        Fate::Unknown => ErrorKind::Lost,
+        Fate::Refused => ErrorKind::HostUnable,
+    };
+    Error::new(kind, tried, format!("{call} failed: {said}")).with_backend(BACKEND).with_context("code", code)
+}
+
+/// The causes of an error in one line. The SDK puts no credential there.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut words = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        words.push_str(&format!(": {cause}"));
+        next = cause.source();
+    }
+    shown(&words)
+}
+
+/// One line, without control characters, not too long.
+pub(crate) fn shown(text: &str) -> String {
+    text.chars().map(|letter| if letter.is_control() { ' ' } else { letter }).take(500).collect()
+}
+
+/// Makes a call until it succeeds or is refused. Only for calls that may be made twice.
+pub(crate) async fn again<T, E, F, Fut>(tried: &'static str, call: &str, make: F) -> Result<T>
+where
+    E: ProvideErrorMetadata + std::error::Error + 'static,
+    F: Fn() -> Fut,
+    Fut: Future<Output = Answer<T, E>>,
+{
+    let mut pauses = Pauses::new();
+    loop {
+        let error = match make().await {
+            Ok(answer) => return Ok(answer),
+            Err(error) => error,
+        };
+        match pauses.next() {
+            Some(pause) if fate(&error) != Fate::Refused => tokio::time::sleep(pause).await,
+            _ => return Err(told(tried, call, &error)),
+        }
+    }
+}
+
+/// Growing pauses with jitter.
+pub(crate) struct Pauses {
+    left: u32,
+    next: Duration,
+}
+
+impl Pauses {
+    pub(crate) fn new() -> Self {
+        Self { left: TRIES, next: PAUSES.0 }
+    }
+}
+
+impl Iterator for Pauses {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        self.left = self.left.checked_sub(1)?;
+        let pause = self.next;
+        self.next = (pause * 2).min(PAUSES.1);
+        Some(jittered(pause))
+    }
+}
+
+/// Between half and one and a half of a time, so that many who wait do not come back together.
+pub(crate) fn jittered(time: Duration) -> Duration {
+    let mut byte = [128];
+    // Without random numbers everybody waits the middle.
+    let _ = getrandom::fill(&mut byte);
+    time.mul_f64(0.5 + f64::from(byte[0]) / 255.0)
+}
+
+#[cfg(test)]
+mod unit {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_to_about_a_minute_and_end() {
+        let all: Vec<Duration> = Pauses::new().collect();
+        assert_eq!(all.len(), TRIES as usize);
+        let total: Duration = all.iter().sum();
+        assert!(total > Duration::from_secs(20) && total < Duration::from_secs(120), "{total:?}");
+    }
+
+    #[test]
+    fn what_aws_says_is_shown_in_one_line() {
+        assert_eq!(shown("a\nb\x1b[31m"), "a b [31m");
+        assert_eq!(shown(&"x".repeat(9000)).len(), 500);
+    }
+}

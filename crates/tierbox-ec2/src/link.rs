@@ -1,0 +1,367 @@
+//! The way into one machine: scripts by Run Command, what is large or secret by the bucket.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use aws_sdk_ssm::types::CommandInvocationStatus;
+use bytes::Bytes;
+use sha2::{Digest, Sha256};
+use tierbox_core::{Error, ErrorKind, Result};
+use tierbox_guest::plain::{PlainLimits, PlainOutput, PlainRun, PlainTransport};
+use tokio::sync::{Semaphore, watch};
+
+use crate::BACKEND;
+use crate::aws::{Aws, driven};
+use crate::call::{self, Fate, Pauses, fate, told};
+use crate::envelope::{Envelope, INLINE, Payload, Told, encoded};
+use crate::objects::{Object, Objects, random};
+use crate::poll::{Ended, Sent};
+
+const LIMITS: PlainLimits = PlainLimits { script: 1 << 20, stdin: 8 << 20, output: 8 << 20 };
+/// The longest script and input, as Base64, that travel in the command: SSM takes 64 KB of parameters.
+const IN_COMMAND: usize = 40_000;
+/// Envelopes that wait in the machine at once: its agent runs five scripts, and one place is kept for what ends others.
+const PLACES: usize = 4;
+/// How many of them may wait long, and how long; the others soon make room.
+const PATIENT: usize = 2;
+const LONG: Duration = Duration::from_secs(25);
+const BRIEF: Duration = Duration::from_millis(900);
+/// How long one waits while others want its place, and how long it then stays away, at first and at most.
+const HARDLY: Duration = Duration::from_millis(40);
+const AWAY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(3));
+/// How long SSM tries to deliver a command, at least 30 by its rules, and how much longer than the envelope's stay its end is waited for.
+const DELIVERY: i32 = 60;
+const LATE: Duration = Duration::from_secs(90);
+/// How often a command that was not delivered is sent again.
+const SENDINGS: usize = 5;
+/// Runs that are over are removed when there are so many.
+const SPENT: usize = 24;
+
+/// The way into one machine.
+pub(crate) struct Link {
+    aws: Arc<Aws>,
+    instance: String,
+    objects: Objects,
+    places: Semaphore,
+    waiting: AtomicUsize,
+    /// How many want a place.
+    queued: AtomicUsize,
+    closed: watch::Sender<bool>,
+    spent: Mutex<VecDeque<String>>,
+    /// How long the machine lives after each command, in seconds.
+    life: AtomicU64,
+}
+
+fn lost(message: impl Into<String>) -> Error {
+    Error::new(ErrorKind::Lost, "run script", message).with_backend(BACKEND)
+}
+
+impl Link {
+    pub(crate) fn new(aws: Arc<Aws>, instance: &str, objects: Objects) -> Self {
+        Self {
+            aws,
+            instance: instance.to_owned(),
+            objects,
+            places: Semaphore::new(PLACES),
+            waiting: AtomicUsize::new(0),
+            queued: AtomicUsize::new(0),
+            closed: watch::Sender::new(false),
+            spent: Mutex::default(),
+            life: AtomicU64::new(0),
+        }
+    }
+
+    pub(crate) fn instance(&self) -> &str {
+        &self.instance
+    }
+
+    pub(crate) fn objects(&self) -> &Objects {
+        &self.objects
+    }
+
+    /// Nothing comes back any more: what waits is lost.
+    pub(crate) fn close(&self) {
+        self.closed.send_replace(true);
+    }
+
+    /// From now on each command lets the machine live so long.
+    pub(crate) fn set_life(&self, life: Duration) {
+        self.life.store(life.as_secs(), Ordering::Relaxed);
+    }
+
+    /// Runs a script of our own, as root.
+    pub(crate) async fn script(self: &Arc<Self>, script: String, limit: Duration) -> Result<PlainOutput> {
+        let link = self.clone();
+        driven(async move { link.run(PlainRun::new(script, Bytes::new(), limit)).await }).await
+    }
+
+    async fn see_through(&self, run: PlainRun) -> Result<PlainOutput> {
+        let id = random(10)?;
+        let load = Load::of(self, &run).await?;
+        let put = if run.expects > INLINE { Some(self.objects.fresh()?) } else { None };
+        let mut running = Running {
+            link: self,
+            id: &id,
+            run: &run,
+            load,
+            put,
+            sendings: 0,
+            claimed: false,
+            doubtful: false,
+            away: AWAY.0,
+        };
+        let output = running.follow().await;
+        if output.is_ok() && !running.doubtful {
+            self.is_over(id);
+        }
+        output
+    }
+
+    fn is_over(&self, id: String) {
+        self.spent.lock().unwrap_or_else(PoisonError::into_inner).push_back(id);
+    }
+
+    /// Some of the runs that are over, to be removed by the next command.
+    fn sweeping(&self) -> Vec<String> {
+        let mut spent = self.spent.lock().unwrap_or_else(PoisonError::into_inner);
+        if spent.len() < SPENT { Vec::new() } else { spent.drain(..SPENT).collect() }
+    }
+}
+
+/// Script and input on their way.
+enum Load {
+    Inline,
+    Object { object: Object, sha256: String },
+}
+
+impl Load {
+    async fn of(link: &Link, run: &PlainRun) -> Result<Self> {
+        if !run.private && encoded(run.script.len() + run.stdin.len()) <= IN_COMMAND {
+            return Ok(Self::Inline);
+        }
+        let all = Bytes::from([run.script.as_bytes(), &run.stdin].concat());
+        let sha256 = hash(&all);
+        Ok(Self::Object { object: link.objects.put(all).await?, sha256 })
+    }
+}
+
+fn hash(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// One script, from its sending to its end.
+struct Running<'a> {
+    link: &'a Link,
+    id: &'a str,
+    run: &'a PlainRun,
+    load: Load,
+    put: Option<Object>,
+    sendings: usize,
+    /// It is known to have come to the machine.
+    claimed: bool,
+    /// It may come to the machine once more: its claim must stay.
+    doubtful: bool,
+    /// How long it stays away next time.
+    away: Duration,
+}
+
+/// Counts who waits in the machine, or for a place there.
+struct Waits<'a>(&'a AtomicUsize);
+
+impl<'a> Waits<'a> {
+    /// Counts one more; returns how many there were.
+    fn begin(counter: &'a AtomicUsize) -> (Self, usize) {
+        let before = counter.fetch_add(1, Ordering::Relaxed);
+        (Self(counter), before)
+    }
+}
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Running<'_> {
+    async fn follow(&mut self) -> Result<PlainOutput> {
+        let begun = Instant::now();
+        loop {
+            match self.ask().await? {
+                Told::Done { status, stdout, stderr } => return Ok(PlainOutput { status, stdout, stderr }),
+                Told::Put { status, stdout, stderr, sha256 } => return self.fetch(status, stdout, stderr, &sha256).await,
+                Told::Big => {
+                    self.claimed = true;
+                    self.put = Some(self.link.objects.fresh()?);
+                }
+                Told::NotPut(why) => self.strike(&format!("its output did not get out of the machine: {why}"))?,
+                Told::Runs => {
+                    self.claimed = true;
+                    self.stay_away().await;
+                }
+                Told::Nothing => {}
+                Told::Gone => return Err(lost("what ran the script in the machine is gone")),
+                Told::Absent if self.claimed => return Err(lost("the machine has forgotten the script")),
+                Told::Absent => self.strike("the script did not come to the machine")?,
+                Told::NoPayload(why) => self.renew(&why).await?,
+            }
+            if begun.elapsed() > self.run.limit.saturating_add(LATE) {
+                return Err(lost(format!("no end within {:?}", self.run.limit)));
+            }
+        }
+    }
+
+    /// Leaves the place to others, if there are any who want it.
+    async fn stay_away(&mut self) {
+        if self.link.queued.load(Ordering::Relaxed) > 0 {
+            tokio::time::sleep(call::jittered(self.away)).await;
+            self.away = (self.away * 2).min(AWAY.1);
+        }
+    }
+
+    /// Counts what went wrong.
+    fn strike(&mut self, why: &str) -> Result<()> {
+        self.sendings += 1;
+        if self.sendings < SENDINGS { Ok(()) } else { Err(lost(why.to_owned())) }
+    }
+
+    /// The object did not get into the machine, so the script did not run: a new object, with a new address.
+    async fn renew(&mut self, why: &str) -> Result<()> {
+        self.strike(&format!("script and input did not get into the machine: {why}"))?;
+        self.load = Load::of(self.link, self.run).await?;
+        Ok(())
+    }
+
+    /// Sends an envelope and waits for its answer.
+    async fn ask(&mut self) -> Result<Told> {
+        let link = self.link;
+        let _place = match self.run.urgent {
+            true => None,
+            false => {
+                let (_queued, _) = Waits::begin(&link.queued);
+                Some(link.places.acquire().await.map_err(|_| lost("the way in is closed"))?)
+            }
+        };
+        let (_waits, before) = Waits::begin(&link.waiting);
+        let hold = match (link.queued.load(Ordering::Relaxed), before) {
+            (0, ..PATIENT) => LONG,
+            (0, _) => BRIEF,
+            _ => HARDLY,
+        };
+        let script = self.envelope(hold).await?;
+        let sent = self.send(&script).await?;
+        match self.link.aws.poller.wait(&sent, hold + LATE).await? {
+            Some(ended) => self.answer(&ended),
+            None => {
+                self.strike("SSM never told the end of the command")?;
+                Ok(Told::Nothing)
+            }
+        }
+    }
+
+    fn answer(&mut self, ended: &Ended) -> Result<Told> {
+        if ended.stdout.starts_with("tierbox-ssm 1 ") {
+            return Told::read(self.id, &ended.stdout);
+        }
+        let said = call::shown(&format!("{} {}", ended.stdout.trim(), ended.stderr.trim()));
+        let why = format!("SSM says {} ({}): {said:?}", ended.status.as_str(), ended.details);
+        match ended.status {
+            // It was not delivered, or its envelope was killed: the claim tells whether the script runs.
+            CommandInvocationStatus::TimedOut | CommandInvocationStatus::Cancelled | CommandInvocationStatus::Failed => {
+                self.doubtful = true;
+                self.strike(&why)?;
+                Ok(Told::Nothing)
+            }
+            _ => Err(Error::new(ErrorKind::Protocol, "run script", why).with_backend(BACKEND)),
+        }
+    }
+
+    async fn envelope(&self, hold: Duration) -> Result<String> {
+        let spent = self.link.sweeping();
+        let url = match &self.load {
+            Load::Object { object, .. } if !self.claimed => object.readable().await?,
+            _ => String::new(),
+        };
+        let payload = match &self.load {
+            _ if self.claimed => Payload::None,
+            Load::Inline => Payload::Inline { script: &self.run.script, stdin: &self.run.stdin },
+            Load::Object { sha256, .. } => Payload::Address { url: &url, sha256, script: self.run.script.len() },
+        };
+        let put = match &self.put {
+            Some(object) => Some(object.writable().await?),
+            None => None,
+        };
+        let life = self.link.life.load(Ordering::Relaxed);
+        let hold_ms = u64::try_from(hold.as_millis()).unwrap_or(u64::MAX);
+        Ok(Envelope { id: self.id, payload, hold_ms, put: put.as_deref(), spent: &spent, life }.script())
+    }
+
+    /// Sends it. A call that may have taken effect is made again: the envelope runs its script once, however often it comes.
+    async fn send(&mut self, script: &str) -> Result<Sent> {
+        const CALL: &str = "ssm:SendCommand";
+        let link = self.link;
+        let (mut pauses, mut unknown) = (Pauses::new(), 0);
+        loop {
+            let at = Instant::now();
+            let sent = link
+                .aws
+                .ssm
+                .send_command()
+                .document_name("AWS-RunShellScript")
+                .instance_ids(&link.instance)
+                .timeout_seconds(DELIVERY)
+                .parameters("commands", vec![script.to_owned()])
+                .parameters("executionTimeout", vec!["600".to_owned()])
+                .send()
+                .await;
+            let error = match sent {
+                Ok(answer) => {
+                    let command = answer.command.and_then(|command| command.command_id).unwrap_or_default();
+                    return Ok(Sent { command, instance: link.instance.clone(), at });
+                }
+                Err(error) => error,
+            };
+            self.doubtful |= fate(&error) == Fate::Unknown;
+            // What has just come online is not known everywhere.
+            let is_unknown = call::code(&error) == "InvalidInstanceId";
+            unknown += u32::from(is_unknown);
+            match pauses.next() {
+                Some(pause) if fate(&error) != Fate::Refused || (is_unknown && unknown < 4) => tokio::time::sleep(pause).await,
+                _ if is_unknown => return Err(lost(format!("SSM does not know {}: it has ended, or its agent is gone", link.instance))),
+                _ => return Err(told("run script", CALL, &error)),
+            }
+        }
+    }
+
+    async fn fetch(&self, status: i32, stdout: usize, stderr: usize, sha256: &str) -> Result<PlainOutput> {
+        let broken = |message: &str| Error::new(ErrorKind::Protocol, "run script", message).with_backend(BACKEND);
+        let object = self.put.as_ref().ok_or_else(|| broken("the machine put what nobody asked for"))?;
+        if stdout > LIMITS.output || stderr > 4096 {
+            return Err(Error::new(ErrorKind::TooLarge, "run script", "the script printed more than is carried at once"));
+        }
+        let bytes = object.get(stdout + stderr).await?;
+        if bytes.len() != stdout + stderr || hash(&bytes) != sha256 {
+            return Err(broken("the output is not what the machine sent"));
+        }
+        let (stdout, stderr) = bytes.split_at(stdout);
+        Ok(PlainOutput { status, stdout: stdout.to_vec(), stderr: stderr.to_vec() })
+    }
+}
+
+#[async_trait]
+impl PlainTransport for Link {
+    fn limits(&self) -> PlainLimits {
+        LIMITS
+    }
+
+    async fn run(&self, run: PlainRun) -> Result<PlainOutput> {
+        let mut closed = self.closed.subscribe();
+        tokio::select! {
+            biased;
+            _ = closed.wait_for(|closed| *closed) => Err(lost("the machine was stopped")),
+            output = self.see_through(run) => output,
+        }
+    }
+}

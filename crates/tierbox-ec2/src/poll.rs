@@ -1,0 +1,241 @@
+//! Waiting for commands: quick at first, slower later, one budget for all who wait, and one listing where many do.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use aws_sdk_ssm::Client;
+use aws_sdk_ssm::types::{CommandFilterKey, CommandInvocationStatus};
+use tierbox_core::{Error, ErrorKind, Result};
+
+use crate::BACKEND;
+use crate::call::{self, Fate, fate, jittered, told};
+
+/// What is known of a command that has ended.
+#[derive(Debug, Clone)]
+pub(crate) struct Ended {
+    pub(crate) status: CommandInvocationStatus,
+    pub(crate) details: String,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+/// A command on its way.
+#[derive(Debug, Clone)]
+pub(crate) struct Sent {
+    pub(crate) command: String,
+    pub(crate) instance: String,
+    pub(crate) at: Instant,
+}
+
+/// The first look comes after the time that commands took lately, within these bounds; the pause then grows to the third.
+const FIRST: (Duration, Duration) = (Duration::from_millis(120), Duration::from_millis(1500));
+const LONGEST: Duration = Duration::from_secs(2);
+/// Looks per second, at first and at most, and at least when AWS says that there are too many.
+const RATES: (f64, f64) = (20.0, 0.5);
+/// From how many waiting commands on they are looked at together.
+const MANY: usize = 6;
+/// What one listing can tell of an output; a longer one is asked for.
+const LISTED: usize = 2400;
+/// Pages of one listing.
+const PAGES: usize = 8;
+
+/// Looks after the commands of one account and region.
+pub(crate) struct Poller {
+    ssm: Client,
+    budget: Mutex<Budget>,
+    waiting: Mutex<HashMap<String, (Sent, Option<Ended>)>>,
+    /// Who holds it lists; the time is of the last listing.
+    listing: tokio::sync::Mutex<Instant>,
+    usual: Mutex<Duration>,
+}
+
+struct Budget {
+    rate: f64,
+    next: Instant,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Takes a command off the list when nobody waits for it any more.
+struct Registered<'a>(&'a Poller, &'a str);
+
+impl Drop for Registered<'_> {
+    fn drop(&mut self) {
+        lock(&self.0.waiting).remove(self.1);
+    }
+}
+
+impl Poller {
+    pub(crate) fn new(ssm: Client) -> Self {
+        Self {
+            ssm,
+            budget: Mutex::new(Budget { rate: RATES.0, next: Instant::now() }),
+            waiting: Mutex::default(),
+            listing: tokio::sync::Mutex::new(Instant::now()),
+            usual: Mutex::new(Duration::from_millis(250)),
+        }
+    }
+
+    /// Waits for the end of a command, for at most `limit`. `None` is none within that time.
+    ///
+    /// # Errors
+    /// `Credentials` and whatever else does not pass.
+    pub(crate) async fn wait(&self, sent: &Sent, limit: Duration) -> Result<Option<Ended>> {
+        lock(&self.waiting).insert(sent.command.clone(), (sent.clone(), None));
+        let _registered = Registered(self, &sent.command);
+        let mut pause = lock(&self.usual).clamp(FIRST.0, FIRST.1);
+        loop {
+            let spent = sent.at.elapsed();
+            // The first pause is from the sending on, which took its own time.
+            let rest = if pause <= FIRST.1 && spent < pause { pause - spent } else { jittered(pause) };
+            tokio::time::sleep(rest).await;
+            let many = lock(&self.waiting).len() >= MANY;
+            let ended = if many { self.look_together(sent).await? } else { self.look(sent).await? };
+            if let Some(ended) = ended {
+                self.learn(sent.at.elapsed());
+                return Ok(Some(ended));
+            }
+            if sent.at.elapsed() > limit {
+                return Ok(None);
+            }
+            pause = (pause.mul_f64(1.4)).min(LONGEST);
+        }
+    }
+
+    /// Remembers how long commands take, of those that are quick.
+    fn learn(&self, took: Duration) {
+        if took < FIRST.1 {
+            let mut usual = lock(&self.usual);
+            *usual = usual.mul_f64(0.8) + took.mul_f64(0.2);
+        }
+    }
+
+    /// Asks for one command.
+    async fn look(&self, sent: &Sent) -> Result<Option<Ended>> {
+        self.turn().await;
+        let asked = self.ssm.get_command_invocation().command_id(&sent.command).instance_id(&sent.instance).send().await;
+        match asked {
+            Ok(answer) => {
+                self.went_well();
+                let status = answer.status.clone().unwrap_or(CommandInvocationStatus::Pending);
+                let ended = Ended {
+                    status,
+                    details: answer.status_details.unwrap_or_default(),
+                    stdout: answer.standard_output_content.unwrap_or_default(),
+                    stderr: answer.standard_error_content.unwrap_or_default(),
+                };
+                Ok(is_over(&ended.status).then_some(ended))
+            }
+            // SSM does not know what it has just accepted.
+            Err(error) if call::code(&error) == "InvocationDoesNotExist" => Ok(None),
+            Err(error) => self.bear(fate(&error), || told("exec", "ssm:GetCommandInvocation", &error)).map(|()| None),
+        }
+    }
+
+    /// Asks for all that wait, unless somebody did while this one waited for its turn.
+    async fn look_together(&self, sent: &Sent) -> Result<Option<Ended>> {
+        let begun = Instant::now();
+        let mut last = self.listing.lock().await;
+        if *last < begun {
+            self.list().await?;
+            *last = Instant::now();
+        }
+        drop(last);
+        let found = lock(&self.waiting).get(&sent.command).and_then(|(_, ended)| ended.clone());
+        match found {
+            Some(ended) if ended.stdout.len() >= LISTED => self.look(sent).await,
+            other => Ok(other),
+        }
+    }
+
+    async fn list(&self) -> Result<()> {
+        let oldest = lock(&self.waiting).values().map(|(sent, _)| sent.at.elapsed()).max().unwrap_or_default();
+        let since = std::time::SystemTime::now() - oldest - Duration::from_secs(2);
+        let since = aws_sdk_ssm::primitives::DateTime::from(since);
+        let since = aws_sdk_ssm::primitives::DateTime::from_secs(since.secs());
+        let since = since.fmt(aws_sdk_ssm::primitives::DateTimeFormat::DateTime).unwrap_or_default();
+        let filter = aws_sdk_ssm::types::CommandFilter::builder().key(CommandFilterKey::InvokedAfter).value(since).build();
+        let filter = filter.map_err(|error| Error::new(ErrorKind::Internal, "exec", error.to_string()))?;
+        let mut next = None;
+        for _ in 0..PAGES {
+            self.turn().await;
+            let page = self
+                .ssm
+                .list_command_invocations()
+                .filters(filter.clone())
+                .details(true)
+                .max_results(50)
+                .set_next_token(next)
+                .send()
+                .await;
+            let page = match page {
+                Ok(page) => page,
+                Err(error) => return self.bear(fate(&error), || told("exec", "ssm:ListCommandInvocations", &error)),
+            };
+            self.went_well();
+            for row in page.command_invocations.unwrap_or_default() {
+                self.settle(row);
+            }
+            next = page.next_token;
+            if next.is_none() || lock(&self.waiting).values().all(|(_, ended)| ended.is_some()) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn settle(&self, row: aws_sdk_ssm::types::CommandInvocation) {
+        let Some(status) = row.status.filter(is_over) else { return };
+        let Some(id) = row.command_id else { return };
+        let output = row.command_plugins.unwrap_or_default().into_iter().next().and_then(|plugin| plugin.output);
+        if let Some((_, ended)) = lock(&self.waiting).get_mut(&id) {
+            let details = row.status_details.unwrap_or_default();
+            *ended = Some(Ended { status, details, stdout: output.unwrap_or_default(), stderr: String::new() });
+        }
+    }
+
+    /// Waits for the right to make one call.
+    async fn turn(&self) {
+        let wait = {
+            let mut budget = lock(&self.budget);
+            let now = Instant::now();
+            let at = budget.next.max(now);
+            budget.next = at + Duration::from_secs_f64(1.0 / budget.rate);
+            at - now
+        };
+        if !wait.is_zero() {
+            tokio::time::sleep(wait).await;
+        }
+    }
+
+    fn went_well(&self) {
+        let mut budget = lock(&self.budget);
+        budget.rate = (budget.rate + 0.5).min(RATES.0);
+    }
+
+    /// A look that failed tells nothing of its command: the next one may.
+    fn bear(&self, fate: Fate, error: impl FnOnce() -> Error) -> Result<()> {
+        match fate {
+            Fate::Throttled => {
+                let mut budget = lock(&self.budget);
+                budget.rate = (budget.rate * 0.7).max(RATES.1);
+                Ok(())
+            }
+            Fate::Unknown => Ok(()),
+            Fate::Refused => Err(error().with_backend(BACKEND)),
+        }
+    }
+}
+
+fn is_over(status: &CommandInvocationStatus) -> bool {
+    matches!(
+        status,
+        CommandInvocationStatus::Success
+            | CommandInvocationStatus::Failed
+            | CommandInvocationStatus::TimedOut
+            | CommandInvocationStatus::Cancelled
+    )
+}

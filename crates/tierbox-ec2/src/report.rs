@@ -1,0 +1,78 @@
+//! What the tier rests on, for people.
+
+use tierbox_core::{Applied, EnvironmentSpec, KillDomain, Limit, LimitReport, Limits, Locality, Mechanism, Report};
+
+use crate::BACKEND;
+use crate::guest::Prepared;
+use crate::image::Image;
+use crate::memory::Memory;
+use crate::start::Plan;
+
+/// The report of an environment.
+pub(crate) fn make(spec: &EnvironmentSpec, plan: &Plan, image: &Image, memory: &Memory, facts: &[Prepared]) -> Report {
+    let machines: Vec<String> =
+        memory.machines.iter().map(|machine| format!("{} is {}", machine.name, machine.instance)).collect();
+    let mut notes: Vec<String> = spec.tier.notes().into_iter().map(str::to_owned).collect();
+    notes.push(format!("image {}, {}", image.id, machines.join(", ")));
+    notes.extend(facts.iter().zip(&memory.machines).flat_map(|(facts, machine)| remarks(facts, &machine.name)));
+    Report {
+        profile: spec.profile.clone(),
+        tier: spec.tier,
+        backend: BACKEND.to_owned(),
+        locality: Locality::Remote,
+        kill_domain: KillDomain::Cgroup,
+        mechanisms: mechanisms(plan, facts),
+        limits: limits(&spec.limits),
+        mounts: Vec::new(),
+        copied_in: Vec::new(),
+        weakened: spec.weakened.clone(),
+        reason: spec.reason.clone(),
+        notes,
+    }
+}
+
+fn mechanisms(plan: &Plan, facts: &[Prepared]) -> Vec<Mechanism> {
+    let mechanism = |name: &str, applied, detail: String| Mechanism { name: name.to_owned(), applied, detail };
+    let mut all = vec![
+        mechanism("virtual machine", Applied::Enforced, "an instance of EC2".to_owned()),
+        mechanism("commands by SSM", Applied::Enforced, format!("as {}, each in a cgroup of its own", plan.user)),
+    ];
+    let by: Vec<&str> = facts.iter().map(|facts| facts.metadata.as_str()).collect();
+    let closed = facts.iter().all(|facts| facts.is_closed && !facts.metadata.is_empty());
+    all.push(match facts.iter().any(|facts| facts.is_root) {
+        true => mechanism("metadata closed", Applied::Absent, "the user can become root, whom nothing in the machine binds".to_owned()),
+        false if closed => mechanism("metadata closed", Applied::Enforced, format!("to everybody but root, by {}", by.join(", "))),
+        false => mechanism("metadata closed", Applied::Absent, "it answers the user".to_owned()),
+    });
+    all
+}
+
+fn remarks(facts: &Prepared, machine: &str) -> Vec<String> {
+    let mut remarks = Vec::new();
+    if !facts.has_metadata {
+        remarks.push(format!("{machine}: the metadata service answers nobody, so that its closing could not be tested against it"));
+    }
+    if !facts.has_timer {
+        remarks.push(format!("{machine}: its timer does not run, so that only the tag ExpiresAt tells when it is not wanted any more"));
+    }
+    remarks
+}
+
+/// What a profile asks for of the whole machine is the instance type's to give; of a process, the kernel's.
+fn limits(limits: &Limits) -> Vec<LimitReport> {
+    let line = |name: &str, limit: Option<Limit<u64>>, by: &str, applied| {
+        limit.map(|limit| LimitReport { name: name.to_owned(), value: limit.max.to_string(), by: by.to_owned(), applied })
+    };
+    [
+        line("memory", limits.memory, "nothing", Applied::Absent),
+        line("cpu", limits.cpu_millis, "nothing", Applied::Absent),
+        line("pids", limits.pids, "nothing", Applied::Absent),
+        line("disk", limits.disk, "nothing", Applied::Absent),
+        line("inodes", limits.inodes, "nothing", Applied::Absent),
+        line("file-size", limits.file_size, "rlimit", Applied::Enforced),
+        line("open-files", limits.open_files, "rlimit", Applied::Enforced),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}

@@ -1,0 +1,277 @@
+//! A start, step by step.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tierbox_core::{
+    EnvironmentSpec, Error, ErrorKind, KillDomain, LeaseHandle, Network, Progress, Resource, Result, Tier,
+};
+use tierbox_guest::plain::{PlainConfig, PlainSandbox};
+use tokio::task::JoinSet;
+
+use crate::aws::{Aws, driven};
+use crate::control::{Control, Order, short_hash};
+use crate::environment::{Ec2Environment, Held};
+use crate::guest::{self, Prepared};
+use crate::image::{self, Image};
+use crate::link::Link;
+use crate::memory::{Machine, Memory};
+use crate::objects::{Objects, prefix_of};
+use crate::settings::{Settings, invalid, is_plain};
+use crate::{BACKEND, capabilities, crash, destroy, ready, report, tags};
+
+/// How long a machine outlives its harness, if the profile does not say.
+const OUTLIVE: Duration = Duration::from_secs(15 * 60);
+/// The least time that a start is given: no machine boots in less.
+const STARTUP: Duration = Duration::from_secs(60);
+/// How long the preparation of a machine may take.
+const PREPARATION: Duration = Duration::from_secs(120);
+
+/// A specification that was checked.
+#[derive(Debug, Clone)]
+pub(crate) struct Plan {
+    pub(crate) settings: Settings,
+    pub(crate) bucket: String,
+    pub(crate) user: String,
+}
+
+/// Checks a specification, without side effects.
+///
+/// # Errors
+/// `InvalidProfile`, `TierRefused`.
+pub(crate) fn plan(spec: &EnvironmentSpec) -> Result<Plan> {
+    let settings = Settings::from_value(&spec.settings)?.filled()?;
+    let bucket = settings.bucket.clone().ok_or_else(|| {
+        invalid("no bucket is named, through which files and secrets pass")
+            .with_help("write ec2.bucket, or set INSPECT_EC2_SANDBOX_S3_BUCKET")
+    })?;
+    let user = spec.user.clone().unwrap_or_else(|| guest::USER.to_owned());
+    if !is_plain(&user) {
+        return Err(invalid(format!("user = {:?} is not a name of a user that can be had here", crate::call::shown(&user))));
+    }
+    check_tier(spec.tier)?;
+    Ok(Plan { settings, bucket, user })
+}
+
+fn check_tier(tier: Tier) -> Result<()> {
+    if tier.network() == Network::N0 {
+        return Ok(());
+    }
+    let message = format!("{tier}: this backend cannot close the network of its machines yet");
+    Err(Error::new(ErrorKind::TierRefused, "check profile", message)
+        .with_backend(BACKEND)
+        .with_help(format!("the nearest tier that it can keep is {}.{}.N0", tier.tooling(), tier.host())))
+}
+
+/// What a start works on.
+pub(crate) struct Start<'a> {
+    pub(crate) spec: &'a EnvironmentSpec,
+    pub(crate) plan: Plan,
+    pub(crate) aws: Arc<Aws>,
+    pub(crate) control: Arc<dyn Control>,
+    pub(crate) lease: &'a Arc<dyn LeaseHandle>,
+    pub(crate) progress: &'a dyn Progress,
+}
+
+impl Start<'_> {
+    /// Makes an environment, or leaves nothing behind.
+    ///
+    /// # Errors
+    /// What any of the steps says.
+    pub(crate) async fn run(self) -> Result<Ec2Environment> {
+        let mut memory = Memory {
+            account: self.aws.account.clone(),
+            bucket: self.plan.bucket.clone(),
+            prefix: prefix_of(self.plan.settings.key_prefix.as_deref().unwrap_or("tierbox"), self.lease.id()),
+            machines: Vec::new(),
+        };
+        let undo = Undo::new(&self, &memory);
+        let environment = self.make(&mut memory).await;
+        match environment {
+            Ok(environment) => {
+                undo.keep();
+                Ok(environment)
+            }
+            Err(error) => {
+                undo.now().await;
+                Err(error.with_backend(BACKEND))
+            }
+        }
+    }
+
+    async fn make(&self, memory: &mut Memory) -> Result<Ec2Environment> {
+        let id = self.lease.id().to_owned();
+        self.lease.record(&[
+            Resource { kind: "instances".to_owned(), id: id.clone() },
+            Resource { kind: "objects".to_owned(), id: format!("s3://{}/{}", memory.bucket, memory.prefix) },
+        ])?;
+        self.lease.set_data(memory.to_data()?)?;
+        crash::point("lease");
+        self.progress.step("choosing the image");
+        let (aws, settings) = (self.aws.clone(), self.plan.settings.clone());
+        let image = driven(async move { image::find(&aws, &settings).await }).await?;
+        self.progress.step("starting instances");
+        memory.machines = self.launch(&image).await?;
+        crash::point("launched");
+        let instance = |machine: &Machine| Resource { kind: "instance".to_owned(), id: machine.instance.clone() };
+        self.lease.record(&memory.machines.iter().map(instance).collect::<Vec<_>>())?;
+        self.lease.set_data(memory.to_data()?)?;
+        crash::point("recorded");
+        self.progress.step("waiting for the SSM agent");
+        let limit = self.spec.limits.startup.max(STARTUP);
+        let ids: Vec<String> = memory.machines.iter().map(|machine| machine.instance.clone()).collect();
+        let (aws, control) = (self.aws.clone(), self.control.clone());
+        driven(async move { ready::wait(&aws, control.as_ref(), &ids, limit).await }).await?;
+        crash::point("online");
+        self.progress.step("preparing");
+        let held = self.enter(memory).await?;
+        crash::point("prepared");
+        let facts: Vec<Prepared> = held.iter().map(|(_, prepared)| prepared.clone()).collect();
+        let report = report::make(self.spec, &self.plan, &image, memory, &facts);
+        let machines = held.into_iter().map(|(held, _)| held).collect();
+        let environment = Ec2Environment::new(id, memory.clone(), machines, self.aws.clone(), self.control.clone(), report, self.plan.user.clone());
+        environment.keep_alive(self.life());
+        Ok(environment)
+    }
+
+    /// How long machines live after a sign of life.
+    fn life(&self) -> Duration {
+        self.plan.settings.outlive_minutes.map_or(OUTLIVE, |minutes| Duration::from_secs(60 * u64::from(minutes)))
+    }
+
+    async fn launch(&self, image: &Image) -> Result<Vec<Machine>> {
+        let owner = owner(self.lease.as_ref())?;
+        let settings = &self.plan.settings;
+        // Booting counts as well: nobody renews before the agent answers.
+        let first = self.life() + self.spec.limits.startup.max(STARTUP);
+        let mut tasks = JoinSet::new();
+        for (number, name) in settings.names().into_iter().enumerate() {
+            let order = Order {
+                token: format!("{}-{}", self.lease.id().chars().take(40).collect::<String>(), short_hash(&name)),
+                image: image.id.clone(),
+                root_device: image.root_device.clone(),
+                types: settings.types(),
+                subnets: settings.subnets.clone(),
+                security_group: settings.security_group.clone(),
+                instance_profile: settings.instance_profile.clone(),
+                volume_size: settings.volume_size.or(image.size),
+                tags: tags::of(&settings.tags, &self.spec.profile, self.lease.id(), &name, &owner, first),
+                user_data: guest::user_data(first),
+            };
+            let control = self.control.clone();
+            tasks.spawn(driven(async move {
+                let instance = control.create(&order).await.map_err(|error| error.with_context("machine", &name))?;
+                Ok((number, Machine { name, instance: instance.id }))
+            }));
+        }
+        in_order(tasks).await
+    }
+
+    async fn enter(&self, memory: &Memory) -> Result<Vec<(Held, Prepared)>> {
+        let objects = Objects::at(self.aws.clone(), &memory.bucket, &memory.prefix);
+        let mut tasks = JoinSet::new();
+        for (number, machine) in memory.machines.iter().cloned().enumerate() {
+            let link = Arc::new(Link::new(self.aws.clone(), &machine.instance, objects.clone()));
+            link.set_life(self.life());
+            let (user, config) = (self.plan.user.clone(), config(self.spec, &machine.name, &self.plan.user));
+            tasks.spawn(async move {
+                let name = machine.name.clone();
+                let entered = enter(link, machine, &user, config).await;
+                entered.map(|entered| (number, entered)).map_err(|error| error.with_context("machine", name))
+            });
+        }
+        in_order(tasks).await
+    }
+}
+
+/// The results of tasks, in the order of their numbers. The first that failed ends the others.
+async fn in_order<T: Send + 'static>(mut tasks: JoinSet<Result<(usize, T)>>) -> Result<Vec<T>> {
+    let (mut all, mut failed) = (Vec::new(), None);
+    while let Some(done) = tasks.join_next().await {
+        let done = done.map_err(|error| Error::new(ErrorKind::Internal, "start environment", error.to_string()))?;
+        match done {
+            Ok(pair) => all.push(pair),
+            Err(error) => failed = failed.or(Some(error)),
+        }
+    }
+    if let Some(error) = failed {
+        return Err(error);
+    }
+    all.sort_by_key(|(number, _)| *number);
+    Ok(all.into_iter().map(|(_, value)| value).collect())
+}
+
+async fn enter(link: Arc<Link>, machine: Machine, user: &str, config: PlainConfig) -> Result<(Held, Prepared)> {
+    let printed = link.script(guest::prepare(user), PREPARATION).await?;
+    let prepared = Prepared::read(&printed.stdout, &printed.stderr)?;
+    let sandbox = open(link.clone(), config).await?;
+    Ok((Held { machine, link, sandbox: Arc::new(sandbox) }, prepared))
+}
+
+/// Makes a sandbox of a machine that was prepared.
+///
+/// # Errors
+/// `HostUnable` where it has no cgroup for commands.
+pub(crate) async fn open(link: Arc<Link>, config: PlainConfig) -> Result<PlainSandbox> {
+    let sandbox = PlainSandbox::open(link, config).await?;
+    let domain = tierbox_core::Sandbox::capabilities(&sandbox).kill_domain;
+    if domain < KillDomain::Cgroup {
+        return Err(Error::new(ErrorKind::HostUnable, "prepare machine", "commands can have no cgroup of their own there")
+            .with_backend(BACKEND)
+            .with_help("the image needs cgroups, of version 2 with cgroup.kill (Linux 5.14) or of version 1 with the freezer"));
+    }
+    Ok(sandbox)
+}
+
+fn config(spec: &EnvironmentSpec, machine: &str, user: &str) -> PlainConfig {
+    groups: true,
+    PlainConfig {
+        name: machine.to_owned(),
+        backend: BACKEND,
+        capabilities: capabilities(vec![spec.tier.network()]),
+        limits: spec.limits.clone(),
+        user: Some(user.to_owned()),
+        workdir: spec.workdir.clone(),
+        env: spec.env.iter().map(|(name, value)| (name.clone().into_bytes(), value.clone().into_bytes())).collect(),
+    }
+}
+
+/// Who keeps the leases, as a tag: the state directory on this host.
+fn owner(lease: &dyn LeaseHandle) -> Result<String> {
+    let directory = lease.directory()?;
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let above = directory.parent().unwrap_or(&directory);
+    Ok(format!("{}-{}", crate::call::shown(&host), short_hash(&above.display().to_string())))
+}
+
+/// Undoes a start that fails, or that nobody waits for any more.
+struct Undo {
+    what: Option<(Arc<Aws>, Arc<dyn Control>, Memory, String)>,
+}
+
+impl Undo {
+    fn new(start: &Start<'_>, memory: &Memory) -> Self {
+        let what = (start.aws.clone(), start.control.clone(), memory.clone(), start.lease.id().to_owned());
+        Self { what: Some(what) }
+    }
+
+    fn keep(mut self) {
+        self.what = None;
+    }
+
+    /// What this cannot remove stands in the lease.
+    async fn now(mut self) {
+        if let Some((aws, control, memory, id)) = self.what.take() {
+            let begun = Instant::now();
+            let undone = driven(async move { Ok(destroy::environment(&aws, control.as_ref(), &memory, &id).await) }).await;
+            tracing::debug!(target: "tierbox::ec2", "undone in {:?}: {undone:?}", begun.elapsed());
+        }
+    }
+}
+
+impl Drop for Undo {
+    fn drop(&mut self) {
+        let (Some((aws, control, memory, id)), Ok(driver)) = (self.what.take(), tierbox_guest::driver::handle()) else { return };
+        driver.spawn(async move { destroy::environment(&aws, control.as_ref(), &memory, &id).await });
+    }
+}

@@ -1,0 +1,79 @@
+//! The tags of instances: whose they are, and until when.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, SystemTime};
+
+use aws_sdk_ec2::primitives::{DateTime, DateTimeFormat};
+use aws_sdk_ec2::types::Tag;
+use tierbox_core::Result;
+
+use crate::aws::Aws;
+use crate::call::again;
+
+/// The environment that an instance belongs to; policies of AWS ask for it.
+pub(crate) const TASK: &str = "tierbox:task";
+/// The machine's name in its environment.
+pub(crate) const MACHINE: &str = "tierbox:machine";
+/// The state directory of the harness.
+pub(crate) const OWNER: &str = "tierbox:owner";
+/// Until when it is wanted, unless that is renewed.
+pub(crate) const EXPIRES: &str = "ExpiresAt";
+
+/// A moment as the tag has it.
+pub(crate) fn moment(at: SystemTime) -> String {
+    let seconds = DateTime::from_secs(DateTime::from(at).secs());
+    seconds.fmt(DateTimeFormat::DateTime).unwrap_or_default()
+}
+
+/// A moment from a tag.
+pub(crate) fn read_moment(text: &str) -> Option<SystemTime> {
+    let moment = DateTime::from_str(text, DateTimeFormat::DateTime).ok()?;
+    SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(u64::try_from(moment.secs()).ok()?))
+}
+
+/// The tags of a machine.
+pub(crate) fn of(
+    extra: &BTreeMap<String, String>,
+    profile: &str,
+    environment: &str,
+    machine: &str,
+    owner: &str,
+    life: Duration,
+) -> BTreeMap<String, String> {
+    let own = [
+        ("Name", format!("tierbox {environment} {machine}")),
+        (TASK, environment.to_owned()),
+        (MACHINE, machine.to_owned()),
+        ("tierbox:profile", profile.chars().take(200).collect()),
+        (OWNER, owner.to_owned()),
+        (EXPIRES, moment(SystemTime::now() + life)),
+    ];
+    extra.clone().into_iter().chain(own.map(|(key, value)| (key.to_owned(), value))).collect()
+}
+
+/// Renews the tag of when machines are not wanted any more.
+pub(crate) async fn renew(aws: &Aws, instances: &[String], until: SystemTime) -> Result<()> {
+    let tag = Tag::builder().key(EXPIRES).value(moment(until)).build();
+    let renew = || aws.ec2.create_tags().set_resources(Some(instances.to_vec())).tags(tag.clone()).send();
+    again("renew instances", "ec2:CreateTags", renew).await.map(drop)
+}
+
+#[cfg(test)]
+mod unit {
+    use super::*;
+
+    #[test]
+    fn moments_go_there_and_back() {
+        let at = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
+        assert_eq!(moment(at), "2027-01-15T08:00:00Z");
+        assert_eq!(read_moment(&moment(at)), Some(at));
+        assert_eq!(read_moment("yesterday"), None);
+    }
+
+    #[test]
+    fn other_tools_do_not_find_our_machines() {
+        let tags = of(&BTreeMap::new(), "ec2", "id", "main", "owner", Duration::from_secs(60));
+        assert!(!tags.keys().any(|key| key.starts_with("inspect")), "{tags:?}");
+        assert_eq!(tags[TASK], "id");
+    }
+}

@@ -1,0 +1,187 @@
+//! What a launch asks for, what it refuses, and what it leaves.
+
+use std::time::Duration;
+
+use libtest_mimic::Trial;
+use serde_json::json;
+use tierbox_core::{ErrorKind, ExecRequest, LeaseHandle, SandboxExt};
+use tierbox_lease::CleanupOptions;
+
+use super::world::{Outcome, World, ensure, text, trial};
+
+pub fn all() -> Vec<Trial> {
+    vec![
+        trial("launch::what_ends_leaves_nothing", leaves_nothing),
+        trial("launch::an_instance_is_asked_for_as_promised", asked_for),
+        trial("launch::an_image_of_another_region_is_told", foreign_image),
+        trial("launch::no_capacity_goes_on_to_the_next_type", capacity),
+        trial("launch::no_capacity_at_all_is_told_and_leaves_nothing", no_capacity),
+        trial("launch::an_answer_that_is_lost_makes_no_second_instance", lost_answer),
+        trial("launch::several_machines_run_in_one_environment", several),
+        trial("launch::an_agent_that_never_answers_is_diagnosed", no_agent),
+        trial("launch::a_dead_harness_is_cleaned_up", cleanup),
+        trial("launch::a_machine_that_nobody_renews_ends_itself", timer),
+        trial("launch::credentials_of_the_role_are_out_of_reach", metadata),
+        trial("launch::a_session_is_told_as_a_command_line", connection),
+    ]
+}
+
+async fn leaves_nothing(world: World) -> Outcome {
+    let started = world.usual().await?;
+    let sandbox = started.environment.primary();
+    sandbox.write_bytes("big", vec![7; 300_000]).await.map_err(text)?;
+    let back = sandbox.read_bytes("big", 1 << 20).await.map_err(text)?;
+    ensure!(back == vec![7; 300_000], "{} bytes came back", back.len());
+    started.environment.stop().await.map_err(text)?;
+    ensure!(world.is_clean(), "{:?} {:?}", world.server.instances(), world.server.objects());
+    started.environment.stop().await.map_err(text)
+}
+
+async fn asked_for(world: World) -> Outcome {
+    let spec = world.spec(|spec| spec.settings["tags"] = json!({"team": "red"}));
+    let started = world.start(&spec).await.map_err(text)?;
+    let told = world.server.signed("POST", "/", "ec2", "Action=DescribeInstances&Version=2016-11-15");
+    let id = world.server.instances().into_keys().next().ok_or("no instance")?;
+    let told = told.split("</reservationId>").find(|part| part.contains(&id)).ok_or("EC2 does not know the instance")?;
+    for wanted in [
+        "<httpTokens>required</httpTokens>",
+        "<httpPutResponseHopLimit>1</httpPutResponseHopLimit>",
+        "<instanceType>t3a.large</instanceType>",
+        "<key>team</key>",
+        "<key>tierbox:task</key>",
+        "<key>ExpiresAt</key>",
+        "<key>Name</key>",
+    ] {
+        ensure!(told.contains(wanted), "{wanted} is missing: {told}");
+    }
+    ensure!(!told.contains("inspect"), "another tool would take it for its own: {told}");
+    let volumes = world.server.signed("POST", "/", "ec2", "Action=DescribeVolumes&Version=2016-11-15");
+    let volume = volumes.split("<volumeId>").find(|part| part.contains(&id)).ok_or("the instance has no volume")?;
+    ensure!(volume.contains("<encrypted>true</encrypted>"), "the volume is not encrypted: {volume}");
+    started.environment.stop().await.map_err(text)
+}
+
+async fn foreign_image(world: World) -> Outcome {
+    let spec = world.spec(|spec| spec.settings["ami"] = "ami-0123456789abcdef0".into());
+    let Err(error) = world.start(&spec).await else { return Err("it started".to_owned()) };
+    ensure!(error.kind() == ErrorKind::InvalidProfile, "{error:?}");
+    ensure!(error.to_string().contains("per region"), "{error}");
+    ensure!(world.server.instances().is_empty(), "something was made");
+    Ok(())
+}
+
+async fn capacity(world: World) -> Outcome {
+    world.server.set(json!({"capacity": {"t3a.large": 0}}));
+    let spec = world.spec(|spec| spec.settings["instance-types"] = json!(["t3a.large", "t3.large"]));
+    let started = world.start(&spec).await.map_err(text)?;
+    let told = world.server.signed("POST", "/", "ec2", "Action=DescribeInstances&Version=2016-11-15");
+    let id = world.server.instances().into_keys().next().ok_or("no instance")?;
+    let told = told.split("</reservationId>").find(|part| part.contains(&id)).ok_or("EC2 does not know the instance")?;
+    ensure!(told.contains("<instanceType>t3.large</instanceType>"), "{told}");
+    started.environment.stop().await.map_err(text)
+}
+
+async fn no_capacity(world: World) -> Outcome {
+    world.server.set(json!({"capacity": {"*": 0}}));
+    let Err(error) = world.start(&world.spec(|_| ())).await else { return Err("it started".to_owned()) };
+    ensure!(error.kind() == ErrorKind::LimitReached && error.is_retryable(), "{error:?}");
+    ensure!(error.to_string().contains("t3a.large"), "{error}");
+    ensure!(world.is_clean(), "{:?}", world.server.instances());
+    Ok(())
+}
+
+async fn lost_answer(world: World) -> Outcome {
+    world.server.set(json!({"errors_after": {"ec2:RunInstances": 1, "SendCommand": 2}, "errors": {"ec2:RunInstances": 1}}));
+    let started = world.usual().await?;
+    ensure!(world.server.instances().len() == 1, "{:?}", world.server.instances());
+    world.server.set(json!({"errors_after": {"SendCommand": 3}}));
+    let sandbox = started.environment.primary();
+    sandbox.run(ExecRequest::shell("echo once >> ran")).await.map_err(text)?;
+    let ran = sandbox.read_bytes("ran", 1000).await.map_err(text)?;
+    ensure!(ran == b"once\n"[..], "a command ran more than once: {ran:?}");
+    started.environment.stop().await.map_err(text)?;
+    ensure!(world.is_clean(), "{:?}", world.server.instances());
+    Ok(())
+}
+
+async fn several(world: World) -> Outcome {
+    let spec = world.spec(|spec| spec.settings["machines"] = json!(["attacker", "victim"]));
+    let started = world.start(&spec).await.map_err(text)?;
+    let machines = started.environment.machines();
+    let names: Vec<&str> = machines.iter().map(|machine| machine.name()).collect();
+    ensure!(names == ["attacker", "victim"], "{names:?}");
+    let mut hosts = Vec::new();
+    for machine in &machines {
+        hosts.push(machine.run(ExecRequest::new(["hostname"])).await.map_err(text)?.stdout.text());
+    }
+    ensure!(hosts[0] != hosts[1] && hosts[0].starts_with("i-"), "{hosts:?}");
+    started.environment.stop().await.map_err(text)?;
+    ensure!(world.is_clean(), "{:?}", world.server.instances());
+    Ok(())
+}
+
+async fn no_agent(world: World) -> Outcome {
+    world.server.set(json!({"require_instance_profile": true}));
+    let Err(error) = world.start(&world.spec(|_| ())).await else { return Err("it started".to_owned()) };
+    ensure!(error.kind() == ErrorKind::Timeout, "{error:?}");
+    let told = error.to_string();
+    ensure!(told.contains("no instance profile") && told.contains("the instance is running"), "{told}");
+    ensure!(world.is_clean(), "{:?}", world.server.instances());
+    Ok(())
+}
+
+async fn cleanup(world: World) -> Outcome {
+    let started = world.usual().await?;
+    let id = started.lease.id().to_owned();
+    // Its owner dies: the lock is free, and nothing was undone.
+    std::mem::forget(started.environment);
+    drop(started.lease);
+    let report = tierbox_lease::cleanup(&world.journal, &world.registry(), CleanupOptions::default()).await.map_err(text)?;
+    ensure!(report.failed.is_empty() && report.removed.iter().any(|line| line.contains(&id)), "{report:?}");
+    ensure!(world.is_clean(), "{:?}", world.server.instances());
+    let again = tierbox_lease::cleanup(&world.journal, &world.registry(), CleanupOptions::default()).await.map_err(text)?;
+    ensure!(again.failed.is_empty() && again.removed.is_empty(), "{again:?}");
+    Ok(())
+}
+
+async fn timer(world: World) -> Outcome {
+    let started = world.usual().await?;
+    let sandbox = started.environment.primary();
+    // As root, as the agent could: the timer is told that the time is over.
+    let over = ExecRequest::shell("echo 1 > /run/tierbox/until").user("root");
+    let told = sandbox.run(over).await.map_err(text)?;
+    ensure!(told.success(), "{told:?}");
+    world
+        .until(Duration::from_secs(30), "the machine ended itself", || {
+            world.server.instances().values().all(|state| state == "terminated")
+        })
+        .await?;
+    started.environment.stop().await.map_err(text)?;
+    ensure!(world.is_clean(), "{:?}", world.server.instances());
+    Ok(())
+}
+
+async fn metadata(world: World) -> Outcome {
+    let started = world.usual().await?;
+    let sandbox = started.environment.primary();
+    let ask = "curl -s -m 3 -o /dev/null -w %{http_code} -X PUT -H 'X-aws-ec2-metadata-token-ttl-seconds: 60' \
+               http://169.254.169.254/latest/api/token";
+    let agent = sandbox.run(ExecRequest::shell(ask)).await.map_err(text)?;
+    ensure!(!agent.success() && agent.stdout.text() == "000", "the agent got a token: {agent:?}");
+    // The control: root's SSM agent needs it.
+    let root = sandbox.run(ExecRequest::shell(ask).user("root")).await.map_err(text)?;
+    ensure!(root.stdout.text() == "200", "the metadata service answers nobody, so nothing was shown: {root:?}");
+    let shown = format!("{:?}", started.environment.report().mechanisms);
+    ensure!(shown.contains("metadata closed") && shown.contains("nftables"), "{shown}");
+    started.environment.stop().await.map_err(text)
+}
+
+async fn connection(world: World) -> Outcome {
+    let started = world.usual().await?;
+    let connection = started.environment.connection("main").map_err(text)?;
+    let id = world.server.instances().into_keys().next().ok_or("no instance")?;
+    let told = connection.argv.join(" ");
+    ensure!(told.starts_with("aws ssm start-session --region us-east-1 --target ") && told.contains(&id), "{told}");
+    ensure!(told.contains("sudo -i -u tierbox"), "{told}");
+    started.environment.stop().await.map_err(text)
+}

@@ -1,0 +1,213 @@
+//! The server that imitates AWS, and environments of the EC2 backend on it. See tests/engines/aws/README.md.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use serde_json::{Value, json};
+use tierbox_core::{Environment, EnvironmentSpec, Result};
+use tierbox_ec2::Ec2Backend;
+use tierbox_testkit::{Absence, Adjust, BackendFactory, Factory};
+
+/// The server, as one caller sees it: its knobs and counters are of its access key alone.
+#[derive(Clone)]
+pub struct Server {
+    address: String,
+    pub key: String,
+}
+
+/// Why there is no server, if so.
+pub fn absent() -> Option<Absence> {
+    if std::env::var_os("TIERBOX_TEST_AWS").is_some() {
+        return None;
+    }
+    let install = "cargo xtask test --engine aws".to_owned();
+    Some(Absence { reason: "TIERBOX_TEST_AWS names no server that imitates AWS".to_owned(), install })
+}
+
+impl Server {
+    /// The server, with a key of its own and a bucket of that name.
+    pub fn new() -> Self {
+        let url = std::env::var("TIERBOX_TEST_AWS").expect("the server's address");
+        let address = url.strip_prefix("http://").expect("a plain address").to_owned();
+        let random: String = (0..3).map(|_| format!("{:04x}", rand_word())).collect();
+        let server = Self { address, key: format!("t{random}") };
+        let made = server.signed("PUT", &format!("/{}", server.bucket()), "s3", "");
+        assert!(made.starts_with("HTTP/1.1 200") || made.starts_with("HTTP/1.0 200"), "no bucket: {made}");
+        server
+    }
+
+    /// The bucket of this caller.
+    pub fn bucket(&self) -> String {
+        format!("bucket-{}", self.key)
+    }
+
+    fn request(&self, head: &str, body: &str) -> String {
+        let mut stream = TcpStream::connect(&self.address).expect("the server answers");
+        stream.set_read_timeout(Some(Duration::from_secs(30))).expect("a time limit");
+        let text = format!("{head}Host: {}\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}", self.address, body.len());
+        stream.write_all(text.as_bytes()).expect("the request is sent");
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).expect("the answer is read");
+        String::from_utf8_lossy(&answer).into_owned()
+    }
+
+    /// A call of AWS's API, whose signature nobody checks.
+    pub fn signed(&self, method: &str, path: &str, service: &str, body: &str) -> String {
+        let credential = format!("Credential={}/20261129/us-east-1/{service}/aws4_request", self.key);
+        let head = format!(
+            "{method} {path} HTTP/1.1\r\nAuthorization: AWS4-HMAC-SHA256 {credential}, SignedHeaders=host, Signature=0\r\n"
+        );
+        self.request(&head, body)
+    }
+
+    fn ask(&self, question: &str, body: &Value) -> Value {
+        let answer = self.request(&format!("POST /__emu__/{question}?key={} HTTP/1.1\r\n", self.key), &body.to_string());
+        let body = answer.split_once("\r\n\r\n").map(|(_, body)| body).unwrap_or_default();
+        serde_json::from_str(body).unwrap_or_else(|error| panic!("{question}: {error}: {answer}"))
+    }
+
+    /// Sets knobs for this caller.
+    pub fn set(&self, knobs: Value) {
+        let answer = self.ask("config", &knobs);
+        assert!(answer.get("error").is_none(), "{answer}");
+    }
+
+    /// What the server knows of this caller.
+    pub fn state(&self) -> Value {
+        self.ask("state", &json!({}))
+    }
+
+    /// Asks about one instance.
+    pub fn of(&self, question: &str, instance: &str, more: Value) -> Value {
+        let mut body = json!({"InstanceId": instance});
+        for (key, value) in more.as_object().into_iter().flatten() {
+            body[key] = value.clone();
+        }
+        self.ask(question, &body)
+    }
+
+    /// How many calls were made, by operation.
+    pub fn calls(&self) -> std::collections::BTreeMap<String, u64> {
+        let state = self.state();
+        let calls = state["calls"].as_object().expect("calls");
+        calls.iter().map(|(name, count)| (name.clone(), count.as_u64().expect("a number"))).collect()
+    }
+
+    /// The states of the instances of this caller.
+    pub fn instances(&self) -> std::collections::BTreeMap<String, String> {
+        let state = self.state();
+        let all = state["instances"].as_object().expect("instances");
+        all.iter().map(|(id, instance)| (id.clone(), instance["state"].as_str().unwrap_or_default().to_owned())).collect()
+    }
+
+    /// All that SSM keeps of commands: what was sent, with Base64 taken apart, and what came back.
+    pub fn history(&self) -> String {
+        let body = json!({}).to_string();
+        let credential = format!("Credential={}/20261129/us-east-1/ssm/aws4_request", self.key);
+        let head = format!(
+            "POST / HTTP/1.1\r\nX-Amz-Target: AmazonSSM.ListCommands\r\nContent-Type: application/x-amz-json-1.1\r\n\
+             Authorization: AWS4-HMAC-SHA256 {credential}, SignedHeaders=host, Signature=0\r\n"
+        );
+        let mut all = String::new();
+        let mut next = String::new();
+        loop {
+            let body = if next.is_empty() { body.clone() } else { json!({"NextToken": next}).to_string() };
+            let answer = self.request(&head, &body);
+            let answer: Value = serde_json::from_str(answer.split_once("\r\n\r\n").map_or("", |(_, body)| body)).expect("a list");
+            for command in answer["Commands"].as_array().expect("commands") {
+                let text = command["Parameters"]["commands"][0].as_str().unwrap_or_default();
+                all.push_str(text);
+                for word in text.split(|letter: char| !letter.is_ascii_alphanumeric() && !"+/=".contains(letter)) {
+                    all.push_str(&String::from_utf8_lossy(&decoded(word)));
+                }
+            }
+            match answer["NextToken"].as_str() {
+                Some(token) => next = token.to_owned(),
+                None => return all,
+            }
+        }
+    }
+
+    /// The keys of objects in this caller's bucket.
+    pub fn objects(&self) -> Vec<String> {
+        let listed = self.signed("GET", &format!("/{}?list-type=2", self.bucket()), "s3", "");
+        listed.split("<Key>").skip(1).filter_map(|part| part.split_once("</Key>")).map(|(key, _)| key.to_owned()).collect()
+    }
+
+    /// The `[ec2]` table that leads here.
+    pub fn settings(&self) -> Value {
+        json!({
+            "region": "us-east-1",
+            "endpoint-url": format!("http://{}", self.address),
+            "access-key-id": self.key,
+            "secret-access-key": "nobody checks it",
+            "bucket": self.bucket(),
+        })
+    }
+
+    /// An environment that asks for nothing else.
+    pub fn spec(&self) -> EnvironmentSpec {
+        let mut spec = EnvironmentSpec::new("ec2", "T0.H3.N0".parse().expect("a tier"));
+        spec.settings = self.settings();
+        spec.limits.startup = Duration::from_secs(60);
+        spec
+    }
+
+    /// Starts environments of this caller's.
+    pub fn factory(&self) -> Arc<dyn Factory> {
+        Arc::new(Patient(BackendFactory::new("aws", Arc::new(Ec2Backend::new()), self.spec(), None)))
+    }
+}
+
+/// What Base64 stands for; nonsense for what is none.
+fn decoded(word: &str) -> Vec<u8> {
+    let digit =
+        |byte: u8| b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/".iter().position(|each| *each == byte);
+    let digits: Vec<usize> = word.bytes().filter_map(digit).collect();
+    let words = digits.chunks(4).map(|four| four.iter().fold(0, |all, digit| all << 6 | digit) << (6 * (4 - four.len())));
+    words.flat_map(|all| [(all >> 16) as u8, (all >> 8) as u8, all as u8]).collect()
+}
+
+fn rand_word() -> u64 {
+    use std::hash::{BuildHasher, Hasher};
+    std::collections::hash_map::RandomState::new().build_hasher().finish() & 0xffff
+}
+
+/// A factory for when there is no server: its cases are skipped.
+pub fn nobody() -> Arc<dyn Factory> {
+    let spec = EnvironmentSpec::new("ec2", "T0.H3.N0".parse().expect("a tier"));
+    Arc::new(Patient(BackendFactory::new("aws", Arc::new(Ec2Backend::new()), spec, absent())))
+}
+
+/// Commands take some tenths of a second each, and the machine is shared with others.
+struct Patient(BackendFactory);
+
+#[async_trait]
+impl Factory for Patient {
+    fn engine(&self) -> &str {
+        self.0.engine()
+    }
+
+    fn absent(&self) -> Option<Absence> {
+        self.0.absent()
+    }
+
+    fn start_limit(&self) -> Duration {
+        Duration::from_secs(120)
+    }
+
+    fn case_limit(&self) -> Duration {
+        Duration::from_secs(240)
+    }
+
+    fn patience(&self) -> Duration {
+        Duration::from_secs(40)
+    }
+
+    async fn start(&self, adjust: Adjust<'_>) -> Result<Arc<dyn Environment>> {
+        self.0.start(adjust).await
+    }
+}
