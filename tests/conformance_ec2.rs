@@ -9,8 +9,8 @@ fn main() -> std::process::ExitCode {
     use libtest_mimic::Arguments;
     use tierbox_testkit::{Suite, minimum, run_with};
 
-    let factory = if aws::absent().is_some() { aws::nobody() } else { aws::Server::new().factory() };
-    let suites = [Suite::conformance(minimum::ec2(), factory).variant("aws").required(include_str!("engines-required.txt"))];
+    let suites =
+        [Suite::conformance(minimum::ec2(), aws::factory()).variant("aws").required(include_str!("engines-required.txt"))];
     run_with(&Arguments::from_args(), &suites, Vec::new()).exit_code()
 }
 

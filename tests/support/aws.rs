@@ -1,8 +1,9 @@
 //! The server that imitates AWS, and environments of the EC2 backend on it. See tests/engines/aws/README.md.
+#![allow(dead_code, reason = "every suite uses a part")]
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -155,11 +156,6 @@ impl Server {
         spec.limits.startup = Duration::from_secs(60);
         spec
     }
-
-    /// Starts environments of this caller's.
-    pub fn factory(&self) -> Arc<dyn Factory> {
-        Arc::new(Patient(BackendFactory::new("aws", Arc::new(Ec2Backend::new()), self.spec(), None)))
-    }
 }
 
 /// What Base64 stands for; nonsense for what is none.
@@ -176,23 +172,30 @@ fn rand_word() -> u64 {
     std::collections::hash_map::RandomState::new().build_hasher().finish() & 0xffff
 }
 
-/// A factory for when there is no server: its cases are skipped.
-pub fn nobody() -> Arc<dyn Factory> {
-    let spec = EnvironmentSpec::new("ec2", "T0.H3.N0".parse().expect("a tier"));
-    Arc::new(Patient(BackendFactory::new("aws", Arc::new(Ec2Backend::new()), spec, absent())))
+/// Starts environments of a caller of its own, if there is a server.
+pub fn factory() -> Arc<dyn Factory> {
+    Arc::new(Patient(OnceLock::new()))
 }
 
-/// Commands take some tenths of a second each, and the machine is shared with others.
-struct Patient(BackendFactory);
+/// Commands take some tenths of a second each, and the machine is shared with others. The server is asked for a bucket when the first
+/// environment starts: listing the cases reaches nobody.
+struct Patient(OnceLock<BackendFactory>);
+
+impl Patient {
+    fn made(&self) -> &BackendFactory {
+        let made = || BackendFactory::new("aws", Arc::new(Ec2Backend::new()), Server::new().spec(), None);
+        self.0.get_or_init(made)
+    }
+}
 
 #[async_trait]
 impl Factory for Patient {
     fn engine(&self) -> &str {
-        self.0.engine()
+        "aws"
     }
 
     fn absent(&self) -> Option<Absence> {
-        self.0.absent()
+        absent()
     }
 
     fn start_limit(&self) -> Duration {
@@ -208,6 +211,6 @@ impl Factory for Patient {
     }
 
     async fn start(&self, adjust: Adjust<'_>) -> Result<Arc<dyn Environment>> {
-        self.0.start(adjust).await
+        self.made().start(adjust).await
     }
 }

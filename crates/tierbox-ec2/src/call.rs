@@ -72,7 +72,9 @@ fn lacks_credentials(failure: Option<&ConnectorError>) -> bool {
 pub(crate) fn fate<E: ProvideErrorMetadata>(error: &SdkError<E, HttpResponse>) -> Fate {
     match error {
         SdkError::ConstructionFailure(_) => Fate::Refused,
-        SdkError::DispatchFailure(failure) if failure.is_user() || lacks_credentials(failure.as_connector_error()) => Fate::Refused,
+        SdkError::DispatchFailure(failure) if failure.is_user() || lacks_credentials(failure.as_connector_error()) => {
+            Fate::Refused
+        }
         SdkError::TimeoutError(_) | SdkError::DispatchFailure(_) | SdkError::ResponseError(_) => Fate::Unknown,
         error if THROTTLED.contains(&code(error)) => Fate::Throttled,
         // An overloaded service answers 503 whatever its code; `Insufficient…` is an answer, though EC2 gives it a 500.

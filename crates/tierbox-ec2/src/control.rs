@@ -176,9 +176,8 @@ impl Control for Aws {
         let filter = filter.build();
         let (mut found, mut next) = (Vec::new(), None::<String>);
         loop {
-            let ask = || {
-                self.ec2.describe_instances().filters(filter.clone()).max_results(500).set_next_token(next.clone()).send()
-            };
+            let ask =
+                || self.ec2.describe_instances().filters(filter.clone()).max_results(500).set_next_token(next.clone()).send();
             let page = again("find instances", "ec2:DescribeInstances", ask).await?;
             let instances = page.reservations.unwrap_or_default().into_iter().flat_map(|each| each.instances.unwrap_or_default());
             found.extend(instances.filter_map(of_ec2));

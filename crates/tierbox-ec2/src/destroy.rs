@@ -38,12 +38,7 @@ pub(crate) async fn environment(aws: &Aws, control: &dyn Control, memory: &Memor
     report
 }
 
-async fn instances(
-    control: &dyn Control,
-    memory: &Memory,
-    id: &str,
-    report: &mut DestroyReport,
-) -> tierbox_core::Result<()> {
+async fn instances(control: &dyn Control, memory: &Memory, id: &str, report: &mut DestroyReport) -> tierbox_core::Result<()> {
     let known: Vec<String> = memory.machines.iter().map(|machine| machine.instance.clone()).collect();
     let begun = Instant::now();
     let mut ended: Vec<String> = Vec::new();

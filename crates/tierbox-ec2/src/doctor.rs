@@ -41,7 +41,9 @@ async fn account() -> Check {
     });
     match tokio::time::timeout(PATIENCE, asked).await {
         Ok(Ok(region)) => check("account", CheckStatus::Ok, format!("EC2 answers in {region}"), ""),
-        Ok(Err(error)) => check("account", CheckStatus::Warn, error.message(), "set AWS_PROFILE and AWS_REGION, or name them in a profile"),
+        Ok(Err(error)) => {
+            check("account", CheckStatus::Warn, error.message(), "set AWS_PROFILE and AWS_REGION, or name them in a profile")
+        }
         Err(_) => check("account", CheckStatus::Warn, "AWS does not answer", "check the network and its proxies"),
     }
 }

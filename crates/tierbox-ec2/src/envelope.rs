@@ -302,7 +302,8 @@ mod unit {
     #[test]
     fn what_is_sent_holds_nothing_that_ssm_replaces() {
         let payload = Payload::Inline { script: "echo {{x}} {{ global:DATE }}", stdin: b"{{y}}" };
-        let envelope = Envelope { id: "ab", payload, hold_ms: 5, put: Some("https://x/?a={{b}}"), spent: &["cd".into()], life: 9 };
+        let envelope =
+            Envelope { id: "ab", payload, hold_ms: 5, put: Some("https://x/?a={{b}}"), spent: &["cd".into()], life: 9 };
         let script = envelope.script();
         assert!(!script.contains("{{") && !script.contains('@') && script.is_ascii(), "{script}");
     }

@@ -55,7 +55,9 @@ async fn of_types(aws: &Aws, types: &[String]) -> Result<&'static str> {
     }
     match found.first() {
         Some(first) if found.iter().all(|each| each == first) => Ok(first),
-        Some(_) => Err(invalid(format!("the instance types {} are of several architectures, and one image fits one", types.join(", ")))),
+        Some(_) => {
+            Err(invalid(format!("the instance types {} are of several architectures, and one image fits one", types.join(", "))))
+        }
         None => Err(invalid(format!("{} tells no architecture that is known here", types.join(", ")))),
     }
 }

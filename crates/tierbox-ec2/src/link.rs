@@ -102,17 +102,8 @@ impl Link {
         let id = random(10)?;
         let load = Load::of(self, &run).await?;
         let put = if run.expects > INLINE { Some(self.objects.fresh()?) } else { None };
-        let mut running = Running {
-            link: self,
-            id: &id,
-            run: &run,
-            load,
-            put,
-            sendings: 0,
-            claimed: false,
-            doubtful: false,
-            away: AWAY.0,
-        };
+        let mut running =
+            Running { link: self, id: &id, run: &run, load, put, sendings: 0, claimed: false, doubtful: false, away: AWAY.0 };
         let output = running.follow().await;
         if output.is_ok() && !running.doubtful {
             self.is_over(id);
@@ -329,7 +320,9 @@ impl Running<'_> {
             unknown += u32::from(is_unknown);
             match pauses.next() {
                 Some(pause) if fate(&error) != Fate::Refused || (is_unknown && unknown < 4) => tokio::time::sleep(pause).await,
-                _ if is_unknown => return Err(lost(format!("SSM does not know {}: it has ended, or its agent is gone", link.instance))),
+                _ if is_unknown => {
+                    return Err(lost(format!("SSM does not know {}: it has ended, or its agent is gone", link.instance)));
+                }
                 _ => return Err(told("run script", CALL, &error)),
             }
         }

@@ -40,8 +40,14 @@ fn mechanisms(plan: &Plan, facts: &[Prepared]) -> Vec<Mechanism> {
     let by: Vec<&str> = facts.iter().map(|facts| facts.metadata.as_str()).collect();
     let closed = facts.iter().all(|facts| facts.is_closed && !facts.metadata.is_empty());
     all.push(match facts.iter().any(|facts| facts.is_root) {
-        true => mechanism("metadata closed", Applied::Absent, "the user can become root, whom nothing in the machine binds".to_owned()),
-        false if closed => mechanism("metadata closed", Applied::Enforced, format!("to everybody but root, by {}", by.join(", "))),
+        true => mechanism(
+            "metadata closed",
+            Applied::Absent,
+            "the user can become root, whom nothing in the machine binds".to_owned(),
+        ),
+        false if closed => {
+            mechanism("metadata closed", Applied::Enforced, format!("to everybody but root, by {}", by.join(", ")))
+        }
         false => mechanism("metadata closed", Applied::Absent, "it answers the user".to_owned()),
     });
     all
@@ -50,10 +56,13 @@ fn mechanisms(plan: &Plan, facts: &[Prepared]) -> Vec<Mechanism> {
 fn remarks(facts: &Prepared, machine: &str) -> Vec<String> {
     let mut remarks = Vec::new();
     if !facts.has_metadata {
-        remarks.push(format!("{machine}: the metadata service answers nobody, so that its closing could not be tested against it"));
+        remarks
+            .push(format!("{machine}: the metadata service answers nobody, so that its closing could not be tested against it"));
     }
     if !facts.has_timer {
-        remarks.push(format!("{machine}: its timer does not run, so that only the tag ExpiresAt tells when it is not wanted any more"));
+        remarks.push(format!(
+            "{machine}: its timer does not run, so that only the tag ExpiresAt tells when it is not wanted any more"
+        ));
     }
     remarks
 }

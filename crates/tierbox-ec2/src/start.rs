@@ -3,9 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tierbox_core::{
-    EnvironmentSpec, Error, ErrorKind, KillDomain, LeaseHandle, Network, Progress, Resource, Result, Tier,
-};
+use tierbox_core::{EnvironmentSpec, Error, ErrorKind, KillDomain, LeaseHandle, Network, Progress, Resource, Result, Tier};
 use tierbox_guest::plain::{PlainConfig, PlainSandbox};
 use tokio::task::JoinSet;
 
@@ -58,9 +56,11 @@ fn check_tier(tier: Tier) -> Result<()> {
         return Ok(());
     }
     let message = format!("{tier}: this backend cannot close the network of its machines yet");
-    Err(Error::new(ErrorKind::TierRefused, "check profile", message)
-        .with_backend(BACKEND)
-        .with_help(format!("the nearest tier that it can keep is {}.{}.N0", tier.tooling(), tier.host())))
+    Err(Error::new(ErrorKind::TierRefused, "check profile", message).with_backend(BACKEND).with_help(format!(
+        "the nearest tier that it can keep is {}.{}.N0",
+        tier.tooling(),
+        tier.host()
+    )))
 }
 
 /// What a start works on.
@@ -129,7 +129,15 @@ impl Start<'_> {
         let facts: Vec<Prepared> = held.iter().map(|(_, prepared)| prepared.clone()).collect();
         let report = report::make(self.spec, &self.plan, &image, memory, &facts);
         let machines = held.into_iter().map(|(held, _)| held).collect();
-        let environment = Ec2Environment::new(id, memory.clone(), machines, self.aws.clone(), self.control.clone(), report, self.plan.user.clone());
+        let environment = Ec2Environment::new(
+            id,
+            memory.clone(),
+            machines,
+            self.aws.clone(),
+            self.control.clone(),
+            report,
+            self.plan.user.clone(),
+        );
         environment.keep_alive(self.life());
         Ok(environment)
     }

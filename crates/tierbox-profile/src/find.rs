@@ -20,6 +20,7 @@ const MAX_BYTES: u64 = 1 << 20;
 const READY: &[(&str, &str)] = &[
     ("docker", include_str!("../ready/docker.toml")),
     ("docker-web", include_str!("../ready/docker-web.toml")),
+    ("ec2", include_str!("../ready/ec2.toml")),
     ("local", include_str!("../ready/local.toml")),
     ("local-browse", include_str!("../ready/local-browse.toml")),
     ("local-open", include_str!("../ready/local-open.toml")),

@@ -46,6 +46,7 @@ mod unit {
                 "bad",
                 "docker",
                 "docker-web",
+                "ec2",
                 "local",
                 "local-browse",
                 "local-open",

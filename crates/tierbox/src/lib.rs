@@ -42,8 +42,8 @@
 //!
 //! # Features
 //!
-//! `local` (default): processes and containers on this machine (Linux). `docker`: containers of a Docker Engine. `vagrant`:
-//! machines of any hypervisor that Vagrant drives. Other backends are other crates; they register themselves when they are
+//! `local` (default): processes and containers on this machine (Linux). `docker`: containers of a Docker Engine. `ec2`: instances
+//! of EC2. `vagrant`: machines of any hypervisor that Vagrant drives. Other backends are other crates; they register themselves when they are
 //! linked, or by [`TierboxBuilder::registry`].
 #![deny(missing_docs)]
 #![forbid(unsafe_code)]
@@ -80,6 +80,8 @@ pub use tierbox_lease::{CleanupOptions, CleanupReport, Foreign, Standing, StateD
 // Naming it here is also what links it, so that it registers itself.
 #[cfg(feature = "docker")]
 pub use tierbox_docker as docker;
+#[cfg(feature = "ec2")]
+pub use tierbox_ec2 as ec2;
 /// The N1 gateway. A program that starts detached sandboxes with N1 calls `egress::run_if_asked` first thing in `main`.
 #[cfg(target_os = "linux")]
 pub use tierbox_egress as egress;
@@ -107,6 +109,9 @@ mod unit {
         let mut enabled = Vec::new();
         if cfg!(feature = "docker") {
             enabled.push("docker");
+        }
+        if cfg!(feature = "ec2") {
+            enabled.push("ec2");
         }
         if cfg!(feature = "local") {
             enabled.push("local");
