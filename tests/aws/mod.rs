@@ -1,10 +1,14 @@
 //! The cases.
 
 mod calls;
+mod crash;
+mod faults;
 mod launch;
 mod world;
 
+pub use crash::{be_harness, is_harness};
+
 /// All of them.
 pub fn all() -> Vec<libtest_mimic::Trial> {
-    [calls::all(), launch::all()].into_iter().flatten().collect()
+    [calls::all(), crash::all(), faults::all(), launch::all()].into_iter().flatten().collect()
 }

@@ -1,6 +1,7 @@
 //! What the cases have in common.
 
 use std::future::Future;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -58,7 +59,7 @@ where
 pub struct World {
     pub server: Server,
     pub journal: Journal,
-    _state: tempfile::TempDir,
+    state: Option<tempfile::TempDir>,
 }
 
 /// An environment and its lease.
@@ -71,7 +72,18 @@ impl World {
     fn new() -> Self {
         let state = tempfile::Builder::new().prefix("tierbox-aws-").tempdir().expect("a directory");
         let journal = Journal::at(&state.path().join("state")).expect("a journal");
-        Self { server: Server::new(), journal, _state: state }
+        Self { server: Server::new(), journal, state: Some(state) }
+    }
+
+    /// The world of another process: its caller and its journal.
+    pub fn of(key: &str, state: &Path) -> Self {
+        let journal = Journal::at(&state.join("state")).expect("a journal");
+        Self { server: Server::of_key(key), journal, state: None }
+    }
+
+    /// The directory of its journal.
+    pub fn state(&self) -> &Path {
+        self.state.as_ref().expect("the world's own").path()
     }
 
     /// The usual environment with changes.

@@ -31,13 +31,17 @@ pub fn absent() -> Option<Absence> {
 impl Server {
     /// The server, with a key of its own and a bucket of that name.
     pub fn new() -> Self {
-        let url = std::env::var("TIERBOX_TEST_AWS").expect("the server's address");
-        let address = url.strip_prefix("http://").expect("a plain address").to_owned();
         let random: String = (0..3).map(|_| format!("{:04x}", rand_word())).collect();
-        let server = Self { address, key: format!("t{random}") };
+        let server = Self::of_key(&format!("t{random}"));
         let made = server.signed("PUT", &format!("/{}", server.bucket()), "s3", "");
         assert!(made.starts_with("HTTP/1.1 200") || made.starts_with("HTTP/1.0 200"), "no bucket: {made}");
         server
+    }
+
+    /// The server as a caller sees it that was there before.
+    pub fn of_key(key: &str) -> Self {
+        let url = std::env::var("TIERBOX_TEST_AWS").expect("the server's address");
+        Self { address: url.strip_prefix("http://").expect("a plain address").to_owned(), key: key.to_owned() }
     }
 
     /// The bucket of this caller.

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use tierbox_core::DestroyReport;
 
 use crate::aws::Aws;
-use crate::control::{Control, Find, Instance};
+use crate::control::{Control, Find};
 use crate::memory::Memory;
 use crate::{objects, tags};
 
@@ -55,7 +55,7 @@ async fn instances(control: &dyn Control, memory: &Memory, id: &str, report: &mu
             ended.extend(living.iter().filter(|id| !ended.contains(id)).cloned().collect::<Vec<_>>());
         }
         // Those that are known and not shown yet were ended by their ids.
-        let sure = found.iter().map(|instance: &Instance| &instance.id).count() > 0 || !known.is_empty();
+        let sure = !found.is_empty() || !known.is_empty();
         if living.is_empty() && (sure || begun.elapsed() > SHOWN) {
             report.removed.extend(ended.into_iter().map(|id| format!("instance {id}")));
             return Ok(());

@@ -243,7 +243,7 @@ pub(crate) fn base64(bytes: &[u8]) -> String {
 /// Base64 as bytes; `None` for anything else.
 fn unbase64(text: &str) -> Option<Vec<u8>> {
     let bytes = text.as_bytes();
-    if bytes.len() % 4 != 0 {
+    if !bytes.len().is_multiple_of(4) {
         return None;
     }
     let ends = bytes.iter().rev().take_while(|byte| **byte == b'=').count();

@@ -16,6 +16,7 @@ use tokio::sync::{Semaphore, watch};
 use crate::BACKEND;
 use crate::aws::{Aws, driven};
 use crate::call::{self, Fate, Pauses, fate, told};
+use crate::control::{Control, Find};
 use crate::envelope::{Envelope, INLINE, Payload, Told, encoded};
 use crate::objects::{Object, Objects, random};
 use crate::poll::{Ended, Sent};
@@ -35,6 +36,8 @@ const AWAY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_s
 /// How long SSM tries to deliver a command, at least 30 by its rules, and how much longer than the envelope's stay its end is waited for.
 const DELIVERY: i32 = 60;
 const LATE: Duration = Duration::from_secs(90);
+/// How late a command's end is before somebody looks whether the instance lives, and between two such looks.
+const SLICE: Duration = Duration::from_secs(6);
 /// How often a command that was not delivered is sent again.
 const SENDINGS: usize = 5;
 /// Runs that are over are removed when there are so many.
@@ -109,6 +112,12 @@ impl Link {
             self.is_over(id);
         }
         output
+    }
+
+    /// Whether the instance has ended or is about to. Who cannot tell says no.
+    async fn is_gone(&self) -> bool {
+        let found = self.aws.find(&Find::Ids(vec![self.instance.clone()])).await;
+        found.is_ok_and(|found| found.iter().any(|instance| instance.is_ending() || instance.state.starts_with("stop")))
     }
 
     fn is_over(&self, id: String) {
@@ -220,7 +229,13 @@ impl Running<'_> {
 
     /// The object did not get into the machine, so the script did not run: a new object, with a new address.
     async fn renew(&mut self, why: &str) -> Result<()> {
-        self.strike(&format!("script and input did not get into the machine: {why}"))?;
+        // It has not run, and that is certain: nobody need ask what became of it.
+        let unable = |error: Error| {
+            Error::new(ErrorKind::HostUnable, "run script", error.message().to_owned())
+                .with_backend(BACKEND)
+                .with_help("the machine must reach the bucket: by an endpoint of S3, and by egress rules that let it")
+        };
+        self.strike(&format!("script and input did not get into the machine: {why}")).map_err(unable)?;
         self.load = Load::of(self.link, self.run).await?;
         Ok(())
     }
@@ -243,12 +258,20 @@ impl Running<'_> {
         };
         let script = self.envelope(hold).await?;
         let sent = self.send(&script).await?;
-        match self.link.aws.poller.wait(&sent, hold + LATE).await? {
-            Some(ended) => self.answer(&ended),
-            None => {
-                self.strike("SSM never told the end of the command")?;
-                Ok(Told::Nothing)
+        let mut patience = hold + SLICE;
+        loop {
+            if let Some(ended) = link.aws.poller.wait(&sent, patience).await? {
+                return self.answer(&ended);
             }
+            if link.is_gone().await {
+                return Err(lost(format!("the instance {} has ended", link.instance)));
+            }
+            if patience > hold + LATE {
+                self.doubtful = true;
+                self.strike("SSM never told the end of the command")?;
+                return Ok(Told::Nothing);
+            }
+            patience += SLICE;
         }
     }
 

@@ -254,8 +254,11 @@ fn owner(lease: &dyn LeaseHandle) -> Result<String> {
 
 /// Undoes a start that fails, or that nobody waits for any more.
 struct Undo {
-    what: Option<(Arc<Aws>, Arc<dyn Control>, Memory, String)>,
+    what: Option<Begun>,
 }
+
+/// What a start has begun: with whom, and under which id.
+type Begun = (Arc<Aws>, Arc<dyn Control>, Memory, String);
 
 impl Undo {
     fn new(start: &Start<'_>, memory: &Memory) -> Self {
