@@ -98,7 +98,7 @@ impl World {
         let backend = Ec2Backend::new();
         backend.validate(spec)?;
         backend.capabilities(spec)?.admit(spec)?;
-        let lease = Arc::new(self.journal.create(NewLease::new("ec2", "ec2", &spec.tier.to_string()))?);
+        let lease = Arc::new(self.journal.create(NewLease::new("ec2", "ec2", spec.tier.to_string()))?);
         let handle: Arc<dyn LeaseHandle> = lease.clone();
         let environment = backend.start(spec, handle, &Silent).await?;
         Ok(Started { environment, lease })

@@ -232,8 +232,8 @@ pub(crate) async fn open(link: Arc<Link>, config: PlainConfig) -> Result<PlainSa
 }
 
 fn config(spec: &EnvironmentSpec, machine: &str, user: &str) -> PlainConfig {
-    groups: true,
     PlainConfig {
+        groups: true,
         name: machine.to_owned(),
         backend: BACKEND,
         capabilities: capabilities(vec![spec.tier.network()]),
