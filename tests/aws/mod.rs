@@ -4,11 +4,13 @@ mod calls;
 mod crash;
 mod faults;
 mod launch;
+mod network;
+mod role;
 mod world;
 
 pub use crash::{be_harness, is_harness};
 
 /// All of them.
 pub fn all() -> Vec<libtest_mimic::Trial> {
-    [calls::all(), crash::all(), faults::all(), launch::all()].into_iter().flatten().collect()
+    [calls::all(), crash::all(), faults::all(), launch::all(), network::all(), role::all()].into_iter().flatten().collect()
 }

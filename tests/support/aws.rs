@@ -62,10 +62,22 @@ impl Server {
     /// A call of AWS's API, whose signature nobody checks.
     pub fn signed(&self, method: &str, path: &str, service: &str, body: &str) -> String {
         let credential = format!("Credential={}/20261129/us-east-1/{service}/aws4_request", self.key);
+        let form = if method == "POST" { "Content-Type: application/x-www-form-urlencoded\r\n" } else { "" };
         let head = format!(
-            "{method} {path} HTTP/1.1\r\nAuthorization: AWS4-HMAC-SHA256 {credential}, SignedHeaders=host, Signature=0\r\n"
+            "{method} {path} HTTP/1.1\r\n{form}Authorization: AWS4-HMAC-SHA256 {credential}, SignedHeaders=host, Signature=0\r\n"
         );
         self.request(&head, body)
+    }
+
+    /// A call of a service that speaks JSON.
+    pub fn json(&self, service: &str, target: &str, body: &Value) -> Value {
+        let credential = format!("Credential={}/20261129/us-east-1/{service}/aws4_request", self.key);
+        let head = format!(
+            "POST / HTTP/1.1\r\nX-Amz-Target: {target}\r\nContent-Type: application/x-amz-json-1.1\r\n\
+             Authorization: AWS4-HMAC-SHA256 {credential}, SignedHeaders=host, Signature=0\r\n"
+        );
+        let answer = self.request(&head, &body.to_string());
+        serde_json::from_str(answer.split_once("\r\n\r\n").map_or("", |(_, body)| body)).expect("JSON")
     }
 
     fn ask(&self, question: &str, body: &Value) -> Value {

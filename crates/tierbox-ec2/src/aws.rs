@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use aws_config::{BehaviorVersion, SdkConfig};
+use aws_credential_types::provider::SharedCredentialsProvider;
 use aws_sdk_ec2::config::retry::RetryConfig;
 use aws_sdk_ec2::config::timeout::TimeoutConfig;
 use aws_sdk_ec2::config::{Credentials, Region};
@@ -46,6 +47,8 @@ pub(crate) struct Aws {
     pub(crate) ssm: aws_sdk_ssm::Client,
     pub(crate) s3: aws_sdk_s3::Client,
     pub(crate) poller: Poller,
+    /// Who asks, for calls that no client makes.
+    pub(crate) credentials: Option<SharedCredentialsProvider>,
     pub(crate) region: String,
     /// As it was asked for.
     pub(crate) account: Account,
@@ -102,6 +105,7 @@ impl Aws {
             .build();
         Ok(Self {
             ec2: aws_sdk_ec2::Client::new(&config),
+            credentials: config.credentials_provider(),
             poller: Poller::new(ssm.clone()),
             ssm,
             s3: aws_sdk_s3::Client::from_conf(s3),

@@ -96,7 +96,7 @@ impl Backend for Ec2Backend {
 
     fn capabilities(&self, spec: &EnvironmentSpec) -> Result<Capabilities> {
         plan(spec)?;
-        Ok(capabilities(vec![Network::N0]))
+        Ok(capabilities(vec![Network::N0, Network::N2]))
     }
 
     async fn start(

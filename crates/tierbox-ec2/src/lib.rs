@@ -18,7 +18,7 @@
 //!
 //! # Tiers
 //!
-//! H3, remote, with N0.
+//! H3, remote, with N0; with N2 where the network around the instances is closed, of which every way out is checked.
 #![deny(missing_docs)]
 #![forbid(unsafe_code)]
 #![cfg(unix)]
@@ -34,13 +34,16 @@ mod envelope;
 mod environment;
 mod guest;
 mod image;
+mod isolation;
 mod link;
 mod memory;
 mod objects;
 mod poll;
 mod ready;
 mod report;
+mod role;
 mod settings;
+mod signed;
 mod start;
 mod tags;
 mod variables;

@@ -6,14 +6,23 @@ use crate::BACKEND;
 use crate::guest::Prepared;
 use crate::image::Image;
 use crate::memory::Memory;
+use crate::role::Role;
 use crate::start::Plan;
 
 /// The report of an environment.
-pub(crate) fn make(spec: &EnvironmentSpec, plan: &Plan, image: &Image, memory: &Memory, facts: &[Prepared]) -> Report {
+pub(crate) fn make(
+    spec: &EnvironmentSpec,
+    plan: &Plan,
+    image: &Image,
+    memory: &Memory,
+    facts: &[Prepared],
+    role: Option<&Role>,
+) -> Report {
     let machines: Vec<String> =
         memory.machines.iter().map(|machine| format!("{} is {}", machine.name, machine.instance)).collect();
     let mut notes: Vec<String> = spec.tier.notes().into_iter().map(str::to_owned).collect();
     notes.push(format!("image {}, {}", image.id, machines.join(", ")));
+    notes.extend(role.map(Role::told));
     notes.extend(facts.iter().zip(&memory.machines).flat_map(|(facts, machine)| remarks(facts, &machine.name)));
     Report {
         profile: spec.profile.clone(),

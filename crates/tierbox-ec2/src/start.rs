@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tierbox_core::{EnvironmentSpec, Error, ErrorKind, KillDomain, LeaseHandle, Network, Progress, Resource, Result, Tier};
+use tierbox_core::{
+    EnvironmentSpec, Error, ErrorKind, KillDomain, LeaseHandle, Mechanism, Network, Progress, Resource, Result, Tier,
+};
 use tierbox_guest::plain::{PlainConfig, PlainSandbox};
 use tokio::task::JoinSet;
 
@@ -15,8 +17,9 @@ use crate::image::{self, Image};
 use crate::link::Link;
 use crate::memory::{Machine, Memory};
 use crate::objects::{Objects, prefix_of};
+use crate::role::{self, Role};
 use crate::settings::{Settings, invalid, is_plain};
-use crate::{BACKEND, capabilities, crash, destroy, ready, report, tags};
+use crate::{BACKEND, capabilities, crash, destroy, isolation, ready, report, tags};
 
 /// How long a machine outlives its harness, if the profile does not say.
 const OUTLIVE: Duration = Duration::from_secs(15 * 60);
@@ -47,20 +50,30 @@ pub(crate) fn plan(spec: &EnvironmentSpec) -> Result<Plan> {
     if !is_plain(&user) {
         return Err(invalid(format!("user = {:?} is not a name of a user that can be had here", crate::call::shown(&user))));
     }
-    check_tier(spec.tier)?;
+    check_tier(spec.tier, &user)?;
     Ok(Plan { settings, bucket, user })
 }
 
-fn check_tier(tier: Tier) -> Result<()> {
-    if tier.network() == Network::N0 {
-        return Ok(());
+fn check_tier(tier: Tier, user: &str) -> Result<()> {
+    let refuse = |message: String, help: String| {
+        Err(Error::new(ErrorKind::TierRefused, "check profile", message).with_backend(BACKEND).with_help(help))
+    };
+    match tier.network() {
+        Network::N1 => refuse(
+            format!("{tier}: this backend has no gateway for named domains yet"),
+            format!("the nearest tier that it can keep is {}.{}.N2", tier.tooling(), tier.host()),
+        ),
+        Network::N2 if is_root(user) => refuse(
+            format!("{tier}: nothing in the machine binds root, to whom metadata stay open"),
+            "leave user out: tierbox makes one without rights".to_owned(),
+        ),
+        _ => Ok(()),
     }
-    let message = format!("{tier}: this backend cannot close the network of its machines yet");
-    Err(Error::new(ErrorKind::TierRefused, "check profile", message).with_backend(BACKEND).with_help(format!(
-        "the nearest tier that it can keep is {}.{}.N0",
-        tier.tooling(),
-        tier.host()
-    )))
+}
+
+/// Whether a name is root's.
+fn is_root(user: &str) -> bool {
+    matches!(user, "root" | "0")
 }
 
 /// What a start works on.
@@ -107,6 +120,10 @@ impl Start<'_> {
         ])?;
         self.lease.set_data(memory.to_data()?)?;
         crash::point("lease");
+        if is_root(&self.plan.user) {
+            self.role().await?;
+        }
+        let network = self.check_network().await?;
         self.progress.step("choosing the image");
         let (aws, settings) = (self.aws.clone(), self.plan.settings.clone());
         let image = driven(async move { image::find(&aws, &settings).await }).await?;
@@ -127,7 +144,10 @@ impl Start<'_> {
         let held = self.enter(memory).await?;
         crash::point("prepared");
         let facts: Vec<Prepared> = held.iter().map(|(_, prepared)| prepared.clone()).collect();
-        let report = report::make(self.spec, &self.plan, &image, memory, &facts);
+        let role = if facts.iter().any(|facts| facts.is_root) { Some(self.role().await?) } else { None };
+        self.check_inside(&facts)?;
+        let mut report = report::make(self.spec, &self.plan, &image, memory, &facts, role.as_ref());
+        report.mechanisms.extend(network);
         let machines = held.into_iter().map(|(held, _)| held).collect();
         let environment = Ec2Environment::new(
             id,
@@ -140,6 +160,33 @@ impl Start<'_> {
         );
         environment.keep_alive(self.life());
         Ok(environment)
+    }
+
+    /// What closes the network outside of the machines, with N2.
+    async fn check_network(&self) -> Result<Vec<Mechanism>> {
+        if self.spec.tier.network() != Network::N2 {
+            return Ok(Vec::new());
+        }
+        self.progress.step("checking the network");
+        let (aws, settings, bucket) = (self.aws.clone(), self.plan.settings.clone(), self.plan.bucket.clone());
+        driven(async move { isolation::check(&aws, &settings, &bucket).await }).await
+    }
+
+    /// What closes the machines from inside, with N2.
+    fn check_inside(&self, facts: &[Prepared]) -> Result<()> {
+        let is_open = |facts: &Prepared| facts.is_root || !facts.is_closed || facts.metadata.is_empty();
+        if self.spec.tier.network() != Network::N2 || !facts.iter().any(is_open) {
+            return Ok(());
+        }
+        let message = "N2 does not hold: metadata are open to the user, or the user can become root";
+        Err(Error::new(ErrorKind::TierRefused, "check machine", message)
+            .with_help("leave user out: tierbox makes one without rights, and closes metadata to it"))
+    }
+
+    /// What the role of the instances may do, which is what an agent may do who can become root.
+    async fn role(&self) -> Result<Role> {
+        let (aws, profile) = (self.aws.clone(), self.plan.settings.instance_profile.clone());
+        driven(async move { role::check(&aws, profile.as_ref()).await }).await
     }
 
     /// How long machines live after a sign of life.

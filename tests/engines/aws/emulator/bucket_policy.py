@@ -32,7 +32,34 @@ def hook_cloudformation():
         def delete_from_cloudformation_json(cls, resource_name, cloudformation_json, account_id, region_name):
             pass  # it goes with its bucket
     hook_endpoints()
+    hook_bucket()
     return [BucketPolicy]
+
+
+def hook_bucket():
+    """What moto's template of a bucket leaves out: the public access block, and the rules of its objects' lives."""
+    from moto.s3.models import FakeBucket, PublicAccessBlock
+    create = FakeBucket.create_from_cloudformation_json.__func__
+
+    def created(cls, resource_name, cloudformation_json, *rest, **named):
+        bucket = create(cls, resource_name, cloudformation_json, *rest, **named)
+        properties = cloudformation_json.get("Properties", {})
+        block = properties.get("PublicAccessBlockConfiguration")
+        if block:
+            names = ("BlockPublicAcls", "IgnorePublicAcls", "BlockPublicPolicy", "RestrictPublicBuckets")
+            bucket.public_access_block = PublicAccessBlock(*(block.get(name, False) for name in names))
+        rules = properties.get("LifecycleConfiguration", {}).get("Rules")
+        if rules:
+            bucket.set_lifecycle([rule_of_api(rule) for rule in rules])
+        return bucket
+    FakeBucket.create_from_cloudformation_json = classmethod(created)
+
+
+def rule_of_api(rule):
+    """A rule as the template spells it, as the API does."""
+    return {"ID": rule.get("Id"), "Status": rule["Status"], "Filter": {"Prefix": rule.get("Prefix", "")},
+            "Expiration": {"Days": str(rule["ExpirationInDays"])},
+            "AbortIncompleteMultipartUpload": {"DaysAfterInitiation": str(rule["AbortIncompleteMultipartUpload"]["DaysAfterInitiation"])}}
 
 
 def hook_endpoints():

@@ -74,6 +74,17 @@ def reaches_endpoints(machine):
     return any(rule.source_group or rule.cidr_ipv4 for rule in https(machine))
 
 
+def let_out(group, rule):
+    """A rule of a template for what goes out, which moto does not read at all."""
+    peer, prefixes = rule.get("DestinationSecurityGroupId"), rule.get("DestinationPrefixListId")
+    if str(rule["IpProtocol"]) == "-1" and rule.get("CidrIp") == "0.0.0.0/0":
+        return  # there by itself
+    group.ec2_backend.authorize_security_group_egress(
+        group.id, str(rule["IpProtocol"]), rule.get("FromPort"), rule.get("ToPort"),
+        [{"CidrIp": rule["CidrIp"]}] if "CidrIp" in rule else [], source_groups=[{"GroupId": peer}] if peer else [],
+        prefix_list_ids=[{"PrefixListId": prefixes}] if prefixes else [])
+
+
 def hook_cloudformation():
     """A group that a template gives rules for what goes out has these alone; moto leaves the rule for everything beside them."""
     from moto.ec2.models.security_groups import SecurityGroup
@@ -84,5 +95,7 @@ def hook_cloudformation():
         wanted = cloudformation_json["Properties"].get("SecurityGroupEgress")
         if wanted and not any(each.get("CidrIp") == "0.0.0.0/0" and str(each["IpProtocol"]) == "-1" for each in wanted):
             group.egress_rules = [rule for rule in group.egress_rules if rule.cidr_ipv4 != "0.0.0.0/0" or rule.ip_protocol != "-1"]
+        for rule in wanted or []:
+            let_out(group, rule)
         return group
     SecurityGroup.create_from_cloudformation_json = classmethod(created)

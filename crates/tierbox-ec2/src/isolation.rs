@@ -1,0 +1,325 @@
+//! N2: whether the network around the instances is closed. Security groups bind neither Amazon's resolver nor its metadata service, and a
+//! gateway endpoint of S3 reaches every bucket; so each way is looked at by itself, and what is open is refused by its name.
+
+use aws_sdk_ec2::types::{Filter, IpPermission, VpcEndpoint, VpcEndpointType};
+use serde_json::{Value, json};
+use tierbox_core::{Applied, Error, ErrorKind, Mechanism, Result};
+
+use crate::BACKEND;
+use crate::aws::Aws;
+use crate::call::again;
+use crate::settings::Settings;
+use crate::signed;
+
+const TRIED: &str = "check network";
+/// The services that an SSM agent needs.
+const SERVICES: [&str; 3] = ["ssm", "ssmmessages", "ec2messages"];
+
+/// What is open.
+fn open(what: impl Into<String>, help: &str) -> Error {
+    Error::new(ErrorKind::TierRefused, TRIED, format!("N2 does not hold: {}", what.into())).with_backend(BACKEND).with_help(help)
+}
+
+/// Checks all that N2 needs outside of the machines.
+///
+/// # Errors
+/// `TierRefused` naming what is open or missing.
+pub(crate) async fn check(aws: &Aws, settings: &Settings, bucket: &str) -> Result<Vec<Mechanism>> {
+    let vpc = vpc_of(aws, settings).await?;
+    let endpoints = endpoints(aws, &vpc).await?;
+    let mechanism = |name: &str, detail: String| Mechanism { name: name.to_owned(), applied: Applied::Enforced, detail };
+    let s3 = check_endpoints(aws, &endpoints, bucket)?;
+    let group = check_group(aws, settings, &endpoints).await?;
+    let firewall = check_names(aws, &vpc, bucket).await?;
+    Ok(vec![
+        mechanism("egress rules", format!("{group} lets out to the endpoints alone")),
+        mechanism("endpoint policies", format!("{s3} serves {bucket} alone; those of SSM the account's roles alone")),
+        mechanism("DNS firewall", format!("{firewall} answers the endpoints' names alone")),
+    ])
+}
+
+/// The VPC of all subnets.
+async fn vpc_of(aws: &Aws, settings: &Settings) -> Result<String> {
+    if settings.subnets.is_empty() {
+        return Err(open("no subnet is named, so that nobody knows the network", "write ec2.subnets"));
+    }
+    let ask = || aws.ec2.describe_subnets().set_subnet_ids(Some(settings.subnets.clone())).send();
+    let answer = again(TRIED, "ec2:DescribeSubnets", ask).await?;
+    let mut all: Vec<String> = answer.subnets.unwrap_or_default().into_iter().filter_map(|subnet| subnet.vpc_id).collect();
+    all.sort();
+    all.dedup();
+    match (all.as_slice(), &settings.vpc) {
+        ([one], Some(vpc)) if one != vpc => {
+            Err(open(format!("the subnets are in {one}, not in {vpc}"), "correct ec2.vpc or ec2.subnets"))
+        }
+        ([one], _) => Ok(one.clone()),
+        _ => Err(open("the subnets are in several networks", "name subnets of one VPC")),
+    }
+}
+
+async fn endpoints(aws: &Aws, vpc: &str) -> Result<Vec<VpcEndpoint>> {
+    let filter = Filter::builder().name("vpc-id").values(vpc).build();
+    let ask = || aws.ec2.describe_vpc_endpoints().filters(filter.clone()).send();
+    Ok(again(TRIED, "ec2:DescribeVpcEndpoints", ask).await?.vpc_endpoints.unwrap_or_default())
+}
+
+fn service(endpoint: &VpcEndpoint) -> &str {
+    endpoint.service_name.as_deref().unwrap_or_default().rsplit('.').next().unwrap_or_default()
+}
+
+fn is_gateway(endpoint: &VpcEndpoint) -> bool {
+    endpoint.vpc_endpoint_type.as_ref().is_none_or(|kind| *kind == VpcEndpointType::Gateway)
+}
+
+/// Checks the endpoints and their policies; returns the id of S3's.
+fn check_endpoints(aws: &Aws, endpoints: &[VpcEndpoint], bucket: &str) -> Result<String> {
+    let fix = "infra/tierbox.yaml has endpoints with such policies";
+    for endpoint in endpoints {
+        let (id, name) = (endpoint.vpc_endpoint_id.clone().unwrap_or_default(), service(endpoint));
+        let policy: Value = serde_json::from_str(endpoint.policy_document.as_deref().unwrap_or("{}")).unwrap_or_default();
+        match name {
+            "s3" => check_bucket_policy(&id, &policy, bucket).map_err(|why| open(why, fix))?,
+            _ if SERVICES.contains(&name) => check_service_policy(&id, name, &policy).map_err(|why| open(why, fix))?,
+            // Another service of AWS can take data; a gateway of DynamoDB needs no group.
+            _ => {
+                return Err(open(
+                    format!("{id} is an endpoint of {name}, through which data can leave"),
+                    "use a VPC of tierbox's own",
+                ));
+            }
+        }
+    }
+    if let Some(missing) = SERVICES.into_iter().find(|name| !endpoints.iter().any(|endpoint| service(endpoint) == *name)) {
+        return Err(open(format!("there is no endpoint of {missing} in {}", aws.region), fix));
+    }
+    let s3 = endpoints.iter().find(|endpoint| service(endpoint) == "s3" && is_gateway(endpoint));
+    s3.and_then(|endpoint| endpoint.vpc_endpoint_id.clone()).ok_or_else(|| open("there is no gateway endpoint of s3", fix))
+}
+
+fn statements(policy: &Value) -> Vec<&Value> {
+    match &policy["Statement"] {
+        Value::Array(all) => all.iter().collect(),
+        Value::Null => Vec::new(),
+        one => vec![one],
+    }
+}
+
+fn words(value: &Value) -> Vec<&str> {
+    match value {
+        Value::Array(all) => all.iter().filter_map(Value::as_str).collect(),
+        one => one.as_str().into_iter().collect(),
+    }
+}
+
+/// Whether a statement holds for one value of a key alone, and which.
+fn bound_to<'a>(statement: &'a Value, key: &str) -> Option<&'a str> {
+    let conditions = statement["Condition"].as_object()?;
+    conditions.iter().find_map(|(operator, keys)| {
+        let exact = matches!(operator.as_str(), "StringEquals" | "ArnEquals");
+        let found = keys.as_object()?.iter().find(|(name, _)| name.eq_ignore_ascii_case(key))?.1;
+        let only = words(found);
+        (exact && only.len() == 1 && !only[0].contains('*')).then(|| only[0])
+    })
+}
+
+/// S3's endpoint may reach objects of one bucket, asked for by and belonging to one account.
+fn check_bucket_policy(id: &str, policy: &Value, bucket: &str) -> std::result::Result<(), String> {
+    let allowed: Vec<&Value> = statements(policy).into_iter().filter(|statement| statement["Effect"] == "Allow").collect();
+    if allowed.is_empty() {
+        return Err(format!("the policy of {id} allows nothing, or cannot be read"));
+    }
+    for statement in allowed {
+        let resources = words(&statement["Resource"]);
+        let ours = |resource: &&str| {
+            resource
+                .strip_prefix("arn:")
+                .and_then(|rest| rest.split_once(":s3:::"))
+                .is_some_and(|(_, path)| path.starts_with(&format!("{bucket}/")))
+        };
+        if resources.is_empty() || !resources.iter().all(ours) {
+            return Err(format!("the policy of {id} (s3) reaches other buckets than {bucket}"));
+        }
+        if bound_to(statement, "aws:PrincipalAccount").is_none() || bound_to(statement, "aws:ResourceAccount").is_none() {
+            return Err(format!("the policy of {id} (s3) serves keys of other accounts"));
+        }
+    }
+    Ok(())
+}
+
+/// SSM's endpoints may serve one role, or one account.
+fn check_service_policy(id: &str, name: &str, policy: &Value) -> std::result::Result<(), String> {
+    let allowed: Vec<&Value> = statements(policy).into_iter().filter(|statement| statement["Effect"] == "Allow").collect();
+    let bound = |statement: &&Value| {
+        bound_to(statement, "aws:PrincipalArn").is_some() || bound_to(statement, "aws:PrincipalAccount").is_some()
+    };
+    match allowed.iter().all(bound) && !allowed.is_empty() {
+        true => Ok(()),
+        false => Err(format!("the policy of {id} ({name}) serves keys of other accounts")),
+    }
+}
+
+/// The group lets out to the endpoints' groups and to S3's prefix list, by HTTPS, and nowhere else.
+async fn check_group(aws: &Aws, settings: &Settings, endpoints: &[VpcEndpoint]) -> Result<String> {
+    let fix = "infra/tierbox.yaml has such a group (SecurityGroupN2)";
+    let Some(group) = &settings.security_group else {
+        return Err(open("no security group is named, and the default one lets everything out", "write ec2.security-group"));
+    };
+    let ask = || aws.ec2.describe_security_groups().group_ids(group).send();
+    let answer = again(TRIED, "ec2:DescribeSecurityGroups", ask).await?;
+    let found = answer.security_groups.unwrap_or_default().into_iter().next();
+    let rules = found.and_then(|group| group.ip_permissions_egress).unwrap_or_default();
+    let theirs: Vec<String> = endpoints
+        .iter()
+        .filter(|endpoint| !is_gateway(endpoint))
+        .flat_map(|endpoint| endpoint.groups.clone().unwrap_or_default())
+        .filter_map(|group| group.group_id)
+        .collect();
+    let list = prefix_list(aws).await?;
+    match rules.iter().find_map(|rule| leads_out(rule, &theirs, &list)) {
+        Some(way) => Err(open(format!("{group} lets out to {way}"), fix)),
+        None => Ok(group.clone()),
+    }
+}
+
+/// Where a rule leads that is not an endpoint.
+fn leads_out(rule: &IpPermission, groups: &[String], list: &str) -> Option<String> {
+    let https = rule.ip_protocol.as_deref() == Some("tcp") && rule.from_port == Some(443) && rule.to_port == Some(443);
+    let mut ways: Vec<String> = rule.ip_ranges.iter().flatten().filter_map(|range| range.cidr_ip.clone()).collect();
+    ways.extend(rule.ipv6_ranges.iter().flatten().filter_map(|range| range.cidr_ipv6.clone()));
+    // A rule that leads to this host itself leads nowhere.
+    ways.retain(|way| way != "127.0.0.1/32");
+    let pairs = || rule.user_id_group_pairs.iter().flatten().filter_map(|pair| pair.group_id.clone());
+    let lists = || rule.prefix_list_ids.iter().flatten().filter_map(|list| list.prefix_list_id.clone());
+    ways.extend(pairs().filter(|group| !https || !groups.contains(group)));
+    ways.extend(lists().filter(|id| !https || id != list));
+    ways.into_iter().next()
+}
+
+/// The region's prefix list of S3.
+async fn prefix_list(aws: &Aws) -> Result<String> {
+    let name = format!("com.amazonaws.{}.s3", aws.region);
+    let filter = Filter::builder().name("prefix-list-name").values(&name).build();
+    let ask = || aws.ec2.describe_prefix_lists().filters(filter.clone()).send();
+    let answer = again(TRIED, "ec2:DescribePrefixLists", ask).await?;
+    let list = answer.prefix_lists.unwrap_or_default().into_iter().find(|list| list.prefix_list_name.as_deref() == Some(&name));
+    Ok(list.and_then(|list| list.prefix_list_id).unwrap_or_default())
+}
+
+/// The resolver answers the endpoints' names alone, and refuses where the firewall fails.
+async fn check_names(aws: &Aws, vpc: &str, bucket: &str) -> Result<String> {
+    let fix = "infra/tierbox.yaml has such a rule group of Route 53 Resolver DNS Firewall";
+    let config = signed::resolver(aws, "GetFirewallConfig", &json!({"ResourceId": vpc})).await;
+    if config.is_ok_and(|config| config["FirewallConfig"]["FirewallFailOpen"] == "ENABLED") {
+        return Err(open(
+            format!("the DNS firewall of {vpc} lets all names through when it fails"),
+            "set its fail-open mode to disabled",
+        ));
+    }
+    let listed = "FirewallRuleGroupAssociations";
+    let mut groups = pages(aws, "ListFirewallRuleGroupAssociations", json!({"VpcId": vpc}), listed).await?;
+    groups.retain(|group| group["VpcId"] == vpc);
+    groups.sort_by_key(|group| group["Priority"].as_i64());
+    for group in &groups {
+        let id = group["FirewallRuleGroupId"].as_str().unwrap_or_default();
+        let mut rules = pages(aws, "ListFirewallRules", json!({"FirewallRuleGroupId": id}), "FirewallRules").await?;
+        rules.sort_by_key(|rule| rule["Priority"].as_i64());
+        for rule in rules {
+            let list = json!({"FirewallDomainListId": rule["FirewallDomainListId"]});
+            let domains = pages(aws, "ListFirewallDomains", list, "Domains").await?;
+            let domains: Vec<&str> = domains.iter().filter_map(Value::as_str).map(|name| name.trim_end_matches('.')).collect();
+            let everything = domains.contains(&"*");
+            match rule["Action"].as_str().unwrap_or_default() {
+                "BLOCK" if everything => return Ok(id.to_owned()),
+                "BLOCK" => {}
+                _ => {
+                    if let Some(name) = domains.iter().find(|name| !is_ours(name, &aws.region, bucket)) {
+                        return Err(open(format!("the DNS firewall {id} answers {name}, and a query carries data"), fix));
+                    }
+                }
+            }
+        }
+    }
+    Err(open(format!("no DNS firewall of {vpc} blocks all other names, and a query carries data"), fix))
+}
+
+/// All pages of a list.
+async fn pages(aws: &Aws, action: &str, mut body: Value, key: &str) -> Result<Vec<Value>> {
+    let mut all = Vec::new();
+    loop {
+        let mut page = signed::resolver(aws, action, &body).await?;
+        all.extend(page[key].as_array().cloned().unwrap_or_default());
+        match page["NextToken"].take() {
+            Value::Null => return Ok(all),
+            next => body["NextToken"] = next,
+        }
+    }
+}
+
+/// The name of an endpoint that the machines need.
+fn is_ours(name: &str, region: &str, bucket: &str) -> bool {
+    let suffix = format!(".{region}.amazonaws.com");
+    match name.strip_suffix(&suffix) {
+        Some(head) => SERVICES.contains(&head) || head == "s3" || head == format!("{bucket}.s3"),
+        None => false,
+    }
+}
+
+#[cfg(test)]
+mod unit {
+    use super::*;
+    use aws_sdk_ec2::types::{IpRange, PrefixListId, UserIdGroupPair};
+
+    fn rule(protocol: &str, port: i32) -> aws_sdk_ec2::types::builders::IpPermissionBuilder {
+        IpPermission::builder().ip_protocol(protocol).from_port(port).to_port(port)
+    }
+
+    #[test]
+    fn only_https_to_the_endpoints_leads_nowhere() {
+        let groups = ["sg-endpoints".to_owned()];
+        let pair = |id: &str| UserIdGroupPair::builder().group_id(id).build();
+        let list = |id: &str| PrefixListId::builder().prefix_list_id(id).build();
+        let way = |rule: aws_sdk_ec2::types::builders::IpPermissionBuilder| leads_out(&rule.build(), &groups, "pl-s3");
+        assert_eq!(way(rule("tcp", 443).user_id_group_pairs(pair("sg-endpoints"))), None);
+        assert_eq!(way(rule("tcp", 443).prefix_list_ids(list("pl-s3"))), None);
+        for open in [
+            rule("tcp", 443).ip_ranges(IpRange::builder().cidr_ip("0.0.0.0/0").build()),
+            rule("tcp", 443).user_id_group_pairs(pair("sg-other")),
+            rule("tcp", 22).user_id_group_pairs(pair("sg-endpoints")),
+            rule("-1", 443).user_id_group_pairs(pair("sg-endpoints")),
+            rule("tcp", 443).prefix_list_ids(list("pl-dynamodb")),
+        ] {
+            assert!(way(open.clone()).is_some(), "{open:?}");
+        }
+    }
+
+    #[test]
+    fn policies_that_reach_further_are_told() {
+        let good = json!({"Statement": [{"Effect": "Allow", "Resource": "arn:aws:s3:::ours/*",
+            "Condition": {"StringEquals": {"aws:PrincipalAccount": "1", "aws:ResourceAccount": "1"}}}]});
+        assert_eq!(check_bucket_policy("e", &good, "ours"), Ok(()));
+        for (pointer, value) in [
+            ("/Statement/0/Resource", json!("*")),
+            ("/Statement/0/Resource", json!(["arn:aws:s3:::ours/*", "arn:aws:s3:::others/*"])),
+            ("/Statement/0/Resource", json!("arn:aws:s3:::ours*")),
+            ("/Statement/0/Condition", json!({})),
+            ("/Statement/0/Condition", json!({"StringLike": {"aws:PrincipalAccount": "*", "aws:ResourceAccount": "*"}})),
+            ("/Statement/0/Condition", json!({"StringEquals": {"aws:PrincipalAccount": "1"}})),
+        ] {
+            let mut bad = good.clone();
+            *bad.pointer_mut(pointer).unwrap() = value;
+            assert!(check_bucket_policy("e", &bad, "ours").is_err(), "{bad}");
+        }
+        assert!(check_service_policy("e", "ssm", &json!({"Statement": [{"Effect": "Allow", "Action": "*"}]})).is_err());
+    }
+
+    #[test]
+    fn names_of_others_carry_data() {
+        assert!(
+            is_ours("ssm.eu-west-2.amazonaws.com", "eu-west-2", "b") && is_ours("b.s3.eu-west-2.amazonaws.com", "eu-west-2", "b")
+        );
+        for other in ["*", "*.amazonaws.com", "evil.example", "other.s3.eu-west-2.amazonaws.com", "*.s3.eu-west-2.amazonaws.com"]
+        {
+            assert!(!is_ours(other, "eu-west-2", "b"), "{other}");
+        }
+    }
+}

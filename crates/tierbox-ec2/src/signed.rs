@@ -1,0 +1,141 @@
+//! A few calls of services whose whole SDK would take minutes to build: IAM, to read a role, and Route 53 Resolver, to read a firewall.
+
+use std::time::{Duration, SystemTime};
+
+use aws_credential_types::Credentials;
+use aws_credential_types::provider::ProvideCredentials;
+use aws_sigv4::http_request::{SignableBody, SignableRequest, SigningSettings, sign};
+use aws_sigv4::sign::v4;
+use aws_smithy_http_client::Connector;
+use aws_smithy_http_client::tls::{Provider, rustls_provider::CryptoMode};
+use aws_smithy_runtime_api::client::http::HttpConnector;
+use aws_smithy_runtime_api::client::orchestrator::HttpRequest;
+use aws_smithy_types::body::SdkBody;
+use tierbox_core::{Error, ErrorKind, Result};
+
+use crate::BACKEND;
+use crate::aws::Aws;
+use crate::call::{Pauses, shown};
+
+const TRIED: &str = "check the account";
+/// How long one call may take.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A call's target.
+struct Target<'a> {
+    service: &'a str,
+    region: &'a str,
+    url: String,
+    headers: Vec<(&'static str, String)>,
+}
+
+/// What refuses a call for the lack of a right.
+pub(crate) fn is_denied(error: &Error) -> bool {
+    error.kind() == ErrorKind::Credentials
+}
+
+/// A call of IAM; the answer is XML.
+pub(crate) async fn iam(aws: &Aws, action: &str, parameters: &[(&str, &str)]) -> Result<String> {
+    let mut body = format!("Action={action}&Version=2010-05-08");
+    for (key, value) in parameters {
+        body.push_str(&format!("&{key}={}", escaped(value)));
+    }
+    let url = aws.account.endpoint.clone().unwrap_or_else(|| "https://iam.amazonaws.com".to_owned());
+    let headers = vec![("content-type", "application/x-www-form-urlencoded".to_owned())];
+    call(aws, &Target { service: "iam", region: "us-east-1", url, headers }, action, &body).await
+}
+
+/// A call of Route 53 Resolver.
+pub(crate) async fn resolver(aws: &Aws, action: &str, body: &serde_json::Value) -> Result<serde_json::Value> {
+    let own = || format!("https://route53resolver.{}.amazonaws.com", aws.region);
+    let url = aws.account.endpoint.clone().unwrap_or_else(own);
+    let headers =
+        vec![("content-type", "application/x-amz-json-1.1".to_owned()), ("x-amz-target", format!("Route53Resolver.{action}"))];
+    let target = Target { service: "route53resolver", region: &aws.region, url, headers };
+    let answer = call(aws, &target, action, &body.to_string()).await?;
+    serde_json::from_str(&answer)
+        .map_err(|error| Error::new(ErrorKind::HostUnable, TRIED, format!("{action}: {error}")).with_backend(BACKEND))
+}
+
+fn escaped(text: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte);
+    text.bytes().map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect()
+}
+
+async fn call(aws: &Aws, target: &Target<'_>, action: &str, body: &str) -> Result<String> {
+    let mut pauses = Pauses::new();
+    loop {
+        let problem = match tokio::time::timeout(PATIENCE, once(aws, target, body)).await {
+            Ok(Ok((200..300, text))) => return Ok(text),
+            Ok(Ok((status, text))) if status < 500 && !text.contains("Throttl") => {
+                return Err(refused(target, action, status, &text));
+            }
+            Ok(Ok((status, text))) => refused(target, action, status, &text),
+            Ok(Err(error)) if error.kind() == ErrorKind::Credentials => return Err(error),
+            Ok(Err(error)) => error,
+            Err(_) => Error::new(ErrorKind::Lost, TRIED, format!("{action} was not answered")).with_backend(BACKEND),
+        };
+        match pauses.next() {
+            Some(pause) => tokio::time::sleep(pause).await,
+            None => return Err(problem),
+        }
+    }
+}
+
+fn refused(target: &Target<'_>, action: &str, status: u16, text: &str) -> Error {
+    let denied = ["AccessDenied", "UnrecognizedClient", "InvalidClientTokenId", "ExpiredToken", "SignatureDoesNotMatch"];
+    let kind = if denied.iter().any(|word| text.contains(word)) { ErrorKind::Credentials } else { ErrorKind::HostUnable };
+    let message = format!("{}:{action} was refused with status {status}: {}", target.service, shown(text.trim()));
+    Error::new(kind, TRIED, message).with_backend(BACKEND)
+}
+
+async fn once(aws: &Aws, target: &Target<'_>, body: &str) -> Result<(u16, String)> {
+    let failed = |error: &dyn std::fmt::Display| {
+        Error::new(ErrorKind::Lost, TRIED, format!("{}: {}", target.service, shown(&error.to_string()))).with_backend(BACKEND)
+    };
+    let unknown = |error: String| {
+        Error::new(ErrorKind::Credentials, TRIED, format!("nobody knows who asks: {}", shown(&error))).with_backend(BACKEND)
+    };
+    let provider = aws.credentials.as_ref().ok_or_else(|| unknown("there are no credentials".to_owned()))?;
+    let credentials = provider.provide_credentials().await.map_err(|error| unknown(error.to_string()))?;
+    let request = signed(target, body, credentials).map_err(|error| failed(&error))?;
+    let connector = Connector::builder().tls_provider(Provider::Rustls(CryptoMode::Ring)).build();
+    let response = connector.call(request).await.map_err(|error| failed(&error))?;
+    let status = response.status().as_u16();
+    let bytes = aws_sdk_s3::primitives::ByteStream::new(response.into_body()).collect().await.map_err(|error| failed(&error))?;
+    Ok((status, String::from_utf8_lossy(&bytes.into_bytes()).into_owned()))
+}
+
+fn signed(
+    target: &Target<'_>,
+    body: &str,
+    credentials: Credentials,
+) -> std::result::Result<HttpRequest, Box<dyn std::error::Error + Send + Sync>> {
+    let identity = credentials.into();
+    let parameters = v4::SigningParams::builder()
+        .identity(&identity)
+        .region(target.region)
+        .name(target.service)
+        .time(SystemTime::now())
+        .settings(SigningSettings::default())
+        .build()?
+        .into();
+    let url = format!("{}/", target.url.trim_end_matches('/'));
+    let headers = target.headers.iter().map(|(name, value)| (*name, value.as_str()));
+    let signable = SignableRequest::new("POST", url.as_str(), headers, SignableBody::Bytes(body.as_bytes()))?;
+    let (instructions, _) = sign(signable, &parameters)?.into_parts();
+    let mut request = http::Request::post(url).body(SdkBody::from(body))?;
+    for (name, value) in &target.headers {
+        request.headers_mut().insert(*name, value.parse()?);
+    }
+    instructions.apply_to_request_http1x(&mut request);
+    Ok(request.try_into()?)
+}
+
+#[cfg(test)]
+mod unit {
+    #[test]
+    fn parameters_cannot_add_others() {
+        assert_eq!(super::escaped("a&Action=DeleteRole b"), "a%26Action%3DDeleteRole%20b");
+    }
+}

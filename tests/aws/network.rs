@@ -1,0 +1,124 @@
+//! N2 in the network of the stack in infra/, and what is refused where a part of it is open.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use libtest_mimic::Trial;
+use serde_json::{Value, json};
+use tierbox_core::{EnvironmentSpec, ErrorKind, ExecRequest, SandboxExt};
+
+use super::world::{Outcome, World, ensure, text, trial};
+
+pub fn all() -> Vec<Trial> {
+    vec![trial("network::the_stack_closes_the_network", closed), trial("network::what_is_open_is_refused_by_name", refused)]
+}
+
+fn encoded(text: &str) -> String {
+    text.bytes().map(|byte| format!("%{byte:02X}")).collect()
+}
+
+/// Deploys infra/tierbox.yaml; returns its outputs.
+async fn stack(world: &World) -> Result<BTreeMap<String, String>, String> {
+    let name = world.server.key.clone();
+    let lists = world.server.signed("POST", "/", "ec2", "Action=DescribePrefixLists&Version=2016-11-15");
+    let list = lists
+        .split("<item>")
+        .find(|item| item.contains("com.amazonaws.us-east-1.s3<"))
+        .and_then(|item| item.split_once("<prefixListId>")?.1.split_once('<'))
+        .map(|(id, _)| id.to_owned())
+        .ok_or("no prefix list of S3")?;
+    let template = include_str!("../../infra/tierbox.yaml");
+    let mut body = format!(
+        "Action=CreateStack&Version=2010-05-15&StackName={name}&Capabilities.member.1=CAPABILITY_NAMED_IAM&TemplateBody={}",
+        encoded(template)
+    );
+    let parameters = [("Prefix", name.as_str()), ("S3PrefixList", &list), ("Zones", "us-east-1a,us-east-1b")];
+    for (number, (key, value)) in (1..).zip(parameters) {
+        let value = encoded(value);
+        body.push_str(&format!(
+            "&Parameters.member.{number}.ParameterKey={key}&Parameters.member.{number}.ParameterValue={value}"
+        ));
+    }
+    let made = world.server.signed("POST", "/", "cloudformation", &body);
+    ensure!(made.contains(" 200 "), "{made}");
+    let mut told = String::new();
+    world
+        .until(Duration::from_secs(60), "the stack is deployed", || {
+            let ask = format!("Action=DescribeStacks&Version=2010-05-15&StackName={name}");
+            told = world.server.signed("POST", "/", "cloudformation", &ask);
+            told.contains("CREATE_COMPLETE")
+        })
+        .await?;
+    let pair = |part: &str| {
+        let (key, rest) = part.split_once("</OutputKey>")?;
+        let value = rest.split_once("<OutputValue>")?.1.split_once("</OutputValue>")?.0;
+        Some((key.to_owned(), value.to_owned()))
+    };
+    Ok(told.split("<OutputKey>").skip(1).filter_map(pair).collect())
+}
+
+fn spec(world: &World, out: &BTreeMap<String, String>) -> EnvironmentSpec {
+    world.spec(|spec| {
+        spec.tier = "T0.H3.N2".parse().expect("a tier");
+        spec.settings["bucket"] = out["Bucket"].clone().into();
+        spec.settings["subnets"] = json!(out["SubnetIds"].split(',').collect::<Vec<_>>());
+        spec.settings["security-group"] = out["SecurityGroupN2"].clone().into();
+        spec.settings["instance-profile"] = out["InstanceProfile"].clone().into();
+    })
+}
+
+async fn closed(world: World) -> Outcome {
+    let out = stack(&world).await?;
+    world.server.set(json!({"require_endpoints": true, "require_instance_profile": true}));
+    // It refuses what does not come by TLS, which this server does not speak.
+    world.server.signed("DELETE", &format!("/{}?policy", out["Bucket"]), "s3", "");
+    let started = world.start(&spec(&world, &out)).await.map_err(text)?;
+    let sandbox = started.environment.primary();
+    for (what, script) in [
+        ("an address outside", "curl -s -m 3 -o /dev/null http://203.0.113.10/"),
+        ("a name", "python3 -c 'import socket; socket.gethostbyname(\"secret.canary.test\")'"),
+        ("the metadata service", "curl -s -m 3 -o /dev/null http://169.254.169.254/"),
+    ] {
+        let tried = sandbox.run(ExecRequest::shell(script)).await.map_err(text)?;
+        ensure!(!tried.success(), "{what} was reached: {tried:?}");
+    }
+    // The control: what must pass does, by the bucket's endpoint.
+    sandbox.write_bytes("large", vec![5; 200_000]).await.map_err(text)?;
+    let back = sandbox.read_bytes("large", 1 << 20).await.map_err(text)?;
+    ensure!(back == vec![5; 200_000], "{} bytes came back", back.len());
+    let mechanisms = format!("{:?}", started.environment.report().mechanisms);
+    for name in ["egress rules", "endpoint policies", "DNS firewall", "metadata closed"] {
+        ensure!(mechanisms.contains(name), "{name} is not in the report: {mechanisms}");
+    }
+    started.environment.stop().await.map_err(text)
+}
+
+async fn refused(world: World) -> Outcome {
+    let out = stack(&world).await?;
+    let good = spec(&world, &out);
+    let change = |key: &str, value: Value| {
+        let mut changed = good.clone();
+        changed.settings[key] = value;
+        changed
+    };
+    let as_root = EnvironmentSpec { user: Some("root".to_owned()), ..good.clone() };
+    for (what, spec) in [
+        ("lets out to 0.0.0.0/0", change("security-group", out["SecurityGroupN0"].clone().into())),
+        ("no security group", change("security-group", Value::Null)),
+        ("no subnet", change("subnets", json!([]))),
+        ("other buckets", change("bucket", world.server.bucket().into())),
+        ("root", as_root),
+    ] {
+        let Err(error) = world.start(&spec).await else { return Err(format!("it started, though {what}")) };
+        ensure!(error.kind() == ErrorKind::TierRefused && error.to_string().contains(what), "{what}: {error}");
+    }
+    // Without the firewall a query carries data.
+    let delete = |action: &str, body: Value| world.server.json("route53resolver", &format!("Route53Resolver.{action}"), &body);
+    let bound = delete("ListFirewallRuleGroupAssociations", json!({"VpcId": out["VpcId"]}));
+    let id = bound["FirewallRuleGroupAssociations"][0]["Id"].as_str().ok_or("no association")?.to_owned();
+    delete("DisassociateFirewallRuleGroup", json!({"FirewallRuleGroupAssociationId": id}));
+    let Err(error) = world.start(&good).await else { return Err("it started without a DNS firewall".to_owned()) };
+    ensure!(error.kind() == ErrorKind::TierRefused && error.to_string().contains("DNS firewall"), "{error}");
+    ensure!(world.server.instances().is_empty(), "something was made: {:?}", world.server.instances());
+    Ok(())
+}
