@@ -131,7 +131,7 @@ pub(crate) fn reopen(journal: &Journal, id: &str, memo: &Memo) -> Result<Option<
 
 /// The attestation in the directory of a run.
 pub(crate) fn attestation(directory: &Path) -> Option<tierbox_verify::Attestation> {
-    serde_json::from_slice(&std::fs::read(directory.join(ATTESTATION)).ok()?).ok()
+    serde_json::from_slice(&beside(directory, ATTESTATION)?).ok()
 }
 
 /// What a file beside the log holds; `None` if there is no such file, or something else of its name.
