@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{KillDomain, Locality, Tier};
+use crate::{KillDomain, Limit, Limits, Locality, Tier};
 
 /// How far a mechanism was applied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -38,6 +38,28 @@ pub struct LimitReport {
     pub by: String,
     /// How far it is in force.
     pub applied: Applied,
+}
+
+impl LimitReport {
+    /// The limits of a machine that tierbox does not make itself: what a profile asks for of the whole machine is its maker's to give (an
+    /// instance type, a Vagrantfile), of a process its kernel's.
+    pub fn of_processes_alone(limits: &Limits) -> Vec<Self> {
+        let line = |name: &str, limit: Option<Limit<u64>>, by: &str, applied| {
+            limit.map(|limit| Self { name: name.to_owned(), value: limit.max.to_string(), by: by.to_owned(), applied })
+        };
+        [
+            line("memory", limits.memory, "nothing", Applied::Absent),
+            line("cpu", limits.cpu_millis, "nothing", Applied::Absent),
+            line("pids", limits.pids, "nothing", Applied::Absent),
+            line("disk", limits.disk, "nothing", Applied::Absent),
+            line("inodes", limits.inodes, "nothing", Applied::Absent),
+            line("file-size", limits.file_size, "rlimit", Applied::Enforced),
+            line("open-files", limits.open_files, "rlimit", Applied::Enforced),
+        ]
+        .into_iter()
+        .flatten()
+        .collect()
+    }
 }
 
 /// What an environment's tier rests on.

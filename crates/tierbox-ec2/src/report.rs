@@ -1,6 +1,6 @@
 //! What the tier rests on, for people.
 
-use tierbox_core::{Applied, EnvironmentSpec, KillDomain, Limit, LimitReport, Limits, Locality, Mechanism, Report};
+use tierbox_core::{Applied, EnvironmentSpec, KillDomain, LimitReport, Locality, Mechanism, Report};
 
 use crate::BACKEND;
 use crate::guest::Prepared;
@@ -31,7 +31,7 @@ pub(crate) fn make(
         locality: Locality::Remote,
         kill_domain: KillDomain::Cgroup,
         mechanisms: mechanisms(plan, facts),
-        limits: limits(&spec.limits),
+        limits: LimitReport::of_processes_alone(&spec.limits),
         mounts: Vec::new(),
         copied_in: Vec::new(),
         weakened: spec.weakened.clone(),
@@ -74,23 +74,4 @@ fn remarks(facts: &Prepared, machine: &str) -> Vec<String> {
         ));
     }
     remarks
-}
-
-/// What a profile asks for of the whole machine is the instance type's to give; of a process, the kernel's.
-fn limits(limits: &Limits) -> Vec<LimitReport> {
-    let line = |name: &str, limit: Option<Limit<u64>>, by: &str, applied| {
-        limit.map(|limit| LimitReport { name: name.to_owned(), value: limit.max.to_string(), by: by.to_owned(), applied })
-    };
-    [
-        line("memory", limits.memory, "nothing", Applied::Absent),
-        line("cpu", limits.cpu_millis, "nothing", Applied::Absent),
-        line("pids", limits.pids, "nothing", Applied::Absent),
-        line("disk", limits.disk, "nothing", Applied::Absent),
-        line("inodes", limits.inodes, "nothing", Applied::Absent),
-        line("file-size", limits.file_size, "rlimit", Applied::Enforced),
-        line("open-files", limits.open_files, "rlimit", Applied::Enforced),
-    ]
-    .into_iter()
-    .flatten()
-    .collect()
 }

@@ -420,7 +420,7 @@ async fn report(
         locality: tierbox_core::Locality::Local,
         kill_domain: kill_domain.unwrap_or(KillDomain::Session),
         mechanisms,
-        limits: limits(&spec.limits),
+        limits: LimitReport::of_processes_alone(&spec.limits),
         mounts: Vec::new(),
         copied_in: Vec::new(),
         weakened: spec.weakened.clone(),
@@ -443,23 +443,4 @@ async fn unresolved(egress: &Egress, machines: &[Connected]) -> Result<Vec<Strin
 
 fn network_address(place: &Place) -> String {
     place.isolated.as_ref().map(isolation::Isolated::host_address).unwrap_or_default()
-}
-
-/// What a profile asks for of the whole machine is the Vagrantfile's to give; of a process, the supervisor's.
-fn limits(limits: &Limits) -> Vec<LimitReport> {
-    let line = |name: &str, limit: Option<tierbox_core::Limit<u64>>, by: &str, applied| {
-        limit.map(|limit| LimitReport { name: name.to_owned(), value: limit.max.to_string(), by: by.to_owned(), applied })
-    };
-    [
-        line("memory", limits.memory, "nothing", Applied::Absent),
-        line("cpu", limits.cpu_millis, "nothing", Applied::Absent),
-        line("pids", limits.pids, "nothing", Applied::Absent),
-        line("disk", limits.disk, "nothing", Applied::Absent),
-        line("inodes", limits.inodes, "nothing", Applied::Absent),
-        line("file-size", limits.file_size, "rlimit", Applied::Enforced),
-        line("open-files", limits.open_files, "rlimit", Applied::Enforced),
-    ]
-    .into_iter()
-    .flatten()
-    .collect()
 }
