@@ -40,7 +40,7 @@ pub fn docker_plain(engine: &str, profile: &str) -> Arc<dyn Factory> {
     let mut spec = docker_spec(engine, profile, DEBIAN);
     spec.settings["transport"] = "plain".into();
     // Every script is a process of the engine's, some 60 ms each.
-    Arc::new(docker_of(engine, spec).patient(std::time::Duration::from_secs(30)))
+    Arc::new(docker_of(engine, spec).patient(std::time::Duration::from_secs(45)))
 }
 
 fn docker_of(engine: &str, spec: EnvironmentSpec) -> BackendFactory {

@@ -14,7 +14,7 @@ pub fn run(args: Vec<String>) -> Result<(), String> {
     let mut runner = cargo();
     if with_nextest {
         runner.args(["nextest", "run", "--workspace", "--all-features", "--no-fail-fast"]);
-        runner.args(if slow { ["--profile", "slow"].as_slice() } else { &[] });
+        runner.args(profile(slow));
         runner.args(&rest);
     } else {
         println!("xtask: cargo-nextest is not installed, using cargo test (cargo install cargo-nextest runs tests in parallel)");
@@ -35,6 +35,15 @@ pub fn run(args: Vec<String>) -> Result<(), String> {
     };
     let required = skips.finish();
     tests.and(docs).and(required)
+}
+
+/// The runner's profile: what runs, and whether a test is tried again.
+fn profile(slow: bool) -> &'static [&'static str] {
+    match (slow, std::env::var_os("CI").is_some()) {
+        (true, _) => &["--profile", "slow"],
+        (false, true) => &["--profile", "ci"],
+        (false, false) => &[],
+    }
 }
 
 /// What the arguments ask for.

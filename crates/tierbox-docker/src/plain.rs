@@ -34,6 +34,9 @@ const COMPLAINTS: usize = 4 << 10;
 /// How long the engine may take to tell the number, or the exit status, of a process that it started.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// How long the engine may take to learn that a container's processes are dead.
+const NEWS: Duration = Duration::from_secs(2);
+
 /// The pause between two questions.
 const PAUSE: Duration = Duration::from_millis(5);
 
@@ -88,14 +91,26 @@ impl Scripts {
         };
         match self.domains.enter(command, pid) {
             Ok(()) => Ok(()),
-            Err(error) if self.is_running().await => Err(unheld(&error.to_string())),
-            Err(_) => Err(lost(&unheld("the container has ended"))),
+            Err(_) if self.has_ended().await => Err(lost(&unheld("the container has ended"))),
+            Err(error) => Err(unheld(&error.to_string())),
         }
     }
 
     async fn is_running(&self) -> bool {
         let found = self.engine.docker.inspect_container(&self.container, None).await;
         found.ok().and_then(|found| found.state?.running) == Some(true)
+    }
+
+    /// Whether the container has ended, or does while one looks: the engine learns of a death after the kernel.
+    async fn has_ended(&self) -> bool {
+        let begun = Instant::now();
+        while self.is_running().await {
+            if begun.elapsed() > NEWS {
+                return false;
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+        true
     }
 
     async fn status(&self, exec: &str) -> Result<i32> {

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use tierbox_core::{Backend, Connection, Environment, EnvironmentSpec, Report, Result, Sandbox, Silent};
 
 use crate::lease::MemoryLease;
-use crate::subject::{Absence, Adjust, Factory};
+use crate::subject::{Absence, Adjust, Factory, USUAL_LIMIT, USUAL_PATIENCE};
 
 /// Starts environments of a backend from a specification.
 pub struct BackendFactory {
@@ -18,17 +18,14 @@ pub struct BackendFactory {
     patience: Duration,
 }
 
-/// How long a case waits for a machine of the usual speed, and how long it may take.
-const USUAL: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(60));
-
 impl BackendFactory {
     /// A factory; `absent` is why the engine cannot be used here, if so.
     pub fn new(engine: impl Into<String>, backend: Arc<dyn Backend>, spec: EnvironmentSpec, absent: Option<Absence>) -> Self {
-        Self { engine: engine.into(), backend, spec, absent, patience: USUAL.0 }
+        Self { engine: engine.into(), backend, spec, absent, patience: USUAL_PATIENCE }
     }
 
-    /// The same for machines in which everything takes longer: what is usually waited for 10 s is waited for so long, and cases
-    /// may take longer in proportion.
+    /// The same for machines in which everything takes longer: what is usually waited for [`USUAL_PATIENCE`] is waited for
+    /// so long, and cases may take longer in proportion.
     #[must_use]
     pub fn patient(self, patience: Duration) -> Self {
         Self { patience, ..self }
@@ -46,7 +43,7 @@ impl Factory for BackendFactory {
     }
 
     fn case_limit(&self) -> Duration {
-        USUAL.1.mul_f64(self.patience.div_duration_f64(USUAL.0))
+        USUAL_LIMIT.mul_f64(self.patience.div_duration_f64(USUAL_PATIENCE))
     }
 
     fn patience(&self) -> Duration {

@@ -13,6 +13,12 @@ use tierbox_core::{
 
 use crate::case::{Fail, Need, Verdict};
 
+/// How long a case waits for what should be there at once, on a machine of the usual speed that may be busy.
+pub const USUAL_PATIENCE: Duration = Duration::from_secs(20);
+
+/// How long a case may take there, the starts of environments of its own included.
+pub const USUAL_LIMIT: Duration = Duration::from_secs(120);
+
 /// Changes a specification before an environment is started from it.
 pub type Adjust<'a> = &'a (dyn Fn(&mut EnvironmentSpec) + Send + Sync);
 
@@ -36,17 +42,17 @@ pub trait Factory: Send + Sync {
 
     /// How long a start may take.
     fn start_limit(&self) -> Duration {
-        Duration::from_secs(60)
+        USUAL_LIMIT
     }
 
     /// How long a case may take, the starts of environments of its own included.
     fn case_limit(&self) -> Duration {
-        Duration::from_secs(60)
+        USUAL_LIMIT
     }
 
     /// How long a case waits for what should be there at once.
     fn patience(&self) -> Duration {
-        Duration::from_secs(10)
+        USUAL_PATIENCE
     }
 
     /// Starts an environment from the factory's own specification after `adjust`.
@@ -100,7 +106,7 @@ impl Subject {
 
     /// A time that is right for machines of the usual speed, longer where the factory asks for more patience.
     pub fn scaled(&self, time: Duration) -> Duration {
-        time.mul_f64((self.patience.as_secs_f64() / 10.0).max(1.0))
+        time.mul_f64(self.patience.div_duration_f64(USUAL_PATIENCE).max(1.0))
     }
 
     /// A path in the case's directory.

@@ -7,7 +7,7 @@ use tierbox_core::{ExecRequest, KillReason, Leftovers, Limit, Outcome, SandboxEx
 use super::{Canary, attacks};
 use crate::attack::{findings, install, nothing_leaked};
 use crate::case::{Fail, Verdict, ensure, ensure_eq};
-use crate::subject::{Mark, Subject};
+use crate::subject::{Mark, Subject, number};
 
 attacks! { "processes":
     e14_double_forks [TreeKill] "Double-forked, setsid children with every descriptor closed die with the timeout.";
@@ -111,9 +111,12 @@ async fn e17_fork_bomb(s: Subject, _: Canary) -> Verdict {
 async fn e18_orphans(s: Subject, _: Canary) -> Verdict {
     let own = s.another(&|_| ()).await?;
     let program = install(&own).await?;
-    let result = own.run(ExecRequest::new([program.as_str(), "orphans", "10000"])).await?;
+    // Under a name of their own: without a pid namespace everybody's dead are seen.
+    let name = format!("o{}", number() % 1_000_000_000);
+    own.sh(format!("ln {program} {name}")).await?;
+    let result = own.run(own.shell(format!("exec ./{name} orphans 10000"))).await?;
     ensure_eq!(result.stdout.bytes(), b"made 10000\n".to_vec(), "what was made");
-    let zombies = || async { own.text("cat /proc/[0-9]*/stat 2>/dev/null | grep -c ') Z '; :").await };
+    let zombies = || async { own.text(format!("cat /proc/[0-9]*/stat 2>/dev/null | grep -c '({name}) Z '; :")).await };
     own.until(own.patience, "every orphan is reaped", || async { Ok(zombies().await? == "0") }).await?;
     own.stop().await
 }
