@@ -284,6 +284,8 @@ pub(crate) struct ShellArgs {
     pub as_harness: bool,
 }
 
+/// Copies as the harness, whatever the tooling tier: any path of this host that you may read, those that --copy-in refuses too.
+/// FIFOs, sockets and devices are not carried.
 #[derive(Debug, Clone, Args)]
 #[command(after_help = "Examples:\n  tierbox cp ./data demo:data\n  tierbox cp demo:/workspace/out ./out")]
 pub(crate) struct CpArgs {

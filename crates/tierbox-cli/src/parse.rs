@@ -68,12 +68,20 @@ pub(crate) fn setting(text: &str) -> Result<(String, String), String> {
 pub(crate) fn env(text: &str) -> Result<EnvArg, String> {
     let (key, value) = match text.split_once('=') {
         Some((key, value)) => (key, value.to_owned()),
-        None => (text, std::env::var(text).map_err(|_| "there is no such variable here: write KEY=VALUE")?),
+        None => (text, own_variable(text)?),
     };
     if key.is_empty() {
         return Err("the variable's name is empty".into());
     }
     Ok(EnvArg { key: key.to_owned(), value })
+}
+
+fn own_variable(name: &str) -> Result<String, String> {
+    use std::env::VarError;
+    std::env::var(name).map_err(|error| match error {
+        VarError::NotPresent => "there is no such variable here: write KEY=VALUE".into(),
+        VarError::NotUnicode(_) => "its value here is not UTF-8, which --env takes only: set it inside, by a command".into(),
+    })
 }
 
 pub(crate) fn duration(text: &str) -> Result<Duration, String> {
@@ -153,6 +161,9 @@ pub(crate) fn forward(text: &str) -> Result<ForwardArg, String> {
     };
     let number = |text: &str| text.parse::<u16>().map_err(|_| format!("{text:?} is not a port"));
     let target = if target.starts_with('/') { DialTarget::Unix(target.into()) } else { DialTarget::Tcp(number(target)?) };
+    if target == DialTarget::Tcp(0) {
+        return Err("nothing can listen on port 0 inside".into());
+    }
     let port = match (port, &target) {
         (Some(port), _) => number(port)?,
         (None, DialTarget::Tcp(port)) => *port,
@@ -248,6 +259,7 @@ mod unit {
         assert_eq!(forward("8000").unwrap(), ForwardArg { port: 8000, target: DialTarget::Tcp(8000) });
         assert_eq!(forward("0:8000").unwrap(), ForwardArg { port: 0, target: DialTarget::Tcp(8000) });
         assert_eq!(forward("/s").unwrap(), ForwardArg { port: 0, target: DialTarget::Unix("/s".into()) });
+        assert!(forward("0").is_err() && forward("80:0").is_err());
         assert!(forward("x:1").is_err() && forward("1:70000").is_err());
     }
 

@@ -420,6 +420,54 @@ mod conformance {
         }
     }
 
+    /// FIFOs are not carried, and whoever asked for the copy hears of it.
+    #[test]
+    fn what_a_copy_leaves_out_is_said() {
+        let Some(state) = fixture() else { return };
+        let from = state.path().join("from");
+        std::fs::create_dir(&from).unwrap();
+        std::fs::write(from.join("file"), "in").unwrap();
+        rustix::fs::mknodat(rustix::fs::CWD, from.join("fifo"), rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+        let copy = format!("{}:task", from.display());
+        let output = tierbox(&state.path().join("s")).args(["run", "--copy-in", &copy, "--", "ls", "task"]).output().unwrap();
+        assert_eq!(output.stdout, b"file\n", "{output:?}");
+        assert!(String::from_utf8_lossy(&output.stderr).contains("1 (FIFOs, sockets, devices) left out"), "{output:?}");
+    }
+
+    #[test]
+    fn texts_are_data_too() {
+        let state = tempfile::tempdir().unwrap();
+        for (args, key) in [
+            (["exit-codes"].as_slice(), "exit_codes"),
+            (&["completions", "bash"], "script"),
+            (&["config", "template"], "template"),
+        ] {
+            let output = tierbox(state.path()).arg("--json").args(args).output().unwrap();
+            let value: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+            assert!(value[key].as_str().is_some_and(|text| text.len() > 500), "{output:?}");
+        }
+    }
+
+    #[test]
+    fn a_wrong_word_is_answered_with_all_right_ones() {
+        let state = tempfile::tempdir().unwrap();
+        let output = tierbox(state.path()).args(["run", "--set", "local.mode=vm", "--", "true"]).output().unwrap();
+        assert!(String::from_utf8_lossy(&output.stderr).contains("is not one of container, process"), "{output:?}");
+    }
+
+    #[test]
+    fn a_forward_ends_with_its_sandbox() {
+        let Some(state) = fixture() else { return };
+        let state = state.path().join("s");
+        assert!(tierbox(&state).args(["up", "--quiet", "--name", "box"]).stdout(Stdio::null()).status().unwrap().success());
+        let mut forward = tierbox(&state).args(["forward", "box", "0:80"]).stdout(Stdio::piped()).spawn().unwrap();
+        // It says where it listens, and from then on serves.
+        let mut first = [0];
+        forward.stdout.as_mut().unwrap().read_exact(&mut first).unwrap();
+        assert!(tierbox(&state).args(["down", "box"]).status().unwrap().success());
+        assert_eq!(end(&mut forward).code(), Some(75));
+    }
+
     #[test]
     fn forwarded_ports_reach_inside() {
         let Some(state) = fixture() else { return };

@@ -230,6 +230,10 @@ impl<'a> Walk<'a> {
 
     /// Takes the branch that fits; where none does, reports the one that fits best.
     fn branches(&mut self, schema: &Value, branches: &'a [Value], node: &Node) {
+        let words: Option<Vec<&Value>> = branches.iter().map(|branch| branch.get("const")).collect();
+        if let Some(words) = words {
+            return self.one_of(&words, node);
+        }
         let kind = node_kind(node);
         let fitting: Vec<&'a Value> = branches.iter().filter(|branch| accepts(self.root, branch, kind)).collect();
         let tried = fitting.iter().map(|branch| {
@@ -255,6 +259,10 @@ impl<'a> Walk<'a> {
             (None, Some(value)) => vec![value],
             (None, None) => return,
         };
+        self.one_of(&allowed, node);
+    }
+
+    fn one_of(&mut self, allowed: &[&Value], node: &Node) {
         let Content::Text(text) = &node.value else { return };
         let names: Vec<&str> = allowed.iter().filter_map(|value| value.as_str()).collect();
         if !names.contains(&text.as_str()) {

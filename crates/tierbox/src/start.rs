@@ -150,7 +150,10 @@ async fn copy_in(
     let machine = environment.primary();
     for file in &spec.files {
         progress.step(&format!("copying {}", file.host.display().to_string().escape_debug()));
-        crate::transfer::upload(machine.as_ref(), &file.host, &file.guest.as_str().into()).await?;
+        let moved = crate::transfer::upload(machine.as_ref(), &file.host, &file.guest.as_str().into()).await?;
+        if let Some(note) = crate::transfer::left_out_note(&file.host, moved) {
+            report.notes.push(note);
+        }
         report.copied_in.push(format!("{} -> {}", file.host.display(), file.guest));
     }
     Ok(())

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use serde_json::json;
-use tierbox::transfer::UnpackLimits;
+use tierbox::transfer::{TransferReport, UnpackLimits};
 use tierbox::{Error, ErrorKind, Result, Sandbox};
 
 use crate::args::CpArgs;
@@ -18,7 +18,11 @@ pub(crate) async fn cp(context: &mut Context, args: CpArgs) -> Result<u8, Failur
             (Side::Host(from), Side::Guest { sandbox, path }) => {
                 let running = client.attach(&sandbox).await?;
                 let path = if path.is_empty() { own_name(&from) } else { path };
-                tierbox::transfer::upload(running.sandbox().as_ref(), &from, &path.into()).await.map(drop)
+                let moved = tierbox::transfer::upload(running.sandbox().as_ref(), &from, &path.into()).await?;
+                if let Some(note) = tierbox::transfer::left_out_note(&from, moved) {
+                    output::remark(&note);
+                }
+                Ok(moved)
             }
             (Side::Guest { sandbox, path }, Side::Host(to)) => {
                 let running = client.attach(&sandbox).await?;
@@ -28,23 +32,24 @@ pub(crate) async fn cp(context: &mut Context, args: CpArgs) -> Result<u8, Failur
                 .with_help("for example `tierbox cp ./data demo:data`")),
         }
     };
-    context.interrupts.guard(work).await?;
+    let moved = context.interrupts.guard(work).await?;
     if context.global.json {
-        output::json(&json!({ "copied": true }));
+        let TransferReport { entries, bytes, left_out } = moved;
+        output::json(&json!({ "copied": true, "entries": entries, "bytes": bytes, "left_out": left_out }));
     }
     Ok(0)
 }
 
 /// Copies a file or directory out. Into an existing directory it goes under its own name. A link is not followed, whoever made
 /// it: one that names a directory is only with a slash behind it.
-pub(crate) async fn out(sandbox: &dyn Sandbox, path: &[u8], to: &Path, limits: UnpackLimits) -> Result<()> {
+pub(crate) async fn out(sandbox: &dyn Sandbox, path: &[u8], to: &Path, limits: UnpackLimits) -> Result<TransferReport> {
     use std::os::unix::ffi::OsStrExt;
     let name = Path::new(std::ffi::OsStr::from_bytes(path)).file_name();
     let to = match name {
         Some(name) if to.symlink_metadata().is_ok_and(|found| found.is_dir()) => to.join(name),
         _ => to.to_owned(),
     };
-    tierbox::transfer::download(sandbox, &path.into(), &to, limits).await.map(drop).map_err(|error| {
+    tierbox::transfer::download(sandbox, &path.into(), &to, limits).await.map_err(|error| {
         if error.kind() != ErrorKind::TooLarge {
             return error;
         }

@@ -2,9 +2,10 @@
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::json;
-use tierbox::{DialTarget, Error, Result, Sandbox};
+use tierbox::{DialTarget, Error, ErrorKind, Result, Running, Sandbox};
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::args::ForwardArgs;
@@ -17,13 +18,21 @@ pub(crate) async fn forward(context: &mut Context, args: ForwardArgs) -> Result<
     let client = context.client.clone();
     let work = async {
         let running = client.attach(&args.sandbox).await?;
-        serve(running.sandbox(), &args.target, json).await
+        tokio::select! {
+            served = serve(running.sandbox(), &args.target, json) => served,
+            () = end(&running) => Err(Error::new(ErrorKind::Lost, "forward", format!("the sandbox {} has ended", args.sandbox))),
+        }
     };
     match context.interrupts.guard(work).await {
         // Ctrl-C is how it is meant to end.
         Err(Failure::Interrupted(2)) => Ok(0),
         other => other,
     }
+}
+
+/// Waits until it has ended.
+async fn end(running: &Running) {
+    while !running.ended(Duration::from_secs(60)).await {}
 }
 
 async fn serve(sandbox: Arc<dyn Sandbox>, wanted: &ForwardArg, json: bool) -> Result<u8> {

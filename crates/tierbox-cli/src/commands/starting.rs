@@ -49,6 +49,10 @@ pub(crate) async fn start(
         for weakened in &running.report().weakened {
             output::remark(&format!("weakened: {weakened}"));
         }
+        // Among them what a copy left out, which whoever asked for the copy must hear.
+        if context.global.verbose > 0 || !args.copy_in.is_empty() {
+            running.report().notes.iter().for_each(|note| output::remark(&format!("note: {note}")));
+        }
     }
     Ok(running)
 }

@@ -23,7 +23,7 @@ pub fn mode(found: &Metadata) -> u32 {
 pub fn send(host: &Path, mut out: impl Write) -> Result<TransferReport> {
     let mut file = File::open(host).map_err(|error| host_error("upload", host, error))?;
     let mut buffer = vec![0; BUFFER];
-    let mut report = TransferReport { entries: 1, bytes: 0 };
+    let mut report = TransferReport { entries: 1, ..TransferReport::default() };
     loop {
         let count = read_some(&mut file, &mut buffer).map_err(|error| host_error("upload", host, error))?;
         if count == 0 {
@@ -43,7 +43,7 @@ pub fn receive(mut contents: impl Read, target: &Path, mode: u32, limit: u64) ->
     let parent = target.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     fs::create_dir_all(parent).map_err(|error| host_error("download", parent, error))?;
     let (temp, mut file) = fresh(parent, mode & 0o777).map_err(|error| host_error("download", target, error))?;
-    let mut report = TransferReport { entries: 1, bytes: 0 };
+    let mut report = TransferReport { entries: 1, ..TransferReport::default() };
     let mut buffer = vec![0; BUFFER];
     loop {
         let count = read_some(&mut contents, &mut buffer).map_err(|error| stream_error("download", error))?;

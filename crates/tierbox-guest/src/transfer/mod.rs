@@ -55,10 +55,12 @@ pub struct TransferReport {
     pub entries: u64,
     /// Bytes of contents.
     pub bytes: u64,
+    /// FIFOs, sockets and devices among what was to be uploaded: they are not carried. 0 for a download, which refuses them.
+    pub left_out: u64,
 }
 
 /// Packs what is below a directory of this host as a tar stream. Links are packed as links; FIFOs, sockets and devices
-/// are left out. Blocks; call it on a blocking thread.
+/// are left out and counted. Blocks; call it on a blocking thread.
 ///
 /// # Errors
 /// `NotFound`, `PermissionDenied` and the like, naming the path; whatever `out` gives.
@@ -119,6 +121,12 @@ pub async fn upload(sandbox: &dyn Sandbox, host: &Path, guest: &GuestPath) -> Re
     let (contents, sent) = bridge::reader(move |out| file::send(&path, out));
     let moved = sandbox.write(guest, contents, options).await;
     settle(moved, sent).await
+}
+
+/// What to tell people of an upload that left something out; `None` where everything was carried.
+pub fn left_out_note(host: &Path, moved: TransferReport) -> Option<String> {
+    let what = "(FIFOs, sockets, devices) left out: only files, directories and links are carried";
+    (moved.left_out > 0).then(|| format!("{}: {} {what}", host.display(), moved.left_out))
 }
 
 /// What an upload came to, from what both sides say.

@@ -76,7 +76,7 @@ impl<T: Beneath, W: Write> Packer<'_, T, W> {
                 self.header(path, Kind::Symlink { target }, facts)?;
             }
             Sort::Directory => self.header(path, Kind::Directory, facts)?,
-            Sort::Other => {}
+            Sort::Other => self.report.left_out += 1,
         }
         Ok(facts.sort == Sort::Directory)
     }
