@@ -40,9 +40,10 @@ mod python {
     type Place = fn(&Path) -> Result<String, Failed>;
 
     pub fn trials() -> Vec<Trial> {
-        let tests: [(&str, Test); 3] = [
+        let tests: [(&str, Test); 4] = [
             ("eval::inspect::the_provider_keeps_its_promises", |scene| scene.pytest("test_provider.py", None)),
             ("eval::inspect::an_eval_runs_and_its_log_says_in_what", |scene| scene.pytest("test_eval.py", None)),
+            ("eval::inspect::a_person_logs_in_and_submits", |scene| scene.pytest("test_human.py", None)),
             ("eval::openapi::a_fuzzer_finds_no_answer_that_the_document_does_not_describe", Scene::fuzz),
         ];
         let missing = absence().or_else(support::containers_absent);

@@ -4,8 +4,7 @@ use std::io::Write;
 use std::sync::Mutex;
 
 use serde::Serialize;
-use serde_json::{Value, json};
-use tierbox::Running;
+use tierbox::verify::Attestation;
 
 /// How a sample ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -51,13 +50,8 @@ pub struct Record {
     pub profile: String,
     /// The tier that was enforced, as `T0.H1.N2`; null if no sandbox was ever started.
     pub tier: Option<String>,
-    /// What the tier rested on: the report, and the verification where there was one.
-    pub attestation: Value,
-}
-
-/// What an environment's tier rests on.
-pub fn attestation(running: &Running) -> Value {
-    json!({ "report": running.report(), "verification": running.verification() })
+    /// What the tier rested on, in the form of `docs/attestation.schema.json`; null if no sandbox was ever started.
+    pub attestation: Option<Attestation>,
 }
 
 /// Where records go: each is a line, written at once, so that a killed harness leaves whole lines.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
+use tierbox::verify::Attestation;
 use tierbox::{
     AgentOptions, Error, ErrorKind, ExecRequest, Outcome, Result, Running, Sandbox, SandboxExt, StartOptions, Tierbox,
 };
@@ -11,7 +11,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use crate::progress::Progress;
-use crate::record::{Record, Records, Verdict, attestation};
+use crate::record::{Record, Records, Verdict};
 use crate::score::{self, Tree};
 use crate::task::{Sample, Task};
 
@@ -61,7 +61,7 @@ struct Work {
 struct Attempt {
     verdict: Verdict,
     tier: Option<String>,
-    attestation: Value,
+    attestation: Option<Attestation>,
 }
 
 impl Work {
@@ -120,7 +120,7 @@ impl Work {
                 break Attempt {
                     verdict: Verdict::Invalid(format!("{}: {failed}", failed.kind())),
                     tier: None,
-                    attestation: Value::Null,
+                    attestation: None,
                 };
             }
             tokio::time::sleep(Duration::from_millis(200) * attempts).await;
@@ -142,7 +142,7 @@ impl Work {
 
     async fn attempt(&self, sample: &Sample, given: &Tree) -> Result<Attempt> {
         let running = self.client.start_with(self.plan.profile.as_str(), StartOptions::new()).await?;
-        let (tier, attestation) = (Some(running.report().tier.to_string()), attestation(&running));
+        let (tier, attestation) = (Some(running.report().tier.to_string()), running.attestation());
         let left = self.live(&running, sample, given).await;
         running.stop().await?;
         let verdict = match left? {
