@@ -13,6 +13,7 @@ use bollard::query_parameters::RemoveContainerOptions;
 use futures_util::StreamExt;
 use tierbox::{EnvironmentSpec, ExecRequest, Hold, Registry, Running, SandboxExt, StartOptions};
 
+use super::inspect::{Inspect, STEPS};
 use crate::bench::{Bench, Failure};
 use crate::peers::TRUE;
 use crate::report::{Row, short};
@@ -223,56 +224,9 @@ pub(crate) fn many(bench: &Bench) -> Result<Vec<Row>, Failure> {
     )])
 }
 
-/// Inspect's own Docker provider, in a Python that has it.
-struct Inspect {
-    child: std::process::Child,
-    answers: std::io::Lines<std::io::BufReader<std::process::ChildStdout>>,
-}
-
-impl Inspect {
-    /// Starts it; `None` where no Python with it is named.
-    fn start() -> Result<Option<Self>, Failure> {
-        let Some(python) = std::env::var_os("TIERBOX_TEST_PYTHON") else { return Ok(None) };
-        let mut command = Command::new(python);
-        command.arg("-c").arg(include_str!("inspect_docker.py")).stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut child = command.stderr(Stdio::null()).spawn()?;
-        let stdout = child.stdout.take().ok_or("Inspect has no output")?;
-        let answers = std::io::BufRead::lines(std::io::BufReader::new(stdout));
-        let mut inspect = Self { child, answers };
-        match inspect.answer()?.as_str() {
-            "ready" => Ok(Some(inspect)),
-            other => Err(format!("Inspect says {other:?}").into()),
-        }
-    }
-
-    fn answer(&mut self) -> Result<String, Failure> {
-        self.answers
-            .next()
-            .ok_or("Inspect's provider does not work with this engine: it needs compose 2.21 or later")?
-            .map_err(Into::into)
-    }
-
-    fn step(&mut self, name: &str) -> Result<Duration, Failure> {
-        let stdin = self.child.stdin.as_mut().ok_or("Inspect has no input")?;
-        std::io::Write::write_all(stdin, format!("{name}\n").as_bytes())?;
-        Ok(Duration::from_secs_f64(self.answer()?.parse()?))
-    }
-}
-
-impl Drop for Inspect {
-    fn drop(&mut self) {
-        // It ends with its input, and clears up first.
-        drop(self.child.stdin.take());
-        let _ = self.child.wait();
-    }
-}
-
-/// The steps of a life, as [`Inspect`] knows them.
-const STEPS: [&str; 5] = ["create", "exec", "write", "read", "destroy"];
-
 /// Every step of a life against Inspect's provider, in turns. Nothing where no Python with Inspect is named.
 pub(crate) fn inspect(bench: &Bench) -> Result<Vec<Row>, Failure> {
-    let Some(mut inspect) = Inspect::start()? else { return Ok(Vec::new()) };
+    let Some(mut inspect) = Inspect::start("docker")? else { return Ok(Vec::new()) };
     let (mut ours, mut theirs): ([Vec<Duration>; 5], [Vec<Duration>; 5]) = Default::default();
     for _ in 0..bench.samples() / 5 {
         for (times, time) in ours.iter_mut().zip(bench.wait(life(bench))?) {

@@ -5,7 +5,9 @@ mod docker;
 pub(crate) mod egress;
 mod files;
 mod idle;
+mod inspect;
 mod latency;
+mod mcp;
 mod parallel;
 mod plain;
 mod program;
@@ -57,6 +59,8 @@ pub(crate) const ALL: &[Case] = &[
     case("egress gateway", 8.0, egress::requests),
     case("exec through serve", 1.0, serve::exec),
     case("tasks through serve", 1.5, serve::tasks),
+    case("exec through MCP", 1.0, mcp::exec),
+    case("exec for Inspect", 1.0, inspect::exec),
     case("verification", 1.0, verify::all),
     case("self-check", 1.0, verify::outside),
     case("operation log", 1.2, verify::log),

@@ -1,4 +1,5 @@
-"""Inspect's own Docker provider, one step for each line on standard input: it answers with the seconds that it took.
+"""A sandbox provider of Inspect's, one step for each line on standard input: it answers with the seconds that it took.
+The argument is the provider: docker or local (Inspect's own), or tierbox.
 
     create | exec | write | read | destroy
 """
@@ -9,7 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from inspect_ai.util._sandbox.docker.docker import DockerSandboxEnvironment as Provider
+from inspect_ai.util._sandbox.registry import registry_find_sandboxenv
 
 # As the provider writes one itself for an image.
 COMPOSE = """
@@ -24,9 +25,20 @@ services:
 """
 
 
-async def main() -> None:
-    config = str(Path(tempfile.mkdtemp()) / "compose.yaml")
-    Path(config).write_text(COMPOSE)
+def configuration(provider: str):
+    if provider == "docker":
+        config = Path(tempfile.mkdtemp()) / "compose.yaml"
+        config.write_text(COMPOSE)
+        return str(config)
+    if provider == "tierbox":
+        from inspect_tierbox import TierboxConfig
+
+        return TierboxConfig("local")
+    return None
+
+
+async def main(provider: str) -> None:
+    Provider, config = registry_find_sandboxenv(provider), configuration(provider)
     await Provider.task_init("bench", config)
     environments = {}
 
@@ -42,10 +54,10 @@ async def main() -> None:
         assert result.returncode == 0, result
 
     async def write():
-        await environments["default"].write_file("/tmp/file", "x" * 1024)
+        await environments["default"].write_file("file", "x" * 1024)
 
     async def read():
-        assert len(await environments["default"].read_file("/tmp/file")) == 1024
+        assert len(await environments["default"].read_file("file")) == 1024
 
     steps = {"create": create, "exec": run, "write": write, "read": read, "destroy": destroy}
     print("ready", file=out, flush=True)
@@ -59,4 +71,4 @@ async def main() -> None:
 if __name__ == "__main__":
     # What the provider shows to people goes elsewhere.
     out, sys.stdout = sys.stdout, sys.stderr
-    asyncio.run(main())
+    asyncio.run(main(sys.argv[1]))
