@@ -2,8 +2,11 @@
 
 use std::collections::BTreeMap;
 
+use std::time::{Duration, Instant};
+
 use libtest_mimic::Trial;
-use tierbox_core::{ExecRequest, Outcome as End, SandboxExt};
+use tierbox_core::{ByteReader, ExecRequest, Outcome as End, SandboxExt};
+use tokio::io::AsyncReadExt;
 
 use super::world::{Outcome, World, ensure, text, trial};
 
@@ -13,6 +16,7 @@ pub fn all() -> Vec<Trial> {
         trial("calls::a_small_write_and_a_small_read_take_three_at_most", small_files),
         trial("calls::what_one_command_is_given_stays_out_of_the_history", private),
         trial("calls::many_commands_are_looked_at_together", many),
+        trial("calls::output_comes_while_a_command_runs", live),
     ]
 }
 
@@ -104,5 +108,44 @@ async fn many(world: World) -> Outcome {
     let sent = calls.get("SendCommand").copied().unwrap_or_default();
     ensure!(total(&calls) <= 24 * 5, "24 commands at once took {calls:?}");
     ensure!(sent >= 24, "{sent} were sent");
+    started.environment.stop().await.map_err(text)
+}
+
+/// Reads a line, and tells when it came.
+async fn line(reader: &mut ByteReader) -> Result<(String, Instant), String> {
+    let mut line = Vec::new();
+    while !line.ends_with(b"\n") {
+        line.push(reader.read_u8().await.map_err(text)?);
+    }
+    Ok((String::from_utf8_lossy(&line).into_owned(), Instant::now()))
+}
+
+/// What is printed arrives within seconds, in its order, and asking for it costs less than a call for each second.
+async fn live(world: World) -> Outcome {
+    let started = world.usual().await?;
+    let sandbox = started.environment.primary();
+    let script = "for i in 1 2 3; do echo $i; sleep 4; done; echo end; echo err >&2";
+    let (all, calls) = world
+        .counted(async {
+            let mut handle = sandbox.spawn(ExecRequest::shell(script)).await.map_err(text)?;
+            let mut stdout = handle.take_stdout().ok_or("no stdout")?;
+            let mut came = Vec::new();
+            for wanted in ["1\n", "2\n", "3\n", "end\n"] {
+                let (line, at) = line(&mut stdout).await?;
+                ensure!(line == wanted, "{line:?} came in place of {wanted:?}");
+                came.push(at);
+            }
+            let done = handle.wait().await.map_err(text)?;
+            ensure!(done.outcome == End::Exited(0), "{done:?}");
+            Ok::<_, String>(came)
+        })
+        .await;
+    let all = all?;
+    // Each came at about its time: what came late did not wait for the end.
+    for (number, pair) in all.windows(2).enumerate() {
+        let between = pair[1] - pair[0];
+        ensure!(between > Duration::from_millis(800), "line {number} came together with the next: {between:?}");
+    }
+    ensure!(total(&calls) <= 36, "twelve seconds with output took {calls:?}");
     started.environment.stop().await.map_err(text)
 }

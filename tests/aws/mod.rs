@@ -3,6 +3,7 @@
 mod calls;
 mod crash;
 mod faults;
+mod files;
 mod launch;
 mod network;
 mod role;
@@ -12,5 +13,8 @@ pub use crash::{be_harness, is_harness};
 
 /// All of them.
 pub fn all() -> Vec<libtest_mimic::Trial> {
-    [calls::all(), crash::all(), faults::all(), launch::all(), network::all(), role::all()].into_iter().flatten().collect()
+    [calls::all(), crash::all(), faults::all(), files::all(), launch::all(), network::all(), role::all()]
+        .into_iter()
+        .flatten()
+        .collect()
 }

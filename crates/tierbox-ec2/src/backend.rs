@@ -74,6 +74,7 @@ impl Ec2Backend {
 pub(crate) fn capabilities(networks: Vec<Network>) -> Capabilities {
     Capabilities {
         kill_domain: KillDomain::Cgroup,
+        streaming_output: true,
         multi_machine: true,
         ..plain::capabilities(HostIsolation::H3, networks, Locality::Remote)
     }

@@ -33,6 +33,8 @@ const BRIEF: Duration = Duration::from_millis(900);
 /// How long one waits while others want its place, and how long it then stays away, at first and at most.
 const HARDLY: Duration = Duration::from_millis(40);
 const AWAY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(3));
+/// How long one gives way that only brings output meanwhile.
+const YIELDING: Duration = Duration::from_secs(5);
 /// How long SSM tries to deliver a command, at least 30 by its rules, and how much longer than the envelope's stay its end is waited for.
 const DELIVERY: i32 = 60;
 const LATE: Duration = Duration::from_secs(90);
@@ -221,6 +223,14 @@ impl Running<'_> {
         }
     }
 
+    /// Lets those go first who want a place, for a while.
+    async fn give_way(&self) {
+        let begun = Instant::now();
+        while self.run.yielding && self.link.queued.load(Ordering::Relaxed) > 0 && begun.elapsed() < YIELDING {
+            tokio::time::sleep(call::jittered(AWAY.0)).await;
+        }
+    }
+
     /// Counts what went wrong.
     fn strike(&mut self, why: &str) -> Result<()> {
         self.sendings += 1;
@@ -243,6 +253,7 @@ impl Running<'_> {
     /// Sends an envelope and waits for its answer.
     async fn ask(&mut self) -> Result<Told> {
         let link = self.link;
+        self.give_way().await;
         let _place = match self.run.urgent {
             true => None,
             false => {

@@ -28,7 +28,7 @@ pub(crate) struct Sent {
     pub(crate) at: Instant,
 }
 
-/// The first look comes after the time that commands took lately, within these bounds; the pause then grows to the third.
+/// The first look comes after the time that commands took lately, within these bounds; the pauses then grow to the third.
 const FIRST: (Duration, Duration) = (Duration::from_millis(120), Duration::from_millis(1500));
 const LONGEST: Duration = Duration::from_secs(2);
 /// Looks per second, at first and at most, and at least when AWS says that there are too many.
@@ -86,30 +86,32 @@ impl Poller {
     pub(crate) async fn wait(&self, sent: &Sent, limit: Duration) -> Result<Option<Ended>> {
         lock(&self.waiting).insert(sent.command.clone(), (sent.clone(), None));
         let _registered = Registered(self, &sent.command);
-        let mut pause = lock(&self.usual).clamp(FIRST.0, FIRST.1);
+        let usual = *lock(&self.usual);
+        // The first pause is from the sending on, which took its own time.
+        let (mut rest, mut pause, mut looks) = (usual.saturating_sub(sent.at.elapsed()), usual.mul_f64(0.8), 0);
         loop {
-            let spent = sent.at.elapsed();
-            // The first pause is from the sending on, which took its own time.
-            let rest = if pause <= FIRST.1 && spent < pause { pause - spent } else { jittered(pause) };
             tokio::time::sleep(rest).await;
+            looks += 1;
             let many = lock(&self.waiting).len() >= MANY;
             let ended = if many { self.look_together(sent).await? } else { self.look(sent).await? };
             if let Some(ended) = ended {
-                self.learn(sent.at.elapsed());
+                self.learn(looks == 1, sent.at.elapsed());
                 return Ok(Some(ended));
             }
             if sent.at.elapsed() > limit {
                 return Ok(None);
             }
-            pause = (pause.mul_f64(1.4)).min(LONGEST);
+            rest = jittered(pause);
+            pause = pause.mul_f64(1.6).min(LONGEST);
         }
     }
 
-    /// Remembers how long commands take, of those that are quick.
-    fn learn(&self, took: Duration) {
+    /// Learns from quick commands when to look first: earlier as long as they have ended by then, so that about every fifth first
+    /// look comes too early.
+    fn learn(&self, at_once: bool, took: Duration) {
         if took < FIRST.1 {
             let mut usual = lock(&self.usual);
-            *usual = usual.mul_f64(0.8) + took.mul_f64(0.2);
+            *usual = usual.mul_f64(if at_once { 0.95 } else { 1.2 }).clamp(FIRST.0, FIRST.1);
         }
     }
 

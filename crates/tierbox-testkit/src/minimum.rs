@@ -112,13 +112,14 @@ pub fn plain() -> Capabilities {
     }
 }
 
-/// An instance of EC2 behind SSM: a plain transport as root, with a cgroup for each command.
+/// An instance of EC2 behind SSM: a plain transport as root, with a cgroup for each command, whose output is asked for while it runs.
 pub fn ec2() -> Capabilities {
     Capabilities {
         host: HostIsolation::H3,
         networks: vec![Network::N0, Network::N2],
         kill_domain: KillDomain::Cgroup,
         users: UserSupport::Any,
+        streaming_output: true,
         multi_machine: true,
         ..plain()
     }

@@ -46,7 +46,7 @@ impl Caller {
 
     /// How much of a file or an output is moved at once.
     pub(super) fn piece(&self) -> usize {
-        (self.limits.output - 1024).min(1 << 20) / 1024 * 1024
+        (self.limits.output - 1024).min(8 << 20) / 1024 * 1024
     }
 
     /// Runs a script on the driver, so that it goes on whatever becomes of the caller's runtime.

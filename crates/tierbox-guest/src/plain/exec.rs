@@ -19,6 +19,7 @@ use tokio::io::{AsyncRead, ReadBuf};
 use tokio::sync::mpsc;
 
 use super::call::Caller;
+use super::live::{self, Live, Sender, Tail};
 use super::script::{CANCEL, LIFE, PRELUDE, REPORT, WRAPPER};
 use super::{PlainOutput, PlainRun, words};
 use crate::driver;
@@ -52,6 +53,8 @@ pub(super) struct Order {
     pub(super) most: u64,
     pub(super) watched: bool,
     pub(super) tidy: bool,
+    /// Its output is brought while it runs.
+    pub(super) live: bool,
 }
 
 /// What a command without a limit of its own may print to one stream: the machine holds it on its disk.
@@ -97,7 +100,7 @@ impl Yard {
         let stdin = order.stdin.as_deref().map_or_else(|| "&0".to_owned(), words::quote);
         let run = WRAPPER.replace("@STDIN@", &stdin).replace("@LAUNCH@", &order.launch);
         format!(
-            "{PRELUDE}{}D={}; G={}; INLINE={}; TIMEOUT={}; TIMEOUT_WHOLE={}; CAP={}; BLOCKS={}; MOST={}; TIDY={}\n{LIFE}{REPORT}{run}",
+            "{PRELUDE}{}D={}; G={}; INLINE={}; TIMEOUT={}; TIMEOUT_WHOLE={}; CAP={}; BLOCKS={}; MOST={}; WINDOW={}; TIDY={}\n{LIFE}{REPORT}{run}",
             self.sweeping(),
             self.dir(order.id),
             self.group(order.id),
@@ -107,14 +110,17 @@ impl Yard {
             order.most.saturating_add(1),
             Some(order.most / 512 + 1).filter(|blocks| *blocks < 1 << 40).map(|blocks| blocks.to_string()).unwrap_or_default(),
             if order.watched { "1" } else { "" },
+            if order.live { live::WINDOW.to_string() } else { String::new() },
             if order.tidy { "1" } else { "" },
         )
     }
 
     /// Launches a command; what becomes of it is told to the call.
     pub(super) fn launch(self: &Arc<Self>, order: Order) -> Result<Arc<PlainCall>> {
-        let call = PlainCall { id: order.id, yard: self.clone(), stage: AtomicU8::new(WAITS), state: Mutex::default() };
+        let live = order.live.then(Live::default);
+        let call = PlainCall { id: order.id, yard: self.clone(), stage: AtomicU8::new(WAITS), state: Mutex::default(), live };
         let call = Arc::new(call);
+        call.follow()?;
         let (yard, told) = (self.clone(), call.clone());
         driver::handle()?.spawn(async move {
             // Who cancels it before it was sent spares the machine both.
@@ -312,6 +318,8 @@ pub(super) struct PlainCall {
     yard: Arc<Yard>,
     stage: AtomicU8,
     state: Mutex<State>,
+    /// Where output comes while it runs.
+    live: Option<Live>,
 }
 
 #[derive(Default)]
@@ -340,13 +348,39 @@ impl PlainCall {
         lock(&self.state).end.is_some()
     }
 
-    async fn told(&self) -> Result<Told> {
+    pub(super) fn yard(&self) -> &Yard {
+        &self.yard
+    }
+
+    /// Its directory in the machine.
+    pub(super) fn directory(&self) -> String {
+        self.yard.dir(self.id)
+    }
+
+    /// Brings its output while it runs, where that is asked for, and the rest when it has ended.
+    fn follow(self: &Arc<Self>) -> Result<()> {
+        if self.live.is_some() {
+            let call = self.clone();
+            driver::handle()?.spawn(async move {
+                let Some(live) = &call.live else { return };
+                for tail in live::follow(&call, live).await {
+                    let call = call.clone();
+                    tokio::spawn(async move { call.send_rest(tail).await });
+                }
+            });
+        }
+        Ok(())
+    }
+
+    pub(super) async fn told(&self) -> Result<Told> {
         let end = poll_fn(|cx| {
             let mut state = lock(&self.state);
             match &state.end {
                 Some(end) => Poll::Ready(end.clone()),
                 None => {
-                    state.wakers.push(cx.waker().clone());
+                    if !state.wakers.iter().any(|waker| waker.will_wake(cx.waker())) {
+                        state.wakers.push(cx.waker().clone());
+                    }
                     Poll::Pending
                 }
             }
@@ -373,27 +407,36 @@ impl PlainCall {
     /// A reader of one of its streams.
     pub(super) fn reader(self: &Arc<Self>, index: usize) -> ByteReader {
         let (sender, pieces) = mpsc::channel(1);
-        let call = self.clone();
-        match driver::handle() {
-            Ok(driver) => drop(driver.spawn(async move {
-                let result = call.send(index, &sender).await;
-                if let Err(error) = result {
-                    let _ = sender.send(Err(io::Error::other(error))).await;
+        let sender = match &self.live {
+            Some(live) => live.want(index, sender),
+            None => Some(sender),
+        };
+        if let Some(sender) = sender {
+            let call = self.clone();
+            match driver::handle() {
+                Ok(driver) => drop(driver.spawn(async move { call.send_rest(Tail { index, at: 0, sender }).await })),
+                Err(error) => {
+                    let _ = sender.try_send(Err(io::Error::other(error)));
                 }
-            })),
-            Err(error) => {
-                let _ = sender.try_send(Err(io::Error::other(error)));
             }
         }
         Box::new(Pieces { pieces, current: Bytes::new() })
     }
 
+    /// Sends what was not sent of a stream, once the command has ended.
+    async fn send_rest(&self, tail: Tail) {
+        if let Err(error) = self.send(tail.index, tail.at, &tail.sender).await {
+            let _ = tail.sender.send(Err(io::Error::other(error))).await;
+        }
+    }
+
     /// Sends a stream in pieces, each when the one before was taken.
-    async fn send(&self, index: usize, to: &mpsc::Sender<io::Result<Bytes>>) -> Result<()> {
+    async fn send(&self, index: usize, mut at: u64, to: &Sender) -> Result<()> {
         // That it is lost is the outcome's to tell.
         let Ok(told) = self.told().await else { return Ok(()) };
-        let Stream { total, inline } = told.streams[index].clone();
-        let mut at = inline.len() as u64;
+        let Stream { total, mut inline } = told.streams[index].clone();
+        let inline = inline.split_off(usize::try_from(at).unwrap_or(usize::MAX).min(inline.len()));
+        at += inline.len() as u64;
         if !inline.is_empty() && to.send(Ok(inline)).await.is_err() {
             return Ok(());
         }
@@ -440,7 +483,7 @@ impl AsyncRead for Pieces {
     }
 }
 
-/// The handle on a command. Its streams carry what it printed once it has ended.
+/// The handle on a command. Its streams carry what it printed once it has ended, or while it runs where that is asked for.
 pub(super) struct PlainHandle {
     call: Arc<PlainCall>,
     streams: [bool; 2],
@@ -456,7 +499,7 @@ impl PlainHandle {
     /// A command that never ran.
     pub(super) fn never(yard: &Arc<Yard>, id: ExecId, cause: NotStartedCause) -> Self {
         let state = Mutex::new(State { end: Some(Ok(Told::never(cause))), wakers: Vec::new() });
-        Self::new(Arc::new(PlainCall { id, yard: yard.clone(), stage: AtomicU8::new(KILLED), state }))
+        Self::new(Arc::new(PlainCall { id, yard: yard.clone(), stage: AtomicU8::new(KILLED), state, live: None }))
     }
 
     fn take(&mut self, index: usize) -> Option<ByteReader> {
@@ -497,6 +540,9 @@ impl ExecHandle for PlainHandle {
 
     async fn wait(&mut self) -> Result<Completed> {
         self.waited = true;
+        if let Some(live) = &self.call.live {
+            live.drain();
+        }
         if let Some(completed) = self.settled {
             return Ok(completed);
         }

@@ -1,5 +1,6 @@
-//! Files over a plain transport. Small ones take one script, large ones one for each piece.
+//! Files over a plain transport. Small ones take one script, large ones one for each piece, some pieces at a time.
 
+use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,7 +8,8 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use tierbox_core::{ByteReader, DirEntry, Error, ErrorKind, FileKind, FileMeta, GuestPath, ReadOptions, Result, WriteOptions};
 use tokio::io::AsyncReadExt;
-use tokio::sync::{Mutex, OwnedMutexGuard, mpsc};
+use tokio::sync::{OwnedRwLockReadGuard, RwLock, mpsc};
+use tokio::task::{JoinHandle, JoinSet};
 
 use super::call::Caller;
 use super::exec::Pieces;
@@ -19,6 +21,8 @@ use crate::errors::printable;
 
 /// How long one script may take.
 const LIMIT: Duration = Duration::from_secs(300);
+/// Pieces of one file that are under way at once.
+const AHEAD: usize = 4;
 /// What is held of a directory's listing.
 const LISTING: u64 = 64 << 20;
 
@@ -228,6 +232,46 @@ fn append_script(file: &str, at: u64, count: usize) -> String {
     )
 }
 
+/// Writes a piece of `$T` at its place. Running it again changes nothing.
+fn put_script(at: u64, size: usize) -> String {
+    if at == 0 {
+        return "cat >\"$T\" || { rm -f -- \"$T\"; exit 1; }\n".to_owned();
+    }
+    // Of what it says the first line is the complaint; the others count.
+    format!(
+        "[ -f \"$T\" ] || fail missing\n\
+         said=$(dd of=\"$T\" bs={size} seek={} conv=notrunc 2>&1) || {{\n\
+         rm -f -- \"$T\"; printf '%s\\n' \"$said\" | head -n 1 >&2; exit 1; }}\n",
+        at / size as u64
+    )
+}
+
+/// Checks that all of `$T` is there.
+fn whole_script(size: u64) -> String {
+    format!(
+        "there=$(wc -c <\"$T\") || exit 1\n\
+         [ $((there)) = {size} ] || {{ rm -f -- \"$T\"; echo 'the file has changed' >&2; exit 1; }}\n"
+    )
+}
+
+/// What became of one of several.
+fn settled(done: Option<Result<Result<()>, tokio::task::JoinError>>) -> Result<()> {
+    match done {
+        Some(Ok(result)) => result,
+        Some(Err(error)) => Err(Error::new(ErrorKind::Internal, "write", error.to_string())),
+        None => Ok(()),
+    }
+}
+
+/// A piece that was asked for. Who does not want it any more drops this.
+struct Asked(JoinHandle<Result<Bytes>>);
+
+impl Drop for Asked {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
 impl PlainSandbox {
     /// Runs a script as the default user, in the working directory, with `P` set to the path.
     async fn on_path(
@@ -303,32 +347,49 @@ impl PlainSandbox {
             return Ok((meta, Box::new(io::Cursor::new(first))));
         }
         let at = options.offset + first.len() as u64;
-        let rest = self.pieces(path.clone(), first, at, options.offset.saturating_add(wanted))?;
+        let rest = self.pieces(path.clone(), first, at, options.offset.saturating_add(wanted), meta.size)?;
         Ok((meta, rest))
     }
 
-    /// The rest of a file, piece by piece as it is read.
-    fn pieces(&self, path: GuestPath, first: Bytes, mut at: u64, end: u64) -> Result<ByteReader> {
+    /// The rest of a file from a position on, some pieces ahead of who reads. `known` is how long the file was.
+    fn pieces(&self, path: GuestPath, first: Bytes, mut at: u64, end: u64, known: u64) -> Result<ByteReader> {
         let (sender, pieces) = mpsc::channel(1);
-        let this = self.clone();
+        let (this, size) = (self.clone(), self.yard.caller.piece() as u64);
         driver::handle()?.spawn(async move {
+            let (mut ahead, mut next) = (VecDeque::new(), at);
             while at < end {
-                let script = format!("[ -f \"$P\" ] || blame \"$P\"\n{}", piece_script(&this.yard.caller, "\"$P\"", at));
-                let run = this.run_on(&path, "", &script, Bytes::new()).expecting(this.yard.caller.piece());
-                let piece = match this.answer(&path, run, "read").await {
-                    Ok(output) => from_piece(&this.yard.caller, output, at),
-                    Err(error) => return drop(sender.send(Err(io::Error::other(error))).await),
+                // What came to it meanwhile is asked for when it is due.
+                while ahead.len() < AHEAD && next < end && (ahead.is_empty() || next < known) {
+                    ahead.push_back(Asked(tokio::spawn(this.clone().piece_of(path.clone(), next))));
+                    next = (next / size + 1) * size;
+                }
+                let Some(mut asked) = ahead.pop_front() else { return };
+                let piece = (&mut asked.0).await;
+                let mut piece = match piece.map_err(|error| Error::new(ErrorKind::Internal, "read", error.to_string())) {
+                    Ok(Ok(piece)) => piece,
+                    Ok(Err(error)) | Err(error) => return drop(sender.send(Err(io::Error::other(error))).await),
                 };
-                let mut piece = piece;
+                let is_short = (piece.len() as u64) < size - at % size;
                 piece.truncate(usize::try_from(end - at).unwrap_or(usize::MAX));
-                let last = piece.is_empty();
                 at += piece.len() as u64;
-                if last || sender.send(Ok(piece)).await.is_err() {
+                if piece.is_empty() || sender.send(Ok(piece)).await.is_err() {
                     return;
+                }
+                if is_short {
+                    ahead.clear();
+                    next = at;
                 }
             }
         });
         Ok(Box::new(Pieces { pieces, current: first }))
+    }
+
+    /// The piece of a file in which a position lies, from that on.
+    async fn piece_of(self, path: GuestPath, at: u64) -> Result<Bytes> {
+        let script = format!("[ -f \"$P\" ] || blame \"$P\"\n{}", piece_script(&self.yard.caller, "\"$P\"", at));
+        let run = self.run_on(&path, "", &script, Bytes::new()).expecting(self.yard.caller.piece());
+        let output = self.answer(&path, run, "read").await?;
+        Ok(from_piece(&self.yard.caller, output, at))
     }
 
     pub(super) async fn write_path(&self, path: &GuestPath, mut contents: ByteReader, options: WriteOptions) -> Result<()> {
@@ -337,42 +398,50 @@ impl PlainSandbox {
         let new = if options.create_new { "1" } else { "" };
         let mode = options.mode.map(|mode| format!("{:o}", mode & 0o7777)).unwrap_or_default();
         let vars = format!("NEW={new}; MODE={mode}; TAG={tag}");
-        let mut next = self.next_piece(&mut contents, size, path).await?;
-        let turn = Arc::new(Mutex::new(()));
+        let mut piece = self.next_piece(&mut contents, size, path).await?;
+        let turn = Arc::new(RwLock::new(()));
         let mut guard =
             Unfinished { sandbox: self.clone(), path: path.clone(), vars: vars.clone(), turn: turn.clone(), armed: false };
-        let mut at = 0;
+        let (mut at, mut writing) = (0, JoinSet::new());
         loop {
-            let piece = next;
-            next = if piece.len() < size { Bytes::new() } else { self.next_piece(&mut contents, size, path).await? };
+            let next = if piece.len() < size { Bytes::new() } else { self.next_piece(&mut contents, size, path).await? };
             let last = next.is_empty();
-            let script = format!(
-                "{WRITE_PLACE}umask 077\n{}{}",
-                append_script("\"$T\"", at, piece.len()).replace("exit 1", "{ said=1; rm -f -- \"$T\"; exit 1; }"),
-                if last { WRITE_END } else { "" }
-            );
+            let count = piece.len() as u64;
+            let end = if last { format!("{}{WRITE_END}", whole_script(at + count)) } else { String::new() };
+            let script = format!("{WRITE_PLACE}umask 077\n{}{end}", put_script(at, size));
             guard.armed = true;
-            at += piece.len() as u64;
-            self.write_piece(path, &vars, script, piece, turn.clone().lock_owned().await).await?;
+            // The first makes the file and the last gives it its name; those between come in any order, some at once.
+            let alone = at == 0 || last;
+            while writing.len() >= if alone { 1 } else { AHEAD } {
+                settled(writing.join_next().await)?;
+            }
+            let turn = turn.clone().read_owned().await;
+            let write = self.clone().write_piece(path.clone(), vars.clone(), script, piece, turn);
+            if alone {
+                write.await?;
+            } else {
+                writing.spawn_on(write, driver::handle()?);
+            }
             if last {
                 guard.armed = false;
                 return Ok(());
             }
+            at += count;
+            piece = next;
         }
     }
 
     /// Its turn ends with the script, not with the call: whoever gives up the call leaves the script running.
     async fn write_piece(
-        &self,
-        path: &GuestPath,
-        vars: &str,
+        self,
+        path: GuestPath,
+        vars: String,
         script: String,
         piece: Bytes,
-        turn: OwnedMutexGuard<()>,
+        turn: OwnedRwLockReadGuard<()>,
     ) -> Result<()> {
-        let (this, path, vars) = (self.clone(), path.clone(), vars.to_owned());
         let running = driver::handle()?.spawn(async move {
-            let result = this.on_path(&path, &vars, &script, piece, "write").await;
+            let result = self.on_path(&path, &vars, &script, piece, "write").await;
             drop(turn);
             result
         });
@@ -471,8 +540,8 @@ struct Unfinished {
     sandbox: PlainSandbox,
     path: GuestPath,
     vars: String,
-    /// Held while a piece is written: what a script is still about to make cannot be removed yet.
-    turn: Arc<Mutex<()>>,
+    /// Held while pieces are written: what a script is still about to make cannot be removed yet.
+    turn: Arc<RwLock<()>>,
     armed: bool,
 }
 
@@ -484,7 +553,7 @@ impl Drop for Unfinished {
         let (sandbox, path, vars, turn) = (self.sandbox.clone(), self.path.clone(), self.vars.clone(), self.turn.clone());
         if let Ok(driver) = driver::handle() {
             driver.spawn(async move {
-                let _turn = turn.lock().await;
+                let _turn = turn.write().await;
                 let script = format!("{WRITE_PLACE}rm -f -- \"$T\"\n");
                 let _ = sandbox.on_path(&path, &vars, &script, Bytes::new(), "write").await;
             });

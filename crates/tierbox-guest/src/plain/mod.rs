@@ -5,7 +5,7 @@
 //! [`PlainSandbox::open`] looks at the machine and makes a sandbox of it.
 //!
 //! In the machine it takes `/bin/sh`, procfs, and the usual small tools, as coreutils or busybox have them. What a plain sandbox
-//! does not offer is in [`capabilities`]: output comes when the command has ended, stdin is given as a whole, and there are no
+//! does not offer is in [`capabilities`]: output comes when the command has ended (unless a backend asks for more), stdin is given as a whole, and there are no
 //! terminals, signals, detached commands or dialled streams. The rest is as everywhere:
 //!
 //! - a command runs at most once, whatever becomes of the transport's answer: the directory that is named by its id is its claim,
@@ -25,6 +25,7 @@ mod archives;
 mod call;
 mod exec;
 mod files;
+mod live;
 mod probe;
 mod sandbox;
 mod script;
@@ -77,7 +78,9 @@ pub struct PlainConfig {
     pub name: String,
     /// The backend's name, for errors.
     pub backend: &'static str,
-    /// What the machine can do, from [`capabilities`].
+    /// What the machine can do, from [`capabilities`]. With `streaming_output` a command's output is brought while it runs, by
+    /// scripts that wait in the machine until there is some: a second after its start, then after each that brought something. A
+    /// command that is 4 MiB ahead of whoever reads it waits.
     pub capabilities: Capabilities,
     /// Its limits; `exec` and `output` are defaults of commands, file size and open files are set for each.
     pub limits: Limits,
@@ -124,6 +127,8 @@ pub struct PlainRun {
     pub private: bool,
     /// It ends something else: it must not wait for what runs.
     pub urgent: bool,
+    /// It only brings what is there meanwhile: others go first, for a while.
+    pub yielding: bool,
     /// About how many bytes it will print, where that is known to be many; otherwise 0.
     pub expects: usize,
 }
@@ -138,7 +143,7 @@ impl std::fmt::Debug for PlainRun {
 impl PlainRun {
     /// An ordinary script.
     pub fn new(script: impl Into<String>, stdin: Bytes, limit: Duration) -> Self {
-        Self { script: script.into(), stdin, limit, command: None, private: false, urgent: false, expects: 0 }
+        Self { script: script.into(), stdin, limit, command: None, private: false, urgent: false, yielding: false, expects: 0 }
     }
 
     /// The same, which runs a command.
@@ -157,6 +162,12 @@ impl PlainRun {
     #[must_use]
     pub fn urgent(self) -> Self {
         Self { urgent: true, ..self }
+    }
+
+    /// The same, which lets others go first.
+    #[must_use]
+    pub fn yielding(self) -> Self {
+        Self { yielding: true, ..self }
     }
 
     /// The same, of which much output is expected.

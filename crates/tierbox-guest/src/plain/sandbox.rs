@@ -316,6 +316,7 @@ impl PlainSandbox {
             most,
             watched: !internal,
             tidy: request.leftovers == Leftovers::Kill,
+            live: self.config.capabilities.streaming_output && !internal,
         };
         Ok(PlainHandle::new(self.yard.launch(order)?))
     }

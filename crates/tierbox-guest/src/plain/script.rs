@@ -15,7 +15,8 @@ pub(super) const PRELUDE: &str =
 ///   session too;
 /// - `G` is its cgroup, or empty: all in it dies with it, whatever it left its session and its parents for;
 /// - `n` is what the command's shell noted before it became the command;
-/// - `o` and `e` are what it printed; `done` says that both are complete.
+/// - `o` and `e` are what it printed; `done` says that both are complete;
+/// - `a1` and `a2` let those who write `o` and `e` go on, where they must not be far ahead of whoever reads.
 pub(super) const LIFE: &str = r#"
 endit() {
   set -C
@@ -49,6 +50,8 @@ slay() {
 walk() {
   [ -s "$D/pid" ] || return 0
   read -r W S keep <"$D/pid"
+  set -- $keep
+  copiers=" $2 $3 "
   if [ "$S" = - ]; then
     S=
     if [ -s "$D/n" ]; then read -r word pid <"$D/n"; [ "$word" != session ] || S=$pid; fi
@@ -68,6 +71,7 @@ walk() {
         line=${line##*) }
         set -- $line
         case $1 in Z|X) continue;; esac
+        case $copiers in *" $2 "*) continue;; esac
         if [ -n "$S" ] && [ "$4" = "$S" ]; then :
         else case $tree in *" $2 "*) ;; *) continue;; esac; fi
         tree="$tree$pid "
@@ -113,25 +117,43 @@ report() {
 /// The command runs in the foreground, because shells make those in the background ignore SIGINT. Its output goes through FIFOs
 /// and not to files, because a program may open `/dev/stderr` anew, which would cut a file. Their readers may not write files
 /// much longer than `CAP`: a
-/// command that prints more meets a closed pipe, or what watches it, and is told as killed for its output. A message of the shell tells a
-/// signal from an exit status above 128; of SIGINT and SIGPIPE it says nothing.
+/// command that prints more meets a closed pipe, or what watches it, and is told as killed for its output. Where output is read while
+/// it runs, they stop `WINDOW` bytes ahead of the reader, who lets them go on by the offset that was read; the end of the command lets
+/// them go to the end. A message of the shell tells a signal from an exit status above 128; of SIGINT and SIGPIPE it says nothing.
 pub(super) const WRAPPER: &str = r#"
 umask 077
 cd /
 bound() { ulimit -c 0; [ -z "$BLOCKS" ] || ulimit -f $BLOCKS; }
+copy() {
+  bound
+  [ -n "$WINDOW" ] || exec cat >"$1"
+  : >"$1"
+  size=0
+  open=$WINDOW
+  while dd bs=65536 count=64 >>"$1"; do
+    now=$(wc -c <"$1")
+    [ $((now)) -gt $size ] || exit 0
+    size=$((now))
+    while [ $size -ge $open ]; do
+      read -r word <&6 || exit 1
+      [ "$word" != end ] || exec cat >>"$1"
+      open=$((word+WINDOW))
+    done
+  done
+}
 if mkdir "$D" 2>/dev/null; then
   exec 2>"$D/m"
   [ -z "$G" ] || mkdir "$G"
-  if ! mkfifo -m 666 "$D/1" "$D/2" || ! mkfifo "$D/k" || { [ -n "$G" ] && [ ! -d "$G" ]; }; then
+  if ! mkfifo -m 666 "$D/1" "$D/2" || ! mkfifo "$D/k" "$D/a1" "$D/a2" || { [ -n "$G" ] && [ ! -d "$G" ]; }; then
     echo "fail" >"$D/end"
     : >"$D/done"
     report
     exit 0
   fi
-  exec 9<>"$D/k"
-  ( bound; exec cat ) <"$D/1" >"$D/o" 2>/dev/null 9>&- &
+  exec 6<>"$D/a1" 7<>"$D/a2" 9<>"$D/k"
+  ( copy "$D/o" ) <"$D/1" >/dev/null 2>&1 7>&- 9>&- &
   c1=$!
-  ( bound; exec cat ) <"$D/2" >"$D/e" 2>/dev/null 9>&- &
+  ( copy "$D/e" ) <"$D/2" >/dev/null 2>&1 6<&7 7>&- 9>&- &
   c2=$!
   read -r line <"/proc/$$/stat"
   line=${line##*) }
@@ -164,9 +186,11 @@ if mkdir "$D" 2>/dev/null; then
   else
     ran=1
     ( [ -z "$G" ] || echo 0 >"$G/cgroup.procs" || { echo "never group" >&3; exit 1; }
-@LAUNCH@ ) <@STDIN@ >"$D/1" 2>"$D/2" 3>"$D/n" 9>&-
+@LAUNCH@ ) <@STDIN@ >"$D/1" 2>"$D/2" 3>"$D/n" 6>&- 7>&- 9>&-
   fi
   status=$?
+  echo end >&6
+  echo end >&7
   read -r ended rest </proc/uptime
   by=exit
   [ ! -s "$D/m" ] || by=signal
@@ -206,7 +230,12 @@ elif [ -d "$D" ]; then
   until [ -e "$D/done" ]; do
     if [ -s "$D/pid" ]; then
       read -r W rest <"$D/pid"
-      if [ ! -d "/proc/$W" ] && [ ! -e "$D/done" ]; then endit "lost"; slay; : >"$D/done"; fi
+      if [ ! -d "/proc/$W" ] && [ ! -e "$D/done" ]; then
+        endit "lost"
+        slay
+        for ack in "$D/a1" "$D/a2"; do [ ! -p "$ack" ] || echo end 1<>"$ack"; done
+        : >"$D/done"
+      fi
     fi
     sleep 0.2 || sleep 1
   done
@@ -281,4 +310,43 @@ elif [ ! -e "$D/done" ]; then
     if [ -d "/proc/$W" ] && [ ! -e "$D/done" ]; then echo slain >"$D/k"; fi
   fi
 fi
+"#;
+
+/// What of a command's output is there that was not read yet; waits a while for some. `O` and `E` are what was read of the streams that
+/// are wanted, `OA` and `EA` how far their copiers were let go before, `DRAIN` the streams that nobody will read.
+pub(super) const FOLLOW: &str = r#"
+let_go() { echo $2 1<>"$D/a$1"; }
+size() { s=0; [ ! -s "$1" ] || s=$(wc -c <"$1"); s=$((s)); }
+drained=
+n=0
+while :; do
+  more=
+  os=0; es=0
+  if [ -p "$D/a2" ]; then
+    for f in $DRAIN; do let_go $f 4611686018427387904; drained=$drained$f; done
+    DRAIN=
+  fi
+  if [ -n "$O" ]; then
+    size "$D/o"; os=$s
+    if [ $O -gt $OA ] && [ $os -ge $((OA+WINDOW)) ]; then let_go 1 $O; OA=$O; fi
+    [ $os -le $O ] || more=1
+  fi
+  if [ -n "$E" ]; then
+    size "$D/e"; es=$s
+    if [ $E -gt $EA ] && [ $es -ge $((EA+WINDOW)) ]; then let_go 2 $E; EA=$E; fi
+    [ $es -le $E ] || more=1
+  fi
+  [ -z "$O$E" ] && [ -z "$DRAIN" ] && break
+  [ -z "$more" ] && [ ! -e "$D/done" ] && [ $n -lt $ROUNDS ] || break
+  n=$((n+1))
+  sleep 0.2 || sleep 1
+done
+over=; [ ! -e "$D/done" ] || over=1
+left=$INLINE
+part() { c=0; if [ -n "$1" ] && [ $2 -gt $1 ]; then c=$(($2-$1)); [ $c -le $left ] || c=$left; left=$((left-c)); fi; }
+part "$O" $os; oc=$c
+part "$E" $es; ec=$c
+echo "tierbox-live 1 out=$oc; err=$ec; sizes=$os $es; let=$OA $EA; drained=$drained; over=$over;"
+[ $oc = 0 ] || tail -c +$((O+1)) "$D/o" | head -c $oc
+[ $ec = 0 ] || tail -c +$((E+1)) "$D/e" | head -c $ec
 "#;
