@@ -51,7 +51,8 @@ pub fn all() -> Vec<Trial> {
         ("escape::a_killed_gateway_leaves_no_network", Hold::Kept, killed),
     ];
     let browse = Trial::test(BROWSE, browse);
-    trials.map(|(name, hold, work)| Trial::test(name, move || run(name, hold, work))).into_iter().chain([browse]).collect()
+    let ended = Trial::test(ENDED, ended_by_down);
+    trials.map(|(name, hold, work)| Trial::test(name, move || run(name, hold, work))).into_iter().chain([browse, ended]).collect()
 }
 
 const BROWSE: &str = "eval::an_agent_that_browses_gets_allowed_pages_only";
@@ -89,6 +90,44 @@ fn browse() -> Result<(), Failed> {
         assert!(refused);
         running.stop().await
     })?;
+    Ok(())
+}
+
+const ENDED: &str = "conformance::what_was_decided_outlives_a_detached_environment";
+
+/// Ended by somebody who did not start it: the decisions are beside the log, and the log names them.
+fn ended_by_down() -> Result<(), Failed> {
+    if let Some(absence) = factory().absent() {
+        return Ok(support::skip("local-container", ENDED, &absence)?);
+    }
+    if lacks("curl", ENDED)? {
+        return Ok(());
+    }
+    let state = tempfile::tempdir()?;
+    for secret in [None, Some("hunter2")] {
+        let client = || tierbox::Tierbox::builder().user_config(false).state_dir(state.path()).build();
+        let mut options = tierbox::StartOptions::new();
+        (options.hold, options.log) = (Some(Hold::Kept), true);
+        let names = block_on(async {
+            let starter = client()?;
+            let mut spec = starter.resolve("local-web", &options)?;
+            secret.into_iter().for_each(|value| spec.secrets.add(value));
+            let running = starter.start_spec(spec, options).await?;
+            let asked = ExecRequest::new(["curl", "-s", "http://other.test/hunter2"]);
+            running.sandbox().run(asked).await?;
+            let id = running.id().to_owned();
+            drop((running, starter));
+            client()?.down(&id).await?;
+            let run = client()?.run(&id)?;
+            run.check(None)?;
+            Ok::<_, tierbox::Error>(run.decisions.into_iter().map(|decision| decision.name).collect::<Vec<_>>())
+        })?;
+        // Whoever ends it does not know which values are secrets.
+        let expected = if secret.is_some() { "withheld" } else { "other.test" };
+        if !names.iter().any(|name| name == expected) || names.iter().any(|name| secret.is_some() && name != expected) {
+            return Err(format!("{names:?}").into());
+        }
+    }
     Ok(())
 }
 

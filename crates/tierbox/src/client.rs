@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use tierbox_core::{
     Backend, Capabilities, Check, DestroyReport, EnvironmentSpec, Error, ErrorKind, Hold, LeaseRecord, Registry, Result,
@@ -15,6 +15,9 @@ use crate::memo::Memo;
 use crate::profiles::{ProfileSource, Profiles};
 use crate::running::{Running, destroy};
 use crate::{AuditLayer, Run, StartOptions, check, life, runs, start};
+
+/// How long what a gateway decided may take to be read, when its environment is ended.
+const LAST_WORDS: Duration = Duration::from_secs(10);
 
 /// Starts and finds environments. Cheap to clone; clones share everything.
 ///
@@ -289,6 +292,7 @@ impl Tierbox {
         let lease = journal.adopt(&entry.record.id)?;
         let record = lease.snapshot();
         let backend = self.inner.registry.get(&record.backend)?;
+        self.keep_decisions(&entry).await;
         let report = destroy(backend.as_ref(), &record).await?;
         lease.remove()?;
         tracing::info!(target: "tierbox::op", id = record.id, "down");
@@ -297,6 +301,19 @@ impl Tierbox {
             log.flush(true)?;
         }
         Ok(report)
+    }
+
+    /// Keeps what the gateway of a logged environment decided, if that can still be had: its end does not wait for it.
+    async fn keep_decisions(&self, entry: &Entry) {
+        if !Memo::from_value(&entry.memo).log {
+            return;
+        }
+        let kept = async {
+            if let Ok(running) = self.attach(&entry.record.id).await {
+                running.keep_decisions().await;
+            }
+        };
+        let _ = tokio::time::timeout(LAST_WORDS, kept).await;
     }
 
     /// Changes who keeps a detached environment: prolongs it, or keeps it until a person ends it. By id or name.

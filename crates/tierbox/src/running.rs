@@ -131,7 +131,7 @@ impl Running {
     }
 
     /// Keeps what the gateway decided, which would go with the environment.
-    async fn keep_decisions(&self) {
+    pub(crate) async fn keep_decisions(&self) {
         let Some(log) = &self.log else { return };
         let Ok(mut decisions) = self.parts().environment.decisions().await else { return };
         for decision in &mut decisions {

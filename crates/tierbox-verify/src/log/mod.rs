@@ -125,8 +125,11 @@ impl OperationLog {
         self
     }
 
-    /// A text as it may stand in a file beside the log: its secrets are masked.
+    /// A text as it may stand in a file beside the log: its secrets are masked, or all of it where they are not known.
     pub fn redact(&self, text: &str) -> String {
+        if self.withholds {
+            return "withheld".to_owned();
+        }
         self.secrets.redact_text(text).into_owned()
     }
 
