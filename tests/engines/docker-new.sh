@@ -13,6 +13,7 @@ set -euo pipefail
 engines="${TIERBOX_ENGINE_DIR:-/var/lib/tierbox-engines}"
 home="$engines/docker-new"
 socket="$home/docker.sock"
+. "$(dirname "$0")/parts/daemon.sh"
 
 install_packages() {
   [ -x "$home/root/usr/sbin/dockerd" ] && return
@@ -32,17 +33,6 @@ done
 cd "$root"; pivot_root . old; cd /; umount -l /old
 exec "$@"'
 
-answers() { curl -sf --max-time 2 --unix-socket "$socket" http://engine/_ping >/dev/null 2>&1; }
-
-# Waits for at most 30 s until a command succeeds.
-wait_for() {
-  local end=$((SECONDS + 30))
-  until "$@"; do
-    if [ "$SECONDS" -ge "$end" ]; then return 1; fi
-    sleep 0.05
-  done
-}
-
 # The command `docker` for programs of this host.
 command_docker() {
   mkdir -p "$home/bin"
@@ -61,11 +51,7 @@ start() {
     TIERBOX_HOME="$engines" setsid unshare --net --mount --propagation private sh -c "ip link set lo up; $inside" sh "$home/root" dockerd \
       --host "unix://$socket" --data-root "$home/data" --exec-root "$home/exec" --pidfile "$home/dockerd.pid" \
       --exec-opt native.cgroupdriver=cgroupfs --storage-driver overlay2 >"$home/dockerd.log" 2>&1 </dev/null &
-    if ! wait_for answers; then
-      echo "dockerd did not come up; the end of $home/dockerd.log:" >&2
-      tail -n 20 "$home/dockerd.log" >&2
-      exit 1
-    fi
+    await_daemon dockerd "$home/dockerd.log"
   fi
   if ! "$home/bin/docker" image inspect tierbox-test/debian:1 >/dev/null 2>&1; then
     [ -s "$engines/docker/debian.tar" ] || "$(dirname "$0")/docker.sh" start >/dev/null
@@ -75,19 +61,6 @@ start() {
   echo "PATH=$home/bin:$PATH"
 }
 
-stop() {
-  [ -f "$home/dockerd.pid" ] || return 0
-  local pid
-  pid=$(cat "$home/dockerd.pid" 2>/dev/null) || return 0
-  # Only the daemon that was started with this directory.
-  tr '\0' ' ' <"/proc/$pid/cmdline" 2>/dev/null | grep -qF "$home/data" || return 0
-  kill "$pid"
-  wait_for test ! -d "/proc/$pid" || kill -9 "$pid"
-}
+stop() { end_daemon "$home/dockerd.pid" "$home/data"; }
 
-case "${1:-}" in
-  install) install_packages ;;
-  start) start ;;
-  stop) stop ;;
-  *) echo "usage: $0 install|start|stop" >&2; exit 2 ;;
-esac
+run_verb "$@"

@@ -14,30 +14,11 @@ set -euo pipefail
 home="${TIERBOX_ENGINE_DIR:-/var/lib/tierbox-engines}/docker"
 socket="$home/docker.sock"
 docker() { command docker -H "unix://$socket" "$@"; }
+. "$(dirname "$0")/parts/daemon.sh"
 
 install_packages() {
-  local missing=()
-  for pair in dockerd:docker.io docker:docker.io containerd:containerd runc:runc iptables:iptables mmdebstrap:mmdebstrap busybox:busybox-static; do
-    type -P "${pair%%:*}" >/dev/null || missing+=("${pair#*:}")
-  done
-  [ "${#missing[@]}" = 0 ] && return
-  export DEBIAN_FRONTEND=noninteractive
-  # No daemon of the host's is started: the tests bring their own.
-  local policy=/usr/sbin/policy-rc.d
-  [ -e "$policy" ] || { printf '#!/bin/sh\nexit 101\n' >"$policy"; chmod 755 "$policy"; trap "rm -f $policy" EXIT; }
-  apt-get update -qq >&2
-  apt-get install -y -qq --no-install-recommends "${missing[@]}" >&2
-}
-
-answers() { docker version >/dev/null 2>&1; }
-
-# Waits for at most 30 s until a command succeeds.
-wait_for() {
-  local end=$((SECONDS + 30))
-  until "$@"; do
-    if [ "$SECONDS" -ge "$end" ]; then return 1; fi
-    sleep 0.05
-  done
+  install_missing dockerd:docker.io docker:docker.io containerd:containerd runc:runc iptables:iptables mmdebstrap:mmdebstrap \
+    busybox:busybox-static curl:curl
 }
 
 # Ends what a daemon that was killed left: the next one, in other namespaces, would wait for its containerd and its shims in vain.
@@ -64,11 +45,7 @@ start_daemon() {
   setsid unshare --net --mount --propagation private sh -c "ip link set lo up; $disk; exec dockerd \
     --host unix://$socket --data-root $home/data --exec-root $home/exec --pidfile $home/dockerd.pid \
     --exec-opt native.cgroupdriver=cgroupfs --storage-driver overlay2 --shutdown-timeout 2" >"$home/dockerd.log" 2>&1 </dev/null &
-  if ! wait_for answers; then
-    echo "dockerd did not come up; the end of $home/dockerd.log:" >&2
-    tail -n 20 "$home/dockerd.log" >&2
-    exit 1
-  fi
+  await_daemon dockerd "$home/dockerd.log"
 }
 
 has() { docker image inspect "$1" >/dev/null 2>&1; }
@@ -116,19 +93,6 @@ start() {
   echo "TIERBOX_ENGINE_DOCKER=unix://$socket"
 }
 
-stop() {
-  [ -f "$home/dockerd.pid" ] || return 0
-  local pid
-  pid=$(cat "$home/dockerd.pid" 2>/dev/null) || return 0
-  # Only the daemon that was started with this directory.
-  tr '\0' ' ' <"/proc/$pid/cmdline" 2>/dev/null | grep -qF "$home/data" || return 0
-  kill "$pid"
-  wait_for test ! -d "/proc/$pid" || kill -9 "$pid"
-}
+stop() { end_daemon "$home/dockerd.pid" "$home/data"; }
 
-case "${1:-}" in
-  install) install_packages ;;
-  start) start ;;
-  stop) stop ;;
-  *) echo "usage: $0 install|start|stop" >&2; exit 2 ;;
-esac
+run_verb "$@"

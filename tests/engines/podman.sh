@@ -13,30 +13,11 @@ set -euo pipefail
 engines="${TIERBOX_ENGINE_DIR:-/var/lib/tierbox-engines}"
 home="$engines/podman"
 socket="$home/podman.sock"
+. "$(dirname "$0")/parts/daemon.sh"
 export CONTAINERS_CONF="$home/containers.conf"
 podman() { command podman --root "$home/data" --runroot "$home/run" --storage-driver overlay --cgroup-manager cgroupfs --runtime runc "$@"; }
 
-install_packages() {
-  local missing=()
-  for pair in podman:podman runc:runc conmon:conmon mmdebstrap:mmdebstrap; do
-    type -P "${pair%%:*}" >/dev/null || missing+=("${pair#*:}")
-  done
-  [ "${#missing[@]}" = 0 ] && return
-  export DEBIAN_FRONTEND=noninteractive
-  apt-get update -qq >&2
-  apt-get install -y -qq --no-install-recommends "${missing[@]}" >&2
-}
-
-answers() { curl -sf --max-time 2 --unix-socket "$socket" http://engine/_ping >/dev/null 2>&1; }
-
-# Waits for at most 30 s until a command succeeds.
-wait_for() {
-  local end=$((SECONDS + 30))
-  until "$@"; do
-    if [ "$SECONDS" -ge "$end" ]; then return 1; fi
-    sleep 0.05
-  done
-}
+install_packages() { install_missing podman:podman runc:runc conmon:conmon mmdebstrap:mmdebstrap curl:curl; }
 
 start() {
   mkdir -p "$home"
@@ -56,11 +37,7 @@ END
     setsid unshare --net --mount --propagation private sh -c 'ip link set lo up; echo $$ >"$1/pid"; cd "$1"; shift; exec "$@"' sh "$home" \
       podman --root "$home/data" --runroot "$home/run" --storage-driver overlay --cgroup-manager cgroupfs --runtime runc \
       system service --time=0 "unix://$socket" >"$home/podman.log" 2>&1 </dev/null &
-    if ! wait_for answers; then
-      echo "podman did not come up; the end of $home/podman.log:" >&2
-      tail -n 20 "$home/podman.log" >&2
-      exit 1
-    fi
+    await_daemon podman "$home/podman.log"
   fi
   if ! podman image exists tierbox-test/debian:1; then
     [ -s "$engines/docker/debian.tar" ] || "$(dirname "$0")/docker.sh" start >/dev/null
@@ -69,19 +46,6 @@ END
   echo "TIERBOX_ENGINE_PODMAN=unix://$socket"
 }
 
-stop() {
-  [ -f "$home/pid" ] || return 0
-  local pid
-  pid=$(cat "$home/pid")
-  # Only the service that was started with this directory.
-  tr '\0' ' ' <"/proc/$pid/cmdline" 2>/dev/null | grep -qF "$socket" || return 0
-  kill "$pid"
-  wait_for test ! -d "/proc/$pid" || kill -9 "$pid"
-}
+stop() { end_daemon "$home/pid" "$socket"; }
 
-case "${1:-}" in
-  install) install_packages ;;
-  start) start ;;
-  stop) stop ;;
-  *) echo "usage: $0 install|start|stop" >&2; exit 2 ;;
-esac
+run_verb "$@"
