@@ -31,9 +31,11 @@ pub enum Transport {
     Plain,
 }
 
-/// The `[docker]` table of a profile. One of `image`, `dockerfile` and `compose` is needed.
+/// The `[docker]` table of a profile. One of `image`, `dockerfile` and `compose` is needed; a profile that names one of them replaces
+/// the one of the profile that it extends.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+#[schemars(extend("x-alternatives" = [["image"], ["dockerfile", "context"], ["compose", "primary"]]))]
 pub struct Settings {
     /// An image's name, for example `debian:12`. Its `ENV`, `WORKDIR` and `USER` count; its command is not run.
     pub image: Option<String>,

@@ -100,6 +100,25 @@ pub(crate) fn is_at_least_as_strict(root: &Value, schema: &Value, before: Option
     matches!((before, rank(after)), (Some(before), Some(after)) if after >= before)
 }
 
+/// What a layer displaces in the layers below it: of each backend's alternatives (`x-alternatives`: lists of keys, the first of which
+/// makes the choice) those that it does not choose, if it chooses one.
+pub(crate) fn displaced(schema: &Value, layer: &Node) -> Vec<Vec<String>> {
+    let mut found = Vec::new();
+    for (table, settings) in schema["properties"].as_object().into_iter().flatten() {
+        let Some(stated) = layer.get(table) else { continue };
+        let keys = |alternative: &Value| -> Vec<String> {
+            alternative.as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect()
+        };
+        let alternatives: Vec<Vec<String>> = settings["x-alternatives"].as_array().into_iter().flatten().map(keys).collect();
+        let is_chosen = |keys: &[String]| keys.first().is_some_and(|first| stated.get(first).is_some());
+        if alternatives.iter().any(|keys| is_chosen(keys)) {
+            let others = alternatives.iter().filter(|keys| !is_chosen(keys)).flatten();
+            found.extend(others.map(|key| vec![table.clone(), key.clone()]));
+        }
+    }
+    found
+}
+
 fn follow<'a>(root: &'a Value, mut schema: &'a Value) -> &'a Value {
     // A chain of references is finite unless it is a circle, which has no meaning: give up on it.
     for _ in 0..16 {

@@ -1,5 +1,6 @@
 //! Layers of values, merged by figment, with the layer and place of every value.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -83,18 +84,42 @@ impl fmt::Display for Provenance {
 pub(crate) struct Values {
     pub layer: Layer,
     pub root: Node,
+    /// Keys that mean nothing any more beside what this layer states, wherever weaker layers state them.
+    pub displaced: Vec<Vec<String>>,
 }
 
-/// A layer as figment sees it; its index tells it from others of its kind.
-struct Numbered<'a>(usize, &'a Values);
+impl Values {
+    /// Values of a layer that displace nothing.
+    pub fn new(layer: Layer, root: Node) -> Self {
+        Self { layer, root, displaced: Vec::new() }
+    }
+}
+
+/// A layer as figment sees it, without what layers above it displace; its index tells it from others of its kind.
+struct Numbered<'a>(usize, &'a [Values]);
+
+impl Numbered<'_> {
+    fn layer(&self) -> &Values {
+        &self.1[self.0]
+    }
+
+    fn root(&self) -> Cow<'_, Node> {
+        let mut root = Cow::Borrowed(&self.layer().root);
+        let displaced = self.1[self.0 + 1..].iter().flat_map(|above| &above.displaced);
+        for path in displaced.filter(|path| self.layer().root.find(path).is_some()) {
+            root.to_mut().remove(path);
+        }
+        root
+    }
+}
 
 impl Provider for Numbered<'_> {
     fn metadata(&self) -> Metadata {
-        Metadata::from(self.1.layer.as_str(), Source::Custom(self.0.to_string()))
+        Metadata::from(self.layer().layer.as_str(), Source::Custom(self.0.to_string()))
     }
 
     fn data(&self) -> Result<Map<figment::Profile, Dict>, figment::Error> {
-        let dict = self.1.root.to_figment().into_dict().unwrap_or_default();
+        let dict = self.root().to_figment().into_dict().unwrap_or_default();
         Ok(figment::Profile::Default.collect(dict))
     }
 }
@@ -110,8 +135,7 @@ pub(crate) struct Merged<'a> {
 impl<'a> Merged<'a> {
     /// Merges layers, weakest first.
     pub fn new(layers: &'a [Values]) -> Result<Self> {
-        let figment =
-            layers.iter().enumerate().fold(Figment::new(), |figment, (index, values)| figment.merge(Numbered(index, values)));
+        let figment = (0..layers.len()).fold(Figment::new(), |figment, index| figment.merge(Numbered(index, layers)));
         let value = figment.find_value("").map_err(|error| {
             Error::new(ErrorKind::Internal, "merge profile layers", error.to_string()).with_help("report this as a defect")
         })?;

@@ -13,7 +13,7 @@ use crate::check::{check, settle_marks};
 use crate::diagnostic::{Diagnostic, Severity, first_error};
 use crate::document::Document;
 use crate::find::{self, Source};
-use crate::inspect::inspect;
+use crate::inspect::{displaced, inspect};
 use crate::layer::{Layer, Merged, Provenance, Values, normalize_limits};
 use crate::node::{Node, Place, parse_document};
 use crate::overlay::{self, Assignment};
@@ -216,7 +216,7 @@ impl<'a> Reading<'a> {
         }
         for (index, (source, root)) in chain.into_iter().enumerate().rev() {
             let layer = if index == 0 { Layer::Profile } else { Layer::Extended };
-            self.add(Values { layer, root }, &source.base);
+            self.add(Values::new(layer, root), &source.base);
         }
     }
 
@@ -251,7 +251,7 @@ impl<'a> Reading<'a> {
         }
         let source = find::read(&path, &path)?;
         if let Some(root) = self.parse(&source) {
-            self.add(Values { layer: Layer::User, root }, &directory);
+            self.add(Values::new(Layer::User, root), &directory);
         }
         Ok(())
     }
@@ -279,6 +279,7 @@ impl<'a> Reading<'a> {
         let mut problems: Vec<_> = findings.problems.into_iter().map(|problem| explain_table(problem, &values.root)).collect();
         problems.extend(settle_marks(&mut values.root, &findings.marks, base, &self.loader.surroundings));
         normalize_limits(&mut values.root);
+        values.displaced = displaced(&self.loader.schema, &values.root);
         problems.extend(check_formats(&values, &problems));
         problems.sort_by_key(|problem| (problem.place.line(), problem.place.column()));
         self.problems.extend(problems);

@@ -51,7 +51,7 @@ pub(crate) fn environment(schema: &Value, surroundings: &Surroundings, problems:
         };
         add(&mut root, schema, &path, text, place, problems);
     }
-    Values { layer: Layer::Environment, root }
+    Values::new(Layer::Environment, root)
 }
 
 /// The key that a variable stands for; `None` if it is none of a profile's.
@@ -132,7 +132,7 @@ pub(crate) fn assignments(schema: &Value, flags: &[Assignment], problems: &mut V
         let place = Place::Flag(flag.path.join("."));
         add(&mut root, schema, &flag.path, &flag.text, place, problems);
     }
-    Values { layer: Layer::Set, root }
+    Values::new(Layer::Set, root)
 }
 
 fn add(root: &mut Node, schema: &Value, path: &[String], text: &str, place: Place, problems: &mut Vec<Diagnostic>) {

@@ -25,6 +25,7 @@ pub fn host_paths(settings_schema: &Value, settings: &Value, base_dir: &Path) ->
 /// | `x-path` | a path on the host, relative to the file that states it; it reaches the backend absolute |
 /// | `x-tunable` | layers above the profile may change it freely; any other setting counts as weakening when they change it |
 /// | `x-weakest-first` | the values of a setting in the order of their strictness; with a `default`; moving to a later one is no weakening |
+/// | `x-alternatives` | at a backend's table: lists of keys of which one makes sense at a time; a layer that states the first key of one replaces what weaker layers state of the others |
 /// | `x-variable` | a plain environment variable that sets it |
 /// | `x-expects` | what to write, for messages |
 pub fn schema(registry: &Registry) -> Value {

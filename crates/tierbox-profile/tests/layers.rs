@@ -87,6 +87,35 @@ mod unit {
     }
 
     #[test]
+    fn the_stronger_layers_alternative_replaces_the_others() {
+        let world = World::new();
+        let base = "tier = \"T0.H3.N2\"\nbackend = \"vm\"\n[vm]\nrecipe = \"r\"\nstage = \"s\"\nmax-startups = 2\n";
+        world.write("here/base.toml", base);
+        let settings = |file: &str, text: &str| {
+            world.write(&format!("here/{file}.toml"), text);
+            let profile = world.loader().load(&format!("./{file}.toml")).unwrap();
+            let keys: Vec<String> =
+                profile.values().into_iter().map(|value| value.key).filter(|key| key.starts_with("vm.")).collect();
+            (profile.spec(&registry(), Hold::Process).unwrap().settings, keys)
+        };
+        let (image, keys) = settings("image", "extends = \"./base.toml\"\n[vm]\nimage = \"i\"\n");
+        assert_eq!(image, serde_json::json!({"image": world.path("here/i"), "max-startups": 2}));
+        assert_eq!(keys, ["vm.image", "vm.max-startups"]);
+        let (back, _) = settings("back", "extends = \"./image.toml\"\n[vm]\nrecipe = \"q\"\n");
+        assert_eq!(back, serde_json::json!({"recipe": world.path("here/q"), "max-startups": 2}));
+        // What makes no choice displaces nothing, and who chooses both keeps both.
+        let (stage, _) = settings("stage", "extends = \"./base.toml\"\n[vm]\nstage = \"t\"\n");
+        assert_eq!((stage["recipe"].is_string(), stage["stage"].as_str()), (true, Some("t")));
+        let (both, _) = settings("both", "extends = \"./base.toml\"\n[vm]\nimage = \"i\"\nrecipe = \"q\"\n");
+        assert!(both["recipe"].is_string() && both["image"].is_string());
+        // Above the profile it is a change like any other.
+        let error = world.loader().set("vm.image=other").unwrap().load("./base.toml").unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::WeakerRefused);
+        let allowed = world.loader().set("vm.image=other").unwrap().allow_weaker(true).load("./base.toml").unwrap();
+        assert!(allowed.weakened().iter().any(|weakening| weakening.key.starts_with("vm.")), "{:?}", allowed.weakened());
+    }
+
+    #[test]
     fn relative_paths_start_from_the_file_that_states_them() {
         let world = World::new();
         world.write("base/data/x", "");

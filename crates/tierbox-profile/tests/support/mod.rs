@@ -75,12 +75,15 @@ pub fn registry() -> Registry {
             "type": "object",
             "properties": {
                 "image": { "type": "string", "x-path": true },
+                "recipe": { "type": "string", "x-path": true },
+                "stage": { "type": "string" },
                 "token": { "type": "string", "x-secret": true },
                 "max-startups": { "type": "integer", "minimum": 1, "maximum": 64, "x-tunable": true, "x-variable": "TIERBOX_MAX_VM_STARTUPS" },
                 "env": { "type": "object", "additionalProperties": { "type": "string" }, "x-env": true },
                 "network": { "type": "object", "properties": { "bridge": { "type": "string" } }, "additionalProperties": false }
             },
-            "additionalProperties": false
+            "additionalProperties": false,
+            "x-alternatives": [["image"], ["recipe", "stage"]]
         }),
     }));
     registry
