@@ -13,6 +13,7 @@ use futures_util::StreamExt;
 use tierbox_core::{Error, ErrorKind, ExecId, Result};
 use tierbox_guest::plain::{PlainLimits, PlainOutput, PlainRun, PlainTransport};
 use tokio::io::AsyncWriteExt;
+use tokio::sync::oneshot;
 
 use crate::BACKEND;
 use crate::domain::Domains;
@@ -25,8 +26,8 @@ pub const FIRST: &str = "trap 'exit 0' TERM; exec 3<&0; ( while read -r _; do :;
 /// Where scripts keep what commands print until it was read: root's alone, so that no full disk of the commands' is in the way.
 pub const ROOM: &str = "rw,nosuid,nodev,noexec,mode=0700,size=512m";
 
-/// What one script may be. An argument has 128 KiB at most, so longer ones are sent as input, in pieces.
-const LIMITS: PlainLimits = PlainLimits { script: 64 << 10, stdin: 1 << 20, output: 1 << 20 };
+/// What one script may be.
+const LIMITS: PlainLimits = PlainLimits { script: 256 << 10, stdin: 1 << 20, output: 1 << 20 };
 
 /// The most that is kept of what a script complains.
 const COMPLAINTS: usize = 4 << 10;
@@ -40,8 +41,12 @@ const NEWS: Duration = Duration::from_secs(2);
 /// The pause between two questions.
 const PAUSE: Duration = Duration::from_millis(5);
 
-/// The word that lets a command begin.
-const GO: &str = "go";
+/// The whole of what stands in the arguments of a process of the engine's, which its host and its API show: it reads the script, which
+/// may hold secrets, from its input. First comes its length, before which nothing happens; whoever reads it may take more than that
+/// from a stream, so what follows is sent once it says that it has all.
+const READER: &str = "unset n s; IFS= read -r n || exit 125; PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin; \
+     command -v head >/dev/null || { echo; echo missing= head; exit 0; }; \
+     s=$(head -c \"$n\"); [ \"${#s}\" = \"$n\" ] || exit 125; echo; eval \"$s\"";
 
 /// Scripts in one container.
 pub struct Scripts {
@@ -56,7 +61,7 @@ impl Scripts {
         Self { engine, container, domains: Arc::new(domains) }
     }
 
-    async fn create(&self, script: String) -> Result<String> {
+    async fn create(&self) -> Result<String> {
         let options = CreateExecOptions {
             attach_stdin: Some(true),
             attach_stdout: Some(true),
@@ -65,7 +70,7 @@ impl Scripts {
             privileged: Some(false),
             user: Some("0:0".to_owned()),
             working_dir: Some("/".to_owned()),
-            cmd: Some(vec!["/bin/sh".to_owned(), "-c".to_owned(), script]),
+            cmd: Some(vec!["/bin/sh".to_owned(), "-c".to_owned(), READER.to_owned()]),
             ..CreateExecOptions::default()
         };
         match self.engine.docker.create_exec(&self.container, options).await {
@@ -136,11 +141,6 @@ fn lost(error: &Error) -> Error {
     Error::new(ErrorKind::Lost, "run script", error.message().to_owned()).with_backend(BACKEND)
 }
 
-/// A script that does nothing before it was let go.
-fn held(script: &str) -> String {
-    format!("IFS= read -r go; [ \"$go\" = {GO} ] || exit 125; unset go\n{script}")
-}
-
 #[async_trait]
 impl PlainTransport for Scripts {
     fn limits(&self) -> PlainLimits {
@@ -148,8 +148,7 @@ impl PlainTransport for Scripts {
     }
 
     async fn run(&self, run: PlainRun) -> Result<PlainOutput> {
-        let script = if run.command.is_some() { held(&run.script) } else { run.script };
-        let exec = self.create(script).await?;
+        let exec = self.create().await?;
         let started = self.engine.docker.start_exec(&exec, None).await.map_err(|error| lost(&failed("run script", &error)))?;
         let StartExecResults::Attached { mut output, mut input } = started else {
             return Err(unheld("the engine gives no streams"));
@@ -158,19 +157,28 @@ impl PlainTransport for Scripts {
             // The streams end with this call, and the script with its input.
             self.confine(&exec, command).await?;
         }
-        let prefix = if run.command.is_some() { format!("{GO}\n").into_bytes() } else { Vec::new() };
+        // A newline at its end would not count as read; a comment leaves the status alone.
+        let script = format!("{}\n{}\n#", run.script.len() + 2, run.script);
+        let (taken, is_taken) = oneshot::channel();
         let feed = async move {
             // A script need not read to the end.
-            let _ = input.write_all(&prefix).await;
-            let _ = input.write_all(&run.stdin).await;
+            let _ = input.write_all(script.as_bytes()).await;
+            if is_taken.await.is_ok() {
+                let _ = input.write_all(&run.stdin).await;
+            }
             let _ = input.shutdown().await;
             input
         };
         let collect = async {
-            let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+            let (mut stdout, mut stderr, mut taken) = (Vec::new(), Vec::new(), Some(taken));
             while let Some(part) = output.next().await {
                 match part.map_err(|error| lost(&failed("run script", &error)))? {
-                    LogOutput::StdOut { message } | LogOutput::Console { message } => stdout.extend_from_slice(&message),
+                    LogOutput::StdOut { message } | LogOutput::Console { message } => {
+                        // The first is the word that it has all; the rest is the script's own.
+                        let first = taken.take_if(|_| !message.is_empty());
+                        stdout.extend_from_slice(&message[usize::from(first.is_some())..]);
+                        let _ = first.map(|taken| taken.send(()));
+                    }
                     LogOutput::StdErr { message } => {
                         let room = COMPLAINTS - stderr.len();
                         stderr.extend_from_slice(&message[..message.len().min(room)]);
@@ -181,6 +189,8 @@ impl PlainTransport for Scripts {
                     return Err(Error::new(ErrorKind::TooLarge, "run script", "it prints more than is carried at once"));
                 }
             }
+            // Whoever ended before that is sent nothing more.
+            drop(taken);
             Ok((stdout, stderr))
         };
         let (_input, collected) = tokio::join!(feed, collect);

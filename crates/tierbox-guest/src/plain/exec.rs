@@ -193,7 +193,7 @@ impl Yard {
 
     fn is_over(&self, id: ExecId) {
         let mut spent = lock(&self.spent);
-        spent.push_back(format!("{id} {id}.s {id}.in {id}.u"));
+        spent.push_back(format!("{id} {id}.s {id}.in"));
     }
 
     /// Ends a command. Does not wait, and needs no runtime of the caller's.

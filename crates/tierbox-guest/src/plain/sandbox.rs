@@ -49,14 +49,6 @@ impl std::fmt::Debug for PlainSandbox {
     }
 }
 
-/// What a launch is made of, but for its input.
-struct Prepared {
-    launch: String,
-    before: String,
-    /// What the user's shell reads from a file, because it is too long for an argument.
-    aside: Option<String>,
-}
-
 impl PlainSandbox {
     /// Looks at the machine, makes a directory of its own there, and the working directory if it does not exist.
     ///
@@ -217,7 +209,11 @@ impl PlainSandbox {
         all
     }
 
-    fn prepare(&self, request: &ExecRequest, user: &Account, aside_at: &str) -> Option<Prepared> {
+    /// What becomes the command, from a script of ours that runs in a shell of its own. `None` if it is too big.
+    ///
+    /// Neither arguments nor variables stand in the arguments of anything but the command: the script goes through a file that nobody
+    /// else can open, and variables are exported by the shell that becomes the command.
+    fn prepare(&self, request: &ExecRequest, user: &Account) -> Option<String> {
         let env = self.variables(request, user);
         let sizes = || request.argv.iter().map(Vec::len).chain(env.iter().map(|(key, value)| key.len() + value.len() + 1));
         if sizes().any(|size| size >= LONGEST_ARGUMENT) || sizes().map(|size| size + 9).sum::<usize>() > ARGUMENTS {
@@ -225,30 +221,28 @@ impl PlainSandbox {
         }
         let mut words = Words::default();
         let argv: Vec<String> = request.argv.iter().map(|arg| words.word(arg)).collect();
-        let assigned: Vec<String> = env.iter().map(|(key, value)| words.word(&[key.as_slice(), b"=", value].concat())).collect();
         let search = env.get(b"PATH".as_slice()).map_or(PATH.as_bytes(), Vec::as_slice);
         let (search, cwd) = (words.word(search), words.word(&self.absolute(request.cwd.as_ref())));
+        let environment = words.environment(&env);
         // What looks like a variable would be taken for one.
         let program = if request.argv[0].contains(&b'=') { "/bin/sh -c 'exec \"$0\" \"$@\"' \"$@\"" } else { "\"$@\"" };
         let setsid = self.machine.setsid.as_deref().unwrap_or_default();
-        let limits = self.limits_script();
-        let ready = format!(
-            "set -- {}\nCWD={cwd}; SEARCH={search}; SETSID={setsid}\n{BECOME}{limits}\nexec {setsid} {} -i -- {} {program} 3>&-\n",
+        let (env, limits) = (&self.machine.env, self.limits_script());
+        let script = format!(
+            "exec 8<&-\nPATH={PATH}; LC_ALL=C\n{}set -- {}\nCWD={cwd}; SEARCH={search}; SETSID={setsid}\n{BECOME}{limits}\n\
+             {}exec {setsid} {env} {} -- {} {program} 3>&-\n",
+            words.before,
             argv.join(" "),
-            self.machine.env,
-            assigned.join(" "),
+            environment.exported,
+            environment.unset,
+            environment.assigned.join(" "),
         );
-        let Some(switch) = self.switch(user) else { return Some(Prepared { launch: ready, before: words.before, aside: None }) };
-        let script = format!("PATH={PATH}; LC_ALL=C\n{}{ready}", words.before);
-        Some(if script.len() < LONGEST_ARGUMENT {
-            // The whole of it is one argument of the shell that the user runs.
-            Prepared { launch: format!("exec {switch} /bin/sh -c {}", quote(&script)), before: String::new(), aside: None }
-        } else {
-            // A file that the user cannot open is opened for him.
-            let read = quote(&format!("PATH={PATH}; eval \"$(cat <&8)\""));
-            let launch = format!("exec {switch} /bin/sh -c {read} 8<{}", quote(aside_at));
-            Prepared { launch, before: String::new(), aside: Some(format!("exec 8<&-\n{script}")) }
-        })
+        let switch = self.switch(user).unwrap_or_default();
+        Some(format!(
+            "printf '%s\\n' {} >\"$D/u\" && exec 8<\"$D/u\" || {{ echo 'never file' >&3; exit 1; }}\nrm -f \"$D/u\"\n\
+             exec {switch} {env} -i /bin/sh -c 'PATH={PATH}; eval \"$(cat <&8)\"'",
+            quote(&script)
+        ))
     }
 
     fn absolute(&self, path: Option<&GuestPath>) -> Vec<u8> {
@@ -281,13 +275,7 @@ impl PlainSandbox {
         let id = crate::exec::new_id()?;
         let never = |cause| Ok(PlainHandle::never(&self.yard, id, cause));
         let Some(user) = self.account(request.user.as_deref()).await? else { return never(NotStartedCause::UnknownUser) };
-        let aside_at = format!("{}.u", self.yard.dir(id));
-        let Some(Prepared { launch, before, aside }) = self.prepare(&request, &user, &aside_at) else {
-            return never(NotStartedCause::TooBig);
-        };
-        if let Some(aside) = aside {
-            self.upload_own(aside_at, Bytes::from(aside)).await?;
-        }
+        let Some(launch) = self.prepare(&request, &user) else { return never(NotStartedCause::TooBig) };
         // What was given for this command alone may be a secret, and so may the profile's variables.
         let given = matches!(request.stdin, Stdin::Bytes(_)) || !request.env.is_empty() || !self.config.env.is_empty();
         let limits = self.yard.caller.limits();
@@ -309,7 +297,7 @@ impl PlainSandbox {
         let order = Order {
             id,
             private: given && !internal,
-            launch: format!("{before}{launch}"),
+            launch,
             stdin,
             input,
             timeout: request.timeout.or(self.config.limits.exec),

@@ -1,5 +1,6 @@
 //! Bytes as words of a shell script that is ASCII.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 /// Quotes words. What cannot stand in quotes is made by assignments, which come before.
@@ -34,6 +35,76 @@ impl Words {
         _ = writeln!(self.before, "{name}=$(printf '{format}.'); {name}=${{{name}%.}}");
         format!("\"${name}\"")
     }
+}
+
+/// The variables of a command, as the shell that becomes it makes them.
+#[derive(Debug, Default)]
+pub(crate) struct Environment {
+    /// Lines that export them.
+    pub(crate) exported: String,
+    /// Options of `env`: without what shells put there unasked.
+    pub(crate) unset: String,
+    /// Words for `env`: those that a shell cannot export.
+    pub(crate) assigned: Vec<String>,
+}
+
+impl Words {
+    /// Variables, in an order in which none of them is in the way of another.
+    pub(crate) fn environment(&mut self, variables: &BTreeMap<Vec<u8>, Vec<u8>>) -> Environment {
+        let mut all = Environment::default();
+        let own = ["OLDPWD", "PATH", "PWD", "SHLVL", "_"].into_iter().filter(|name| !variables.contains_key(name.as_bytes()));
+        all.unset = own.map(|name| format!("-u {name}")).collect::<Vec<_>>().join(" ");
+        for (key, value) in variables {
+            match std::str::from_utf8(key).ok().filter(|name| is_free(name)) {
+                Some(name) => {
+                    let value = self.word(value);
+                    _ = writeln!(all.exported, "export {name}={value}");
+                }
+                None => all.assigned.push(self.word(&[key.as_slice(), b"=", value].concat())),
+            }
+        }
+        all
+    }
+}
+
+/// Whether every shell takes a variable as it is, and neither keeps it for itself nor complains about its value.
+fn is_free(name: &str) -> bool {
+    const TAKEN: [&str; 28] = [
+        "_",
+        "COLUMNS",
+        "DIRSTACK",
+        "ENV",
+        "EPOCHREALTIME",
+        "EPOCHSECONDS",
+        "EUID",
+        "FUNCNAME",
+        "FUNCNEST",
+        "GROUPS",
+        "HISTCMD",
+        "IFS",
+        "LANG",
+        "LANGUAGE",
+        "LINENO",
+        "LINES",
+        "MAILCHECK",
+        "OLDPWD",
+        "PIPESTATUS",
+        "PPID",
+        "PWD",
+        "RANDOM",
+        "SECONDS",
+        "SHELLOPTS",
+        "SHLVL",
+        "SRANDOM",
+        "TMOUT",
+        "UID",
+    ];
+    let is_name = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+        && !name.starts_with(|first: char| first.is_ascii_digit())
+        && !name.is_empty();
+    let is_word = name.strip_prefix('v').is_some_and(|rest| rest.bytes().all(|byte| byte.is_ascii_digit()));
+    let prefixes = ["BASH", "COMP", "HIST", "LC_", "OPT", "POSIXLY", "PS"];
+    is_name && !is_word && !TAKEN.contains(&name) && !prefixes.iter().any(|prefix| name.starts_with(prefix))
 }
 
 /// Printable text in single quotes.
@@ -71,6 +142,45 @@ mod unit {
                     prop_assert_eq!(echoed(shell, &words), expected.clone());
                 }
             }
+        }
+    }
+
+    #[test]
+    fn variables_arrive_and_no_other_is_there() {
+        let odd = [b"a.b".as_slice(), b"UID", b"_", b"v1", b"LC_ALL", b"1x", b"PS4", b"BASH_ENV"];
+        let usual = [b"A".as_slice(), b"PATH", b"a_b1", b"TOKEN", b"D", b"vx"];
+        let mut all: BTreeMap<Vec<u8>, Vec<u8>> =
+            odd.into_iter().chain(usual).map(|key| (key.to_vec(), [b"'$x\n\xff", key, b"\n"].concat())).collect();
+        all.insert(b"PATH".to_vec(), b"/usr/bin:/bin".to_vec());
+        all.insert(b"LC_ALL".to_vec(), b"no such locale".to_vec());
+        let mut words = Words::default();
+        let made = words.environment(&all);
+        assert_eq!((made.assigned.len(), made.exported.lines().filter(|line| line.starts_with("export ")).count()), (8, 6));
+        let script = format!(
+            "{}cd /\n{}exec /usr/bin/env {} -- {} /usr/bin/env -0",
+            words.before,
+            made.exported,
+            made.unset,
+            made.assigned.join(" ")
+        );
+        for shell in [&["/bin/sh"][..], &["bash"], &["busybox", "sh"]] {
+            if shell[0] != "/bin/sh" && !is_there(shell) {
+                continue;
+            }
+            let mut command = Command::new(shell[0]);
+            let output =
+                command.args(&shell[1..]).arg("-c").arg(&script).env_clear().env("PATH", "/bin:/usr/bin").output().unwrap();
+            assert!(
+                output.status.success() && output.stderr.is_empty(),
+                "{shell:?}: {}",
+                String::from_utf8_lossy(&output.stderr)
+            );
+            let mut seen: Vec<&[u8]> = output.stdout.split(|byte| *byte == 0).filter(|line| !line.is_empty()).collect();
+            seen.sort_unstable();
+            let expected: Vec<Vec<u8>> = all.iter().map(|(key, value)| [key.as_slice(), b"=", value].concat()).collect();
+            let mut expected: Vec<&[u8]> = expected.iter().map(Vec::as_slice).collect();
+            expected.sort_unstable();
+            assert_eq!(seen, expected, "{shell:?}");
         }
     }
 
