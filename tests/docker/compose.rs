@@ -17,6 +17,10 @@ pub fn all() -> Vec<Trial> {
         trial("compose::volumes_are_shared_and_removed", volumes_are_shared_and_removed),
         trial("compose::dependencies_are_waited_for", dependencies_are_waited_for),
         trial("compose::a_service_that_fails_fails_the_start", a_service_that_fails_fails_the_start),
+        trial("compose::all_writable_areas_keep_within_the_limit", all_writable_areas_keep_within_the_limit),
+        trial("compose::each_machines_limits_are_reported", each_machines_limits_are_reported),
+        trial("compose::what_a_service_drops_it_has_not", what_a_service_drops_it_has_not),
+        trial("compose::builds_come_from_beside_the_file_and_are_reported", builds_come_from_beside_the_file_and_are_reported),
         trial("compose::dangerous_keys_never_reach_the_engine", dangerous_keys_never_reach_the_engine),
     ]
 }
@@ -198,4 +202,66 @@ async fn dangerous_keys_never_reach_the_engine() -> Result<(), String> {
         ensure(error.kind() == ErrorKind::InvalidProfile && error.message().contains(name), format!("{error:?}"))?;
     }
     Ok(())
+}
+
+async fn all_writable_areas_keep_within_the_limit() -> Result<(), String> {
+    let (_dir, mut spec) = composed("services: {default: {image: 'tierbox-test/debian:1', tmpfs: [/a, /b, /c, /d, /e]}}\n");
+    spec.limits.disk = Some(tierbox::Limit::required(8 << 20));
+    let environment = start(spec).await.map_err(text)?;
+    // Whoever fills all of them holds no more than that.
+    let fill = "for dir in /workspace /tmp /run /dev/shm /a /b /c /d /e; do head -c 9000000 /dev/zero > $dir/x 2>/dev/null; done; \
+                cat /workspace/x /tmp/x /dev/shm/x /a/x /b/x /c/x /d/x /e/x | wc -c";
+    let held = sh(&environment.primary(), fill).await;
+    environment.stop().await.map_err(text)?;
+    let held: u64 = held?.parse().map_err(|error| format!("{error}"))?;
+    ensure(held <= 8 << 20, format!("{held} bytes in 8 MiB"))?;
+    ensure(held > 6 << 20, format!("{held} bytes only"))
+}
+
+async fn each_machines_limits_are_reported() -> Result<(), String> {
+    let (_dir, mut spec) = composed(
+        "
+services:
+  first: {image: 'tierbox-test/debian:1', mem_limit: 100m, command: sleep infinity}
+  second: {image: 'tierbox-test/debian:1', mem_limit: 200m, x-default: true, depends_on: [first]}
+",
+    );
+    spec.limits.memory = Some(tierbox::Limit::required(1 << 30));
+    let environment = start(spec).await.map_err(text)?;
+    let limits = environment.report().limits.clone();
+    environment.stop().await.map_err(text)?;
+    let value = |name: &str| limits.iter().find(|limit| limit.name == name).map(|limit| limit.value.clone());
+    ensure(value("memory").as_deref() == Some("200 MiB"), format!("{limits:?}"))?;
+    ensure(value("memory of first").as_deref() == Some("100 MiB"), format!("{limits:?}"))?;
+    ensure(value("pids of first").is_none(), format!("what is the same stands twice: {limits:?}"))
+}
+
+async fn what_a_service_drops_it_has_not() -> Result<(), String> {
+    let (_dir, mut spec) =
+        composed("services: {default: {image: 'tierbox-test/debian:1', cap_drop: [ALL], hostname: box.example}}\n");
+    spec.settings["capabilities"] = json!(["NET_BIND_SERVICE"]);
+    let environment = start(spec).await.map_err(text)?;
+    let machine = environment.primary();
+    let name = sh(&machine, "cat /proc/sys/kernel/hostname; grep CapEff /proc/self/status").await?;
+    let root = machine.run(ExecRequest::shell("grep CapEff /proc/self/status").user("root")).await.map_err(text)?;
+    environment.stop().await.map_err(text)?;
+    ensure(name == "box.example\nCapEff:\t0000000000000000", name)?;
+    let held = root.stdout.text().split_whitespace().nth(1).and_then(|held| u64::from_str_radix(held, 16).ok());
+    // What the profile gave besides, number 10, is gone again; what changes users stays.
+    ensure(held.is_some_and(|held| held & (1 << 10) == 0 && held & (1 << 7) != 0), format!("{root:?}"))
+}
+
+async fn builds_come_from_beside_the_file_and_are_reported() -> Result<(), String> {
+    let (dir, spec) = composed("services: {default: {build: ./image}}\n");
+    write(dir.path(), "image/Dockerfile", "FROM tierbox-test/busybox:1\nUSER root\nRUN echo built > /built\nUSER app\n");
+    let environment = start(spec.clone()).await.map_err(text)?;
+    let (seen, notes) = (sh(&environment.primary(), "cat /built").await, environment.report().notes.join("; "));
+    environment.stop().await.map_err(text)?;
+    ensure(seen? == "built" && notes.contains("image of default was built from"), notes)?;
+    // A link that leads out of the directory leads nowhere.
+    let outside = tempfile::tempdir().map_err(|error| error.to_string())?;
+    std::fs::rename(dir.path().join("image"), outside.path().join("image")).map_err(|error| error.to_string())?;
+    std::os::unix::fs::symlink(outside.path().join("image"), dir.path().join("image")).map_err(|error| error.to_string())?;
+    let error = start(spec).await.err().ok_or("it was built from elsewhere")?;
+    ensure(error.kind() == ErrorKind::InvalidProfile && error.message().contains("leads out"), format!("{error:?}"))
 }

@@ -9,7 +9,7 @@ use serde_json::json;
 use tierbox::{EnvironmentSpec, ErrorKind, ExecRequest, Hold, Outcome, Running, SandboxExt, StartOptions, Tierbox, Verify};
 
 use crate::support::again;
-use crate::world::{docker, ensure, nothing_left, remains, sh, spec, text, trial, write};
+use crate::world::{TESTED_ENGINE, docker, engine, ensure, nothing_left, on_podman, remains, sh, spec, text, trial, write};
 
 /// The role of a process that starts an environment and ends.
 pub const STARTER: &str = "starter";
@@ -25,6 +25,8 @@ pub fn all() -> Vec<Trial> {
         trial("detached::one_that_expired_is_cleaned_up", one_that_expired_is_cleaned_up),
         trial("detached::what_was_not_made_for_it_is_not_attached", what_was_not_made_for_it_is_not_attached),
         trial("detached::one_that_is_gone_is_told", one_that_is_gone_is_told),
+        on_podman("detached::others_find_it_use_it_and_end_it", others_find_it_use_it_and_end_it),
+        on_podman("detached::the_gateway_lives_on", the_gateway_lives_on),
     ]
 }
 
@@ -87,7 +89,7 @@ pub fn starter() -> ExitCode {
 async fn left(dir: &Path, kind: &str) -> Result<(Tierbox, Running), String> {
     write(dir, "compose.yaml", PAIR);
     let mut command = again::this_program_under(&[], STARTER);
-    command.env("DETACHED_DIR", dir).env("DETACHED_KIND", kind).stdout(Stdio::null());
+    command.env("DETACHED_DIR", dir).env("DETACHED_KIND", kind).env(TESTED_ENGINE, engine()).stdout(Stdio::null());
     let status = tokio::task::spawn_blocking(move || command.status()).await.map_err(|error| error.to_string())?;
     ensure(status.as_ref().is_ok_and(std::process::ExitStatus::success), format!("the starter: {status:?}"))?;
     let client = client(dir)?;

@@ -4,7 +4,7 @@ use libtest_mimic::Trial;
 use serde_json::json;
 use tierbox::{ErrorKind, ExecRequest, Outcome, SandboxExt};
 
-use crate::world::{ensure, nothing_left, sh, spec, start, text, trial, with_settings, write};
+use crate::world::{docker, ensure, nothing_left, sh, spec, start, text, trial, try_docker, with_settings, write};
 
 pub fn all() -> Vec<Trial> {
     vec![
@@ -14,6 +14,9 @@ pub fn all() -> Vec<Trial> {
         trial("images::root_is_a_choice_that_is_reported", root_is_a_choice_that_is_reported),
         trial("images::unknown_users_are_refused", unknown_users_are_refused),
         trial("images::a_dockerfile_is_built_and_removed", a_dockerfile_is_built_and_removed),
+        trial("images::builds_leave_nothing_however_they_end", builds_leave_nothing_however_they_end),
+        trial("images::root_by_another_name_is_no_default_user", root_by_another_name_is_no_default_user),
+        trial("images::a_users_group_counts", a_users_group_counts),
         trial("images::what_is_ignored_is_not_sent", what_is_ignored_is_not_sent),
         trial("images::links_in_a_context_lead_nowhere", links_in_a_context_lead_nowhere),
         trial("images::a_broken_build_tells_its_last_lines", a_broken_build_tells_its_last_lines),
@@ -90,6 +93,141 @@ async fn a_dockerfile_is_built_and_removed() -> Result<(), String> {
     ensure(!crate::world::remains(environment.id()).is_empty(), "nothing bears the label")?;
     environment.stop().await.map_err(text)?;
     nothing_left(environment.id())
+}
+
+/// Images and containers of the engine's in whose variables a text stands: what bears no label is found all the same.
+fn marked(mark: &str) -> Vec<String> {
+    let all = |list: &[&str]| docker(list).split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+    let mut found = Vec::new();
+    for id in all(&["images", "-aq", "--no-trunc"]).into_iter().chain(all(&["ps", "-aq", "--no-trunc"])) {
+        // Other tests remove theirs meanwhile.
+        if try_docker(&["inspect", "-f", "{{.Config.Env}}", &id]).is_some_and(|env| env.contains(mark)) {
+            found.push(id);
+        }
+    }
+    found
+}
+
+async fn builds_leave_nothing_however_they_end() -> Result<(), String> {
+    let dir = tempfile::tempdir().map_err(|error| error.to_string())?;
+    let mark = format!("mark-{}-{:?}", std::process::id(), std::time::SystemTime::now())
+        .replace(|char: char| !char.is_alphanumeric(), "");
+    let with = |last: &str| {
+        let stage = |name: &str| {
+            format!("FROM tierbox-test/busybox:1 AS {name}\nUSER root\nENV MARK={mark}\nRUN echo {name} > /{name}\n")
+        };
+        let text = format!("{}{}COPY --from=one /one /copied\nRUN {last}\nUSER app\n", stage("one"), stage("two"));
+        write(dir.path(), "Dockerfile", &text);
+        let mut spec = with_settings(json!({"dockerfile": "Dockerfile"}));
+        spec.base_dir = dir.path().to_owned();
+        spec
+    };
+    let environment = start(with("true")).await.map_err(text)?;
+    let seen = sh(&environment.primary(), "cat /copied /two; echo $MARK").await?;
+    ensure(seen == format!("one\ntwo\n{mark}"), seen)?;
+    // The control: the mark is found, in the earlier stage too.
+    ensure(marked(&mark).len() > 3, format!("{:?} are found", marked(&mark)))?;
+    environment.stop().await.map_err(text)?;
+    nothing_left(environment.id())?;
+    ensure(marked(&mark).is_empty(), format!("{:?} are left", marked(&mark)))?;
+    let error = start(with("exit 3")).await.err().ok_or("it started")?;
+    ensure(error.kind() == ErrorKind::HostUnable, format!("{error:?}"))?;
+    ensure(marked(&mark).is_empty(), format!("{:?} are left of a build that failed", marked(&mark)))?;
+    let given_up = tokio::spawn(start(with("sleep 1000")));
+    for _ in 0..600 {
+        if marked(&mark).iter().any(|id| running(id)) {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    }
+    ensure(marked(&mark).iter().any(|id| running(id)), "no step of the build runs")?;
+    given_up.abort();
+    for _ in 0..300 {
+        if marked(&mark).is_empty() {
+            return Ok(());
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    }
+    Err(format!("{:?} are left of a build that was given up", marked(&mark)))
+}
+
+fn running(id: &str) -> bool {
+    try_docker(&["inspect", "-f", "{{if .State}}{{.State.Running}}{{end}}", id]).is_some_and(|running| running == "true")
+}
+
+/// An image in which another name than root's is root.
+fn with_toor(user: &str) -> (tempfile::TempDir, tierbox::EnvironmentSpec) {
+    let dir = tempfile::tempdir().expect("a directory");
+    let text = format!("FROM tierbox-test/busybox:1\nUSER root\nRUN echo toor:x:0:0::/:/bin/sh >> /etc/passwd\nUSER {user}\n");
+    write(dir.path(), "Dockerfile", &text);
+    let mut spec = with_settings(json!({"dockerfile": "Dockerfile"}));
+    spec.base_dir = dir.path().to_owned();
+    (dir, spec)
+}
+
+async fn root_by_another_name_is_no_default_user() -> Result<(), String> {
+    let (_dir, spec) = with_toor("toor");
+    for transport in ["supervisor", "plain"] {
+        let mut spec = spec.clone();
+        spec.settings["transport"] = json!(transport);
+        let error = start(spec).await.err().ok_or(format!("{transport}: it started as root"))?;
+        ensure(error.kind() == ErrorKind::InvalidProfile && error.message().contains("toor"), format!("{transport}: {error:?}"))?;
+    }
+    // Whoever says so himself gets it, and the report says it.
+    let mut asked = spec.clone();
+    asked.user = Some("toor".to_owned());
+    let environment = start(asked).await.map_err(text)?;
+    let (seen, weakened) = (sh(&environment.primary(), "id -u").await, environment.report().weakened.join("; "));
+    environment.stop().await.map_err(text)?;
+    ensure(seen? == "0" && weakened.contains("toor"), weakened)?;
+    let mut other = spec;
+    other.user = Some("app".to_owned());
+    let environment = start(other).await.map_err(text)?;
+    let (seen, weakened) = (sh(&environment.primary(), "id -u").await, environment.report().weakened.clone());
+    environment.stop().await.map_err(text)?;
+    ensure(seen? == "4242" && weakened.is_empty(), format!("{weakened:?}"))
+}
+
+/// One machine whose user a compose file names, or its image.
+fn with_user(user: &str, of_image: bool) -> (tempfile::TempDir, tierbox::EnvironmentSpec) {
+    let dir = tempfile::tempdir().expect("a directory");
+    let settings = if of_image {
+        write(dir.path(), "Dockerfile", &format!("FROM tierbox-test/debian:1\nUSER {user}\n"));
+        json!({"dockerfile": "Dockerfile"})
+    } else {
+        let compose = format!("services: {{default: {{image: 'tierbox-test/debian:1', user: '{user}'}}}}\n");
+        write(dir.path(), "compose.yaml", &compose);
+        json!({"compose": "compose.yaml"})
+    };
+    let mut spec = with_settings(settings);
+    spec.base_dir = dir.path().to_owned();
+    (dir, spec)
+}
+
+async fn a_users_group_counts() -> Result<(), String> {
+    for (user, of_image, expected) in [
+        ("nobody:audio", true, "65534 29"),
+        ("nobody:audio", false, "65534 29"),
+        ("1234:audio", false, "1234 29"),
+        ("nobody:4711", true, "65534 4711"),
+    ] {
+        let (_dir, spec) = with_user(user, of_image);
+        let environment = start(spec).await.map_err(text)?;
+        let seen =
+            sh(&environment.primary(), "echo $(id -u) $(id -g); touch /workspace/mine && stat -c %g /workspace/mine").await;
+        environment.stop().await.map_err(text)?;
+        let group = expected.split(' ').next_back().unwrap_or_default();
+        ensure(seen.clone()? == format!("{expected}\n{group}"), format!("{user}: {seen:?}"))?;
+    }
+    for user in ["nobody:no-such-group", "no-such-user:audio"] {
+        let (_dir, spec) = with_user(user, false);
+        let error = start(spec).await.err().ok_or(format!("{user}: it started"))?;
+        ensure(error.message().contains("no-such"), format!("{error:?}"))?;
+    }
+    let (_dir, mut plain) = with_user("nobody:audio", true);
+    plain.settings["transport"] = json!("plain");
+    let error = start(plain).await.err().ok_or("the group was dropped")?;
+    ensure(error.kind() == ErrorKind::InvalidProfile && error.message().contains("group"), format!("{error:?}"))
 }
 
 async fn what_is_ignored_is_not_sent() -> Result<(), String> {

@@ -3,10 +3,13 @@
 use libtest_mimic::Trial;
 use tierbox::{ExecRequest, SandboxExt};
 
-use crate::world::{ensure, nothing_left, sh, spec, start, text, trial};
+use crate::world::{ensure, nothing_left, on_podman, sh, spec, start, text, trial};
 
 pub fn all() -> Vec<Trial> {
-    vec![trial("names::only_allowed_names_are_known", only_allowed_names_are_known)]
+    vec![
+        trial("names::only_allowed_names_are_known", only_allowed_names_are_known),
+        on_podman("names::only_allowed_names_are_known", only_allowed_names_are_known),
+    ]
 }
 
 async fn only_allowed_names_are_known() -> Result<(), String> {
@@ -22,6 +25,13 @@ async fn only_allowed_names_are_known() -> Result<(), String> {
         sh(&machine, "ls /sys/class/net; echo $https_proxy").await? == "lo\nhttp://127.98.18.1:3128",
         "its network is not empty",
     )?;
+    // Nobody else is asked, and the names of this host are not to be seen.
+    ensure(sh(&machine, "grep nameserver /etc/resolv.conf").await? == "nameserver 127.98.18.1", "another resolver is asked")?;
+    let hosts = sh(&machine, "cat /etc/hosts").await?;
+    let known: Vec<&str> =
+        hosts.lines().flat_map(|line| line.split('#').next().unwrap_or_default().split_whitespace().skip(1)).collect();
+    let own = |name: &&str| name.contains("localhost") || name.starts_with("ip6-") || *name == "default";
+    ensure(known.iter().all(own), format!("{known:?} are known"))?;
     // A name that is allowed, and an address behind it that is not this one.
     let odd = "exec 3<>/dev/tcp/127.98.18.1/443; printf 'not tls\\r\\n\\r\\n' >&3; timeout 3 cat <&3 | wc -c";
     let odd = machine.run(ExecRequest::new(["/bin/bash", "-c", odd])).await.map_err(text)?;

@@ -5,11 +5,12 @@ use std::process::{Child, Command, Stdio};
 use libtest_mimic::Trial;
 use tierbox::{ErrorKind, ExecRequest, SandboxExt};
 
-use crate::world::{Listener, PORT, daemon, ensure, gateways, in_network_of, nothing_left, spec, start, text, trial};
+use crate::world::{Listener, PORT, daemon, ensure, gateways, in_network_of, nothing_left, on_podman, spec, start, text, trial};
 
 pub fn all() -> Vec<Trial> {
     vec![
         trial("outside::only_what_is_outside_is_reached", only_what_is_outside_is_reached),
+        on_podman("outside::only_what_is_outside_is_reached", only_what_is_outside_is_reached),
         trial("outside::no_setting_gives_the_hosts_network", no_setting_gives_the_hosts_network),
     ]
 }

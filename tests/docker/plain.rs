@@ -6,7 +6,7 @@ use libtest_mimic::Trial;
 use serde_json::json;
 use tierbox::{EnvironmentSpec, ErrorKind, ExecRequest, KillDomain, KillReason, Outcome, SandboxExt};
 
-use crate::world::{docker, ensure, nothing_left, remains, sh, spec, start, text, trial};
+use crate::world::{docker, ensure, nothing_left, on_podman, remains, sh, spec, start, text, trial, try_docker};
 
 pub fn all() -> Vec<Trial> {
     vec![
@@ -15,6 +15,12 @@ pub fn all() -> Vec<Trial> {
         trial("plain::long_scripts_are_no_argument", long_scripts_are_no_argument),
         trial("plain::it_ends_with_its_owner_and_when_it_is_killed", it_ends_with_its_owner_and_when_it_is_killed),
         trial("plain::what_cannot_be_kept_is_refused", what_cannot_be_kept_is_refused),
+        trial("plain::what_a_command_is_given_stands_in_no_argument", what_a_command_is_given_stands_in_no_argument),
+        on_podman("plain::nothing_of_ours_is_inside", nothing_of_ours_is_inside),
+        on_podman("plain::whatever_detached_itself_is_killed", whatever_detached_itself_is_killed),
+        on_podman("plain::long_scripts_are_no_argument", long_scripts_are_no_argument),
+        on_podman("plain::it_ends_with_its_owner_and_when_it_is_killed", it_ends_with_its_owner_and_when_it_is_killed),
+        on_podman("plain::what_a_command_is_given_stands_in_no_argument", what_a_command_is_given_stands_in_no_argument),
     ]
 }
 
@@ -135,8 +141,62 @@ async fn what_cannot_be_kept_is_refused() -> Result<(), String> {
     settings.insert("compose".to_owned(), json!("compose.yaml"));
     let error = start(composed).await.err().ok_or("services started")?;
     ensure(error.kind() == ErrorKind::InvalidProfile && error.message().contains("transport"), format!("{error:?}"))?;
+    let mut odd = plain();
+    odd.env.insert("my.token".to_owned(), "x".to_owned());
+    let error = start(odd).await.err().ok_or("a secret became an argument")?;
+    ensure(error.kind() == ErrorKind::InvalidProfile && error.message().contains("my.token"), format!("{error:?}"))?;
     let mut detached = plain();
     detached.hold = tierbox::Hold::Kept;
     let error = start(detached).await.err().ok_or("one that could not be detached was started to be")?;
     ensure(error.kind() == ErrorKind::Unsupported, format!("{error:?}"))
+}
+
+/// Every argument of every process of this host, and what the engine tells of those it started in a container.
+fn shown(container: &str) -> Vec<u8> {
+    let mut all = Vec::new();
+    for process in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
+        all.extend(std::fs::read(process.path().join("cmdline")).unwrap_or_default());
+    }
+    // podman tells nothing of a container at the very moment when it is busy with it.
+    all.extend(try_docker(&["inspect", container]).unwrap_or_default().into_bytes());
+    all
+}
+
+async fn what_a_command_is_given_stands_in_no_argument() -> Result<(), String> {
+    let mut asked = plain();
+    asked.env.insert("PROFILES_TOKEN".to_owned(), "tb-of-the-profile".to_owned());
+    let environment = start(asked).await.map_err(text)?;
+    let container = remains(environment.id()).pop().ok_or("no container")?;
+    let machine = environment.primary();
+    let (over, is_over) = std::sync::mpsc::channel::<()>();
+    // As often as it can, while commands run.
+    let watch = tokio::task::spawn_blocking(move || {
+        let (mut seen, mut looks) = (Vec::new(), 0);
+        while is_over.try_recv() == Err(std::sync::mpsc::TryRecvError::Empty) {
+            let all = shown(&container);
+            let holds = |text: &str| all.windows(text.len()).any(|part| part == text.as_bytes());
+            seen.extend(
+                ["tb-of-the-profile", "tb-of-the-call", "tb-of-the-input", "tb-an-argument"]
+                    .into_iter()
+                    .filter(|text| holds(text)),
+            );
+            looks += 1;
+        }
+        (seen, looks)
+    });
+    for round in 0..20 {
+        // What holds it there for a moment, so that it is seen at all; the last word is the control.
+        let script = "read -r input; echo $PROFILES_TOKEN $CALLS $input; sleep 0.2";
+        let words = ["/bin/sh", "-c", script, "sh", "tb-an-argument"].map(str::to_owned);
+        let request = ExecRequest::new(words).env("CALLS", "tb-of-the-call").stdin_bytes(b"tb-of-the-input\n".to_vec());
+        let said = machine.run(request).await.map_err(text)?;
+        let expected = "tb-of-the-profile tb-of-the-call tb-of-the-input\n";
+        ensure(said.stdout.text() == expected, format!("round {round}: {said:?}"))?;
+    }
+    drop(over);
+    let (seen, looks) = watch.await.map_err(|error| error.to_string())?;
+    environment.stop().await.map_err(text)?;
+    ensure(seen.contains(&"tb-an-argument"), format!("nothing was seen in {looks} looks"))?;
+    let given: Vec<_> = seen.iter().filter(|text| **text != "tb-an-argument").collect();
+    ensure(given.is_empty(), format!("{given:?} stood in arguments"))
 }

@@ -12,8 +12,24 @@ use tierbox_testkit::{BackendFactory, Factory};
 
 use crate::support::{self, engines};
 
-/// The engine of these tests.
-pub const ENGINE: &str = "docker";
+/// The engine of most tests.
+const ENGINE: &str = "docker";
+
+/// The other one that speaks its language.
+const PODMAN: &str = "podman";
+
+tokio::task_local! {
+    static TESTED: &'static str;
+}
+
+/// Tells a process in another role which engine is tested.
+pub const TESTED_ENGINE: &str = "TIERBOX_TEST_TESTED_ENGINE";
+
+/// The engine that is tested.
+pub fn engine() -> &'static str {
+    let told = || if std::env::var(TESTED_ENGINE).is_ok_and(|engine| engine == PODMAN) { PODMAN } else { ENGINE };
+    TESTED.try_with(|engine| *engine).unwrap_or_else(|_| told())
+}
 
 /// A test on the engine; ignored where there is none, unless it must be here.
 pub fn trial<F, R>(name: &str, test: F) -> Trial
@@ -21,23 +37,40 @@ where
     F: Fn() -> R + Send + 'static,
     R: Future<Output = std::result::Result<(), String>>,
 {
-    let full = format!("docker::{name}");
-    let absent = engines::address(ENGINE).err();
+    trial_on(ENGINE, format!("docker::{name}"), test)
+}
+
+/// The same on podman's service.
+pub fn on_podman<F, R>(name: &str, test: F) -> Trial
+where
+    F: Fn() -> R + Send + 'static,
+    R: Future<Output = std::result::Result<(), String>>,
+{
+    trial_on(PODMAN, format!("docker::podman::{name}"), test)
+}
+
+fn trial_on<F, R>(engine: &'static str, full: String, test: F) -> Trial
+where
+    F: Fn() -> R + Send + 'static,
+    R: Future<Output = std::result::Result<(), String>>,
+{
+    let absent = engines::address(engine).err();
     let must = std::env::var_os("CI").is_some();
     let ignored = absent.is_some() && !must;
+    let name = full.clone();
     let run = move || {
         if let Some(absence) = &absent {
-            return support::skip(ENGINE, &full, absence).map_err(Into::into);
+            return support::skip(engine, &full, absence).map_err(Into::into);
         }
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
-        runtime.block_on(test()).map_err(Into::into)
+        runtime.block_on(TESTED.scope(engine, test())).map_err(Into::into)
     };
-    Trial::test(format!("docker::{name}"), run).with_ignored_flag(ignored)
+    Trial::test(name, run).with_ignored_flag(ignored)
 }
 
 /// A specification with an image of the tests'.
 pub fn spec(image: &str) -> EnvironmentSpec {
-    engines::docker_spec(ENGINE, "docker", image)
+    engines::docker_spec(engine(), "docker", image)
 }
 
 /// A specification with other settings than an image.
@@ -53,7 +86,7 @@ pub fn with_settings(settings: serde_json::Value) -> EnvironmentSpec {
 /// Starts an environment of a specification.
 pub async fn start(spec: EnvironmentSpec) -> Result<Arc<dyn Environment>> {
     let backend = Arc::new(tierbox::docker::DockerBackend::new());
-    BackendFactory::new(ENGINE, backend, spec, None).start(&|_| ()).await
+    BackendFactory::new(engine(), backend, spec, None).start(&|_| ()).await
 }
 
 /// What a script prints; an error with everything if it fails.
@@ -67,10 +100,20 @@ pub async fn sh(sandbox: &Arc<dyn Sandbox>, script: &str) -> std::result::Result
 
 /// Runs the engine's own command, and returns what it prints.
 pub fn docker(arguments: &[&str]) -> String {
-    let host = engines::address(ENGINE).unwrap_or_default();
-    let output = Command::new("docker").arg("-H").arg(host).args(arguments).stdin(Stdio::null()).output().expect("docker");
+    let output = asked(arguments);
     assert!(output.status.success(), "docker {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8_lossy(&output.stdout).trim().to_owned()
+}
+
+/// The same of what may be gone; `None` if it is.
+pub fn try_docker(arguments: &[&str]) -> Option<String> {
+    let output = asked(arguments);
+    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
+
+fn asked(arguments: &[&str]) -> std::process::Output {
+    let host = engines::address(engine()).unwrap_or_default();
+    Command::new("docker").arg("-H").arg(host).args(arguments).stdin(Stdio::null()).output().expect("docker")
 }
 
 /// What the engine still has that bears an environment's label.
@@ -111,11 +154,13 @@ pub fn text(error: tierbox::Error) -> String {
 /// The port of [`Listener`]s.
 pub const PORT: u16 = 7777;
 
-/// The engine's daemon, by its process.
+/// The engine's daemon, by its process: whoever listens on its socket, as the kernel tells it.
 pub fn daemon() -> String {
-    let root = docker(&["info", "-f", "{{.DockerRootDir}}"]);
-    let pid = std::fs::read_to_string(Path::new(&root).with_file_name("dockerd.pid")).expect("the daemon's number");
-    pid.trim().to_owned()
+    use std::os::fd::AsFd;
+    let address = engines::address(engine()).unwrap_or_default();
+    let line = std::os::unix::net::UnixStream::connect(address.trim_start_matches("unix://")).expect("the engine's socket");
+    let peer = rustix::net::sockopt::socket_peercred(line.as_fd()).expect("the kernel knows who listens");
+    peer.pid.as_raw_nonzero().to_string()
 }
 
 /// The addresses that the engine's host has on its bridges, as its kernel has them: the engine itself names that of the default bridge

@@ -7,21 +7,24 @@ use bollard::query_parameters::BuildImageOptions;
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt};
 use tierbox_core::{Error, ErrorKind, Progress, Result};
-use tierbox_guest::transfer;
+use tierbox_guest::transfer::{self, Choice};
 use tokio::sync::mpsc;
 
-use crate::BACKEND;
 use crate::engine::{Engine, bounded, failed};
 use crate::ignore::Ignore;
-use crate::launch::labels;
+use crate::launch::{LABEL, labels};
 use crate::plan::BuildPlan;
 use crate::settings::invalid;
+use crate::{BACKEND, dockerfile};
 
 /// How much of a context is under way at once, in pieces of [`PIECE`].
 const PIECES: usize = 8;
 
 /// The size of a piece.
 const PIECE: usize = 128 << 10;
+
+/// The longest Dockerfile.
+const MAX_DOCKERFILE: u64 = 1 << 20;
 
 /// How many of the last lines of a build are kept for its error.
 const LAST_LINES: usize = 12;
@@ -33,6 +36,7 @@ const LAST_LINES: usize = 12;
 /// `InvalidProfile` for a context that is none; `HostUnable` with the last lines of a build that fails.
 pub async fn image(engine: &Engine, plan: &BuildPlan, name: &str, id: &str, progress: &dyn Progress) -> Result<()> {
     let dockerfile = inside(plan)?;
+    let labelled = labelled(plan, &dockerfile, id)?;
     progress.step(&format!("building the image from {}", plan.dockerfile.display()));
     let options = BuildImageOptions {
         dockerfile,
@@ -45,7 +49,7 @@ pub async fn image(engine: &Engine, plan: &BuildPlan, name: &str, id: &str, prog
         ..BuildImageOptions::default()
     };
     let ignore = Ignore::of(&plan.context, &options.dockerfile)?;
-    let body = bollard::body_try_stream(packed(plan.context.clone(), ignore));
+    let body = bollard::body_try_stream(packed(plan.context.clone(), options.dockerfile.clone(), labelled, ignore));
     let mut steps = engine.docker.build_image(options, None, Some(body));
     let mut said: Vec<String> = Vec::new();
     while let Some(step) = steps.next().await {
@@ -82,6 +86,12 @@ fn inside(plan: &BuildPlan) -> Result<String> {
         path.canonicalize().map_err(|error| invalid(format!("{what}: {} cannot be read: {error}", path.display())))
     };
     let (context, file) = (real("docker.context", &plan.context)?, real("docker.dockerfile", &plan.dockerfile)?);
+    if let Some(within) = &plan.within
+        && !context.starts_with(real("docker.compose", within)?)
+    {
+        return Err(invalid(format!("the build context {} leads out of {}", context.display(), within.display()))
+            .with_help("a compose file builds from its own directory; docker.dockerfile and docker.context name others"));
+    }
     match file.strip_prefix(&context) {
         Ok(inside) => Ok(inside.to_string_lossy().into_owned()),
         Err(_) => Err(invalid(format!("docker.dockerfile: {} is not in {}", file.display(), context.display()))
@@ -89,15 +99,35 @@ fn inside(plan: &BuildPlan) -> Result<String> {
     }
 }
 
-/// A directory as a tar stream, without what is ignored. Links in it are packed as links and never followed.
-fn packed(context: std::path::PathBuf, ignore: Ignore) -> impl futures_util::Stream<Item = io::Result<Bytes>> + Send {
+/// The Dockerfile as it is sent: everything that the build makes bears the label, whatever becomes of the build.
+fn labelled(plan: &BuildPlan, dockerfile: &str, id: &str) -> Result<Vec<u8>> {
+    let path = plan.context.join(dockerfile);
+    let unread = |why: String| invalid(format!("docker.dockerfile: {} cannot be read: {why}", path.display()));
+    let mut text = Vec::new();
+    let file = std::fs::File::open(&path).map_err(|error| unread(error.to_string()))?;
+    io::Read::read_to_end(&mut io::Read::take(file, MAX_DOCKERFILE + 1), &mut text).map_err(|error| unread(error.to_string()))?;
+    if text.len() as u64 > MAX_DOCKERFILE {
+        return Err(unread("it is larger than 1 MiB".to_owned()));
+    }
+    Ok(dockerfile::labelled(&text, LABEL, id))
+}
+
+/// A directory as a tar stream, without what is ignored, and with this Dockerfile. Links in it are packed as links and never followed.
+fn packed(
+    context: std::path::PathBuf,
+    dockerfile: String,
+    labelled: Vec<u8>,
+    ignore: Ignore,
+) -> impl futures_util::Stream<Item = io::Result<Bytes>> + Send {
     let (sender, receiver) = mpsc::channel::<io::Result<Bytes>>(PIECES);
     let end = sender.clone();
     tokio::task::spawn_blocking(move || {
+        let choose = |path: &[u8]| match path == dockerfile.as_bytes() {
+            true => Choice::Instead(labelled.clone()),
+            false => ignore.choose(path),
+        };
         let mut out = io::BufWriter::with_capacity(PIECE, Pieces(sender));
-        let packed = transfer::pack_chosen(&context, &|path| ignore.choose(path), &mut out)
-            .map_err(io::Error::other)
-            .and_then(|_| out.flush());
+        let packed = transfer::pack_chosen(&context, &choose, &mut out).map_err(io::Error::other).and_then(|_| out.flush());
         if let Err(error) = packed {
             // The engine then has half a stream, and refuses it.
             let _ = end.blocking_send(Err(error));

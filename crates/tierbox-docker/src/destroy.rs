@@ -1,8 +1,11 @@
 //! Removes what a lease names, and nothing that does not bear its label.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
-use bollard::query_parameters::{RemoveContainerOptions, RemoveImageOptions, RemoveVolumeOptions};
+use bollard::query_parameters::{
+    ListContainersOptions, ListImagesOptions, RemoveContainerOptions, RemoveImageOptions, RemoveVolumeOptions,
+};
 use tierbox_core::{DestroyReport, LeaseRecord, Result};
 
 use crate::engine::{Engine, failed, is_absent, is_settled};
@@ -51,6 +54,10 @@ pub async fn lease(lease: &LeaseRecord) -> Result<DestroyReport> {
 async fn remove_all(engine: &Engine, lease: &LeaseRecord, report: &mut DestroyReport) -> bool {
     *report = DestroyReport { removed: std::mem::take(&mut report.removed), ..DestroyReport::default() };
     let mut complete = true;
+    let built = lease.resources_of(IMAGE).next().is_some();
+    if built {
+        remove_steps(engine, &lease.id, report).await;
+    }
     for kind in [CONTAINER, NETWORK, VOLUME, IMAGE] {
         for id in lease.resources_of(kind).rev() {
             let removed = remove(engine, kind, id, &lease.id).await;
@@ -65,7 +72,60 @@ async fn remove_all(engine: &Engine, lease: &LeaseRecord, report: &mut DestroyRe
             }
         }
     }
+    if built {
+        remove_layers(engine, &lease.id, report).await;
+    }
     complete
+}
+
+/// Removes the containers of the steps of a build that was interrupted: the engine named them. Those that somebody else made of an
+/// image of the lease's bear its label too, but their image has a name.
+async fn remove_steps(engine: &Engine, lease: &str, report: &mut DestroyReport) {
+    let options = ListContainersOptions { all: true, filters: Some(labelled(lease)), ..Default::default() };
+    // Whoever does not answer here says why when the rest is removed.
+    let found = engine.docker.list_containers(Some(options)).await.unwrap_or_default();
+    for step in found {
+        let (Some(id), Some(image), Some(image_id)) = (step.id, step.image, step.image_id) else { continue };
+        let hash = |text: &str| text.strip_prefix("sha256:").unwrap_or(text).to_owned();
+        if hash(&image_id).starts_with(&hash(&image)) && once(engine, CONTAINER, &id).await.is_ok() {
+            report.removed.push(format!("{CONTAINER} {id}"));
+        }
+    }
+}
+
+/// Removes the images without a name that a build left: of earlier stages, or of one that did not come to its end. Each goes once
+/// nothing is made of it any more.
+async fn remove_layers(engine: &Engine, lease: &str, report: &mut DestroyReport) {
+    let mut failures = Vec::new();
+    for _ in 0..TRIES {
+        let options = ListImagesOptions { all: true, filters: Some(labelled(lease)), ..Default::default() };
+        let found = match engine.docker.list_images(Some(options)).await {
+            Ok(found) => found,
+            Err(error) => return report.failed.push(format!("images of the build: {}", failed("look", &error).message())),
+        };
+        let nameless = found.into_iter().filter(|image| image.repo_tags.iter().all(|tag| tag == "<none>:<none>"));
+        let layers: Vec<String> = nameless.map(|image| image.id).collect();
+        if layers.is_empty() {
+            return;
+        }
+        failures.clear();
+        for id in layers {
+            match once(engine, IMAGE, &id).await {
+                Ok(()) => report.removed.push(format!("{IMAGE} {id}")),
+                // It went with one that was made of it.
+                Err(error) if is_absent(&error) => {}
+                Err(error) => failures.push(format!("{IMAGE} {id}: {}", failed("remove", &error).message())),
+            }
+        }
+        if !failures.is_empty() {
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+    report.failed.append(&mut failures);
+}
+
+fn labelled(lease: &str) -> HashMap<String, Vec<String>> {
+    HashMap::from([("label".to_owned(), vec![format!("{LABEL}={lease}")])])
 }
 
 fn by_hand(engine: &Engine, kind: &str, id: &str) -> String {

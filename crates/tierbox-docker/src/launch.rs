@@ -1,6 +1,6 @@
 //! From a planned machine to a running one with a channel to its supervisor.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::time::Duration;
 
@@ -20,10 +20,10 @@ use tierbox_supervisor::wire::Blob;
 use crate::egress::EgressPlan;
 use crate::engine::{Engine, bounded, failed};
 use crate::image::Image;
-use crate::limits::{self, RUN_SHARE, SHM_SHARE, TMP_SHARE, WORK_SHARE};
+use crate::limits::{self, Area, RUN_SHARE, TMP_SHARE, WORK_SHARE};
 use crate::plan::{MachinePlan, Plan, WORKSPACE};
 use crate::way::Kept;
-use crate::{BACKEND, crash, join, network, plain, stream, twin};
+use crate::{BACKEND, crash, join, names, network, plain, stream, twin};
 
 /// Where the supervisor appears inside.
 pub const SUPERVISOR: &str = "/.tierbox";
@@ -109,13 +109,13 @@ pub async fn launch(around: &Around<'_>, machine: &MachinePlan, image: &Image) -
         let kept = Kept::new(output, input);
         docker.start_container(&name, None).await.map_err(|error| failed("start the container", &error))?;
         crash::point("started");
-        return Ok(Launched { line: Line::Bare(kept), agent: user_of(machine, image).to_owned(), limits });
+        return Ok(Launched { line: Line::Bare(kept), agent: account_of(user_of(machine, image)).to_owned(), limits });
     }
     let channel = Channel::stream(stream::reader(output), stream::writer(input))?;
     docker.start_container(&name, None).await.map_err(|error| failed("start the container", &error))?;
     crash::point("started");
     let setup = setup(around, machine, image);
-    let agent = setup.agent.name.clone();
+    let agent = account_of(user_of(machine, image)).to_owned();
     let reply = match channel.setup(&setup, READY).await {
         Ok(reply) => reply,
         Err(error) => return Err(diagnosed(around.engine, &name, error).await),
@@ -136,7 +136,9 @@ fn refused(step: &str, errno: i32, detail: &str) -> Error {
     let message = format!("its supervisor could not take the step {step:?}{why} {detail}");
     let error = Error::new(ErrorKind::HostUnable, "set up the machine", message.trim_end()).with_backend(BACKEND);
     match step {
-        "user" => error.with_help("name a user that is in the image's /etc/passwd, or a number"),
+        "user" => {
+            error.with_help("name a user that is in the image's /etc/passwd and a group that is in its /etc/group, or numbers")
+        }
         _ => error,
     }
 }
@@ -167,6 +169,7 @@ fn status(status: Option<bollard::models::ContainerStateStatusEnum>) -> String {
 /// The container's configuration.
 fn body(around: &Around<'_>, machine: &MachinePlan, image: &Image) -> Result<(ContainerCreateBody, Vec<LimitReport>)> {
     let (network, endpoints) = network::first(around.id, machine);
+    let (areas, shared) = writable(around, machine, image)?;
     let mut config = HostConfig {
         auto_remove: Some(false),
         // What goes over the attached stream is the protocol, not a log.
@@ -179,9 +182,9 @@ fn body(around: &Around<'_>, machine: &MachinePlan, image: &Image) -> Result<(Co
         readonly_rootfs: Some(machine.read_only),
         ipc_mode: Some("private".to_owned()),
         cgroupns_mode: Some(HostConfigCgroupnsModeEnum::PRIVATE),
-        tmpfs: Some(writable(around, machine, image)),
-        shm_size: around.limits.disk.map(|disk| limits::signed(limits::part(disk.max, SHM_SHARE))),
-        mounts: Some(mounts(around, machine)),
+        tmpfs: Some(areas),
+        shm_size: shared.map(limits::signed),
+        mounts: Some(mounts(around, machine)?),
         runtime: around.plan.settings.runtime.clone(),
         // Nothing of this host's resolver configuration is to be seen inside; with N0 names are the engine's to resolve.
         dns: (around.plan.network != Network::N0).then(|| vec![resolver(around.plan)]),
@@ -190,7 +193,7 @@ fn body(around: &Around<'_>, machine: &MachinePlan, image: &Image) -> Result<(Co
     };
     let limits = limits::apply(&mut config, around, machine, image)?;
     let mut body = ContainerCreateBody {
-        hostname: Some(machine.name.clone()),
+        hostname: Some(machine.hostname.clone().unwrap_or_else(|| machine.name.clone())),
         // The supervisor: it becomes somebody else before it runs anything.
         user: Some("0:0".to_owned()),
         attach_stdin: Some(true),
@@ -227,36 +230,41 @@ pub fn user_of<'a>(machine: &'a MachinePlan, image: &'a Image) -> &'a str {
     machine.user.as_deref().or(image.user.as_deref()).unwrap_or(NOBODY)
 }
 
+/// A user without the group that is named beside it.
+pub fn account_of(user: &str) -> &str {
+    user.split(':').next().unwrap_or_default()
+}
+
 /// Whom a machine asks for names: the gateway, or nobody.
-fn resolver(plan: &Plan) -> String {
+pub fn resolver(plan: &Plan) -> String {
     plan.egress.as_ref().map_or("127.0.0.1".to_owned(), EgressPlan::nameserver)
 }
 
-/// The areas that can be written to under a read-only root, each of bounded size.
-fn writable(around: &Around<'_>, machine: &MachinePlan, image: &Image) -> HashMap<String, String> {
-    let area = |share, more| limits::tmpfs(around.engine, around.limits, share, more);
-    let mut areas = HashMap::from([
+/// The areas that can be written to under a read-only root, and the size of shared memory: together within the disk limit.
+fn writable(around: &Around<'_>, machine: &MachinePlan, image: &Image) -> Result<(HashMap<String, String>, Option<u64>)> {
+    let plain = around.plan.is_plain();
+    let area = |share, options| Area { share, options };
+    let mut areas = BTreeMap::from([
         ("/tmp".to_owned(), area(TMP_SHARE, "mode=1777,exec")),
         ("/run".to_owned(), area(RUN_SHARE, "mode=0755")),
     ]);
-    if around.plan.is_plain() {
-        areas.insert(PLACE.to_owned(), plain::ROOM.to_owned());
-    }
     // An image that works there has files of its own in it.
     if image.workdir.as_deref() != Some(WORKSPACE) {
         // The supervisor gives it to the user of commands; without one everybody has it.
-        let mode = if around.plan.is_plain() { "mode=1777,exec" } else { "mode=0755,exec" };
-        areas.insert(WORKSPACE.to_owned(), area(WORK_SHARE, mode));
+        let options = if plain { "mode=1777,exec" } else { "mode=0755,exec" };
+        areas.insert(WORKSPACE.to_owned(), area(WORK_SHARE, options));
     }
-    for path in &machine.tmpfs {
-        areas.insert(path.clone(), area(TMP_SHARE, "mode=1777,exec"));
-    }
+    areas.extend(machine.tmpfs.iter().map(|path| (path.clone(), area(TMP_SHARE, "mode=1777,exec"))));
     // An area would hide what is to be seen there.
     let mounted = machine.mounts.iter().map(|mount| &mount.guest).chain(machine.volumes.iter().map(|volume| &volume.guest));
     for path in mounted {
         areas.remove(path);
     }
-    areas
+    let (mut areas, shared) = limits::areas(around.limits, !around.engine.is_podman, &areas)?;
+    if plain {
+        areas.insert(PLACE.to_owned(), plain::ROOM.to_owned());
+    }
+    Ok((areas, shared))
 }
 
 /// A path of this host's, read-only.
@@ -272,7 +280,7 @@ pub fn bind(host: &Path, guest: &str) -> Mount {
     }
 }
 
-fn mounts(around: &Around<'_>, machine: &MachinePlan) -> Vec<Mount> {
+fn mounts(around: &Around<'_>, machine: &MachinePlan) -> Result<Vec<Mount>> {
     let volume = |mount: &crate::plan::VolumeMount| Mount {
         target: Some(mount.guest.clone()),
         source: Some(name_of(around.id, &mount.volume)),
@@ -282,13 +290,14 @@ fn mounts(around: &Around<'_>, machine: &MachinePlan) -> Vec<Mount> {
     };
     let own = (!around.plan.is_plain()).then(|| bind(around.program, SUPERVISOR));
     let hosts = machine.mounts.iter().map(|mount| bind(&mount.host, &mount.guest));
-    own.into_iter().chain(hosts).chain(machine.volumes.iter().map(volume)).collect()
+    let names = names::files(around, machine)?;
+    Ok(own.into_iter().chain(names).chain(hosts).chain(machine.volumes.iter().map(volume)).collect())
 }
 
 /// What the supervisor is told.
 fn setup(around: &Around<'_>, machine: &MachinePlan, image: &Image) -> Setup {
     let user = user_of(machine, image);
-    let (name, group) = user.split_once(':').unwrap_or((user, ""));
+    let name = account_of(user);
     let workdir = image.workdir(machine.workdir.as_deref());
     let text = |text: &str| Blob::from(text.as_bytes());
     // `nobody` has no home anywhere.
@@ -298,7 +307,7 @@ fn setup(around: &Around<'_>, machine: &MachinePlan, image: &Image) -> Setup {
         mode: Mode::Guest,
         id: around.id.to_owned(),
         users: UserMap::Single,
-        agent: Agent { name: name.to_owned(), uid: UNKNOWN_ID, gid: group.parse().unwrap_or(UNKNOWN_ID), home: text(home) },
+        agent: Agent { name: user.to_owned(), uid: UNKNOWN_ID, gid: UNKNOWN_ID, home: text(home) },
         env: variables(around.plan, machine, image),
         workdir: text(&workdir),
         root: Root::Host,

@@ -1,11 +1,12 @@
 //! Limits: what the engine is told, what the supervisor sets in each process, and what the report says.
 
+use std::collections::{BTreeMap, HashMap};
+
 use bollard::models::{HostConfig, SystemInfo, SystemInfoCgroupVersionEnum};
 use tierbox_core::{Applied, Enforce, Error, ErrorKind, Limit, LimitReport, Limits, Result};
 use tierbox_supervisor::setup::Rlimit;
 
 use crate::BACKEND;
-use crate::engine::Engine;
 use crate::image::Image;
 use crate::launch::Around;
 use crate::plan::MachinePlan;
@@ -15,7 +16,7 @@ const RLIMIT_FSIZE: u32 = 1;
 const RLIMIT_CORE: u32 = 4;
 const RLIMIT_NOFILE: u32 = 7;
 
-/// Shares of the disk limit, in sixteenths: the working area, `/tmp`, `/run`, shared memory.
+/// Shares of the disk limit, in relation to each other: the working area, `/tmp`, `/run`, shared memory.
 pub const WORK_SHARE: u64 = 10;
 /// See [`WORK_SHARE`].
 pub const TMP_SHARE: u64 = 4;
@@ -24,25 +25,64 @@ pub const RUN_SHARE: u64 = 1;
 /// See [`WORK_SHARE`].
 pub const SHM_SHARE: u64 = 1;
 
-/// A share of the disk and inode limits as options of a tmpfs.
-pub fn tmpfs(engine: &Engine, limits: &Limits, share: u64, more: &str) -> String {
-    options(limits, !engine.is_podman, share, more)
+/// A writable area in memory.
+#[derive(Debug, Clone, Copy)]
+pub struct Area {
+    /// Its part of the disk and inode limits, in relation to the others'.
+    pub share: u64,
+    /// More options of its tmpfs.
+    pub options: &'static str,
 }
 
-fn options(limits: &Limits, counts_inodes: bool, share: u64, more: &str) -> String {
-    let mut options = format!("rw,nosuid,nodev,{more}");
-    if let Some(disk) = limits.disk {
-        options.push_str(&format!(",size={}", part(disk.max, share).max(4096)));
-    }
-    if let Some(inodes) = limits.inodes.filter(|_| counts_inodes) {
-        options.push_str(&format!(",nr_inodes={}", part(inodes.max, share).max(16)));
-    }
-    options
+/// Areas as the engine takes them, and the size of shared memory: together they hold no more than the limits, however many they are.
+///
+/// # Errors
+/// `InvalidProfile` for limits that are too small for so many.
+pub fn areas(
+    limits: &Limits,
+    counts_inodes: bool,
+    areas: &BTreeMap<String, Area>,
+) -> Result<(HashMap<String, String>, Option<u64>)> {
+    let total = areas.values().map(|area| area.share).sum::<u64>() + SHM_SHARE;
+    let disk = Split { name: "disk", limit: limits.disk.map(|limit| limit.max), total, least: 4096 };
+    let inodes = limits.inodes.filter(|_| counts_inodes).map(|limit| limit.max);
+    let inodes = Split { name: "inodes", limit: inodes, total, least: 16 };
+    let shares = || areas.values().map(|area| area.share);
+    disk.check(shares().chain([SHM_SHARE]))?;
+    inodes.check(shares())?;
+    let options = areas.iter().map(|(path, area)| {
+        let size = disk.part(area.share).map(|bytes| format!(",size={bytes}")).unwrap_or_default();
+        let count = inodes.part(area.share).map(|count| format!(",nr_inodes={count}")).unwrap_or_default();
+        (path.clone(), format!("rw,nosuid,nodev,{}{size}{count}", area.options))
+    });
+    Ok((options.collect(), disk.part(SHM_SHARE)))
 }
 
-/// So many sixteenths of a limit, however large that is.
-pub fn part(limit: u64, sixteenths: u64) -> u64 {
-    u64::try_from(u128::from(limit) * u128::from(sixteenths) / 16).unwrap_or(u64::MAX)
+/// A limit that areas share.
+struct Split {
+    name: &'static str,
+    limit: Option<u64>,
+    total: u64,
+    /// The least that an area has: nothing would mean no limit.
+    least: u64,
+}
+
+impl Split {
+    fn part(&self, share: u64) -> Option<u64> {
+        let part = |limit: u64| u128::from(limit) * u128::from(share) / u128::from(self.total.max(1));
+        self.limit.map(|limit| u64::try_from(part(limit)).unwrap_or(u64::MAX).max(self.least))
+    }
+
+    fn check(&self, shares: impl Iterator<Item = u64>) -> Result<()> {
+        let needed = shares.filter_map(|share| self.part(share)).fold(0_u64, u64::saturating_add);
+        match self.limit {
+            Some(limit) if needed > limit => Err(crate::settings::invalid(format!(
+                "limits.{} = {limit} is too small for all areas that can be written to",
+                self.name
+            ))),
+            _ => Ok(()),
+        }
+    }
 }
 
 /// The least that engines take: below that they refuse, or take it for no limit at all.
@@ -185,16 +225,43 @@ fn size(bytes: u64) -> String {
 mod unit {
     use super::*;
 
+    fn split(limits: &Limits, areas: &[(&str, u64)]) -> Result<(HashMap<String, String>, Option<u64>)> {
+        let area = |(path, share): &(&str, u64)| ((*path).to_owned(), Area { share: *share, options: "mode=1777" });
+        super::areas(limits, true, &areas.iter().map(area).collect())
+    }
+
+    const USUAL: [(&str, u64); 3] = [("/workspace", WORK_SHARE), ("/tmp", TMP_SHARE), ("/run", RUN_SHARE)];
+
     #[test]
     fn the_writable_areas_together_hold_no_more_than_the_limit() {
-        assert_eq!(WORK_SHARE + TMP_SHARE + RUN_SHARE + SHM_SHARE, 16);
         let limits = Limits { disk: Some(Limit::required(16 << 20)), inodes: Some(Limit::required(160)), ..Limits::default() };
-        assert_eq!(options(&limits, true, WORK_SHARE, "mode=1777"), "rw,nosuid,nodev,mode=1777,size=10485760,nr_inodes=100");
+        let (usual, shared) = split(&limits, &USUAL).unwrap();
+        assert_eq!(usual["/workspace"], "rw,nosuid,nodev,mode=1777,size=10485760,nr_inodes=100");
+        assert_eq!(shared, Some(1 << 20));
+        let limits = Limits { inodes: Some(Limit::required(1600)), ..limits };
+        let more: Vec<(String, u64)> = (0..9).map(|number| (format!("/area{number}"), TMP_SHARE)).collect();
+        let more: Vec<(&str, u64)> = more.iter().map(|(path, share)| (path.as_str(), *share)).chain(USUAL).collect();
+        let (areas, shared) = split(&limits, &more).unwrap();
+        let sum = |key: &str| {
+            let of = |options: &String| options.split(',').find_map(|option| option.strip_prefix(key)?.parse::<u64>().ok());
+            areas.values().filter_map(of).sum::<u64>()
+        };
+        assert!(sum("size=") + shared.unwrap() <= 16 << 20 && sum("nr_inodes=") <= 1600);
+        assert!(sum("size=") > 15 << 20, "and hardly less");
+    }
+
+    #[test]
+    fn limits_that_are_too_small_to_share_are_refused() {
+        let limits = Limits { disk: Some(Limit::required(4096)), ..Limits::default() };
+        assert!(split(&limits, &USUAL).unwrap_err().message().contains("limits.disk"));
+        let limits = Limits { inodes: Some(Limit::required(10)), ..Limits::default() };
+        assert!(split(&limits, &USUAL).unwrap_err().message().contains("limits.inodes"));
     }
 
     #[test]
     fn absurd_limits_neither_overflow_nor_mean_none() {
-        assert_eq!(part(u64::MAX, WORK_SHARE), u64::MAX / 16 * 10 + 9);
+        let limits = Limits { disk: Some(Limit::required(u64::MAX)), ..Limits::default() };
+        split(&limits, &USUAL).unwrap();
         let machine = |pids| MachinePlan { pids: Some(pids), ..crate::plan::machine("m") };
         assert!(check(&Limits::default(), &machine(0)).unwrap_err().message().contains("limits.pids"));
         check(&Limits::default(), &machine(1)).unwrap();

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use tierbox_core::{EnvironmentSpec, ErrorKind, HostIsolation, MountSpec, Network, Result, engine_socket_below, malformed_path};
+use tierbox_core::{
+    EnvironmentSpec, ErrorKind, HostIsolation, MountSpec, Network, Result, engine_socket_below, malformed_path, names_a_secret,
+};
 
 use crate::compose;
 use crate::egress::EgressPlan;
@@ -51,6 +53,8 @@ pub enum ImagePlan {
 pub struct BuildPlan {
     /// The directory that may be copied from.
     pub context: PathBuf,
+    /// What the context must not lead out of, wherever links in it point.
+    pub within: Option<PathBuf>,
     /// The Dockerfile, absolute.
     pub dockerfile: PathBuf,
     /// Arguments.
@@ -62,8 +66,10 @@ pub struct BuildPlan {
 /// A machine.
 #[derive(Debug, Clone, PartialEq)]
 pub struct MachinePlan {
-    /// Its name, which is its host name too.
+    /// Its name.
     pub name: String,
+    /// Its host name, where that is another.
+    pub hostname: Option<String>,
     /// Its image.
     pub image: ImagePlan,
     /// What runs in it beside the commands of the harness.
@@ -172,12 +178,7 @@ pub fn plan(spec: &EnvironmentSpec) -> Result<Plan> {
     spec.check_values()?;
     let settings = Settings::from_value(&spec.settings)?;
     check_tier(spec)?;
-    if settings.transport == Transport::Plain && !spec.secrets.is_empty() {
-        return Err(invalid(
-            "docker.transport = \"plain\" cannot carry secrets: the engine's exec shows its arguments on its host",
-        )
-        .with_help("use the supervisor (the default), or take the secret out of the profile"));
-    }
+    check_secrets(spec, &settings)?;
     check_mounts(spec, &engine::locate(&settings)?)?;
     check_workdir(spec.workdir.as_deref())?;
     let mut weakened = settings.weakened();
@@ -245,6 +246,23 @@ pub fn is_root(user: &str) -> bool {
     name.is_empty() || name == "root" || name.parse::<u32>() == Ok(0)
 }
 
+/// Without the supervisor a shell makes a command's variables, which it cannot under every name: others would stand in an argument.
+fn check_secrets(spec: &EnvironmentSpec, settings: &Settings) -> Result<()> {
+    let is_odd = |key: &str| {
+        key.starts_with(|first: char| first.is_ascii_digit())
+            || !key.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+    };
+    let odd = spec.env.keys().find(|key| is_odd(key) && names_a_secret(key));
+    match odd.filter(|_| settings.transport == Transport::Plain) {
+        None => Ok(()),
+        Some(key) => Err(invalid(format!(
+            "docker.transport = \"plain\" cannot carry the secret env.{}: it would stand in an argument, which this host shows",
+            cut(key)
+        ))
+        .with_help("name it with letters, digits and `_`, or use the supervisor (the default)")),
+    }
+}
+
 fn check_tier(spec: &EnvironmentSpec) -> Result<()> {
     if spec.tier.host() == HostIsolation::H1 {
         return Ok(());
@@ -305,6 +323,7 @@ fn one_machine(spec: &EnvironmentSpec, settings: &Settings) -> MachinePlan {
             ImagePlan::Built(BuildPlan {
                 context: context.unwrap_or_else(|| dockerfile.parent().unwrap_or(&spec.base_dir).to_owned()),
                 dockerfile,
+                within: None,
                 args: BTreeMap::new(),
                 target: None,
             })
@@ -326,6 +345,7 @@ fn one_machine(spec: &EnvironmentSpec, settings: &Settings) -> MachinePlan {
 pub fn machine(name: &str) -> MachinePlan {
     MachinePlan {
         name: name.to_owned(),
+        hostname: None,
         image: ImagePlan::Named(String::new(), Pull::default()),
         service: None,
         env: BTreeMap::new(),

@@ -27,17 +27,25 @@ fn mechanism(name: &str, applied: Applied, detail: impl Into<String>) -> Mechani
     Mechanism { name: name.to_owned(), applied, detail: detail.into() }
 }
 
-/// The mechanisms of a machine. What the kernel says inside is read as the default user, whom every command runs as.
+/// What a machine shows of itself.
+pub struct Seen {
+    /// What is in force.
+    pub mechanisms: Vec<Mechanism>,
+    /// Whether its default user is root inside, whatever his name.
+    pub is_root: bool,
+}
+
+/// Looks at a machine. What the kernel says inside is read as the default user, whom every command runs as.
 ///
 /// # Errors
 /// What reading inside says.
-pub async fn mechanisms(
+pub async fn seen(
     sandbox: &dyn Sandbox,
     ready: Option<&Ready>,
     plan: &Plan,
     machine: &MachinePlan,
     info: &SystemInfo,
-) -> Result<Vec<Mechanism>> {
+) -> Result<Seen> {
     let mut found = Vec::new();
     for (name, file) in NAMESPACES.into_iter().chain(OTHERS) {
         let own = is_own(sandbox, file).await;
@@ -58,7 +66,10 @@ pub async fn mechanisms(
     if let Some(runtime) = &plan.settings.runtime {
         found.push(mechanism("runtime", Applied::Enforced, runtime.clone()));
     }
-    Ok(found)
+    let mut uids = field("Uid").split_whitespace().map(str::parse::<u32>).peekable();
+    // Who cannot be told to be somebody else counts as root.
+    let is_root = uids.peek().is_none() || uids.any(|uid| uid.unwrap_or(0) == 0);
+    Ok(Seen { mechanisms: found, is_root })
 }
 
 /// What the default user may do beyond others. Root has a few, all of them among the engine's own default.

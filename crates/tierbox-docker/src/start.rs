@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use bollard::models::SystemInfo;
 use futures_util::future::join_all;
@@ -12,6 +11,7 @@ use tierbox_core::{
     Network, Progress, Report, Resource, Result, UserSupport,
 };
 use tierbox_guest::plain::{PlainConfig, PlainSandbox};
+use tokio::sync::watch;
 
 use crate::backend::capabilities;
 use crate::destroy::{CONTAINER, IMAGE, NETWORK, VOLUME};
@@ -22,6 +22,7 @@ use crate::first::First;
 use crate::launch::{self, Around, Launched, Line, name_of};
 use crate::plain::Scripts;
 use crate::plan::{self, ImagePlan, MachinePlan, Plan};
+use crate::settings::{cut, invalid};
 use crate::way::{Kept, Way};
 use crate::{BACKEND, build, crash, destroy, egress, image, network, outside, report, services};
 
@@ -35,11 +36,13 @@ impl Progress for Steps {
     }
 }
 
-/// What runs.
-struct Up {
-    machines: Vec<Machine>,
+/// What was found in the machines, for the report.
+#[derive(Default)]
+struct Found {
     mechanisms: Vec<Mechanism>,
-    limits: Vec<LimitReport>,
+    /// The limits of each machine.
+    limits: Vec<(String, Vec<LimitReport>)>,
+    weakened: Vec<String>,
 }
 
 /// Everything that starting takes, owned: it runs on the driver's thread.
@@ -50,17 +53,12 @@ pub struct Start {
     /// The rule that is lifted, in a twin.
     lifted: Option<Lifted>,
     steps: Steps,
-    given_up: Arc<AtomicBool>,
+    /// Closed once the caller is gone.
+    given_up: watch::Receiver<()>,
 }
 
-/// Tells the start that its caller is gone.
-pub struct GiveUp(Arc<AtomicBool>);
-
-impl Drop for GiveUp {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Release);
-    }
-}
+/// Its end tells the start that its caller is gone.
+pub struct GiveUp(#[expect(dead_code, reason = "it is there to be dropped")] watch::Sender<()>);
 
 impl Start {
     /// A start that is to be run, its steps, and what tells it that its caller is gone.
@@ -71,9 +69,9 @@ impl Start {
         lifted: Option<Lifted>,
     ) -> (Self, tokio::sync::mpsc::UnboundedReceiver<String>, GiveUp) {
         let (sender, steps) = tokio::sync::mpsc::unbounded_channel();
-        let given_up = GiveUp(Arc::default());
-        let start = Self { spec: spec.clone(), plan, lease, lifted, steps: Steps(sender), given_up: given_up.0.clone() };
-        (start, steps, given_up)
+        let (caller, given_up) = watch::channel(());
+        let start = Self { spec: spec.clone(), plan, lease, lifted, steps: Steps(sender), given_up };
+        (start, steps, GiveUp(caller))
     }
 
     /// Starts, and leaves nothing behind if that fails or is given up.
@@ -86,8 +84,9 @@ impl Start {
             Ok(environment) => self.wanted().map(|()| environment),
             Err(error) => Err(error),
         };
-        if started.is_err() {
-            let memory = Memory { socket, ready: true, detached: None };
+        if let Err(error) = &started {
+            // What was given up may still be on its way in the engine.
+            let memory = Memory { socket, ready: error.kind() != ErrorKind::Cancelled, detached: None };
             let record = environment::record(self.lease.id(), &memory, &self.resources())?;
             // What is left now stands in the lease, and cleanup removes it.
             let _ = destroy::lease(&record).await;
@@ -97,10 +96,13 @@ impl Start {
 
     /// Whether anybody still waits for this.
     fn wanted(&self) -> Result<()> {
-        if !self.given_up.load(Ordering::Acquire) {
-            return Ok(());
-        }
-        Err(Error::new(ErrorKind::Cancelled, "start environment", "the caller gave up").with_backend(BACKEND))
+        if self.given_up.has_changed().is_ok() { Ok(()) } else { Err(given_up()) }
+    }
+
+    /// Returns once nobody waits for this any more.
+    async fn unwanted(&self) {
+        let mut caller = self.given_up.clone();
+        while caller.changed().await.is_ok() {}
     }
 
     async fn start(&self, socket: PathBuf) -> Result<DockerEnvironment> {
@@ -111,7 +113,11 @@ impl Start {
         let resources = self.resources();
         self.lease.record(&resources)?;
         crash::point("lease");
-        let images = self.images(&engine).await?;
+        // The engine ends a build whose line is dropped.
+        let images = tokio::select! {
+            images = self.images(&engine) => images?,
+            () = self.unwanted() => return Err(given_up()),
+        };
         let program = launch::write_program(&self.lease.directory()?)?;
         network::create(&engine, self.lease.id(), &self.plan).await?;
         crash::point("networks");
@@ -125,15 +131,15 @@ impl Start {
             lifted: self.lifted.as_ref(),
             plan: &self.plan,
         };
-        let Up { machines, mut mechanisms, limits } = self.bring_up(&around, &images).await?;
+        let (machines, mut found) = self.bring_up(&around, &images).await?;
         self.lease.set_data(Memory { socket: socket.clone(), ready: true, detached: None }.to_data()?)?;
         crash::point("ready");
-        mechanisms.extend(self.plan.egress.as_ref().map(|egress| Mechanism {
+        found.mechanisms.extend(self.plan.egress.as_ref().map(|egress| Mechanism {
             name: "egress gateway".to_owned(),
             applied: tierbox_core::Applied::Enforced,
             detail: format!("{} rules; nothing but its sockets is in the network", egress.rules.iter().len()),
         }));
-        let report = self.report(&machines, mechanisms, limits, &images);
+        let report = self.report(&machines, found, &images);
         let lease = self.persists().then(|| self.lease.clone());
         let environment = DockerEnvironment::new(self.lease.id(), machines, report, socket, resources, lease);
         Ok(environment.made_of(self.identity(&images, &info)))
@@ -179,10 +185,10 @@ impl Start {
     }
 
     /// Starts machines and their services, those first for which others wait.
-    async fn bring_up(&self, around: &Around<'_>, images: &[image::Image]) -> Result<Up> {
+    async fn bring_up(&self, around: &Around<'_>, images: &[image::Image]) -> Result<(Vec<Machine>, Found)> {
         let plans: Vec<&MachinePlan> = self.plan.machines.iter().collect();
         let mut up: Vec<Option<(Machine, Option<services::Running>)>> = plans.iter().map(|_| None).collect();
-        let (mut mechanisms, mut limits) = (Vec::new(), Vec::new());
+        let mut found = Found::default();
         for group in plan::order(&plans).unwrap_or_default() {
             self.wanted()?;
             self.await_services(&group, &up).await?;
@@ -191,10 +197,8 @@ impl Start {
             let launches = group.iter().map(|index| launch::launch(around, plans[*index], &images[*index]));
             let launched = join_all(launches).await.into_iter().collect::<Result<Vec<_>>>()?;
             for (index, launched) in group.into_iter().zip(launched) {
-                if limits.is_empty() {
-                    limits.clone_from(&launched.limits);
-                }
-                let machine = self.machine(plans[index], &images[index], launched, around, &mut mechanisms).await?;
+                found.limits.push((plans[index].name.clone(), launched.limits.clone()));
+                let machine = self.machine(plans[index], &images[index], launched, around, &mut found).await?;
                 let service = services::start(&*machine.way.sandbox(), plans[index], &images[index]).await?;
                 up[index] = Some((machine, service));
             }
@@ -204,7 +208,7 @@ impl Start {
                 service.healthy(&*machine.way.sandbox()).await?;
             }
         }
-        Ok(Up { machines: up.into_iter().flatten().map(|(machine, _)| machine).collect(), mechanisms, limits })
+        Ok((up.into_iter().flatten().map(|(machine, _)| machine).collect(), found))
     }
 
     /// Waits for what a group of machines must have before it starts.
@@ -238,6 +242,10 @@ impl Start {
                 .with_help("docker.transport = \"plain\" takes root on the engine's own host, and its cgroups at /sys/fs/cgroup")
         })?;
         let user = launch::user_of(plan, image);
+        if user.contains(':') {
+            let message = format!("docker.transport = \"plain\" knows no group beside a user's own, and the user is {user:?}");
+            return Err(invalid(message).with_help("take the group out, or use the supervisor (the default)"));
+        }
         let mut env = launch::pairs(&self.plan, plan, image);
         if user == launch::NOBODY {
             env.push((b"HOME".to_vec(), plan::WORKSPACE.as_bytes().to_vec()));
@@ -264,7 +272,7 @@ impl Start {
         image: &image::Image,
         launched: Launched,
         around: &Around<'_>,
-        mechanisms: &mut Vec<Mechanism>,
+        found: &mut Found,
     ) -> Result<Machine> {
         let mut capabilities = capabilities(&self.plan);
         capabilities.limits.inodes &= !around.engine.is_podman;
@@ -280,11 +288,12 @@ impl Start {
             Line::Bare(kept) => (self.scripts(plan, image, around, capabilities, kept).await?, None),
         };
         let sandbox = way.sandbox();
-        let found = report::mechanisms(&*sandbox, ready.as_ref(), &self.plan, plan, around.info).await?;
+        let seen = report::seen(&*sandbox, ready.as_ref(), &self.plan, plan, around.info).await?;
         if self.lifted.is_none() {
-            report::check(&plan.name, &found, self.plan.settings.runtime.as_deref())?;
+            report::check(&plan.name, &seen.mechanisms, self.plan.settings.runtime.as_deref())?;
+            found.weakened.extend(seen.is_root.then(|| as_root(plan, &agent)).transpose()?.flatten());
         }
-        merge(mechanisms, found, &plan.name);
+        merge(&mut found.mechanisms, seen.mechanisms, &plan.name);
         let mut machine = Machine { way, agent, gateway: None, decisions: None };
         if let Some(egress) = self.plan.egress.as_ref().filter(|_| !plan.alone) {
             let log = self.lease.directory()?.join(format!("egress-{}.log", plan.name));
@@ -297,37 +306,82 @@ impl Start {
         Ok(machine)
     }
 
-    fn report(
-        &self,
-        machines: &[Machine],
-        mechanisms: Vec<Mechanism>,
-        limits: Vec<LimitReport>,
-        images: &[image::Image],
-    ) -> Report {
+    fn report(&self, machines: &[Machine], found: Found, images: &[image::Image]) -> Report {
         let spec = &self.spec;
         let kill_domain = machines.iter().map(|machine| machine.way.sandbox().capabilities().kill_domain).min();
         let mounts = spec.mounts.iter().map(|mount| format!("{} -> {} (ro)", mount.host.display(), mount.guest)).collect();
         let rules = self.plan.egress.iter().flat_map(|egress| egress.rules.notes());
         let plain =
             self.plan.is_plain().then(|| "commands go by the engine's own exec; nothing of tierbox's is inside".to_owned());
+        let builds = self.plan.machines.iter().filter_map(|machine| match &machine.image {
+            ImagePlan::Built(plan) => Some(format!(
+                "the image of {} was built from {}; the steps of the build had the engine's default network",
+                machine.name,
+                plan.context.display()
+            )),
+            ImagePlan::Named(..) => None,
+        });
         let outside = (self.plan.network == Network::N0).then(|| outside::NOTE.to_owned());
-        let notes =
-            spec.tier.notes().into_iter().map(str::to_owned).chain(notes(images)).chain(rules).chain(outside).chain(plain);
+        let notes = spec
+            .tier
+            .notes()
+            .into_iter()
+            .map(str::to_owned)
+            .chain(notes(images))
+            .chain(builds)
+            .chain(rules)
+            .chain(outside)
+            .chain(plain);
         Report {
             profile: spec.profile.clone(),
             tier: spec.tier,
             backend: BACKEND.to_owned(),
             locality: Locality::Local,
             kill_domain: kill_domain.unwrap_or(KillDomain::Session),
-            mechanisms,
-            limits,
+            mechanisms: found.mechanisms,
+            limits: limits_of(machines.first().map(|machine| machine.way.sandbox().name().to_owned()), found.limits),
             mounts,
             copied_in: spec.files.iter().map(|copy| format!("{} -> {}", copy.host.display(), copy.guest)).collect(),
-            weakened: spec.weakened.iter().chain(&self.plan.weakened).cloned().collect(),
+            weakened: spec.weakened.iter().chain(&self.plan.weakened).cloned().chain(found.weakened).collect(),
             reason: spec.reason.clone(),
             notes: notes.collect(),
         }
     }
+}
+
+fn given_up() -> Error {
+    Error::new(ErrorKind::Cancelled, "start environment", "the caller gave up").with_backend(BACKEND)
+}
+
+/// A default user who is root inside: a weakening that somebody must have asked for. `None` if the profile says `root` itself, which is
+/// told already.
+///
+/// # Errors
+/// `InvalidProfile` if it is the image alone that makes him so.
+fn as_root(plan: &MachinePlan, agent: &str) -> Result<Option<String>> {
+    match &plan.user {
+        Some(user) if plan::is_root(user) => Ok(None),
+        Some(user) => Ok(Some(format!("user: commands of {} run as root inside, which {user:?} is there", plan.name))),
+        None => Err(Error::new(
+            ErrorKind::InvalidProfile,
+            "start environment",
+            format!("the user of the image of {}, {:?}, is root inside (uid 0)", plan.name, cut(agent)),
+        )
+        .with_backend(BACKEND)
+        .with_help("name another by `user`, or say `user = \"root\"`, which the report then lists")),
+    }
+}
+
+/// The limits of the primary machine, and those of others that differ from it, with the machine's name.
+fn limits_of(primary: Option<String>, all: Vec<(String, Vec<LimitReport>)>) -> Vec<LimitReport> {
+    let (first, others): (Vec<_>, Vec<_>) = all.into_iter().partition(|(name, _)| Some(name) == primary.as_ref());
+    let mut limits: Vec<LimitReport> = first.into_iter().flat_map(|(_, limits)| limits).collect();
+    let of_primary = limits.clone();
+    for (machine, own) in others {
+        let differs = own.into_iter().filter(|limit| !of_primary.contains(limit));
+        limits.extend(differs.map(|limit| LimitReport { name: format!("{} of {machine}", limit.name), ..limit }));
+    }
+    limits
 }
 
 fn notes(images: &[image::Image]) -> Vec<String> {

@@ -51,7 +51,7 @@ pub const UNKNOWN_ID: u32 = u32::MAX;
 wire_struct! {
     /// The user that commands and file operations use unless told otherwise.
     pub struct Agent {
-        /// Its name.
+        /// Its name; with an unknown id it may be `name:group`, for another group than the user's own.
         pub name: String,
         /// Its id inside, or [`UNKNOWN_ID`].
         pub uid: u32,

@@ -1,6 +1,7 @@
 //! Compose files: the part of the format that describes machines. What is not known is refused by name, and so is what would
 //! open the host to a machine.
 
+mod capabilities;
 mod read;
 mod service;
 mod yaml;
@@ -249,6 +250,16 @@ mod unit {
             ("environment: [HOME]", "environment"),
             ("environment: {A: $HOME}", "environment"),
             ("tmpfs: /proc/x", "tmpfs"),
+            ("tmpfs: '/x:size=1g'", "tmpfs"),
+            ("cap_drop: [CHOWN]", "cap_drop"),
+            ("cap_drop: [NET_RWA]", "cap_drop"),
+            ("hostname: 'a b'", "hostname"),
+            ("security_opt: ['no-new-privileges:false']", "security_opt"),
+            ("security_opt: [no-new-privileges-not]", "security_opt"),
+            ("build: ..", "build"),
+            ("build: {context: sub/../../x}", "build.context"),
+            ("build: /", "build"),
+            ("build: 'https://example.org/x.git'", "build"),
         ] {
             let text = refusal(&format!("services:\n  default:\n    image: a\n    {key}\n"));
             assert!(text.contains("compose.yaml:4") && text.contains(name), "{key}: {text}");
@@ -265,6 +276,19 @@ mod unit {
             let error = refusal(text);
             assert!(!error.contains('\u{1b}') && !error.contains('\u{7}'), "{error:?}");
         }
+    }
+
+    #[test]
+    fn what_a_service_drops_is_dropped() {
+        let service = |keys: &str| load(&format!("services: {{a: {{image: x, {keys}}}}}\n")).unwrap().machines.remove(0);
+        let base = service("hostname: box").capabilities;
+        assert_eq!(service("hostname: box").hostname.as_deref(), Some("box"));
+        assert_eq!(service("cap_drop: [ALL, NET_RAW]").capabilities, base);
+        let more = service("cap_drop: [ALL], cap_add: [NET_BIND_SERVICE]").capabilities;
+        assert!(more.len() == base.len() + 1 && more.contains(&"NET_BIND_SERVICE".to_owned()));
+        assert!(refusal("services: {a: {image: x, cap_drop: [ALL], user: root}}\n").contains("cap_drop"));
+        assert_eq!(service("security_opt: ['no-new-privileges:true', no-new-privileges]").capabilities, base);
+        assert_eq!(service("build: ./sub").image, service("build: {context: sub}").image);
     }
 
     #[test]

@@ -1,17 +1,18 @@
 //! One service of a compose file.
 
-use std::path::Path;
+use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 use tierbox_core::{EnvironmentSpec, Result, malformed_path};
 
 use super::Entry;
+use super::capabilities::Asked;
 use super::read::{self, At};
 use super::yaml::{Node, Value};
 use crate::plan::{
     After, BuildPlan, Condition, Health, ImagePlan, Link, MachinePlan, Service, VolumeMount, is_reserved, is_root,
 };
-use crate::settings::{Settings, check_capability, check_image, cut, is_name};
+use crate::settings::{Settings, check_image, cut, is_name};
 
 /// Keys that would open this host to the machine, or take what is this host's, each with what to do instead.
 const DANGEROUS: &[(&str, &str)] = &[
@@ -46,6 +47,9 @@ const DANGEROUS: &[(&str, &str)] = &[
     ("volumes_from", "name the volume in both services"),
 ];
 
+/// What is so anyway, as people write it.
+const NO_NEW_PRIVILEGES: [&str; 3] = ["no-new-privileges", "no-new-privileges:true", "no-new-privileges=true"];
+
 struct Reader<'a> {
     machine: MachinePlan,
     service: Service,
@@ -53,6 +57,7 @@ struct Reader<'a> {
     build: Option<BuildPlan>,
     is_default: bool,
     weakened: Vec<String>,
+    asked: Asked,
     dir: &'a Path,
 }
 
@@ -69,12 +74,24 @@ pub fn read(at: &At<'_>, name: &str, node: &Node, dir: &Path, spec: &Environment
         capabilities: settings.all_capabilities(),
         ..crate::plan::machine(name)
     };
-    let mut reader =
-        Reader { machine, service: Service::default(), image: None, build: None, is_default: false, weakened: Vec::new(), dir };
+    let mut reader = Reader {
+        machine,
+        service: Service::default(),
+        image: None,
+        build: None,
+        is_default: false,
+        weakened: Vec::new(),
+        asked: Asked::default(),
+        dir,
+    };
     for (key, node) in read::map(at, node)? {
         reader.key(&at.key(key), key, node)?;
     }
-    let Reader { mut machine, service, image, build, is_default, weakened, .. } = reader;
+    let Reader { mut machine, service, image, build, is_default, mut weakened, asked, .. } = reader;
+    let is_root = machine.user.as_deref().is_some_and(is_root);
+    let (capabilities, told) = asked.settle(at, std::mem::take(&mut machine.capabilities), is_root)?;
+    machine.capabilities = capabilities;
+    weakened.extend(told);
     machine.image = match (image, build) {
         (_, Some(build)) => ImagePlan::Built(build),
         (Some(image), None) => ImagePlan::Named(image, settings.pull),
@@ -103,19 +120,16 @@ impl Reader<'_> {
             "networks" => self.machine.links = networks(at, node)?,
             "network_mode" => self.network_mode(at, node)?,
             "volumes" => self.volumes(at, node)?,
-            "tmpfs" => {
-                for path in read::texts(at, node)? {
-                    let path = path.split(':').next().unwrap_or_default();
-                    self.machine.tmpfs.push(guest_path(at, node.line, path)?);
-                }
-            }
+            "tmpfs" => self.tmpfs(at, node)?,
             "healthcheck" => self.service.health = Some(health(at, node)?),
             "depends_on" => self.service.after = depends_on(at, node)?,
             "mem_limit" => self.machine.memory = Some(read::size(at, node)?),
             "cpus" => self.machine.cpu_millis = Some(read::cpus(at, node)?),
             "pids_limit" => self.machine.pids = Some(read::positive(at, node)?),
             "deploy" => self.deploy(at, node)?,
-            "cap_add" => self.capabilities(at, node)?,
+            "cap_add" => self.asked.add(at, node)?,
+            "cap_drop" => self.asked.drop(at, node)?,
+            "hostname" => self.hostname(at, node)?,
             "read_only" => self.read_only(at, node)?,
             "x-default" => self.is_default = read::flag(at, node)?,
             key if key.starts_with("x-") => {}
@@ -154,13 +168,23 @@ impl Reader<'_> {
         Ok(())
     }
 
-    fn capabilities(&mut self, at: &At<'_>, node: &Node) -> Result<()> {
-        for name in read::texts(at, node)? {
-            let known = check_capability(&name).map_err(|error| at.wrong(node.line, error.message()))?;
-            if !self.machine.capabilities.iter().any(|have| have == known) {
-                self.weakened.push(format!("{}: root inside also has {known}", at.path));
-                self.machine.capabilities.push(known.to_owned());
+    fn hostname(&mut self, at: &At<'_>, node: &Node) -> Result<()> {
+        let name = read::text(at, node)?;
+        if !is_name(&name) {
+            return Err(at.wrong(node.line, format!("{:?} is not a host's name", cut(&name))));
+        }
+        self.machine.hostname = Some(name);
+        Ok(())
+    }
+
+    fn tmpfs(&mut self, at: &At<'_>, node: &Node) -> Result<()> {
+        for path in read::texts(at, node)? {
+            if path.contains(':') {
+                return Err(at
+                    .wrong(node.line, format!("{:?} has options, which are not taken", cut(&path)))
+                    .with_help("write the path alone; limits.disk and limits.inodes bound all areas together"));
             }
+            self.machine.tmpfs.push(guest_path(at, node.line, &path)?);
         }
         Ok(())
     }
@@ -252,8 +276,8 @@ fn harmless(at: &At<'_>, key: &str, node: &Node) -> Result<()> {
         "privileged" => is("false"),
         "restart" => is("no"),
         "init" => is("true") || is("false"),
-        "cap_drop" | "expose" | "hostname" | "labels" | "annotations" | "stop_grace_period" | "stop_signal" => true,
-        "security_opt" => read::texts(at, node)?.iter().all(|option| option.starts_with("no-new-privileges")),
+        "expose" | "labels" | "annotations" | "stop_grace_period" | "stop_signal" => true,
+        "security_opt" => read::texts(at, node)?.iter().all(|option| NO_NEW_PRIVILEGES.contains(&option.as_str())),
         "stdin_open" | "tty" => is("true") || is("false"),
         _ => false,
     };
@@ -286,15 +310,20 @@ fn guest_path(at: &At<'_>, line: usize, path: &str) -> Result<String> {
 }
 
 fn build(at: &At<'_>, node: &Node, dir: &Path) -> Result<BuildPlan> {
-    let mut plan =
-        BuildPlan { context: dir.to_owned(), dockerfile: Path::new("Dockerfile").into(), args: Default::default(), target: None };
+    let mut plan = BuildPlan {
+        context: dir.to_owned(),
+        dockerfile: Path::new("Dockerfile").into(),
+        within: Some(dir.to_owned()),
+        args: Default::default(),
+        target: None,
+    };
     if let Value::Text(..) = node.value {
-        plan.context = dir.join(read::text(at, node)?);
+        plan.context = context(at, node, dir)?;
     } else {
         for (key, node) in read::map(at, node)? {
             let at = at.key(key);
             match key.as_str() {
-                "context" => plan.context = dir.join(read::text(&at, node)?),
+                "context" => plan.context = context(&at, node, dir)?,
                 "dockerfile" => plan.dockerfile = read::text(&at, node)?.into(),
                 "args" => plan.args = read::variables(&at, node)?.into_iter().collect(),
                 "target" => plan.target = Some(read::text(&at, node)?),
@@ -304,6 +333,18 @@ fn build(at: &At<'_>, node: &Node, dir: &Path) -> Result<BuildPlan> {
     }
     plan.dockerfile = plan.context.join(&plan.dockerfile);
     Ok(plan)
+}
+
+/// The directory that is built from: the compose file's, or one below it. Links are looked at when it is built.
+fn context(at: &At<'_>, node: &Node, dir: &Path) -> Result<PathBuf> {
+    let text = read::text(at, node)?;
+    let below = |part: Component<'_>| matches!(part, Component::CurDir | Component::Normal(_));
+    if text.contains("://") || !Path::new(&text).components().all(below) {
+        return Err(at.wrong(node.line, format!("{:?} is not below the compose file's directory", cut(&text))).with_help(
+            "keep what is built beside the compose file; docker.dockerfile and docker.context name other directories",
+        ));
+    }
+    Ok(dir.join(text))
 }
 
 fn networks(at: &At<'_>, node: &Node) -> Result<Vec<Link>> {

@@ -69,10 +69,12 @@ pub fn pack_directory(host: &Path, out: impl Write) -> Result<TransferReport> {
 }
 
 /// What becomes of an entry of a directory that is packed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Choice {
     /// It is packed.
     Pack,
+    /// If it is a file, it is packed with these contents in place of its own.
+    Instead(Vec<u8>),
     /// It is left out; what is below it is asked for all the same.
     Descend,
     /// It is left out with all below it.

@@ -66,6 +66,11 @@ impl<T: Beneath, W: Write> Packer<'_, T, W> {
         let facts = self.tree.facts(dir, name)?;
         match (self.choose)(path) {
             Choice::Pack => {}
+            Choice::Instead(contents) if facts.sort == Sort::File => {
+                self.instead(path, facts, &contents)?;
+                return Ok(false);
+            }
+            Choice::Instead(_) => {}
             Choice::Descend => return Ok(facts.sort == Sort::Directory),
             Choice::Skip => return Ok(false),
         }
@@ -99,6 +104,14 @@ impl<T: Beneath, W: Write> Packer<'_, T, W> {
             }
         }
         self.report.bytes += found.len();
+        Ok(())
+    }
+
+    fn instead(&mut self, path: &[u8], facts: Facts, contents: &[u8]) -> Result<(), Problem> {
+        let size = contents.len() as u64;
+        self.header(path, Kind::File { size }, facts)?;
+        self.archive.data(contents).map_err(Problem::stream)?;
+        self.report.bytes += size;
         Ok(())
     }
 

@@ -100,6 +100,20 @@ impl Identity {
     }
 }
 
+/// The number of a group of this name or number, from the machine's own `/etc/group`. A number needs no entry.
+pub fn group(name: &str) -> Option<u32> {
+    group_in(name, &database("/etc/group"))
+}
+
+fn group_in(name: &str, database: &[u8]) -> Option<u32> {
+    let named = |line: &str| {
+        let mut fields = line.split(':');
+        (fields.next()? == name).then(|| fields.nth(1)?.parse().ok()).flatten()
+    };
+    let by_name = lines(database).find_map(named);
+    by_name.or_else(|| name.parse().ok()).filter(|number| *number != u32::MAX)
+}
+
 /// What root may keep: with no_new_privs, exec gives nothing that was not permitted before.
 fn bounded_capabilities() -> io::Result<CapabilitySet> {
     let permitted = thread::capabilities(None)?.permitted;
@@ -173,6 +187,14 @@ mod unit {
         assert_eq!((ann.uid, ann.gid, ann.groups.as_slice()), (1000, 1000, [1000, 10, 29].as_slice()));
         assert_eq!((ann.home.as_slice(), ann.shell.as_slice()), (b"/home/ann".as_slice(), b"/bin/sh".as_slice()));
         assert_eq!(Identity::find("1000", PASSWD, GROUP).unwrap(), ann);
+    }
+
+    #[test]
+    fn groups_have_names_and_numbers() {
+        assert_eq!((group_in("audio", GROUP), group_in("10", GROUP), group_in("4711", GROUP)), (Some(29), Some(10), Some(4711)));
+        for odd in ["", "nobody-here", "4294967295", "-3", "odd"] {
+            assert_eq!(group_in(odd, GROUP), None, "{odd:?}");
+        }
     }
 
     #[test]

@@ -12,7 +12,7 @@ use super::mount::split;
 use super::refusal::{AtStep, Refusal, Step};
 use super::{listen, refuse, seccomp};
 use crate::protocol::Mechanism;
-use crate::runtime::identity::Identity;
+use crate::runtime::identity::{self, Identity};
 use crate::runtime::machine::{Channel, Machine};
 use crate::runtime::sys;
 use crate::setup::{Setup, UNKNOWN_ID};
@@ -53,11 +53,19 @@ fn find_agent(setup: &mut Setup) -> Step {
     if setup.agent.uid != UNKNOWN_ID {
         return Ok(());
     }
-    let found = Identity::lookup(&setup.agent.name)
-        .map_err(|_| Refusal::because("user", format!("the machine has no user {:?}", setup.agent.name)))?;
+    let lacks = |what: &str, name: &str| Refusal::because("user", format!("the machine has no {what} {name:?}"));
+    let (name, group) = match setup.agent.name.split_once(':') {
+        Some((name, group)) => (name, Some(group)),
+        None => (setup.agent.name.as_str(), None),
+    };
+    let found = Identity::lookup(name).map_err(|_| lacks("user", name))?;
+    let gid = match group {
+        Some(group) => identity::group(group).ok_or_else(|| lacks("group", group))?,
+        None => found.gid,
+    };
     let agent = &mut setup.agent;
     agent.uid = found.uid;
-    agent.gid = if agent.gid == UNKNOWN_ID { found.gid } else { agent.gid };
+    agent.gid = if agent.gid == UNKNOWN_ID { gid } else { agent.gid };
     agent.home = if agent.home.0.is_empty() { found.home.into() } else { agent.home.clone() };
     agent.name = found.name;
     let name: Blob = agent.name.as_bytes().into();
