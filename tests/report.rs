@@ -124,6 +124,7 @@ mod conformance {
             rule: hostile.clone(),
             sent: 11,
             received: 22,
+            verification: false,
         };
         let decisions = [decision(Verdict::Allowed, "index.test"), decision(Verdict::Refused, &hostile)];
         let records = tierbox::verify::log::read(&run.directory)?;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use libtest_mimic::{Failed, Trial};
-use tierbox::{Backend, Environment, ExecRequest, ExecResult, Hold, SandboxExt, Verdict};
+use tierbox::{Backend, Environment, ExecRequest, ExecResult, Hold, Protocol, SandboxExt, Verdict};
 use tierbox_testkit::{Absence, Adjust, BackendFactory, Factory, world};
 
 use crate::support;
@@ -72,14 +72,27 @@ fn browse() -> Result<(), Failed> {
     block_on(async {
         let running = client.start_with("local-browse", options).await?;
         let agent = running.agent();
-        let curl = |words: &[&str]| ExecRequest::new(["/usr/bin/curl", "-q"].iter().chain(words));
+        let curl = |words: &[&str]| ExecRequest::new(["/usr/bin/curl", "-q", "-g"].iter().chain(words));
         let page = agent.run(curl(&["-sSf", "http://index.test/x"])).await?;
         assert_eq!(page.stdout.text(), "hello\n");
         assert!(!agent.run(curl(&["-sSf", "http://other.test/x"])).await?.success());
+        // One address is one request, whatever curl would make of it by itself.
+        let asked = async || -> tierbox::Result<usize> {
+            let decisions = running.decisions().await?;
+            let allowed = |one: &&tierbox::Decision| one.protocol == Protocol::Http && one.verdict == Verdict::Allowed;
+            Ok(decisions.iter().filter(allowed).count())
+        };
+        for many in ["http://index.test/[1-5]", "http://index.test/{a,b}"] {
+            let before = asked().await?;
+            agent.run(curl(&["-sS", many])).await?;
+            assert!(asked().await? <= before + 1, "{many} became {} requests", asked().await? - before);
+        }
         for refused in [
             curl(&["-X", "POST", "http://index.test/x"]),
             curl(&["-d", "x", "http://index.test/x"]),
             curl(&["-o", "/tmp/x", "http://index.test/x"]),
+            ExecRequest::new(["/usr/bin/curl", "-q", "http://index.test/[1-100]"]),
+            ExecRequest::new(["/usr/bin/curl", "-q", "http://index.test/{a,b}"]),
             ExecRequest::new(["/bin/sh", "-c", "true"]),
         ] {
             let error = agent.run(refused).await.expect_err("refused");

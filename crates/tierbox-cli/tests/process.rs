@@ -150,6 +150,45 @@ mod conformance {
         assert!(serde_json::from_slice::<serde_json::Value>(&output.stdout).is_ok(), "{output:?}");
     }
 
+    /// What somebody did to a log is told by line, and the rest of it can still be read.
+    #[test]
+    fn a_line_of_a_log_that_is_no_json_is_named() {
+        let Some(state) = fixture() else { return };
+        let state = state.path().join("s");
+        let said = |args: &[&str]| {
+            let output = tierbox(&state).args(args).output().unwrap();
+            (output.status.code(), String::from_utf8(output.stdout).unwrap())
+        };
+        assert_eq!(said(&["run", "--log", "--", "/bin/echo", "recorded"]).0, Some(0));
+        let run = std::fs::read_dir(state.join("runs")).unwrap().next().unwrap().unwrap();
+        let (id, log) = (run.file_name().into_string().unwrap(), run.path().join("log.jsonl"));
+        assert_eq!(said(&["log", "verify", &id]).0, Some(0));
+        let text = std::fs::read_to_string(&log).unwrap();
+        let lines: Vec<&str> = text.lines().collect();
+        std::fs::write(&log, format!("{}\nno json\n{}\n", lines[0], lines[1..].join("\n"))).unwrap();
+        let (status, found) = said(&["log", "verify", &id]);
+        assert_eq!(status, Some(1), "{found}");
+        assert!(found.contains("line 2: it is not JSON") && found.contains("WAS CHANGED"), "{found}");
+        assert!(!found.contains("attestation"), "it is what the log names: {found}");
+        let (status, shown) = said(&["log", "show", &id]);
+        assert!(status == Some(0) && shown.contains("/bin/echo"), "{shown}");
+        let (status, page) = said(&["report", &id]);
+        assert!(status == Some(0) && page.contains("THE LOG WAS CHANGED"), "{status:?}");
+    }
+
+    #[test]
+    fn what_promises_nothing_is_not_called_verified() {
+        let state = tempfile::tempdir().unwrap();
+        let output = tierbox(state.path()).args(["--json", "verify", "local-process"]).output().unwrap();
+        let found: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{found}");
+        let verification = &found["verification"];
+        assert_eq!((&verification["verdict"], &verification["verified"]), (&"nothing-to-prove".into(), &false.into()));
+        let output = tierbox(state.path()).args(["verify", "local-process"]).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.code() == Some(1) && said.contains("promises nothing that could be probed"), "{said}");
+    }
+
     #[test]
     fn logs_are_data_too() {
         let Some(state) = fixture() else { return };

@@ -265,6 +265,9 @@ pub struct Decision {
     pub sent: u64,
     /// Bytes to the sandbox, in `ended` records.
     pub received: u64,
+    /// Whether verification asked, and not what runs inside. Never in the gateway's own log: who reads it there tells.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub verification: bool,
 }
 
 mod milliseconds {

@@ -68,6 +68,7 @@ pub(crate) async fn serve<C>(room: Arc<Room>, entry: Entry, client: C, guard: Gu
 where
     C: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
+    let asked = room.clone();
     let visit = Arc::new(Visit { room, entry, guard: guard.clone(), place, upstream: Mutex::new(None) });
     let service = service_fn(move |request| {
         let visit = visit.clone();
@@ -83,14 +84,26 @@ where
         .half_close(true)
         .serve_connection(TokioIo::new(client), service)
         .with_upgrades();
-    // A client that breaks the rules of HTTP was told so; one that went away needs nothing.
     let served = async {
         tokio::select! {
-            _ = connection => {}
-            () = pulse.stopped(IDLE) => {}
+            ended = connection => ended.err(),
+            () = pulse.stopped(IDLE) => None,
         }
     };
-    let _ = guard.until_closed(served).await;
+    let ended = guard.until_closed(served).await.flatten();
+    // A client that breaks the rules of HTTP was told so by the parser; one that went away needs nothing.
+    if let Some(error) = ended.filter(hyper::Error::is_parse) {
+        asked.refuse(Protocol::Http, "", entry.port(), format!("a request that is no HTTP: {error}"));
+    }
+}
+
+impl Entry {
+    fn port(self) -> u16 {
+        match self {
+            Self::Proxy => crate::sockets::PROXY_PORT,
+            Self::Port(port) => port,
+        }
+    }
 }
 
 impl Visit {

@@ -107,6 +107,7 @@ mod unit {
             rule: "*.example.org".into(),
             sent: 0,
             received: 0,
+            verification: false,
         }
     }
 

@@ -115,6 +115,7 @@ impl Room {
             rule,
             sent: 0,
             received: 0,
+            verification: false,
         }
     }
 }

@@ -34,12 +34,9 @@ impl Rules {
         let mut rules = Vec::with_capacity(entries.len());
         for entry in entries {
             let rule: AllowRule = entry.as_ref().parse()?;
-            if rule.is_wildcard() && is_public_suffix(rule.name()) {
-                return Err(invalid(format!(
-                    "\"{rule}\" allows names of many owners: anybody can register one below {}",
-                    rule.name()
-                ))
-                .with_help("allow the names that are needed, or a wildcard below a name with one owner"));
+            if let Some(shared) = Some(rule.name()).filter(|_| rule.is_wildcard()).and_then(shared_below) {
+                return Err(invalid(format!("\"{rule}\" allows names of many owners: anybody can register one below {shared}"))
+                    .with_help("allow the names that are needed, or a wildcard below a name with one owner"));
             }
             if !rules.contains(&rule) {
                 rules.push(rule);
@@ -93,6 +90,19 @@ impl Rules {
     }
 }
 
+/// Names of many owners that lie below a name with one, such as `s3.amazonaws.com`.
+const SHARED: &str = include_str!("shared.txt");
+
+/// Where, at a name or below it, anybody can register a name. `None` if all have one owner, as far as is known.
+fn shared_below(name: &str) -> Option<&str> {
+    if is_public_suffix(name) {
+        return Some(name);
+    }
+    let below = |shared: &&str| shared.strip_suffix(name).is_some_and(|rest| rest.ends_with('.'));
+    let shared = SHARED.lines().filter(|line| !line.starts_with('#')).find(below)?;
+    Some(shared.strip_prefix("x.").unwrap_or(shared))
+}
+
 /// Whether names below this one belong to whoever registers them, by the Public Suffix List.
 fn is_public_suffix(name: &str) -> bool {
     psl::suffix(name.as_bytes()).is_some_and(|suffix| suffix.as_bytes().len() == name.len())
@@ -112,7 +122,30 @@ mod unit {
             let error = Rules::parse(&[bad]).expect_err(bad);
             assert!(error.message().contains("many owners"), "{error}");
         }
+        for (bad, shared) in [
+            ("*.amazonaws.com", "amazonaws.com"),
+            ("*.us-east-1.amazonaws.com", "us-east-1.amazonaws.com"),
+            ("https://*.windows.net", "windows.net"),
+            ("*.core.windows.net", "core.windows.net"),
+            ("*.fastly.net", "fastly.net"),
+        ] {
+            let error = Rules::parse(&[bad]).expect_err(bad);
+            let below = error.message().rsplit(' ').next().unwrap_or_default();
+            assert!(error.message().contains("many owners") && below.ends_with(&format!(".{shared}")), "{error}");
+        }
+        for fine in ["*.amazonaws.com.test", "*.xamazonaws.com", "bucket.s3.amazonaws.com", "*.bucket.s3.amazonaws.com"] {
+            assert!(Rules::parse(&[fine]).is_ok(), "{fine}");
+        }
         assert!(Rules::parse(&["*.example.co.uk", "*.example.github.io", "github.io", "*.index.test"]).is_ok());
+    }
+
+    /// The list's own names are still what it says of them, so that it goes with the library.
+    #[test]
+    fn the_list_of_shared_names_is_of_public_suffixes() {
+        let shared: Vec<&str> = SHARED.lines().filter(|line| !line.starts_with('#')).collect();
+        assert!(shared.len() > 500);
+        let others: Vec<&&str> = shared.iter().filter(|name| !is_public_suffix(name)).collect();
+        assert!(others.is_empty(), "{others:?}");
     }
 
     #[test]

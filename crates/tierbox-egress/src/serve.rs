@@ -26,6 +26,9 @@ const CONNECTIONS: (f64, f64) = (1000.0, 2000.0);
 /// How long to wait when accepting fails for want of descriptors.
 const PAUSE: Duration = Duration::from_millis(50);
 
+/// Why a query is not answered at all.
+const NO_QUERY: &str = "a query that cannot be read";
+
 /// Ends what it guards when the gateway closes.
 #[derive(Debug, Clone)]
 pub(crate) struct Guard(watch::Receiver<bool>);
@@ -93,10 +96,14 @@ pub(crate) async fn datagrams(room: Arc<Room>, socket: UdpSocket) {
             tokio::time::sleep(PAUSE).await;
             continue;
         };
-        if bucket.take()
-            && let Some(answer) = dns::answer(&buffer[..length], &room.rules, room.address)
-            && room.answered(&answer.name, answer.rule)
-        {
+        if !bucket.take() {
+            continue;
+        }
+        let Some(answer) = dns::answer(&buffer[..length], &room.rules, room.address) else {
+            room.refuse(Protocol::Dns, "", 53, NO_QUERY);
+            continue;
+        };
+        if room.answered(&answer.name, answer.rule) {
             let _ = socket.send_to(&answer.bytes, from).await;
         }
     }
@@ -185,7 +192,10 @@ async fn queries(room: Arc<Room>, mut client: TcpStream) {
         if length > dns::LONGEST || !bucket.take() {
             return;
         }
-        let Some(answer) = dns::answer(&query, &room.rules, room.address) else { return };
+        let Some(answer) = dns::answer(&query, &room.rules, room.address) else {
+            room.refuse(Protocol::Dns, "", 53, NO_QUERY);
+            return;
+        };
         if !room.answered(&answer.name, answer.rule) {
             return;
         }

@@ -201,6 +201,7 @@ fn what_disagrees_or_smuggles_is_refused() {
         format!("GET http://a.test:{port}/ HTTP/1.1\r\nHost : a.test:{port}\r\n\r\n"),
         format!("GET http://a.test:{port}/ HTTP/1.1\r\nHost: a.test:{port}\r\n folded: x\r\n\r\n"),
     ];
+    let asked = refused_at_the_proxy.len() + 3;
     for request in refused_at_the_proxy {
         let answer = text(&say(stage.proxy, request.as_bytes()));
         assert!(answer.starts_with("HTTP/1.1 40"), "{request:?} got {answer:?}");
@@ -214,6 +215,31 @@ fn what_disagrees_or_smuggles_is_refused() {
         assert!(answer.starts_with("HTTP/1.1 40"), "{request:?} got {answer:?}");
     }
     assert_eq!(text(&server.all()), "");
+    // Each of them is on record, those that the parser refused too.
+    let refused = || {
+        let decisions = stage.gateway.decisions().unwrap();
+        decisions.into_iter().filter(|one| one.verdict == Verdict::Refused).collect::<Vec<_>>()
+    };
+    let deadline = Instant::now() + PATIENCE;
+    while refused().len() < asked {
+        assert!(Instant::now() < deadline, "{} of {asked} are on record: {:#?}", refused().len(), refused());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert!(refused().iter().any(|one| one.rule.starts_with("a request that is no HTTP")));
+}
+
+#[test]
+fn what_is_no_query_is_on_record() {
+    let stage = open(1, &["a.test"]);
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    socket.send_to(b"no query", stage.dns).unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    while stage.gateway.decisions().unwrap().is_empty() {
+        assert!(Instant::now() < deadline, "nothing is on record");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let refused = stage.last(Verdict::Refused);
+    assert_eq!((refused.protocol, refused.port, refused.rule.as_str()), (Protocol::Dns, 53, "a query that cannot be read"));
 }
 
 #[test]

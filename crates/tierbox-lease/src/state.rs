@@ -62,7 +62,9 @@ impl StateDir {
     pub(crate) fn locks(&self) -> PathBuf {
         self.path.join("locks")
     }
-    pub(crate) fn environments(&self) -> PathBuf {
+
+    /// The directories of environments, each by its id.
+    pub fn environments(&self) -> PathBuf {
         self.path.join("env")
     }
 }

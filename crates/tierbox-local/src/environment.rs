@@ -9,7 +9,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use tierbox_core::{
-    Capabilities, Connection, Decision, Environment, Error, ErrorKind, LeaseHandle, LeaseRecord, Limits, Report, Result, Sandbox,
+    Capabilities, Connection, Decision, Environment, Error, ErrorKind, HostIsolation, LeaseHandle, LeaseRecord, Limits, Report,
+    Result, Sandbox,
 };
 use tierbox_egress::Gateway;
 use tierbox_guest::{Channel, GuestConfig, GuestSandbox};
@@ -17,7 +18,7 @@ use tierbox_guest::{Channel, GuestConfig, GuestSandbox};
 use crate::BACKEND;
 use crate::machine::Machine;
 use crate::reaper::{Watched, watch_other};
-use crate::{destroy, identity};
+use crate::{destroy, identity, selfcheck};
 
 /// The name of the only machine.
 pub const MACHINE: &str = "default";
@@ -177,7 +178,15 @@ impl LocalEnvironment {
             .ping(DETACH_PATIENCE)
             .await
             .map_err(|error| gone(format!("{} does not answer: {}", lease.id, error.message())))?;
-        let Detached { capabilities, limits, agent, report, decisions, .. } = *detached;
+        let Detached { capabilities, limits, agent, mut report, decisions, .. } = *detached;
+        if report.tier.host() == HostIsolation::H1 {
+            // Nobody lives whose number is all that is known of him: what is looked at must be what was started.
+            let keeper = memory.keeper;
+            let is_it = destroy::start_ticks(keeper.pid) == Some(keeper.start_ticks);
+            let looked = if is_it { selfcheck::again(keeper.pid, report.tier.network())? } else { None };
+            report.mechanisms.retain(|mechanism| mechanism.name != selfcheck::NAME);
+            report.mechanisms.extend(looked);
+        }
         let config = GuestConfig { name: MACHINE.to_owned(), backend: BACKEND, capabilities, limits, agent };
         let watch = |process: Remembered| watch_other(process.pid, process.start_ticks);
         let paths = |kind: &str| lease.resources_of(kind).map(PathBuf::from).collect();

@@ -61,10 +61,8 @@ impl SelfCheck {
     /// # Errors
     /// `TierRefused` naming what is not as it was planned.
     pub fn run(&self) -> Result<Option<Mechanism>> {
-        let keeper = self.keeper;
-        let children = std::fs::read_to_string(format!("/proc/{keeper}/task/{keeper}/children")).unwrap_or_default();
-        let Some(pid) = children.split_whitespace().next() else { return Ok(None) };
-        let mut seen = Vec::new();
+        let Some(pid) = first_process(self.keeper) else { return Ok(None) };
+        let pid = pid.as_str();
         let checks = [
             namespaces(Path::new("/proc").join(pid).as_path()),
             ids(&read(pid, "uid_map"), self.ids),
@@ -73,20 +71,49 @@ impl SelfCheck {
             links(self.network, &read(pid, "net/dev")),
             routes(self.network, &read(pid, "net/route"), &read(pid, "net/ipv6_route")),
         ];
-        for check in checks {
-            match check {
-                Ok(Some(what)) => seen.push(what),
-                Ok(None) => (),
-                Err(what) => {
-                    let message = format!("seen from outside, {what}");
-                    return Err(Error::new(ErrorKind::TierRefused, "check sandbox", message).with_backend(BACKEND));
-                }
-            }
-        }
-        let detail = format!("from outside: {}", seen.join(", "));
-        Ok(Some(Mechanism { name: "self-check".to_owned(), applied: Applied::Enforced, detail }))
+        summary(checks, "from outside")
     }
 }
+
+/// Looks at a container that was found again: what of it cannot be different from one start to the next.
+///
+/// # Errors
+/// `TierRefused` naming what is not as it was at its start.
+pub(crate) fn again(keeper: u32, network: Network) -> Result<Option<Mechanism>> {
+    let Some(pid) = first_process(keeper) else { return Ok(None) };
+    let checks = [
+        namespaces(Path::new("/proc").join(&pid).as_path()),
+        ids(&read(&pid, "uid_map"), None),
+        rights(&read(&pid, "status")),
+        links(network, &read(&pid, "net/dev")),
+        routes(network, &read(&pid, "net/route"), &read(&pid, "net/ipv6_route")),
+    ];
+    summary(checks, "from outside, as it was found again")
+}
+
+/// The container's first process, which is the keeper's only child.
+fn first_process(keeper: u32) -> Option<String> {
+    let children = std::fs::read_to_string(format!("/proc/{keeper}/task/{keeper}/children")).unwrap_or_default();
+    children.split_whitespace().next().map(str::to_owned)
+}
+
+fn summary(checks: impl IntoIterator<Item = Seen>, how: &str) -> Result<Option<Mechanism>> {
+    let mut seen = Vec::new();
+    for check in checks {
+        match check {
+            Ok(what) => seen.extend(what),
+            Err(what) => {
+                let message = format!("seen from outside, {what}");
+                return Err(Error::new(ErrorKind::TierRefused, "check sandbox", message).with_backend(BACKEND));
+            }
+        }
+    }
+    let detail = format!("{how}: {}", seen.join(", "));
+    Ok(Some(Mechanism { name: NAME.to_owned(), applied: Applied::Enforced, detail }))
+}
+
+/// The mechanism's name.
+pub(crate) const NAME: &str = "self-check";
 
 fn read(pid: &str, name: &str) -> Option<String> {
     std::fs::read_to_string(format!("/proc/{pid}/{name}")).ok()

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use tierbox_core::{EnvironmentSpec, ProgramRule, Report, Tooling};
 
 use crate::log::Head;
-use crate::probe::{ProbeResult, Verified};
+use crate::probe::{ProbeResult, Unprobed, Verdict, Verified};
 
 /// The version of the document's form.
 pub const ATTESTATION_VERSION: u32 = 1;
@@ -39,7 +39,7 @@ pub struct AttestedLimit {
 /// What verification found.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct AttestedVerification {
-    /// Whether every probe passed.
+    /// Whether every probe passed, in every machine, and there were some.
     pub verified: bool,
     /// Whether the probes are of an earlier start of the same configuration; the mechanisms are always of this start.
     pub reused: bool,
@@ -47,6 +47,12 @@ pub struct AttestedVerification {
     pub time: String,
     /// How long they took.
     pub took_ms: u64,
+    /// The machines that were probed, primary first.
+    #[serde(default)]
+    pub machines: Vec<String>,
+    /// The machines that were not.
+    #[serde(default)]
+    pub unprobed: Vec<Unprobed>,
     /// The probes with their controls.
     pub probes: Vec<ProbeResult>,
 }
@@ -120,6 +126,9 @@ pub struct Attestation {
     pub mechanisms: Vec<AttestedMechanism>,
     /// The limits.
     pub limits: Vec<AttestedLimit>,
+    /// What verification comes to, in a word.
+    #[serde(default)]
+    pub verdict: Verdict,
     /// What verification found; absent if there was none.
     pub verification: Option<AttestedVerification>,
     /// What was granted.
@@ -179,12 +188,15 @@ impl Attestation {
                     applied: word(&limit.applied),
                 })
                 .collect(),
-            verification: verified.map(|verified| AttestedVerification {
-                verified: verified.verification.verified,
-                reused: verified.reused,
-                time: verified.verification.time.clone(),
-                took_ms: verified.verification.took_ms,
-                probes: verified.verification.probes.clone(),
+            verdict: verified.map_or(Verdict::NotProbed, |verified| verified.verification.verdict),
+            verification: verified.map(|Verified { verification, reused }| AttestedVerification {
+                verified: verification.verified,
+                reused: *reused,
+                time: verification.time.clone(),
+                took_ms: verification.took_ms,
+                machines: verification.machines.clone(),
+                unprobed: verification.unprobed.clone(),
+                probes: verification.probes.clone(),
             }),
             affordances: Affordances {
                 execution: execution(report.tier.tooling()).to_owned(),

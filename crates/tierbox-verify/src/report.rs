@@ -7,6 +7,7 @@ use tierbox_core::Decision;
 
 use crate::attestation::{Affordances, Attestation};
 use crate::log::{Record, Standing};
+use crate::probe::Verdict;
 
 /// The most operations that a page shows. The log has them all.
 const MOST: usize = 20_000;
@@ -103,10 +104,11 @@ fn chain(html: &mut String, standing: &Standing) {
 }
 
 fn tier(html: &mut String, attestation: &Attestation) {
-    let verified = match &attestation.verification {
-        Some(found) if found.verified => "<span class=\"pass\">verified</span>".to_owned(),
-        Some(_) => "<span class=\"inconclusive\">not every probe passed</span>".to_owned(),
-        None => "<span class=\"open\">not verified</span>".to_owned(),
+    let verified = match attestation.verdict {
+        Verdict::Verified => "<span class=\"pass\">verified</span>",
+        Verdict::NotVerified => "<span class=\"inconclusive\">not verified: not every probe passed in every machine</span>",
+        Verdict::NothingToProve => "<span class=\"open\">not verified: this tier promises nothing that could be probed</span>",
+        Verdict::NotProbed => "<span class=\"open\">not verified: nobody looked</span>",
     };
     let _ = write!(
         html,
@@ -135,6 +137,9 @@ fn tier(html: &mut String, attestation: &Attestation) {
     if let Some(found) = &attestation.verification {
         let again = if found.reused { ", reused from an earlier start" } else { "" };
         let _ = write!(html, "<h2>Probes</h2><p>at {} in {} ms{again}</p>", escape(&found.time), found.took_ms);
+        for unprobed in &found.unprobed {
+            let _ = write!(html, "<p class=\"bad\">not probed: {}: {}</p>", cell(&unprobed.machine), cell(&unprobed.why));
+        }
         let rows = found.probes.iter().map(|probe| {
             let status =
                 serde_json::to_value(probe.status).ok().and_then(|word| word.as_str().map(str::to_owned)).unwrap_or_default();
@@ -142,7 +147,8 @@ fn tier(html: &mut String, attestation: &Attestation) {
                 .control
                 .as_ref()
                 .map_or_else(String::new, |control| format!("without {}: {}", control.lifted, control.detail));
-            vec![cell(&probe.id), class(&status), cell(&probe.rule), cell(&probe.detail), cell(&control)]
+            let machine = probe.machine.as_ref().map_or_else(String::new, |machine| format!(" in {machine}"));
+            vec![cell(&format!("{}{machine}", probe.id)), class(&status), cell(&probe.rule), cell(&probe.detail), cell(&control)]
         });
         table(html, &["Probe", "Result", "Rule", "Inside", "Control"], rows);
     }
@@ -277,7 +283,7 @@ fn egress(html: &mut String, decisions: &[Decision]) {
             decision.address.map_or_else(String::new, |address| address.to_string()),
             decision.port.to_string(),
             format!("<span class=\"{class}\">{}</span>", escape(&verdict)),
-            escape(&decision.rule),
+            format!("{}{}", escape(&decision.rule), if decision.verification { " (verification asked)" } else { "" }),
             format!("{} / {}", decision.sent, decision.received),
         ]
     });

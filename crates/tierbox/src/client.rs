@@ -12,6 +12,7 @@ use tierbox_lease::{CleanupOptions, CleanupReport, Entry, Foreign, Journal, Stan
 use tierbox_profile::{Loader, Profile};
 
 use crate::memo::Memo;
+use crate::noted::Noted;
 use crate::profiles::{ProfileSource, Profiles};
 use crate::running::{Running, destroy};
 use crate::{AuditLayer, Run, StartOptions, check, life, runs, start};
@@ -232,10 +233,11 @@ impl Tierbox {
         Ok(capabilities)
     }
 
-    /// Finds a detached environment by its id or name.
+    /// Finds a detached environment by its id or name. Where its profile is verified at every start (`verify = "always"`, and by
+    /// default machines that are remote or virtual), its probes are carried out again; elsewhere its report says of when they are.
     ///
     /// # Errors
-    /// `NotFound`, naming what there is.
+    /// `NotFound`, naming what there is; `TierRefused` if a probe failed and the profile says `"always"`.
     pub async fn attach(&self, id_or_name: &str) -> Result<Running> {
         let journal = self.journal()?;
         let entry = journal.find(id_or_name)?;
@@ -243,9 +245,15 @@ impl Tierbox {
         let environment = backend.attach(&entry.record).await?;
         let report = environment.report().clone();
         tracing::info!(target: "tierbox::op", id = entry.record.id, "attach");
-        let memo = Memo::from_value(&entry.memo);
+        let mut memo = Memo::from_value(&entry.memo);
         let log = runs::reopen(journal, &entry.record.id, &memo)?;
-        Ok(Running::new(environment, backend, journal.clone(), None, report, memo).logged(log))
+        let (noted, spec) = (Noted::of(journal, &entry.record.id), memo.spec.take());
+        let running = Running::new(environment, backend, journal.clone(), None, report, memo).logged(log);
+        #[allow(unused_mut)]
+        let mut running = running.found_again(noted, spec);
+        #[cfg(target_os = "linux")]
+        running.verify_found_again().await?;
+        Ok(running)
     }
 
     /// A run that was logged ([`StartOptions::log`]), by its environment's id or by its directory.

@@ -56,8 +56,11 @@ mod confinement;
 mod gate;
 mod life;
 mod memo;
+mod noted;
 mod options;
 mod profiles;
+#[cfg(target_os = "linux")]
+mod records;
 mod running;
 mod runs;
 mod start;

@@ -39,6 +39,9 @@ pub(crate) fn verified(layer: Option<&AuditLayer>, verified: Option<&Verified>) 
     let (Some(layer), Some(verified)) = (layer, verified) else { return };
     let entry = layer.entry(Principal::Tierbox, AuditOperation::Verification);
     let entry = entry.argument("verified", verified.verification.verified).argument("reused", verified.reused);
+    let entry = entry.argument("verdict", verified.verification.verdict.as_str());
+    let unprobed: Vec<&str> = verified.verification.unprobed.iter().map(|it| it.machine.as_str()).collect();
+    let entry = if unprobed.is_empty() { entry } else { entry.argument("not-probed", unprobed) };
     let open = verified.verification.probes.iter().filter(|probe| probe.status != ProbeStatus::Pass);
     layer.record(entry.argument("not-passed", open.map(|probe| probe.id.clone()).collect::<Vec<_>>()));
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
-use tierbox_core::{AgentSettings, CodeSettings, EnvironmentSpec};
+use tierbox_core::{AgentSettings, CodeSettings, EnvironmentSpec, Hold};
 
 /// What outlives the process that started an environment. What is not noted allows nothing.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -21,6 +21,9 @@ pub(crate) struct Memo {
     pub secrets: bool,
     /// Notes of whoever started it.
     pub labels: BTreeMap<String, String>,
+    /// What it was started from, without values of variables and what was copied in; `None` if that would hold secrets, or nobody
+    /// will find it again.
+    pub spec: Option<Box<EnvironmentSpec>>,
 }
 
 impl Default for Memo {
@@ -28,7 +31,7 @@ impl Default for Memo {
     fn default() -> Self {
         let code = CodeSettings { runtimes: Vec::new(), ..CodeSettings::default() };
         let agent = AgentSettings { preset: tierbox_core::Preset::Prod, ..AgentSettings::default() };
-        Self { programs: Vec::new(), agent, code, log: false, secrets: true, labels: BTreeMap::new() }
+        Self { programs: Vec::new(), agent, code, log: false, secrets: true, labels: BTreeMap::new(), spec: None }
     }
 }
 
@@ -41,6 +44,7 @@ impl Memo {
             log: false,
             secrets: !spec.secrets.is_empty(),
             labels: BTreeMap::new(),
+            spec: noted(spec).map(Box::new),
         }
     }
 
@@ -55,9 +59,34 @@ impl Memo {
     }
 }
 
+/// What verification and attestation need of it later.
+fn noted(spec: &EnvironmentSpec) -> Option<EnvironmentSpec> {
+    if spec.hold == Hold::Process || !spec.secrets.is_empty() {
+        return None;
+    }
+    let mut spec = spec.clone();
+    spec.env.values_mut().for_each(String::clear);
+    spec.files.clear();
+    Some(spec)
+}
+
 #[cfg(test)]
 mod unit {
     use super::*;
+
+    #[test]
+    fn what_is_noted_of_a_profile_holds_no_values_and_has_its_hash() {
+        let mut spec = EnvironmentSpec::new("b", "T0.H1.N2".parse().unwrap());
+        spec.env.insert("TOKEN".into(), "hunter2".into());
+        assert!(Memo::of(&spec).spec.is_none(), "nobody will find it again");
+        spec.hold = Hold::Kept;
+        let value = Memo::of(&spec).to_value();
+        assert!(!value.to_string().contains("hunter2"));
+        let noted = Memo::from_value(&value).spec.unwrap();
+        assert_eq!(crate::runs::profile_hash(&noted), crate::runs::profile_hash(&spec));
+        spec.secrets.add("hunter2");
+        assert!(Memo::of(&spec).spec.is_none());
+    }
 
     #[test]
     fn a_note_that_says_nothing_allows_nothing() {

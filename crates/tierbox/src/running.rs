@@ -15,6 +15,7 @@ use tierbox_verify::{Attestation, OperationLog, Verification, Verified};
 
 use crate::gate::Gate;
 use crate::memo::Memo;
+use crate::noted::Noted;
 use crate::traced::Traced;
 use crate::undertaker::{Burial, bury};
 use crate::{AgentOptions, AgentSandbox, AuditLayer, life, runs};
@@ -34,7 +35,9 @@ pub struct Running {
     terminated: Arc<AtomicBool>,
     audit: Option<AuditLayer>,
     verified: Option<Verified>,
-    /// What it was started from, where this process did.
+    /// When verification asked the gateway for something.
+    probed: Arc<std::sync::Mutex<Vec<std::ops::RangeInclusive<SystemTime>>>>,
+    /// What it was started from, where that is known.
     spec: Option<Box<EnvironmentSpec>>,
     log: Option<Arc<OperationLog>>,
 }
@@ -65,6 +68,7 @@ impl Running {
             terminated: Arc::default(),
             audit: None,
             verified: None,
+            probed: Arc::default(),
             spec: None,
             log: None,
             parts: Some(Parts { environment, backend, journal, lease }),
@@ -133,7 +137,7 @@ impl Running {
     /// Keeps what the gateway decided, which would go with the environment.
     pub(crate) async fn keep_decisions(&self) {
         let Some(log) = &self.log else { return };
-        let Ok(mut decisions) = self.parts().environment.decisions().await else { return };
+        let Ok(mut decisions) = self.decisions().await else { return };
         for decision in &mut decisions {
             // A secret may have been part of a name that somebody inside asked for.
             decision.name = log.redact(&decision.name);
@@ -147,13 +151,61 @@ impl Running {
         }
     }
 
-    pub(crate) fn verified(mut self, verified: Option<Verified>) -> Self {
+    pub(crate) fn verified(mut self, verified: Option<Verified>, probed: Option<std::ops::RangeInclusive<SystemTime>>) -> Self {
         self.verified = verified;
+        self.probed = Arc::new(std::sync::Mutex::new(probed.into_iter().collect()));
         self
     }
 
-    /// What verification found at its start, or at an earlier one of the same configuration. `None` for one that was not
-    /// verified, or was found again.
+    /// One that was found again: what its starter noted, and a remark that says whether it was looked at again.
+    pub(crate) fn found_again(mut self, noted: Option<Noted>, spec: Option<Box<EnvironmentSpec>>) -> Self {
+        self.spec = spec;
+        self.remark(noted.as_ref().map(|noted| noted.verified.verification.time.as_str()));
+        match noted {
+            Some(noted) => {
+                let verified = Verified { reused: true, ..noted.verified };
+                self.verified(Some(verified), noted.probed.map(|(from, to)| from..=to))
+            }
+            None => self,
+        }
+    }
+
+    fn remark(&mut self, probed: Option<&str>) {
+        self.report.notes.retain(|note| !note.starts_with(FOUND_AGAIN));
+        self.report.notes.push(match probed {
+            Some(time) => format!("{FOUND_AGAIN}: its probes are of {time}, and were not repeated"),
+            None => format!("{FOUND_AGAIN}: nothing is known of a verification"),
+        });
+    }
+
+    /// Carries the probes out again in one that was found again, where its profile asks for that at every start.
+    #[cfg(target_os = "linux")]
+    pub(crate) async fn verify_found_again(&mut self) -> Result<()> {
+        let Some(spec) = self.spec.clone() else { return Ok(()) };
+        if crate::verification::mode(&spec, &self.report) != tierbox_core::Verify::Always {
+            return Ok(());
+        }
+        let verification = self.verify().await?;
+        let refused = crate::verification::refusal(&verification, &spec);
+        self.report.notes.retain(|note| !note.starts_with(FOUND_AGAIN));
+        let time = &verification.time;
+        self.report
+            .notes
+            .push(format!("{FOUND_AGAIN}: its probes were carried out again at {time}, after commands had run in it"));
+        let verified = Verified { verification, reused: false };
+        life::verified(self.audit.as_ref(), Some(&verified));
+        self.verified = Some(verified);
+        match refused {
+            // What ran inside may have made a probe fail, and nobody should lose the work there by it, unless that was asked for.
+            Some(error) if spec.verify == Some(tierbox_core::Verify::Always) => {
+                Err(error.with_help("it still runs; `tierbox down` ends it"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// What verification found at its start, or at an earlier one of the same configuration; for one that was found again, what is
+    /// known of that. `None` for one that was not verified.
     pub fn verification(&self) -> Option<&Verified> {
         self.verified.as_ref()
     }
@@ -161,14 +213,23 @@ impl Running {
     /// Carries all probes out in it now.
     ///
     /// # Errors
-    /// `Unsupported` where another process started it; if they could not be carried out. What they found is in the result,
-    /// failures too.
+    /// `Unsupported` where another process started it from a profile with secrets; if they could not be carried out. What they
+    /// found is in the result, failures too.
     #[cfg(target_os = "linux")]
     pub async fn verify(&self) -> Result<Verification> {
-        let unknown = || Error::unsupported("verify", "verification of an environment that another process started");
+        let unknown = || {
+            Error::unsupported(
+                "verify",
+                "verification of an environment that another process started from a profile with secrets",
+            )
+        };
         let spec = self.spec.as_deref().ok_or_else(unknown)?;
         let parts = self.parts();
-        crate::verification::verify(&parts.backend, &parts.journal, spec, parts.environment.as_ref(), &self.report).await
+        let from = SystemTime::now();
+        let found = crate::verification::verify(&parts.backend, &parts.journal, spec, parts.environment.as_ref(), &self.report);
+        let found = found.await;
+        self.probed.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(from..=SystemTime::now());
+        found
     }
 
     /// Where its operations are recorded, for entries of the harness's own; `None` if they are not.
@@ -292,12 +353,17 @@ impl Running {
         self.parts().environment.connection(machine)
     }
 
-    /// What the N1 gateway decided so far, oldest first; empty without one.
+    /// What the N1 gateway decided so far, oldest first; empty without one. What verification asked for is marked.
     ///
     /// # Errors
     /// What the file system says of the log.
     pub async fn decisions(&self) -> Result<Vec<Decision>> {
-        self.parts().environment.decisions().await
+        let mut decisions = self.parts().environment.decisions().await?;
+        let probed = self.probed.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
+        for decision in &mut decisions {
+            decision.verification = was_probe(decision, &probed);
+        }
+        Ok(decisions)
     }
 
     /// Whether it ends with this handle.
@@ -399,6 +465,11 @@ impl Running {
         let id = self.id.clone();
         let parts = self.parts.as_mut().expect("parts are there until `stop`");
         if let Some(lease) = &parts.lease {
+            if let Some(verified) = &self.verified {
+                let probed = self.probed.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                let probed = probed.first().map(|range| (*range.start(), *range.end()));
+                Noted { verified: verified.clone(), probed }.keep(lease.as_ref())?;
+            }
             // In this order: between the two steps a crash leaves a lease that the next clean-up removes.
             parts.environment.detach().await?;
             lease.set_hold(hold)?;
@@ -413,6 +484,21 @@ impl Running {
     fn parts(&self) -> &Parts {
         self.parts.as_ref().expect("parts are there until `stop`")
     }
+}
+
+/// How a remark begins that says what is known of an environment that was found again.
+const FOUND_AGAIN: &str = "found again";
+
+/// Whether verification asked for something: it has names of its own, and asks for the profile's only while it is under way.
+fn was_probe(decision: &Decision, probed: &[std::ops::RangeInclusive<SystemTime>]) -> bool {
+    // Records have milliseconds.
+    let brief = Duration::from_millis(1);
+    let meanwhile = || probed.iter().any(|range| (*range.start() - brief..=*range.end() + brief).contains(&decision.time));
+    #[cfg(target_os = "linux")]
+    let own = tierbox_verify::is_own_name(&decision.name);
+    #[cfg(not(target_os = "linux"))]
+    let own = false;
+    (own || decision.protocol == tierbox_core::Protocol::Dns) && meanwhile()
 }
 
 /// Has a backend remove what a lease names.

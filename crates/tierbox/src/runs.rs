@@ -178,11 +178,8 @@ impl Run {
             return Err(Error::new(ErrorKind::NotFound, "find run", format!("{} holds no operation log", directory.display()))
                 .with_help("a run is logged if it is asked for: `tierbox run --log`, StartOptions::log"));
         }
-        let records = match tierbox_verify::log::read(&directory) {
-            // Which line it is, the check tells, and nothing is what such a log names.
-            Err(error) if error.kind() == ErrorKind::InvalidInput => Vec::new(),
-            read => read?,
-        };
+        // Which line cannot be read, the check tells.
+        let records = tierbox_verify::log::read_readable(&directory)?;
         let named = |step: &str| {
             records.iter().rev().find_map(|record| {
                 let value = &record.value["arguments"];

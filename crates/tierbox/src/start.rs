@@ -1,6 +1,7 @@
 //! A start, step by step. Whatever ends it early undoes it.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use tierbox_core::{
     Audit, Backend, Capabilities, Environment, EnvironmentSpec, Error, ErrorKind, Hold, HostIsolation, KillDomain, LeaseHandle,
@@ -57,13 +58,13 @@ pub(crate) async fn start(
     life::start(audit.as_ref(), &spec);
     let mut attempt = Attempt { backend: Some(backend.clone()), lease: lease.clone(), environment: None };
     match run(&backend, journal, &spec, &mut attempt, progress).await {
-        Ok((report, verified)) => {
+        Ok(Up { report, verified, probed }) => {
             let environment = attempt.finish();
             life::verified(audit.as_ref(), verified.as_ref());
             let memo = Memo::of(&spec);
             let mut running = Running::new(environment, backend, journal.clone(), Some(lease), report, memo)
                 .audited(audit)
-                .verified(verified)
+                .verified(verified, probed)
                 .started_from(spec, log);
             running.attest()?;
             life::ready(running.audit(), running.report());
@@ -82,22 +83,32 @@ pub(crate) async fn start(
     }
 }
 
+/// What came up.
+struct Up {
+    report: Report,
+    verified: Option<Verified>,
+    /// When it was verified.
+    probed: Option<std::ops::RangeInclusive<SystemTime>>,
+}
+
 async fn run(
     backend: &Arc<dyn Backend>,
     journal: &Journal,
     spec: &EnvironmentSpec,
     attempt: &mut Attempt,
     progress: &dyn Progress,
-) -> Result<(Report, Option<Verified>)> {
+) -> Result<Up> {
     let limit = spec.limits.startup;
     let started = tokio::time::timeout(limit, async {
         let environment = backend.start(spec, attempt.lease.clone(), progress).await?;
         let environment = attempt.environment.insert(environment);
         let mut report = environment.report().clone();
         confirm(spec, &report)?;
+        let from = SystemTime::now();
         let verified = verify(backend, journal, spec, environment.as_ref(), &report).await?;
+        let probed = Some(from..=SystemTime::now());
         copy_in(spec, environment.as_ref(), &mut report, progress).await?;
-        Ok((report, verified))
+        Ok(Up { report, verified, probed })
     });
     started.await.unwrap_or_else(|_| {
         let message = format!("it was not ready after {limit:?}, which is limits.startup");

@@ -6,7 +6,7 @@ mod support;
 
 use std::sync::Arc;
 
-use tierbox::verify::{ProbeStatus, SABOTAGES};
+use tierbox::verify::{ProbeStatus, SABOTAGES, Verdict};
 use tierbox::{
     Backend, CanaryName, Capabilities, Check, DestroyReport, Environment, EnvironmentSpec, LeaseHandle, LeaseRecord, Lifted,
     Progress, Registry, Result, Tierbox,
@@ -18,6 +18,8 @@ enum Harm {
     Lifted(Lifted),
     /// What is started lists other names than the profile.
     Names(&'static [&'static str]),
+    /// Beside an honest machine there is another, in which a rule does not hold.
+    Beside(Lifted),
     /// The siblings' gateways list other names than they are told.
     Siblings(fn(Vec<CanaryName>) -> Vec<CanaryName>),
 }
@@ -55,11 +57,15 @@ impl Backend for Sabotaged {
                 spec.network.allow = names.iter().map(|name| (*name).to_owned()).collect();
                 self.honest.start(&spec, lease, progress).await?
             }
-            Harm::Siblings(_) => self.honest.start(spec, lease, progress).await?,
+            Harm::Siblings(_) | Harm::Beside(_) => self.honest.start(spec, lease.clone(), progress).await?,
         };
         let mut report = inner.report().clone();
         report.tier = spec.tier;
-        Ok(Box::new(Lying { inner, report }))
+        let beside = match &self.harm {
+            Harm::Beside(lifted) => Some(self.beside(spec, lifted, lease.as_ref()).await?),
+            _ => None,
+        };
+        Ok(Box::new(Lying { inner, beside, report }))
     }
     async fn twin(&self, spec: &EnvironmentSpec, lifted: &Lifted, lease: Arc<dyn LeaseHandle>) -> Result<Box<dyn Environment>> {
         let lifted = match (&self.harm, lifted) {
@@ -83,9 +89,19 @@ impl Backend for Sabotaged {
     }
 }
 
+impl Sabotaged {
+    /// A second machine, under a lease of its own.
+    async fn beside(&self, spec: &EnvironmentSpec, lifted: &Lifted, lease: &dyn LeaseHandle) -> Result<Box<dyn Environment>> {
+        let journal = tierbox_lease::Journal::at(&lease.directory()?.join("beside"))?;
+        let own = tierbox_lease::NewLease::new("local", "beside", spec.tier.to_string());
+        self.honest.twin(spec, lifted, Arc::new(journal.create(own)?)).await
+    }
+}
+
 /// An environment that claims to be what was asked for.
 struct Lying {
     inner: Box<dyn Environment>,
+    beside: Option<Box<dyn Environment>>,
     report: tierbox::Report,
 }
 
@@ -95,7 +111,7 @@ impl Environment for Lying {
         self.inner.id()
     }
     fn machines(&self) -> Vec<Arc<dyn tierbox::Sandbox>> {
-        self.inner.machines()
+        self.inner.machines().into_iter().chain(self.beside.iter().flat_map(|beside| beside.machines())).collect()
     }
     fn report(&self) -> &tierbox::Report {
         &self.report
@@ -104,6 +120,9 @@ impl Environment for Lying {
         self.inner.connection(machine)
     }
     async fn stop(&self) -> Result<()> {
+        if let Some(beside) = &self.beside {
+            beside.stop().await?;
+        }
         self.inner.stop().await
     }
     async fn ended(&self, limit: std::time::Duration) -> bool {
@@ -175,10 +194,18 @@ mod conformance {
         }
         // Nothing was asked of a name outside, and every record of the machine itself is a refusal.
         for decision in running.decisions().await.unwrap() {
+            assert!(decision.verification, "{decision:?} is taken for the agent's");
             let own = decision.name.ends_with(".invalid") || decision.name.starts_with("127.0.0.1");
             let query = decision.protocol == tierbox::Protocol::Dns;
             assert!(query || (own && decision.verdict == tierbox::Verdict::Refused), "{decision:?}");
         }
+        // What is asked for afterwards is not taken for verification's, whatever it asks for.
+        let before = running.decisions().await.unwrap().len();
+        let request = "exec 3<>/dev/tcp/198.18.0.1/80; printf 'GET / HTTP/1.1\\r\\nHost: other.tierbox.invalid\\r\\n\\r\\n' >&3; head -1 <&3";
+        let asked = running.run(tierbox::ExecRequest::new(["/bin/bash", "-c", request])).await.unwrap();
+        assert!(asked.stdout.text().contains("403"), "{asked:?}");
+        let later = running.decisions().await.unwrap().split_off(before);
+        assert!(!later.is_empty() && later.iter().all(|decision| !decision.verification), "{later:?}");
         running.stop().await.unwrap();
         let again = started(fixture.client.start("local-web").await).unwrap();
         assert!(again.verification().unwrap().reused);
@@ -243,6 +270,104 @@ mod conformance {
         drop(socket);
     }
 
+    /// A machine beside the primary one is looked at as closely.
+    #[tokio::test]
+    async fn a_sabotage_of_another_machine_is_caught_there() {
+        let state = tempfile::tempdir().unwrap();
+        let client = sabotaged(&state, Harm::Beside(Lifted::Seccomp));
+        let error = match client.start("local").await {
+            Err(error) if error.kind() == ErrorKind::TierRefused => error,
+            other => {
+                assert!(started(other).is_none(), "it was started");
+                return;
+            }
+        };
+        assert!(error.message().contains("h.seccomp (in "), "{error}");
+        // The honest one passed.
+        assert_eq!(error.message().matches("h.seccomp").count(), 1, "{error}");
+        assert!(client.list().await.unwrap().environments.is_empty());
+    }
+
+    #[tokio::test]
+    async fn where_nothing_is_promised_nothing_is_called_verified() {
+        let fixture = fixture();
+        let running = started(fixture.client.start("local-process").await).unwrap();
+        let found = running.verification().unwrap().verification.clone();
+        assert_eq!((found.verdict, found.verified), (Verdict::NothingToProve, false));
+        assert_eq!(running.verify().await.unwrap().verdict, Verdict::NothingToProve);
+        let attestation = running.attestation().unwrap();
+        assert_eq!(attestation.verdict, Verdict::NothingToProve);
+        assert!(!attestation.verification.unwrap().verified);
+        running.stop().await.unwrap();
+        fixture.assert_empty().await;
+    }
+
+    /// A record that somebody else could have written, or that is of something else, is measured again.
+    #[tokio::test]
+    async fn a_record_that_was_tampered_with_is_not_believed() {
+        use std::os::unix::fs::PermissionsExt;
+        let fixture = fixture();
+        let reused = async || {
+            let running = started(fixture.client.start("local").await)?;
+            let reused = running.verification().unwrap().reused;
+            running.stop().await.unwrap();
+            Some(reused)
+        };
+        let Some(first) = reused().await else { return };
+        assert!(!first && reused().await.unwrap());
+        let directory = fixture.state.path().join("tierbox/verified");
+        let record = std::fs::read_dir(&directory).unwrap().flatten().next().unwrap().path();
+        std::fs::set_permissions(&record, std::fs::Permissions::from_mode(0o666)).unwrap();
+        assert!(!reused().await.unwrap(), "others could have written it");
+        assert!(reused().await.unwrap(), "it was not written anew");
+        let text = std::fs::read_to_string(&record).unwrap();
+        std::fs::write(&record, text.replacen("local", "lokal", 1)).unwrap();
+        assert!(!reused().await.unwrap(), "it is of something else");
+        fixture.assert_empty().await;
+    }
+
+    /// Who finds an environment again sees of when its probes are, and can carry them out again.
+    #[tokio::test]
+    async fn one_that_is_found_again_says_of_when_its_probes_are() {
+        let fixture = fixture();
+        let detached = |verify: Option<Verify>| {
+            let mut spec = fixture.client.resolve("local", &StartOptions::new()).unwrap();
+            spec.verify = verify;
+            spec
+        };
+        let kept = StartOptions::new().hold(tierbox::Hold::Kept);
+        let Some(running) = started(fixture.client.start_spec(detached(None), kept.clone()).await) else { return };
+        let (id, found) = (running.id().to_owned(), running.verification().unwrap().verification.clone());
+        drop(running);
+        let again = fixture.client.attach(&id).await.unwrap();
+        let known = again.verification().unwrap();
+        assert!(known.reused && known.verification == found);
+        let note = again.report().notes.last().unwrap();
+        assert!(note.starts_with("found again: its probes are of ") && note.ends_with("not repeated"), "{note}");
+        assert_eq!(again.attestation().unwrap().verdict, Verdict::Verified);
+        assert_eq!(again.verify().await.unwrap().verdict, Verdict::Verified);
+        again.stop().await.unwrap();
+        // Where the profile asks for it at every start, they are carried out again.
+        let running = started(fixture.client.start_spec(detached(Some(Verify::Always)), kept.clone()).await).unwrap();
+        let (id, first) = (running.id().to_owned(), running.verification().unwrap().verification.time.clone());
+        drop(running);
+        let again = fixture.client.attach(&id).await.unwrap();
+        let known = again.verification().unwrap();
+        assert!(!known.reused && known.verification.verified && known.verification.time > first, "{known:?}");
+        let note = again.report().notes.last().unwrap();
+        assert!(note.contains("carried out again"), "{note}");
+        again.stop().await.unwrap();
+        // And where it was never verified, that is said.
+        let running = started(fixture.client.start_spec(detached(Some(Verify::Off)), kept).await).unwrap();
+        let id = running.id().to_owned();
+        drop(running);
+        let again = fixture.client.attach(&id).await.unwrap();
+        assert!(again.verification().is_none() && again.attestation().unwrap().verdict == Verdict::NotProbed);
+        assert!(again.report().notes.last().unwrap().ends_with("nothing is known of a verification"));
+        again.stop().await.unwrap();
+        fixture.assert_empty().await;
+    }
+
     #[tokio::test]
     async fn rules_that_let_anything_through_are_caught() {
         let fixture = fixture();
@@ -274,7 +399,7 @@ mod conformance {
         let mut report = running.report().clone();
         report.tier = "T0.H3.N2".parse().unwrap();
         let program = tierbox::supervisor_program().unwrap();
-        let found = tierbox::verify::verify(running.sandbox(), &report, &[], program, Arc::new(NoTwins)).await.unwrap();
+        let found = tierbox::verify::verify(&running.machines(), &report, &[], program, Arc::new(NoTwins)).await.unwrap();
         let failed: Vec<_> = found.failed().map(|probe| probe.id.as_str()).collect();
         assert_eq!(failed, SABOTAGES.iter().find(|sabotage| sabotage.name == "kernel").unwrap().caught_by);
         // Without twins nothing negative is called passed.

@@ -8,7 +8,7 @@ use tierbox::{Error, Result};
 
 use crate::{Context, output, table};
 
-/// The exit status for a log that was changed.
+/// The exit status for a log that was changed, a line that cannot be read among its changes.
 const CHANGED: u8 = 1;
 
 /// Checks a log.
@@ -51,7 +51,7 @@ fn show(standing: &Standing) {
 /// Prints a log for people.
 pub(crate) fn print(context: &Context, run: &str) -> Result<u8> {
     let run = context.client.run(run)?;
-    let records = log::read(&run.directory)?;
+    let records = log::read_readable(&run.directory)?;
     if context.global.json {
         output::json(&Value::Array(records.into_iter().map(|record| record.value).collect()));
         return Ok(0);
@@ -85,7 +85,7 @@ fn row(record: &Record) -> Vec<String> {
 pub(crate) fn report(context: &Context, run: &str, to: Option<PathBuf>) -> Result<u8> {
     let run = context.client.run(run)?;
     let standing = run.check(None)?;
-    let records = log::read(&run.directory)?;
+    let records = log::read_readable(&run.directory)?;
     let page = tierbox::verify::page(run.attestation.as_ref(), &records, &standing, &run.decisions);
     match to {
         None => output::raw(page.as_bytes()),

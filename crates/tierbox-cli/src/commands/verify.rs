@@ -1,13 +1,13 @@
 //! `tierbox verify`.
 
 use serde_json::json;
-use tierbox::verify::{ProbeStatus, Verification};
+use tierbox::verify::{ProbeStatus, Verdict, Verification};
 use tierbox::{StartOptions, Verify};
 
 use crate::interrupt::Failure;
 use crate::{Context, output, table};
 
-/// The exit status when not every probe passed.
+/// The exit status when not every probe passed, or there was none.
 const NOT_VERIFIED: u8 = 1;
 
 pub(crate) async fn verify(context: &mut Context, profile: &str) -> Result<u8, Failure> {
@@ -47,19 +47,28 @@ fn show(found: &Verification) {
                 || "-".to_owned(),
                 |control| format!("{} without {}", if control.found { "found" } else { "not found" }, control.lifted),
             );
-            vec![probe.id.clone(), word(probe.status).to_owned(), probe.rule.clone(), control]
+            let place = probe.machine.as_ref().map_or_else(String::new, |machine| format!(" in {machine}"));
+            vec![format!("{}{place}", probe.id), word(probe.status).to_owned(), probe.rule.clone(), control]
         })
         .collect();
     output::line(table::render(&["PROBE", "RESULT", "RULE", "CONTROL"], &rows));
     for probe in found.probes.iter().filter(|probe| probe.status != ProbeStatus::Pass) {
-        output::line(crate::neutral::text(&format!("{}: {}", probe.id, probe.detail)));
+        let place = probe.machine.as_ref().map_or_else(String::new, |machine| format!(" in {machine}"));
+        output::line(crate::neutral::text(&format!("{}{place}: {}", probe.id, probe.detail)));
+    }
+    for unprobed in &found.unprobed {
+        output::line(crate::neutral::text(&format!("{} was not probed: {}", unprobed.machine, unprobed.why)));
     }
 }
 
 fn conclusion(found: &Verification, tier: &str) -> String {
-    match found.probes.len() {
-        0 => format!("{tier} promises nothing that could be probed"),
-        count if found.verified => format!("{tier} is verified: {count} probes in {} ms", found.took_ms),
-        _ => format!("{tier} is not verified"),
+    let count = found.probes.len();
+    match found.verdict {
+        Verdict::NothingToProve => format!("{tier} is not verified: it promises nothing that could be probed"),
+        Verdict::Verified if found.machines.len() > 1 => {
+            format!("{tier} is verified: {count} probes in {} machines in {} ms", found.machines.len(), found.took_ms)
+        }
+        Verdict::Verified => format!("{tier} is verified: {count} probes in {} ms", found.took_ms),
+        Verdict::NotVerified | Verdict::NotProbed => format!("{tier} is not verified"),
     }
 }

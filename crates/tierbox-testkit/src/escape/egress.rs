@@ -14,6 +14,7 @@ use crate::world;
 attacks! { "egress":
     e45_other_names [Isolation, Files] "Another server name, Host, URI, suffix or port than the allowed ones is refused, with the proxy and without.";
     e45_what_hides_the_name [Isolation, Files] "TLS without a name or with an encrypted hello, and bytes that are not TLS, are refused.";
+    e45_no_http [Isolation, Files] "What two readers of HTTP could read differently is refused, and on record though no request came of it.";
     e46_addresses [Isolation, Files] "A name that leads to a private, local or metadata address is not dialled, though a server is there.";
     e47_names_as_a_channel [Isolation, Files] "A query for a name that is not allowed leaves nothing outside, and no record but the gateway's address is told.";
     e48_without_variables [Isolation, Files] "Without proxy variables an allowed name works, and nothing else does.";
@@ -98,6 +99,45 @@ async fn e45_what_hides_the_name(s: Subject, _: Canary) -> Verdict {
         s.environment.decisions().await?.iter().any(|one| one.verdict == Decided::Refused && one.rule.contains("not TLS"));
     ensure!(served, "bytes that are not TLS were not refused: {found:?}");
     nothing_leaked(&tried(&s, &["http", &tls, "SSH-2.0-x|", "\u{1}\u{2}|"]).await?)
+}
+
+async fn e45_no_http(s: Subject, _: Canary) -> Verdict {
+    let at = gateway(&s).await?;
+    let (http, proxy) = (format!("{at}:80"), format!("{at}:3128"));
+    let body = "|0||GET /x HTTP/1.1|Host: other.test||";
+    let bad = [
+        "GET /x HTTP/1.1|Host : index.test||".to_owned(),
+        "GET /x HTTP/1.1|Host: index.test| folded: x||".to_owned(),
+        format!("POST /x HTTP/1.1|Host: index.test|Content-Length: 5|Content-Length: 6|{body}"),
+        format!("POST /x HTTP/1.1|Host: index.test|Content-Length: +5|{body}"),
+        format!("POST /x HTTP/1.1|Host: index.test|Transfer-Encoding: xchunked|{body}"),
+        "GET /x HTTP/9.9|Host: index.test||".to_owned(),
+        "GET /x y HTTP/1.1|Host: index.test||".to_owned(),
+    ];
+    for target in [&http, &proxy] {
+        for request in &bad {
+            let before = unread(&s).await?;
+            nothing_leaked(&tried(&s, &["http", target, request]).await?)?;
+            // The record is written as the connection ends, a moment after its answer.
+            let deadline = Instant::now() + Duration::from_secs(5);
+            while unread(&s).await? == before {
+                ensure!(Instant::now() < deadline, "{request:?} to {target} is not on record");
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        }
+    }
+    refused_is_not_allowed(&s, "other.test").await
+}
+
+/// Refused requests on record.
+async fn unread(s: &Subject) -> Verdict<usize> {
+    Ok(s.environment.decisions().await?.iter().filter(|one| one.verdict == Decided::Refused).count())
+}
+
+async fn refused_is_not_allowed(s: &Subject, name: &str) -> Verdict {
+    let decisions = s.environment.decisions().await?;
+    ensure!(decisions.iter().all(|one| one.verdict != Decided::Allowed || one.name != name), "{name} was allowed");
+    Ok(())
 }
 
 async fn e46_addresses(s: Subject, _: Canary) -> Verdict {

@@ -149,6 +149,21 @@ fn cut(run: &Path, lines: usize) {
     std::fs::write(run.join(NAME), kept).unwrap();
 }
 
+/// One that is too long to be read would else end the check as if it were the last.
+#[test]
+fn a_line_that_nobody_could_have_written_is_no_end() {
+    let (directory, log) = written();
+    let run = directory.path();
+    let text = std::fs::read_to_string(&log).unwrap();
+    let (first, rest) = text.split_once('\n').unwrap();
+    let endless = "x".repeat(usize::try_from(super::file::LONGEST_LINE).unwrap() + 5);
+    std::fs::write(&log, format!("{first}\n{endless}\n{rest}")).unwrap();
+    let found = check(run).unwrap();
+    assert!(found.torn == 0 && found.problems[0].line == 2, "{found:?}");
+    assert!(super::read(run).is_err());
+    assert_eq!(super::read_readable(run).unwrap().len(), text.lines().count());
+}
+
 #[test]
 fn lines_that_are_cut_off_at_the_end_are_missed() {
     let (_directory, run, note) = kept();

@@ -18,6 +18,8 @@ use serde::{Deserialize, Serialize};
 #[cfg(target_os = "linux")]
 pub use canary::remove_orphans;
 #[cfg(target_os = "linux")]
+pub use named::is_own_name;
+#[cfg(target_os = "linux")]
 pub use run::{Twin, Twins, probe_names, verify};
 pub use sabotage::{SABOTAGES, Sabotage, sabotage_table};
 
@@ -33,6 +35,42 @@ pub enum ProbeStatus {
     Inconclusive,
     /// The rule is configured, and no twin is possible here that would show the probe to work.
     ByConfiguration,
+}
+
+/// What may be said of a tier, in a word.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Verdict {
+    /// There were probes, and every one passed, in every machine.
+    Verified,
+    /// Some probe did not pass, or some machine was not probed.
+    NotVerified,
+    /// The tier promises nothing that could be probed, such as a process of this host's.
+    NothingToProve,
+    /// Nobody looked: verification is off, or what was found is not known here.
+    #[default]
+    NotProbed,
+}
+
+impl Verdict {
+    /// Its name in reports.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Verified => "verified",
+            Self::NotVerified => "not-verified",
+            Self::NothingToProve => "nothing-to-prove",
+            Self::NotProbed => "not-probed",
+        }
+    }
+}
+
+/// A machine in which no probe could be carried out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Unprobed {
+    /// Its name.
+    pub machine: String,
+    /// Why.
+    pub why: String,
 }
 
 /// What shows that a probe works.
@@ -51,6 +89,9 @@ pub struct ControlResult {
 pub struct ProbeResult {
     /// Its name: the axis and what is looked at, such as `h.seccomp`.
     pub id: String,
+    /// In which machine; absent where there is only one, and for what is no machine's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub machine: Option<String>,
     /// The rule, in a sentence.
     pub rule: String,
     /// What came of it.
@@ -63,14 +104,23 @@ pub struct ProbeResult {
 }
 
 /// A verification.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Verification {
-    /// Whether every probe passed. A probe that is by configuration did not.
+    /// What it comes to.
+    #[serde(default)]
+    pub verdict: Verdict,
+    /// Whether the verdict is [`Verdict::Verified`]. A probe that is by configuration did not pass.
     pub verified: bool,
     /// When it was done, in UTC.
     pub time: String,
     /// How long it took, in milliseconds.
     pub took_ms: u64,
+    /// The machines that were probed, primary first.
+    #[serde(default)]
+    pub machines: Vec<String>,
+    /// The machines that were not.
+    #[serde(default)]
+    pub unprobed: Vec<Unprobed>,
     /// The probes.
     pub probes: Vec<ProbeResult>,
 }
@@ -93,6 +143,53 @@ impl Verification {
     /// Adds probes that were carried out elsewhere, such as those of the tooling axis.
     pub fn add(&mut self, probes: impl IntoIterator<Item = ProbeResult>) {
         self.probes.extend(probes);
-        self.verified = self.probes.iter().all(|probe| probe.status == ProbeStatus::Pass);
+        self.settle();
+    }
+
+    /// Draws the verdict from the probes anew, whatever it was said to be.
+    pub fn settle(&mut self) {
+        let passed = self.probes.iter().all(|probe| probe.status == ProbeStatus::Pass);
+        self.verdict = match () {
+            () if !passed || !self.unprobed.is_empty() => Verdict::NotVerified,
+            () if self.probes.is_empty() => Verdict::NothingToProve,
+            () => Verdict::Verified,
+        };
+        self.verified = self.verdict == Verdict::Verified;
+    }
+}
+
+#[cfg(test)]
+mod unit {
+    use super::*;
+
+    fn probe(status: ProbeStatus) -> ProbeResult {
+        ProbeResult { id: "h.x".into(), machine: None, rule: String::new(), status, detail: String::new(), control: None }
+    }
+
+    #[test]
+    fn nothing_is_verified_by_no_probe_or_in_a_machine_that_was_not_probed() {
+        let of = |probes: Vec<ProbeResult>, unprobed: Vec<Unprobed>| {
+            // What it claims does not count.
+            let mut found =
+                Verification { verdict: Verdict::Verified, verified: true, unprobed, probes, ..Verification::default() };
+            found.settle();
+            assert_eq!(found.verified, found.verdict == Verdict::Verified);
+            found.verdict
+        };
+        let unprobed = || vec![Unprobed { machine: "victim".into(), why: "it is full".into() }];
+        assert_eq!(of(Vec::new(), Vec::new()), Verdict::NothingToProve);
+        assert_eq!(of(Vec::new(), unprobed()), Verdict::NotVerified);
+        assert_eq!(of(vec![probe(ProbeStatus::Pass)], unprobed()), Verdict::NotVerified);
+        assert_eq!(of(vec![probe(ProbeStatus::Pass)], Vec::new()), Verdict::Verified);
+        for other in [ProbeStatus::Fail, ProbeStatus::Inconclusive, ProbeStatus::ByConfiguration] {
+            assert_eq!(of(vec![probe(ProbeStatus::Pass), probe(other)], Vec::new()), Verdict::NotVerified);
+        }
+    }
+
+    #[test]
+    fn the_words_of_verdicts_are_those_of_json() {
+        for verdict in [Verdict::Verified, Verdict::NotVerified, Verdict::NothingToProve, Verdict::NotProbed] {
+            assert_eq!(serde_json::to_value(verdict).unwrap(), verdict.as_str());
+        }
     }
 }

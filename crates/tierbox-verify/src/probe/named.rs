@@ -10,7 +10,7 @@ use std::net::SocketAddr;
 use tierbox_core::{AllowRule, CanaryName, Lifted};
 
 use super::canary::Canaries;
-use super::catalogue::{Control, Finding, Place, Probe, heard, none_of, probe};
+use super::catalogue::{Answers, Control, Finding, Place, Probe, heard, none_of, probe};
 
 /// The name that mirrors list.
 const LISTED: &str = "listed.tierbox.invalid";
@@ -18,6 +18,20 @@ const LISTED: &str = "listed.tierbox.invalid";
 const OTHER: &str = "other.tierbox.invalid";
 /// A port on which the first name is listed by twins alone.
 const PORT: u16 = 8099;
+/// Whether only verification asks for a name: one of its two, one made of random digits, or a listener of its own on loopback.
+pub fn is_own_name(name: &str) -> bool {
+    let random = |name: &str| name.len() == 32 && name.bytes().all(|byte| byte.is_ascii_hexdigit());
+    [LISTED, OTHER].contains(&name) || name.strip_suffix(".invalid").is_some_and(random) || name.starts_with("127.0.0.1")
+}
+
+/// Whether these answers are those of a machine without any network, which a file of the environment's may say of one: it then
+/// has less than the tier would let it have.
+pub(super) fn has_no_network(probe: &Probe, answers: &Answers) -> bool {
+    const NOWHERE: [&str; 2] = ["there is no resolver", "errno 101"];
+    let nowhere = |request: &String| answers.get(request).is_some_and(|(yes, why)| !*yes && NOWHERE.contains(&why.as_str()));
+    probe.id == "n.names" && probe.requests.iter().all(nowhere)
+}
+
 /// The most of the profile's own names that are asked for.
 const MOST_NAMES: usize = 8;
 

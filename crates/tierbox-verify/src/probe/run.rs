@@ -9,7 +9,8 @@ use tierbox_core::{Error, ErrorKind, ExecRequest, GuestPath, Lifted, Report, Res
 
 use super::canary::Canaries;
 use super::catalogue::{Answers, Control, Finding, Place, Probe, probes};
-use super::{ControlResult, ProbeResult, ProbeStatus, Verification};
+use super::named::has_no_network;
+use super::{ControlResult, ProbeResult, ProbeStatus, Unprobed, Verification};
 
 /// How long one machine may take for its probes.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -36,13 +37,15 @@ pub trait Twin: Send + Sync {
     async fn end(self: Box<Self>);
 }
 
-/// Verifies a machine: carries the probes of its tier out inside, and each in a twin without the rule that it probes.
-/// `allow` are the names that its profile lists; `program` is the supervisor, which answers for what can be seen and reached.
+/// Verifies an environment: carries the probes of its tier out inside each of its machines, and each in a twin of the primary one
+/// without the rule that it probes. `machines` are all, primary first; `allow` are the names that its profile lists; `program` is
+/// the supervisor, which answers for what can be seen and reached.
 ///
 /// # Errors
-/// If probes could not be carried out at all. What they found is in the result.
+/// If probes could not be carried out in the primary machine at all. What they found is in the result, and so are other machines
+/// in which none could be carried out.
 pub async fn verify(
-    sandbox: Arc<dyn Sandbox>,
+    machines: &[Arc<dyn Sandbox>],
     report: &Report,
     allow: &[String],
     program: &'static [u8],
@@ -53,17 +56,32 @@ pub async fn verify(
     let canaries = tokio::task::spawn_blocking(Canaries::new).await.map_err(|_| stopped())?.map_err(failed)?;
     let probes = probes(report, allow, &canaries);
     let all = requests(probes.iter().filter(|probe| matches!(probe.place, Place::Machine)));
-    let inside = ask(sandbox.as_ref(), program, &all, &canaries.nonce);
+    let inside = ask_all(machines, program, &all, &canaries.nonce);
     let (inside, controls) = tokio::join!(inside, controls(&probes, program, twins, &canaries.nonce));
-    let inside = inside?;
-    let results: Vec<ProbeResult> = probes.iter().map(|probe| judge(probe, &inside, &controls)).collect();
-    let mut verification = Verification {
-        verified: false,
-        time: crate::clock::text(SystemTime::now()),
-        took_ms: u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX),
-        probes: Vec::new(),
-    };
-    verification.add(results);
+    let mut verification = Verification { time: crate::clock::text(SystemTime::now()), ..Verification::default() };
+    for (index, (machine, answers)) in machines.iter().zip(inside).enumerate() {
+        match answers {
+            Ok(answers) => {
+                verification.machines.push(machine.name().to_owned());
+                let own = probes.iter().filter(|probe| index == 0 || matches!(probe.place, Place::Machine));
+                let judged = own.map(|probe| {
+                    let mut result = judge(probe, &answers, &controls, index > 0);
+                    let is_its = machines.len() > 1 && matches!(probe.place, Place::Machine);
+                    result.machine = is_its.then(|| machine.name().to_owned());
+                    result
+                });
+                verification.probes.extend(judged.collect::<Vec<_>>());
+            }
+            // Nothing can be said of an environment without its primary machine.
+            Err(error) if index == 0 => return Err(error),
+            Err(error) => {
+                let unprobed = Unprobed { machine: machine.name().to_owned(), why: error.message().to_owned() };
+                verification.unprobed.push(unprobed);
+            }
+        }
+    }
+    verification.took_ms = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX);
+    verification.settle();
     // Waits for a thread.
     let _ = tokio::task::spawn_blocking(move || drop(canaries)).await;
     Ok(verification)
@@ -161,6 +179,36 @@ async fn control(
     (lifted, answers)
 }
 
+/// Has the probe program answer inside every machine, at the same time.
+async fn ask_all(
+    machines: &[Arc<dyn Sandbox>],
+    program: &'static [u8],
+    requests: &[String],
+    nonce: &str,
+) -> Vec<Result<Answers>> {
+    let tasks: Vec<_> = machines
+        .iter()
+        .map(|machine| {
+            let (machine, requests, nonce) = (machine.clone(), requests.to_vec(), nonce.to_owned());
+            Ended(tokio::spawn(async move { ask(machine.as_ref(), program, &requests, &nonce).await }))
+        })
+        .collect();
+    let mut found = Vec::new();
+    for mut task in tasks {
+        found.push((&mut task.0).await.unwrap_or_else(|_| Err(stopped())));
+    }
+    found
+}
+
+/// A task that ends when nobody waits for it any more.
+struct Ended<T>(tokio::task::JoinHandle<T>);
+
+impl<T> Drop for Ended<T> {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
 /// Has the probe program answer inside.
 async fn ask(sandbox: &dyn Sandbox, program: &'static [u8], requests: &[String], nonce: &str) -> Result<Answers> {
     if requests.is_empty() {
@@ -212,9 +260,19 @@ fn parse(text: &str, requests: &[String]) -> Answers {
     answers
 }
 
-fn judge(probe: &Probe, inside: &Answers, controls: &Controls) -> ProbeResult {
-    let result =
-        |status, detail, control| ProbeResult { id: probe.id.to_owned(), rule: probe.rule.to_owned(), status, detail, control };
+/// `beside` is for the machines beside the primary one.
+fn judge(probe: &Probe, inside: &Answers, controls: &Controls, beside: bool) -> ProbeResult {
+    let result = |status, detail, control| ProbeResult {
+        id: probe.id.to_owned(),
+        machine: None,
+        rule: probe.rule.to_owned(),
+        status,
+        detail,
+        control,
+    };
+    if beside && has_no_network(probe, inside) {
+        return result(ProbeStatus::Pass, "this machine has no network".to_owned(), None);
+    }
     let answers = match &probe.place {
         Place::Machine => inside,
         Place::Twin(lifted) => match controls.get(lifted) {
