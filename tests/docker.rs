@@ -28,6 +28,9 @@ mod outside;
 #[path = "docker/plain.rs"]
 mod plain;
 #[cfg(target_os = "linux")]
+#[path = "../crates/tierbox/tests/sabotaged/mod.rs"]
+mod sabotaged;
+#[cfg(target_os = "linux")]
 #[path = "docker/verified.rs"]
 mod verified;
 #[cfg(target_os = "linux")]

@@ -7,8 +7,10 @@ use std::path::Path;
 use std::process::{ExitCode, Stdio};
 
 use libtest_mimic::Trial;
-use tierbox::{StartOptions, Tierbox, Verify};
+use tierbox::verify::SABOTAGES;
+use tierbox::{Lifted, StartOptions, Tierbox, Verify};
 
+use crate::sabotaged::{Harm, sabotaged};
 use crate::support::again;
 use crate::world::{daemon, docker, ensure, in_network_of, spec, text, trial, with_settings};
 
@@ -20,6 +22,9 @@ services:
   closed: {image: tierbox-test/debian:1, command: sleep infinity, network_mode: none}
 ";
 
+/// What stands for a tier where every sabotage is to be caught.
+const SABOTAGE: &str = "sabotage";
+
 /// The role of a process that starts an environment and tells what was verified.
 pub const PROBED: &str = "probed";
 
@@ -30,13 +35,64 @@ pub fn all() -> Vec<Trial> {
     let several = ["T0.H1.N2", "T0.H1.N1"].map(|tier| {
         trial(&format!("verified::every_machine_is_probed::{tier}"), move || every_probe_has_its_control(tier, true))
     });
-    alone.into_iter().chain(several).collect()
+    let sabotages = trial("verified::every_sabotage_is_caught", every_sabotage_is_caught);
+    alone.into_iter().chain(several).chain([sabotages]).collect()
+}
+
+/// The sabotages that are done to a container of an engine, each of which must be caught by the probes that the list names.
+async fn caught(dir: &Path) -> Result<(), String> {
+    let shared = dir.join("shared");
+    std::fs::create_dir_all(&shared).map_err(|error| error.to_string())?;
+    let socket = std::os::unix::net::UnixListener::bind(dir.join("socket")).map_err(|error| error.to_string())?;
+    let mount = |host: &Path, guest: &str| Lifted::Mount { host: host.to_owned(), guest: guest.to_owned() };
+    let possible = tierbox::verify::probe_names().map_err(text)?;
+    let mut done = Vec::new();
+    for sabotage in SABOTAGES {
+        let lifted = match sabotage.name {
+            "network" => Lifted::Network,
+            "ipc" => Lifted::Ipc,
+            "uts" => Lifted::Uts,
+            "capabilities" => Lifted::Capabilities,
+            "no-new-privs" => Lifted::NoNewPrivs,
+            "seccomp" => Lifted::Seccomp,
+            "socket" => mount(&dir.join("socket"), "/run/docker.sock"),
+            "bind" => mount(&shared, "/mnt/of-nobody"),
+            "isolation" => Lifted::Isolation,
+            _ => continue,
+        };
+        let state = tempfile::tempdir().map_err(|error| error.to_string())?;
+        let client = sabotaged("docker", &state, Harm::Lifted(lifted));
+        let mut spec = spec("tierbox-test/debian:1");
+        spec.verify = Some(Verify::Always);
+        let error = match client.start_spec(spec, StartOptions::new()).await {
+            Err(error) => error,
+            Ok(running) => {
+                running.stop().await.map_err(text)?;
+                return Err(format!("{} was not caught", sabotage.name));
+            }
+        };
+        ensure(error.kind() == tierbox::ErrorKind::TierRefused, format!("{}: {error}", sabotage.name))?;
+        for probe in sabotage.caught_by.iter().filter(|probe| possible.contains(*probe)) {
+            ensure(error.message().contains(&format!("{probe} (")), format!("{probe} did not catch {}: {error}", sabotage.name))?;
+        }
+        done.push(sabotage.name);
+    }
+    drop(socket);
+    ensure(done.len() == 9, format!("only {done:?} were carried out"))
+}
+
+async fn every_sabotage_is_caught() -> Result<(), String> {
+    let dir = tempfile::tempdir().map_err(|error| error.to_string())?;
+    in_the_engines_network(dir.path(), SABOTAGE).await
 }
 
 /// Starts an environment, and succeeds if everything about it was verified.
 pub fn probed() -> ExitCode {
     let (dir, tier) = (std::env::var("PROBED_DIR").expect("a directory"), std::env::var("PROBED_TIER").expect("a tier"));
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
+    if tier == SABOTAGE {
+        return ended(runtime.block_on(caught(Path::new(&dir))));
+    }
     let done = runtime.block_on(async {
         let client = Tierbox::builder().state_dir(Path::new(&dir).join("state")).user_config(false).build().map_err(text)?;
         let composed = Path::new(&dir).join("compose.yaml").exists();
@@ -62,6 +118,10 @@ pub fn probed() -> ExitCode {
         }
         Ok::<(), String>(())
     });
+    ended(done)
+}
+
+fn ended(done: Result<(), String>) -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(why) => {
@@ -77,6 +137,11 @@ async fn every_probe_has_its_control(tier: &'static str, composed: bool) -> Resu
     if composed {
         crate::world::write(dir.path(), "compose.yaml", COMPOSED);
     }
+    in_the_engines_network(dir.path(), tier).await
+}
+
+/// Has a process start what is asked for beside the engine.
+async fn in_the_engines_network(dir: &Path, what: &str) -> Result<(), String> {
     let daemon = daemon();
     // A way to the outside, which leads nowhere: without one there is no route that a machine could lack.
     in_network_of(
@@ -88,11 +153,11 @@ async fn every_probe_has_its_control(tier: &'static str, composed: bool) -> Resu
         ],
     );
     let mut command = again::this_program_under(&["nsenter", "-t", &daemon, "-n"], PROBED);
-    command.env("PROBED_DIR", dir.path()).env("PROBED_TIER", tier).stdout(Stdio::null()).stderr(Stdio::piped());
+    command.env("PROBED_DIR", dir).env("PROBED_TIER", what).stdout(Stdio::null()).stderr(Stdio::piped());
     let output = tokio::task::spawn_blocking(move || command.output()).await.map_err(|error| error.to_string())?;
     let output = output.map_err(|error| error.to_string())?;
     ensure(output.status.success(), String::from_utf8_lossy(&output.stderr))?;
-    let left: Vec<_> = std::fs::read_dir(dir.path().join("state/leases")).into_iter().flatten().flatten().collect();
+    let left: Vec<_> = std::fs::read_dir(dir.join("state/leases")).into_iter().flatten().flatten().collect();
     ensure(left.is_empty(), format!("{left:?}"))?;
     let twins = docker(&["ps", "-a", "--format", "{{.Names}}"]);
     ensure(!twins.contains("tierbox-twin"), twins)

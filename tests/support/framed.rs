@@ -101,6 +101,7 @@ pub fn report(spec: &EnvironmentSpec, capabilities: &Capabilities) -> Report {
         mechanisms: Vec::new(),
         limits: asked.into_iter().filter_map(line).collect(),
         mounts: Vec::new(),
+        parts: Vec::new(),
         copied_in: Vec::new(),
         weakened: Vec::new(),
         reason: spec.reason.clone(),

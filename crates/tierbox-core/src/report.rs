@@ -81,6 +81,10 @@ pub struct Report {
     pub limits: Vec<LimitReport>,
     /// Host directories that are visible inside, as `host -> inside (ro|rw)`.
     pub mounts: Vec<String>,
+    /// Paths inside, each with what is below it, at which the backend itself shows something of the host's that no profile names:
+    /// programs, devices, the supervisor. One that ends in `/` stands for what is below it alone.
+    #[serde(default)]
+    pub parts: Vec<String>,
     /// Files and directories that were copied in, as `host -> inside`.
     pub copied_in: Vec<String>,
     /// Settings that weaken the profile, each with who asked for it.
@@ -133,6 +137,7 @@ mod unit {
             mechanisms: vec![Mechanism { name: "seccomp".into(), applied: Applied::Enforced, detail: String::new() }],
             limits: vec![limit("disk", "tmpfs", Applied::Enforced)],
             mounts: Vec::new(),
+            parts: Vec::new(),
             copied_in: Vec::new(),
             weakened: Vec::new(),
             reason: None,

@@ -28,7 +28,7 @@ impl DockerBackend {
 }
 
 /// Whether this process is root on this host.
-fn is_root() -> bool {
+pub fn is_root() -> bool {
     std::fs::metadata("/proc/self").is_ok_and(|own| std::os::unix::fs::MetadataExt::uid(&own) == 0)
 }
 

@@ -78,6 +78,7 @@ fn report() -> Result<Report> {
         mechanisms: Vec::new(),
         limits: Vec::new(),
         mounts: Vec::new(),
+        parts: Vec::new(),
         copied_in: Vec::new(),
         weakened: Vec::new(),
         reason: None,

@@ -33,9 +33,24 @@ const METADATA: [(Ipv4Addr, u8); 4] = [
 /// # Errors
 /// `HostUnable` where its network cannot be entered.
 pub async fn bar(around: &Around<'_>, machine: &str) -> Result<()> {
-    let First { pid, life: _life } = First::of(around, machine).await?;
     let own = own_addresses(around.engine).await?;
-    let prefixes: Vec<(Ipv4Addr, u8)> = METADATA.into_iter().chain(own.into_iter().map(|address| (address, 32))).collect();
+    make_unreachable(around, machine, METADATA.into_iter().chain(own.into_iter().map(|address| (address, 32))).collect()).await
+}
+
+/// Everything, in two halves: each goes before a route to all.
+const EVERYTHING: [(Ipv4Addr, u8); 2] = [(Ipv4Addr::UNSPECIFIED, 1), (Ipv4Addr::new(128, 0, 0, 0), 1)];
+
+/// Bars a machine that is joined with others alone from everything else. Engines give it a route to the outside by an address that
+/// nobody has, so that nothing is reached by it; with this there is none.
+///
+/// # Errors
+/// As [`bar`].
+pub async fn shut(around: &Around<'_>, machine: &str) -> Result<()> {
+    make_unreachable(around, machine, EVERYTHING.to_vec()).await
+}
+
+async fn make_unreachable(around: &Around<'_>, machine: &str, prefixes: Vec<(Ipv4Addr, u8)>) -> Result<()> {
+    let First { pid, life: _life } = First::of(around, machine).await?;
     let program = around.program.to_owned();
     let unable = |why: String| {
         Error::new(ErrorKind::HostUnable, "bar the network", format!("routes cannot be set in the network of {pid}: {why}"))

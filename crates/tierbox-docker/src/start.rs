@@ -13,7 +13,7 @@ use tierbox_core::{
 use tierbox_guest::plain::{PlainConfig, PlainSandbox};
 use tokio::sync::watch;
 
-use crate::backend::capabilities;
+use crate::backend::{capabilities, is_root};
 use crate::destroy::{CONTAINER, IMAGE, NETWORK, VOLUME};
 use crate::domain::Domains;
 use crate::engine::{self, Engine, failed};
@@ -300,8 +300,13 @@ impl Start {
             machine.gateway = egress::serve(around, &plan.name, egress, &log).await?;
             machine.decisions = Some(log);
         }
-        if self.plan.network == Network::N0 && !plan.alone {
-            outside::bar(around, &plan.name).await?;
+        match self.plan.network {
+            _ if plan.alone => {}
+            Network::N0 => outside::bar(around, &plan.name).await?,
+            // A twin that shares the host's network must not change it. Where this takes root that is not there, nothing is
+            // reached by the route either, and verification says that there is one.
+            _ if !plan.links.is_empty() && self.lifted.is_none() && is_root() => outside::shut(around, &plan.name).await?,
+            _ => {}
         }
         Ok(machine)
     }
@@ -341,6 +346,7 @@ impl Start {
             mechanisms: found.mechanisms,
             limits: limits_of(machines.first().map(|machine| machine.way.sandbox().name().to_owned()), found.limits),
             mounts,
+            parts: parts(&self.plan, images),
             copied_in: spec.files.iter().map(|copy| format!("{} -> {}", copy.host.display(), copy.guest)).collect(),
             weakened: spec.weakened.iter().chain(&self.plan.weakened).cloned().chain(found.weakened).collect(),
             reason: spec.reason.clone(),
@@ -382,6 +388,17 @@ fn limits_of(primary: Option<String>, all: Vec<(String, Vec<LimitReport>)>) -> V
         limits.extend(differs.map(|limit| LimitReport { name: format!("{} of {machine}", limit.name), ..limit }));
     }
     limits
+}
+
+/// Where containers show something of the engine's host that no profile names: files that the engine makes, the supervisor, and volumes
+/// of their own.
+fn parts(plan: &Plan, images: &[image::Image]) -> Vec<String> {
+    const ENGINES: [&str; 6] =
+        ["/etc/resolv.conf", "/etc/hosts", "/etc/hostname", "/dev/shm", "/run/.containerenv", "/run/secrets"];
+    let volumes = plan.machines.iter().flat_map(|machine| machine.volumes.iter().map(|volume| volume.guest.clone()));
+    let images = images.iter().flat_map(|image| image.volumes.iter().cloned());
+    let own = ENGINES.into_iter().chain([launch::SUPERVISOR]).map(str::to_owned);
+    own.chain(volumes).chain(images).collect()
 }
 
 fn notes(images: &[image::Image]) -> Vec<String> {

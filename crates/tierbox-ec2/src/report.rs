@@ -33,6 +33,7 @@ pub(crate) fn make(
         mechanisms: mechanisms(plan, facts),
         limits: LimitReport::of_processes_alone(&spec.limits),
         mounts: Vec::new(),
+        parts: Vec::new(),
         copied_in: Vec::new(),
         weakened: spec.weakened.clone(),
         reason: spec.reason.clone(),

@@ -120,6 +120,7 @@ fn report(spec: &EnvironmentSpec, plan: &Plan, ready: &Ready, notes: Vec<String>
         mechanisms: mechanisms(plan, ready),
         limits: plan.limits.clone(),
         mounts: plan.mounts.clone(),
+        parts: if plan.mode == Mode::Container { crate::mounts::parts(&plan.setup) } else { Vec::new() },
         copied_in: spec.files.iter().map(|copy| format!("{} -> {}", copy.host.display(), copy.guest)).collect(),
         weakened: spec.weakened.clone(),
         reason: spec.reason.clone(),

@@ -15,6 +15,16 @@ const WRITABLE: [&str; 3] = ["/tmp", "/var/tmp", "/dev/shm"];
 /// Device nodes, and their file systems on hosts of every kind.
 const DEVICES: [&str; 6] = ["/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/tty"];
 
+/// Where a container shows something of this host's that no profile names. Below `/proc` lie the covers of what is closed there.
+pub(crate) fn parts(setup: &Setup) -> Vec<String> {
+    let always = DEVICES.iter().chain(&["/proc/"]).map(|path| (*path).to_owned());
+    if !matches!(setup.root, Root::Host) {
+        return always.collect();
+    }
+    let settings = crate::plan::files::shared().0.iter().map(|bind| String::from_utf8_lossy(&bind.guest.0).into_owned());
+    always.chain(PROGRAMS.map(str::to_owned)).chain(settings).collect()
+}
+
 /// What may be mounted where.
 #[derive(Debug, Clone)]
 pub(crate) struct Planned {

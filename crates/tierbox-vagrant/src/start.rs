@@ -422,6 +422,7 @@ async fn report(
         mechanisms,
         limits: LimitReport::of_processes_alone(&spec.limits),
         mounts: Vec::new(),
+        parts: Vec::new(),
         copied_in: Vec::new(),
         weakened: spec.weakened.clone(),
         reason: spec.reason.clone(),

@@ -178,6 +178,7 @@ mod unit {
             }],
             limits: Vec::new(),
             mounts: Vec::new(),
+            parts: Vec::new(),
             copied_in: Vec::new(),
             weakened: Vec::new(),
             reason: None,

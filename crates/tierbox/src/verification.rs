@@ -203,6 +203,7 @@ mod unit {
             mechanisms: Vec::new(),
             limits: Vec::new(),
             mounts: Vec::new(),
+            parts: Vec::new(),
             copied_in: Vec::new(),
             weakened: Vec::new(),
             reason: None,

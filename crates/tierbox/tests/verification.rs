@@ -1,141 +1,15 @@
 //! Verification on the local backend: it passes where all is well, and each probe fails where its rule does not hold.
 #![cfg(all(feature = "local", target_os = "linux"))]
 
+mod sabotaged;
 mod share;
 mod support;
 
 use std::sync::Arc;
 
+use sabotaged::{Harm, sabotaged};
 use tierbox::verify::{ProbeStatus, SABOTAGES, Verdict};
-use tierbox::{
-    Backend, CanaryName, Capabilities, Check, DestroyReport, Environment, EnvironmentSpec, LeaseHandle, LeaseRecord, Lifted,
-    Progress, Registry, Result, Tierbox,
-};
-
-/// What is done behind everybody's back.
-enum Harm {
-    /// What is started is a twin: a rule does not hold in it.
-    Lifted(Lifted),
-    /// What is started lists other names than the profile.
-    Names(&'static [&'static str]),
-    /// Beside an honest machine there is another, in which a rule does not hold.
-    Beside(Lifted),
-    /// The siblings' gateways list other names than they are told.
-    Siblings(fn(Vec<CanaryName>) -> Vec<CanaryName>),
-}
-
-/// The local backend, except for some harm.
-struct Sabotaged {
-    honest: Arc<dyn Backend>,
-    harm: Harm,
-}
-
-#[async_trait::async_trait]
-impl Backend for Sabotaged {
-    fn name(&self) -> &'static str {
-        "local"
-    }
-    fn settings_schema(&self) -> serde_json::Value {
-        self.honest.settings_schema()
-    }
-    fn validate(&self, spec: &EnvironmentSpec) -> Result<()> {
-        self.honest.validate(spec)
-    }
-    fn capabilities(&self, spec: &EnvironmentSpec) -> Result<Capabilities> {
-        self.honest.capabilities(spec)
-    }
-    async fn start(
-        &self,
-        spec: &EnvironmentSpec,
-        lease: Arc<dyn LeaseHandle>,
-        progress: &dyn Progress,
-    ) -> Result<Box<dyn Environment>> {
-        let inner = match &self.harm {
-            Harm::Lifted(lifted) => self.honest.twin(spec, lifted, lease).await?,
-            Harm::Names(names) => {
-                let mut spec = spec.clone();
-                spec.network.allow = names.iter().map(|name| (*name).to_owned()).collect();
-                self.honest.start(&spec, lease, progress).await?
-            }
-            Harm::Siblings(_) | Harm::Beside(_) => self.honest.start(spec, lease.clone(), progress).await?,
-        };
-        let mut report = inner.report().clone();
-        report.tier = spec.tier;
-        let beside = match &self.harm {
-            Harm::Beside(lifted) => Some(self.beside(spec, lifted, lease.as_ref()).await?),
-            _ => None,
-        };
-        Ok(Box::new(Lying { inner, beside, report }))
-    }
-    async fn twin(&self, spec: &EnvironmentSpec, lifted: &Lifted, lease: Arc<dyn LeaseHandle>) -> Result<Box<dyn Environment>> {
-        let lifted = match (&self.harm, lifted) {
-            // The mirror has one name, the twin that is its control more.
-            (Harm::Siblings(change), Lifted::Names(names)) if names.len() == 1 => Lifted::Names(change(names.clone())),
-            _ => lifted.clone(),
-        };
-        self.honest.twin(spec, &lifted, lease).await
-    }
-    async fn attach(&self, lease: &LeaseRecord) -> Result<Box<dyn Environment>> {
-        self.honest.attach(lease).await
-    }
-    async fn is_alive(&self, lease: &LeaseRecord) -> bool {
-        self.honest.is_alive(lease).await
-    }
-    async fn destroy(&self, lease: &LeaseRecord) -> Result<DestroyReport> {
-        self.honest.destroy(lease).await
-    }
-    async fn doctor(&self) -> Vec<Check> {
-        self.honest.doctor().await
-    }
-}
-
-impl Sabotaged {
-    /// A second machine, under a lease of its own.
-    async fn beside(&self, spec: &EnvironmentSpec, lifted: &Lifted, lease: &dyn LeaseHandle) -> Result<Box<dyn Environment>> {
-        let journal = tierbox_lease::Journal::at(&lease.directory()?.join("beside"))?;
-        let own = tierbox_lease::NewLease::new("local", "beside", spec.tier.to_string());
-        self.honest.twin(spec, lifted, Arc::new(journal.create(own)?)).await
-    }
-}
-
-/// An environment that claims to be what was asked for.
-struct Lying {
-    inner: Box<dyn Environment>,
-    beside: Option<Box<dyn Environment>>,
-    report: tierbox::Report,
-}
-
-#[async_trait::async_trait]
-impl Environment for Lying {
-    fn id(&self) -> &str {
-        self.inner.id()
-    }
-    fn machines(&self) -> Vec<Arc<dyn tierbox::Sandbox>> {
-        self.inner.machines().into_iter().chain(self.beside.iter().flat_map(|beside| beside.machines())).collect()
-    }
-    fn report(&self) -> &tierbox::Report {
-        &self.report
-    }
-    fn connection(&self, machine: &str) -> Result<tierbox::Connection> {
-        self.inner.connection(machine)
-    }
-    async fn stop(&self) -> Result<()> {
-        if let Some(beside) = &self.beside {
-            beside.stop().await?;
-        }
-        self.inner.stop().await
-    }
-    async fn ended(&self, limit: std::time::Duration) -> bool {
-        self.inner.ended(limit).await
-    }
-}
-
-fn sabotaged(state: &tempfile::TempDir, harm: Harm) -> Tierbox {
-    let honest = Registry::linked().get("local").unwrap();
-    let mut registry = Registry::linked();
-    registry.register(Arc::new(Sabotaged { honest, harm }));
-    Tierbox::builder().registry(registry).user_config(false).state_dir(state.path().join("tierbox")).build().unwrap()
-}
+use tierbox::{CanaryName, Lifted, Result};
 
 /// Something that answers whatever it is sent, and names what leads to it.
 fn answering(rules: &[&str]) -> Vec<CanaryName> {
@@ -235,6 +109,7 @@ mod conformance {
                 "no-new-privs" => ("local", Harm::Lifted(Lifted::NoNewPrivs)),
                 "seccomp" => ("local", Harm::Lifted(Lifted::Seccomp)),
                 "socket" => ("local", mount(&shared.path().join("socket"), "/run/docker.sock")),
+                "bind" => ("local", mount(shared.path(), "/mnt/of-nobody")),
                 "share" => match &share {
                     Some(share) => ("local", mount(share.path(), "/mnt/share")),
                     // Only root mounts.
@@ -258,7 +133,7 @@ mod conformance {
                 other => panic!("{other} is not carried out"),
             };
             let state = tempfile::tempdir().unwrap();
-            let client = sabotaged(&state, harm);
+            let client = sabotaged("local", &state, harm);
             let error = client.start(profile).await.expect_err(sabotage.name);
             assert_eq!(error.kind(), ErrorKind::TierRefused, "{}: {error}", sabotage.name);
             for probe in sabotage.caught_by.iter().filter(|probe| possible.contains(*probe)) {
@@ -274,7 +149,7 @@ mod conformance {
     #[tokio::test]
     async fn a_sabotage_of_another_machine_is_caught_there() {
         let state = tempfile::tempdir().unwrap();
-        let client = sabotaged(&state, Harm::Beside(Lifted::Seccomp));
+        let client = sabotaged("local", &state, Harm::Beside(Lifted::Seccomp));
         let error = match client.start("local").await {
             Err(error) if error.kind() == ErrorKind::TierRefused => error,
             other => {
@@ -321,7 +196,7 @@ mod conformance {
         assert!(!reused().await.unwrap(), "others could have written it");
         assert!(reused().await.unwrap(), "it was not written anew");
         let text = std::fs::read_to_string(&record).unwrap();
-        std::fs::write(&record, text.replacen("local", "lokal", 1)).unwrap();
+        std::fs::write(&record, text.replacen("\"boot\":\"", "\"boot\":\"0", 1)).unwrap();
         assert!(!reused().await.unwrap(), "it is of something else");
         fixture.assert_empty().await;
     }

@@ -170,6 +170,7 @@ fn report(spec: &EnvironmentSpec, ready: Ready, instructions: usize) -> Report {
         mechanisms,
         limits: asked.into_iter().filter_map(line).collect(),
         mounts: Vec::new(),
+        parts: Vec::new(),
         copied_in: Vec::new(),
         weakened: spec.weakened.clone(),
         reason: spec.reason.clone(),

@@ -12,8 +12,12 @@ use std::time::Duration;
 
 /// How long an answer is waited for. What is refused is refused at once; silence is a refusal too.
 const PATIENCE: Duration = Duration::from_millis(300);
-/// Bytes of an answer that are reported.
+/// Bytes of an answer that are read.
 const MOST: usize = 4096;
+/// Bytes of an answer that are reported.
+const LONGEST: usize = 8192;
+/// Mounts that are listed.
+const MOUNTS: usize = 80;
 /// Requests that are taken.
 const REQUESTS: usize = 256;
 /// What canaries answer to.
@@ -36,7 +40,7 @@ pub fn run(requests: &[std::ffi::OsString]) -> u8 {
             Ok(found) => ("yes", found.as_bytes()),
             Err(why) => ("no", why.as_bytes()),
         };
-        let found = &found[..found.len().min(MOST)];
+        let found = &found[..found.len().min(LONGEST)];
         lines.push_str(&format!("{request}\t{word}\t{}\n", found.escape_ascii()));
     }
     match std::io::stdout().write_all(lines.as_bytes()) {
@@ -64,6 +68,7 @@ fn answer(request: &str) -> Answer {
         "process" => process(about),
         "procfs" => procfs(about),
         "shares" => shares(),
+        "mounts" => mounts(about),
         "tcp" => tcp(about),
         "udp" => udp(about),
         "route" => route(about),
@@ -133,6 +138,40 @@ fn shares() -> Answer {
     };
     let found: Vec<String> = mounts.lines().filter_map(shared).collect();
     if found.is_empty() { Err("none".to_owned()) } else { Ok(found.join(", ")) }
+}
+
+/// What is mounted from another kernel's or this host's file systems: of a kind that no container makes for itself, or on one of the
+/// devices (`MAJOR:MINOR,…`) that the host has mounted itself. The root is not among them: an engine has that mounted, too.
+fn mounts(devices: &str) -> Answer {
+    const OWN_KINDS: [&str; 9] = ["proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup", "cgroup2", "overlay", "ramfs"];
+    // Every container sees the same of these.
+    const OF_THE_KERNEL: [&str; 3] = ["sysfs", "cgroup", "cgroup2"];
+    let table = std::fs::read_to_string("/proc/self/mountinfo").map_err(said)?;
+    let mut found = Vec::new();
+    for line in table.lines() {
+        let (left, right) = line.split_once(" - ").ok_or("the mount table cannot be read")?;
+        let (fields, kind) = (left.split(' ').collect::<Vec<_>>(), right.split(' ').next().unwrap_or_default());
+        let (Some(device), Some(point)) = (fields.get(2), fields.get(4)) else { return Err("a mount has no place".to_owned()) };
+        let is_hosts = devices.split(',').any(|host| host == *device) && !OF_THE_KERNEL.contains(&kind);
+        if *point != "/" && (is_hosts || !OWN_KINDS.contains(&kind)) {
+            found.push(format!("{} ({kind})", unescaped(point)));
+        }
+    }
+    if found.len() > MOUNTS {
+        // Never taken for one that is known.
+        let more = format!("{} more", found.len() - MOUNTS);
+        found.truncate(MOUNTS);
+        found.push(more);
+    }
+    if found.is_empty() { Err("none".to_owned()) } else { Ok(found.join(", ")) }
+}
+
+/// A path of the mount table, in which spaces and the like are three octal digits.
+fn unescaped(point: &str) -> String {
+    ["\\040", "\\011", "\\012", "\\134"]
+        .iter()
+        .zip([" ", "\t", "\n", "\\"])
+        .fold(point.to_owned(), |text, (octal, plain)| text.replace(octal, plain))
 }
 
 /// Numbers alone. Names would need the C library's resolver, which is a fifth of this program and cannot work in a static one.

@@ -16,14 +16,17 @@ use super::pages::Pages;
 
 /// How often the end is looked for.
 const STEP: Duration = Duration::from_millis(100);
-/// The most addresses of this host that are tried from inside.
-const MOST_ADDRESSES: usize = 6;
+/// The most addresses of this host that are tried from inside. Every bridge has one, and the one of the environment must be among them.
+const MOST_ADDRESSES: usize = 24;
 
 /// What the names of directories and sockets begin with.
 const NAME: &str = "tierbox-canary-";
 
-/// Removes the directories of canaries whose process died before it could: this user's, and only those whose socket of the
-/// same name nobody listens on any more.
+/// How long a directory may be without the socket that is made in it next.
+const UNFINISHED: Duration = Duration::from_secs(60);
+
+/// Removes the directories of canaries whose process died before it could: this user's, and only those on whose socket nobody listens
+/// any more. That socket has a path: one without would not be seen from another network namespace, and its owner taken for dead.
 pub fn remove_orphans() {
     let own = rustix::process::geteuid().as_raw();
     for entry in std::fs::read_dir(std::env::temp_dir()).into_iter().flatten().flatten() {
@@ -31,9 +34,12 @@ pub fn remove_orphans() {
         let is_ours = |nonce: &str| nonce.len() == 32 && nonce.bytes().all(|byte| byte.is_ascii_hexdigit());
         let Some(name) = name.to_str().filter(|name| name.strip_prefix(NAME).is_some_and(is_ours)) else { continue };
         let Ok(meta) = std::fs::symlink_metadata(entry.path()) else { continue };
-        let Ok(address) = SocketAddr::from_abstract_name(name) else { continue };
-        let is_dead =
-            || UnixStream::connect_addr(&address).is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused);
+        let is_old = || meta.modified().is_ok_and(|made| made.elapsed().is_ok_and(|age| age > UNFINISHED));
+        let is_dead = || match UnixStream::connect(entry.path().join("socket")).map_err(|error| error.kind()) {
+            Err(std::io::ErrorKind::ConnectionRefused) => true,
+            Err(std::io::ErrorKind::NotFound) => is_old(),
+            _ => false,
+        };
         if meta.is_dir() && meta.uid() == own && is_dead() {
             let _ = std::fs::remove_dir_all(entry.path());
         }
@@ -76,7 +82,6 @@ impl Canaries {
         remove_orphans();
         let nonce = nonce()?;
         let nameless = format!("{NAME}{nonce}");
-        // Before the directory: while this socket listens, the directory has an owner.
         let alive = UnixListener::bind_addr(&SocketAddr::from_abstract_name(&nameless)?)?;
         let directory = std::env::temp_dir().join(&nameless);
         std::fs::create_dir(&directory)?;
@@ -232,8 +237,15 @@ mod unit {
         for directory in [&orphan, &other] {
             std::fs::create_dir(directory).unwrap();
             std::fs::write(directory.join("marker"), "x").unwrap();
+            drop(UnixListener::bind(directory.join("socket")).unwrap());
         }
+        let unfinished = std::env::temp_dir().join(format!("{NAME}{}", nonce().unwrap()));
+        std::fs::create_dir(&unfinished).unwrap();
         remove_orphans();
+        assert!(unfinished.exists(), "its socket is about to be made");
+        std::fs::File::open(&unfinished).unwrap().set_modified(std::time::SystemTime::now() - UNFINISHED * 2).unwrap();
+        remove_orphans();
+        assert!(!unfinished.exists());
         assert!(!orphan.exists() && other.exists() && living.directory.exists());
         std::fs::remove_dir_all(other).unwrap();
         let directory = living.directory.clone();

@@ -104,7 +104,7 @@ pub(super) fn probes(report: &Report, allow: &[String], canaries: &Canaries) -> 
         // A machine of its own runs services of its own, and their sockets lie where this host's would.
         probes.retain(|probe| probe.id != "h.sockets");
     }
-    probes.push(shares(report));
+    probes.push(shares(report, canaries));
     if tier.network() == Network::N0 {
         probes.push(metadata());
     } else {
@@ -303,29 +303,66 @@ fn outside(probes: &mut Vec<Probe>, locality: Locality, canaries: &Canaries) {
     });
 }
 
-fn shares(report: &Report) -> Probe {
-    let declared = report.mounts.clone();
-    probe(
-        "h.shares",
-        "No folder of the host is shared that the profile does not name",
-        vec!["shares".to_owned()],
-        Control::Unneeded,
-        move |answers| match answers.get("shares") {
-            Some((false, _)) => Finding::Holds("none".to_owned()),
-            Some((true, found)) => {
-                let named = |share: &str| {
-                    let point = share.split(" (").next().unwrap_or(share);
-                    declared.iter().any(|mount| mount.contains(&format!("-> {point} (")))
-                };
-                let unnamed: Vec<&str> = found.split(", ").filter(|share| !named(share)).collect();
-                match unnamed.is_empty() {
-                    true => Finding::Holds(found.clone()),
-                    false => Finding::Broken(unnamed.join(", ")),
-                }
+fn shares(report: &Report, canaries: &Canaries) -> Probe {
+    let rule = "No folder of the host is shared that the profile does not name";
+    let is_container = matches!(report.tier.host(), HostIsolation::H1 | HostIsolation::H2);
+    let (request, control) = match report.locality {
+        Locality::Local if is_container => {
+            let directory = canaries.directory.to_string_lossy().into_owned();
+            let twin = Lifted::Mount { host: canaries.directory.clone(), guest: directory };
+            (format!("mounts:{}", host_devices().join(",")), Control::Twin(twin))
+        }
+        // Devices of another kernel say nothing here, and who shared a folder would have to share one more.
+        _ => ("shares".to_owned(), Control::Impossible),
+    };
+    let (asked, known) = (request.clone(), Known::of(report));
+    probe("h.shares", rule, vec![request], control, move |answers| match answers.get(&asked) {
+        Some((false, why)) if why == "none" => Finding::Holds("none".to_owned()),
+        Some((false, why)) => Finding::Unclear(why.clone()),
+        Some((true, found)) => {
+            let unnamed: Vec<&str> = found.split(", ").filter(|share| !known.has(share)).collect();
+            match unnamed.is_empty() {
+                true => Finding::Holds(found.clone()),
+                false => Finding::Broken(unnamed.join(", ")),
             }
-            None => Finding::Unclear("the probe did not answer".to_owned()),
-        },
-    )
+        }
+        None => Finding::Unclear("the probe did not answer".to_owned()),
+    })
+}
+
+/// Where something of the host's may be mounted.
+struct Known {
+    mounts: Vec<String>,
+    parts: Vec<String>,
+}
+
+impl Known {
+    fn of(report: &Report) -> Self {
+        // `HOST -> INSIDE (ro)`, of which either may hold anything.
+        // What the probe program finds is escaped in the same way.
+        let inside =
+            |mount: &String| Some(mount.rsplit_once(" -> ")?.1.rsplit_once(" (")?.0.as_bytes().escape_ascii().to_string());
+        Self { mounts: report.mounts.iter().filter_map(inside).collect(), parts: report.parts.clone() }
+    }
+
+    /// Whether a mount (`POINT (KIND)`) is at one of these places or below.
+    fn has(&self, share: &str) -> bool {
+        let point = share.rsplit_once(" (").map_or(share, |(point, _)| point);
+        let below = |place: &String| match place.strip_suffix('/') {
+            Some(place) => point.strip_prefix(place).is_some_and(|rest| rest.starts_with('/')),
+            None => point.strip_prefix(place.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('/')),
+        };
+        self.mounts.iter().chain(&self.parts).any(below)
+    }
+}
+
+/// What this host has mounted, by device.
+fn host_devices() -> Vec<String> {
+    let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let mut devices: Vec<String> = table.lines().filter_map(|line| line.split(' ').nth(2).map(str::to_owned)).collect();
+    devices.sort();
+    devices.dedup();
+    devices
 }
 
 /// From the ranges for documentation, which lead nowhere. Nothing is sent.

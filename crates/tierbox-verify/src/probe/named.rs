@@ -27,7 +27,8 @@ pub fn is_own_name(name: &str) -> bool {
 /// Whether these answers are those of a machine without any network, which a file of the environment's may say of one: it then
 /// has less than the tier would let it have.
 pub(super) fn has_no_network(probe: &Probe, answers: &Answers) -> bool {
-    const NOWHERE: [&str; 2] = ["there is no resolver", "errno 101"];
+    // No file that names one, no route to the one that is named, nobody at its address.
+    const NOWHERE: [&str; 3] = ["there is no resolver", "errno 101", "errno 111"];
     let nowhere = |request: &String| answers.get(request).is_some_and(|(yes, why)| !*yes && NOWHERE.contains(&why.as_str()));
     probe.id == "n.names" && probe.requests.iter().all(nowhere)
 }

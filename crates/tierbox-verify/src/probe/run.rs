@@ -17,6 +17,9 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// The most that the probe program prints.
 const MOST: u64 = 1 << 20;
 
+/// The most of an answer that is looked at, which is what the probe program gives.
+const LONGEST: usize = 8192;
+
 /// Makes twins.
 #[async_trait]
 pub trait Twins: Send + Sync {
@@ -108,6 +111,7 @@ pub fn probe_names() -> Result<std::collections::BTreeSet<&'static str>> {
                     mechanisms: Vec::new(),
                     limits: Vec::new(),
                     mounts: Vec::new(),
+                    parts: Vec::new(),
                     copied_in: Vec::new(),
                     weakened: Vec::new(),
                     reason: None,
@@ -254,7 +258,7 @@ fn parse(text: &str, requests: &[String]) -> Answers {
         let mut parts = line.splitn(3, '\t');
         let (Some(request), Some(word), Some(found)) = (parts.next(), parts.next(), parts.next()) else { continue };
         let Ok(at) = requests.binary_search_by(|asked| asked.as_str().cmp(request)) else { continue };
-        let found: String = found.chars().filter(|char| !char.is_control()).take(1000).collect();
+        let found: String = found.chars().filter(|char| !char.is_control()).take(LONGEST).collect();
         answers.insert(requests[at].clone(), (word == "yes", found));
     }
     answers

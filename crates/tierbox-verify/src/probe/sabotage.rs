@@ -32,6 +32,7 @@ pub const SABOTAGES: &[Sabotage] = &[
     Sabotage { name: "seccomp", what: "system calls are not filtered", caught_by: &["h.seccomp"] },
     Sabotage { name: "socket", what: "an engine's socket is mounted", caught_by: &["h.sockets"] },
     Sabotage { name: "share", what: "a folder of the host is shared, and the profile names none", caught_by: &["h.shares"] },
+    Sabotage { name: "bind", what: "a directory of the host is mounted, and the profile names none", caught_by: &["h.shares"] },
     Sabotage {
         name: "kernel",
         what: "a container claims to be a virtual machine",

@@ -1,0 +1,139 @@
+//! A backend behind whose back something is done, for tests of verification.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tierbox::{
+    Backend, CanaryName, Capabilities, Check, DestroyReport, Environment, EnvironmentSpec, LeaseHandle, LeaseRecord, Lifted,
+    Progress, Registry, Result, Tierbox,
+};
+
+/// What is done behind everybody's back.
+pub enum Harm {
+    /// What is started is a twin: a rule does not hold in it.
+    Lifted(Lifted),
+    /// What is started lists other names than the profile.
+    Names(&'static [&'static str]),
+    /// Beside an honest machine there is another, in which a rule does not hold.
+    Beside(Lifted),
+    /// The siblings' gateways list other names than they are told.
+    Siblings(fn(Vec<CanaryName>) -> Vec<CanaryName>),
+}
+
+/// A backend, except for some harm.
+pub struct Sabotaged {
+    honest: Arc<dyn Backend>,
+    harm: Harm,
+}
+
+/// A client of a backend by its name, except for some harm.
+pub fn sabotaged(backend: &str, state: &tempfile::TempDir, harm: Harm) -> Tierbox {
+    let honest = Registry::linked().get(backend).unwrap();
+    let mut registry = Registry::linked();
+    registry.register(Arc::new(Sabotaged { honest, harm }));
+    Tierbox::builder().registry(registry).user_config(false).state_dir(state.path().join("tierbox")).build().unwrap()
+}
+
+#[async_trait::async_trait]
+impl Backend for Sabotaged {
+    fn name(&self) -> &'static str {
+        self.honest.name()
+    }
+    fn settings_schema(&self) -> serde_json::Value {
+        self.honest.settings_schema()
+    }
+    fn validate(&self, spec: &EnvironmentSpec) -> Result<()> {
+        self.honest.validate(spec)
+    }
+    fn capabilities(&self, spec: &EnvironmentSpec) -> Result<Capabilities> {
+        self.honest.capabilities(spec)
+    }
+    async fn start(
+        &self,
+        spec: &EnvironmentSpec,
+        lease: Arc<dyn LeaseHandle>,
+        progress: &dyn Progress,
+    ) -> Result<Box<dyn Environment>> {
+        let inner = match &self.harm {
+            Harm::Lifted(lifted) => self.honest.twin(spec, lifted, lease.clone()).await?,
+            Harm::Names(names) => {
+                let mut spec = spec.clone();
+                spec.network.allow = names.iter().map(|name| (*name).to_owned()).collect();
+                self.honest.start(&spec, lease.clone(), progress).await?
+            }
+            Harm::Siblings(_) | Harm::Beside(_) => self.honest.start(spec, lease.clone(), progress).await?,
+        };
+        let mut report = inner.report().clone();
+        report.tier = spec.tier;
+        let beside = match &self.harm {
+            Harm::Beside(lifted) => Some(self.beside(spec, lifted, lease.as_ref()).await?),
+            _ => None,
+        };
+        Ok(Box::new(Lying { inner, beside, report }))
+    }
+    async fn twin(&self, spec: &EnvironmentSpec, lifted: &Lifted, lease: Arc<dyn LeaseHandle>) -> Result<Box<dyn Environment>> {
+        let lifted = match (&self.harm, lifted) {
+            // The mirror has one name, the twin that is its control more.
+            (Harm::Siblings(change), Lifted::Names(names)) if names.len() == 1 => Lifted::Names(change(names.clone())),
+            _ => lifted.clone(),
+        };
+        self.honest.twin(spec, &lifted, lease).await
+    }
+    async fn attach(&self, lease: &LeaseRecord) -> Result<Box<dyn Environment>> {
+        self.honest.attach(lease).await
+    }
+    async fn is_alive(&self, lease: &LeaseRecord) -> bool {
+        self.honest.is_alive(lease).await
+    }
+    async fn destroy(&self, lease: &LeaseRecord) -> Result<DestroyReport> {
+        self.honest.destroy(lease).await
+    }
+    async fn doctor(&self) -> Vec<Check> {
+        self.honest.doctor().await
+    }
+}
+
+impl Sabotaged {
+    /// A second machine, under a lease of its own.
+    async fn beside(&self, spec: &EnvironmentSpec, lifted: &Lifted, lease: &dyn LeaseHandle) -> Result<Box<dyn Environment>> {
+        let journal = tierbox_lease::Journal::at(&lease.directory()?.join("beside"))?;
+        let own = tierbox_lease::NewLease::new(self.honest.name(), "beside", spec.tier.to_string());
+        self.honest.twin(spec, lifted, Arc::new(journal.create(own)?)).await
+    }
+}
+
+/// An environment that claims to be what was asked for.
+struct Lying {
+    inner: Box<dyn Environment>,
+    beside: Option<Box<dyn Environment>>,
+    report: tierbox::Report,
+}
+
+#[async_trait::async_trait]
+impl Environment for Lying {
+    fn id(&self) -> &str {
+        self.inner.id()
+    }
+    fn machines(&self) -> Vec<Arc<dyn tierbox::Sandbox>> {
+        self.inner.machines().into_iter().chain(self.beside.iter().flat_map(|beside| beside.machines())).collect()
+    }
+    fn report(&self) -> &tierbox::Report {
+        &self.report
+    }
+    fn identity(&self) -> Option<BTreeMap<String, String>> {
+        self.inner.identity()
+    }
+    fn connection(&self, machine: &str) -> Result<tierbox::Connection> {
+        self.inner.connection(machine)
+    }
+    async fn stop(&self) -> Result<()> {
+        if let Some(beside) = &self.beside {
+            beside.stop().await?;
+        }
+        self.inner.stop().await
+    }
+    async fn ended(&self, limit: Duration) -> bool {
+        self.inner.ended(limit).await
+    }
+}
