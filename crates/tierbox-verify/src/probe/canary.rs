@@ -32,7 +32,9 @@ pub fn remove_orphans() {
     for entry in std::fs::read_dir(std::env::temp_dir()).into_iter().flatten().flatten() {
         let name = entry.file_name();
         let is_ours = |nonce: &str| nonce.len() == 32 && nonce.bytes().all(|byte| byte.is_ascii_hexdigit());
-        let Some(name) = name.to_str().filter(|name| name.strip_prefix(NAME).is_some_and(is_ours)) else { continue };
+        if !name.to_str().and_then(|name| name.strip_prefix(NAME)).is_some_and(is_ours) {
+            continue;
+        }
         let Ok(meta) = std::fs::symlink_metadata(entry.path()) else { continue };
         let is_old = || meta.modified().is_ok_and(|made| made.elapsed().is_ok_and(|age| age > UNFINISHED));
         let is_dead = || match UnixStream::connect(entry.path().join("socket")).map_err(|error| error.kind()) {

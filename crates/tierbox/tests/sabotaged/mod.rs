@@ -10,6 +10,7 @@ use tierbox::{
 };
 
 /// What is done behind everybody's back.
+#[allow(dead_code, reason = "not every test program does all of it")]
 pub enum Harm {
     /// What is started is a twin: a rule does not hold in it.
     Lifted(Lifted),
