@@ -239,6 +239,14 @@ impl Tierbox {
     /// # Errors
     /// `NotFound`, naming what there is; `TierRefused` if a probe failed and the profile says `"always"`.
     pub async fn attach(&self, id_or_name: &str) -> Result<Running> {
+        #[allow(unused_mut)]
+        let mut running = self.find(id_or_name).await?;
+        #[cfg(target_os = "linux")]
+        running.verify_found_again().await?;
+        Ok(running)
+    }
+
+    async fn find(&self, id_or_name: &str) -> Result<Running> {
         let journal = self.journal()?;
         let entry = journal.find(id_or_name)?;
         let backend = self.inner.registry.get(&entry.record.backend)?;
@@ -249,11 +257,7 @@ impl Tierbox {
         let log = runs::reopen(journal, &entry.record.id, &memo)?;
         let (noted, spec) = (Noted::of(journal, &entry.record.id), memo.spec.take());
         let running = Running::new(environment, backend, journal.clone(), None, report, memo).logged(log);
-        #[allow(unused_mut)]
-        let mut running = running.found_again(noted, spec);
-        #[cfg(target_os = "linux")]
-        running.verify_found_again().await?;
-        Ok(running)
+        Ok(running.found_again(noted, spec))
     }
 
     /// A run that was logged ([`StartOptions::log`]), by its environment's id or by its directory.
@@ -317,7 +321,8 @@ impl Tierbox {
             return;
         }
         let kept = async {
-            if let Ok(running) = self.attach(&entry.record.id).await {
+            // What is about to end is not verified again.
+            if let Ok(running) = self.find(&entry.record.id).await {
                 running.keep_decisions().await;
             }
         };

@@ -22,24 +22,29 @@ const MOST_ADDRESSES: usize = 24;
 /// What the names of directories and sockets begin with.
 const NAME: &str = "tierbox-canary-";
 
-/// How long a directory may be without the socket that is made in it next.
+/// How long it may take at most until somebody listens on the socket of a directory that was just made.
 const UNFINISHED: Duration = Duration::from_secs(60);
 
+/// How long it usually takes at most.
+const BRIEF: Duration = Duration::from_secs(2);
+
 /// Removes the directories of canaries whose process died before it could: this user's, and only those on whose socket nobody listens
-/// any more. That socket has a path: one without would not be seen from another network namespace, and its owner taken for dead.
+/// any more. That socket has a path, so that it is heard in another network namespace too; the one without, which is made first, says
+/// in the same one that a directory is about to be filled.
 pub fn remove_orphans() {
     let own = rustix::process::geteuid().as_raw();
     for entry in std::fs::read_dir(std::env::temp_dir()).into_iter().flatten().flatten() {
         let name = entry.file_name();
         let is_ours = |nonce: &str| nonce.len() == 32 && nonce.bytes().all(|byte| byte.is_ascii_hexdigit());
-        if !name.to_str().and_then(|name| name.strip_prefix(NAME)).is_some_and(is_ours) {
-            continue;
-        }
+        let Some(name) = name.to_str().filter(|name| name.strip_prefix(NAME).is_some_and(is_ours)) else { continue };
         let Ok(meta) = std::fs::symlink_metadata(entry.path()) else { continue };
-        let is_old = || meta.modified().is_ok_and(|made| made.elapsed().is_ok_and(|age| age > UNFINISHED));
-        let is_dead = || match UnixStream::connect(entry.path().join("socket")).map_err(|error| error.kind()) {
-            Err(std::io::ErrorKind::ConnectionRefused) => true,
-            Err(std::io::ErrorKind::NotFound) => is_old(),
+        let age = meta.modified().ok().and_then(|made| made.elapsed().ok()).unwrap_or_default();
+        let refused = |tried: std::io::Result<UnixStream>| tried.err().map(|error| error.kind());
+        let nameless = || SocketAddr::from_abstract_name(name).and_then(|address| UnixStream::connect_addr(&address));
+        let is_dead = || match refused(UnixStream::connect(entry.path().join("socket"))) {
+            // Between its name and its owner's readiness lies a moment.
+            Some(std::io::ErrorKind::ConnectionRefused) => age > BRIEF && refused(nameless()).is_some(),
+            Some(std::io::ErrorKind::NotFound) => age > UNFINISHED,
             _ => false,
         };
         if meta.is_dir() && meta.uid() == own && is_dead() {
@@ -244,7 +249,8 @@ mod unit {
         let unfinished = std::env::temp_dir().join(format!("{NAME}{}", nonce().unwrap()));
         std::fs::create_dir(&unfinished).unwrap();
         remove_orphans();
-        assert!(unfinished.exists(), "its socket is about to be made");
+        assert!(unfinished.exists() && orphan.exists(), "their owners are about to listen");
+        std::fs::File::open(&orphan).unwrap().set_modified(std::time::SystemTime::now() - BRIEF * 2).unwrap();
         std::fs::File::open(&unfinished).unwrap().set_modified(std::time::SystemTime::now() - UNFINISHED * 2).unwrap();
         remove_orphans();
         assert!(!unfinished.exists());
