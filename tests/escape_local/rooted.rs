@@ -73,7 +73,7 @@ fn make() -> std::io::Result<tempfile::TempDir> {
     for dir in ["bin", "etc", "usr/bin"] {
         std::fs::create_dir_all(root.path().join(dir))?;
     }
-    std::fs::copy(busybox, root.path().join("bin/busybox"))?;
+    support::copy_program(busybox.as_ref(), &root.path().join("bin/busybox"))?;
     for applet in APPLETS {
         symlink("busybox", root.path().join("bin").join(applet))?;
     }

@@ -39,6 +39,13 @@ pub fn containers_absent() -> Option<Absence> {
     Some(Absence { reason: format!("{}: {}", failed.name, failed.detail), install: failed.remedy })
 }
 
+/// Copies a program. Not by this process: a child that another thread forks meanwhile would hold the copy open for writing, and nobody
+/// could run it.
+pub fn copy_program(from: &std::path::Path, to: &std::path::Path) -> std::io::Result<()> {
+    let status = std::process::Command::new("cp").arg(from).arg(to).status()?;
+    if status.success() { Ok(()) } else { Err(std::io::Error::other(format!("cp {}: {status}", from.display()))) }
+}
+
 /// Writes a skip down, and fails it on CI for an engine that must be there.
 pub fn skip(engine: &str, test: &str, absence: &Absence) -> Result<(), String> {
     tierbox_testkit::skipped(engine, test, absence, REQUIRED)

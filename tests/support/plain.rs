@@ -123,7 +123,7 @@ fn make_root(root: &Path) -> std::io::Result<()> {
     for dir in ["bin", "proc", "dev", "etc", "tmp", "root", "var/lib", "var/tmp"] {
         std::fs::create_dir_all(root.join(dir))?;
     }
-    std::fs::copy(busybox, root.join("bin/busybox"))?;
+    super::copy_program(busybox.as_ref(), &root.join("bin/busybox"))?;
     std::fs::create_dir_all(root.join("usr"))?;
     std::os::unix::fs::symlink("/bin", root.join("usr/bin"))?;
     let list = Command::new(root.join("bin/busybox")).arg("--list").output()?;

@@ -18,7 +18,7 @@ pub fn run(args: Vec<String>) -> Result<(), String> {
         runner.args(&rest);
     } else {
         println!("xtask: cargo-nextest is not installed, using cargo test (cargo install cargo-nextest runs tests in parallel)");
-        runner.args(["test", "--workspace", "--all-features", "--no-fail-fast", "--all-targets", "--"]);
+        runner.args(["test", "--workspace", "--all-features", "--no-fail-fast", "--tests", "--"]);
         runner.args(if slow { [].as_slice() } else { &["--skip", "slow::"] });
         runner.args(&rest);
     }
