@@ -78,6 +78,14 @@ async fn caught(dir: &Path) -> Result<(), String> {
         done.push(sabotage.name);
     }
     drop(socket);
+    // In a machine beside an honest one.
+    let state = tempfile::tempdir().map_err(|error| error.to_string())?;
+    let mut spec = spec("tierbox-test/debian:1");
+    spec.verify = Some(Verify::Always);
+    let client = sabotaged("docker", &state, Harm::Beside(Lifted::Capabilities));
+    let error =
+        client.start_spec(spec, StartOptions::new()).await.err().ok_or("a machine beside the primary one was not caught")?;
+    ensure(error.message().contains("h.capabilities (in "), error.to_string())?;
     ensure(done.len() == 9, format!("only {done:?} were carried out"))
 }
 

@@ -126,6 +126,7 @@ fn key(spec: &EnvironmentSpec, identity: &BTreeMap<String, String>, report: &Rep
         "identity": identity,
         "mechanisms": mechanisms,
         "mounts": report.mounts,
+        "parts": report.parts,
         "notes": report.notes,
         "build": build(),
         "boot": boot.trim(),

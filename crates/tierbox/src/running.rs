@@ -185,7 +185,17 @@ impl Running {
         if crate::verification::mode(&spec, &self.report) != tierbox_core::Verify::Always {
             return Ok(());
         }
-        let verification = self.verify().await?;
+        let asked_for = spec.verify == Some(tierbox_core::Verify::Always);
+        let verification = match self.verify().await {
+            Ok(verification) => verification,
+            Err(error) if asked_for => return Err(error),
+            Err(error) => {
+                // Code that ran inside may have filled the machine, and must not lock its owner out by it.
+                let why = error.message();
+                self.report.notes.push(format!("{FOUND_AGAIN}: its probes could not be carried out again: {why}"));
+                return Ok(());
+            }
+        };
         let refused = crate::verification::refusal(&verification, &spec);
         self.report.notes.retain(|note| !note.starts_with(FOUND_AGAIN));
         let time = &verification.time;
@@ -197,9 +207,7 @@ impl Running {
         self.verified = Some(verified);
         match refused {
             // What ran inside may have made a probe fail, and nobody should lose the work there by it, unless that was asked for.
-            Some(error) if spec.verify == Some(tierbox_core::Verify::Always) => {
-                Err(error.with_help("it still runs; `tierbox down` ends it"))
-            }
+            Some(error) if asked_for => Err(error.with_help("it still runs; `tierbox down` ends it")),
             _ => Ok(()),
         }
     }
