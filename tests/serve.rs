@@ -157,6 +157,19 @@ mod conformance {
                 until("its child is gone", || async { !alive(name).await }).await;
             }
         }
+        // What lies behind the request, and nobody has asked for yet, hides no end.
+        let document = json!({ "argv": ["/bin/sh", "-c", "echo $$ > behind; exec sleep 1000"] }).to_string();
+        let request = http::request(
+            "POST",
+            &format!("/v1/environments/{id}/exec"),
+            &[("content-type", "application/json")],
+            document.as_bytes(),
+        );
+        let mut stream = daemon.connect().await;
+        stream.write_all(&[request.as_slice(), b"GET /v1 HTTP/1.1\r\n"].concat()).await.unwrap();
+        until("the one with more behind it runs", || alive("behind")).await;
+        drop(stream);
+        until("it is gone", || async { !alive("behind").await }).await;
         assert!(alive("detached").await);
         let execs = daemon.get(&format!("/v1/environments/{id}/execs")).await.value();
         assert!(
@@ -437,6 +450,10 @@ mod escape {
 
     /// A daemon on TCP, with one token for a harness.
     async fn on_tcp() -> Daemon {
+        on_tcp_with(|_| ()).await
+    }
+
+    async fn on_tcp_with(change: impl Fn(&mut tierbox_serve::Options)) -> Daemon {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("tokens");
         std::fs::write(&path, format!("harness {HARNESS}\n")).unwrap();
@@ -445,6 +462,7 @@ mod escape {
         Daemon::start(move |options| {
             options.tcp = Some(([127, 0, 0, 1], 0).into());
             options.tokens = Some(tokens.clone());
+            change(options);
         })
         .await
     }
@@ -525,6 +543,16 @@ mod escape {
         assert_eq!(ask(&of_free, "POST", exec(&free), shell()).await.status, 200);
         assert_eq!(ask(&of_free, "PUT", file(&free), json!(1)).await.status, 200);
         assert_eq!(ask(&of_free, "GET", file(&free), json!(1)).await.body, b"1");
+        // What only harnesses may ask is refused, and not left out in silence.
+        let part = |more: &str| format!("{}&{more}", file(&free));
+        assert_eq!(ask(&of_free, "GET", part("offset=1&length=1"), json!(1)).await.status, 400);
+        assert_eq!(ask(&of_free, "PUT", part("create_new=true"), json!(1)).await.status, 400);
+        let greedy = json!({ "argv": ["/bin/true"], "output_limit": 200 << 20 });
+        assert_eq!(ask(&of_free, "POST", exec(&free), greedy.clone()).await.status, 400);
+        assert_eq!(daemon.json("POST", &exec(&free), greedy).await.status, 200);
+        let shown = |token: &'static str| format!("/v1/environments/{free}{token}");
+        assert!(ask(&of_free, "GET", shown(""), Value::Null).await.value()["attestation"].is_null());
+        assert!(!daemon.get(&shown("")).await.value()["attestation"].is_null());
         // T1: the named programs, and reading.
         let denied = ask(&of_named, "POST", exec(&named), shell()).await;
         assert_eq!((denied.status, denied.kind().as_str()), (403, "policy-denied"));
@@ -554,6 +582,26 @@ mod escape {
         ] {
             assert_eq!(ask(&of_free, method, path.clone(), json!({})).await.status, 403, "{method} {path}");
         }
+        daemon.finish().await;
+    }
+
+    /// Silence over TCP takes no place from those who come over the socket.
+    #[tokio::test]
+    async fn who_has_no_token_keeps_nobody_out() {
+        let daemon = on_tcp_with(|options| {
+            options.patience = Duration::from_secs(600);
+            options.connections = 4;
+        })
+        .await;
+        let address = daemon.address.unwrap();
+        let mut silent = Vec::new();
+        for _ in 0..12 {
+            silent.push(tokio::net::TcpStream::connect(address).await.unwrap());
+        }
+        for _ in 0..8 {
+            assert_eq!(daemon.get("/v1").await.status, 200);
+        }
+        drop(silent);
         daemon.finish().await;
     }
 

@@ -113,7 +113,9 @@ pub struct ApprovalRule {
     /// The kind of action; all of them where `None`.
     #[serde(default)]
     pub tool: Option<Sensitive>,
-    /// A pattern over what is done (see [`Sensitive`]): `*` stands for any text, `?` for one character, `#` for a number.
+    /// A pattern over what is done (see [`Sensitive`]): `*` stands for any text, `?` for one character, `#` for a number. A rule that
+    /// allows does not mean a command with variables of its own or as another user; every other rule means what comes along too:
+    /// variables, user, directory, input, code, files and contents.
     pub pattern: String,
     /// What happens.
     pub action: Approval,

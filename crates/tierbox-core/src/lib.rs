@@ -64,6 +64,7 @@ pub use pattern::fits;
 pub use policy::AgentPolicy;
 pub use registry::{BackendEntry, Registry};
 pub use report::{Applied, LimitReport, Mechanism, Report};
+pub use rules::is_harmless_variable;
 pub use sandbox::{Connection, DialTarget, Environment, Sandbox};
 pub use secrets::{Secrets, names_a_secret};
 pub use sockets::{ENGINE_SOCKETS, engine_socket_below};

@@ -118,7 +118,7 @@ impl AgentPolicy {
                 None => error,
             });
         }
-        let allowed = |name: &[u8]| rules::is_harmless(name) || allowing.iter().any(|rule| rule.allows_variable(name));
+        let allowed = |name: &[u8]| rules::is_harmless_variable(name) || allowing.iter().any(|rule| rule.allows_variable(name));
         match request.env.keys().find(|name| !allowed(name)) {
             Some(name) => Err(denied(format!("T1 does not let the agent set the variable {}", name.escape_ascii()))),
             None => Ok(()),

@@ -76,19 +76,136 @@ const INTERPRETERS: &[&str] = &[
     "mysql",
     "redis-cli",
     "gnuplot",
+    "pydoc",
+    "original-awk",
     "ed",
     "sed",
 ];
 
 /// These start other programs, or write files, if an option says so: allowed only by a rule, which lists the options.
 const BY_OPTION: &[&str] = &[
-    "find", "fd", "tar", "bsdtar", "cpio", "zip", "unzip", "7z", "git", "hg", "svn", "sort", "uniq", "diff", "split", "install",
-    "tcpdump", "curl", "wget", "rsync", "scp", "sftp", "ftp", "nmap", "openssl", "ssh", "man", "less", "more", "most", "vim",
-    "vi", "view", "ex", "rvim", "nvim", "nano", "emacs", "pico", "dd", "tee", "cp", "mv", "rm", "ln", "touch", "truncate",
-    "shred", "mkdir", "rmdir", "chmod", "chown", "mount", "umount", "make", "cmake", "ninja", "cargo", "rustc", "gcc", "cc",
-    "g++", "clang", "go", "npm", "npx", "pip", "pipx", "uv", "gem", "apt", "apt-get", "dpkg", "rpm", "yum", "dnf", "docker",
-    "podman", "kubectl", "script", "crontab", "at", "rg", "ag", "file", "strings", "nc", "ncat", "netcat", "socat", "telnet",
-    "lp", "mail", "gpg",
+    "find",
+    "fd",
+    "tar",
+    "bsdtar",
+    "cpio",
+    "zip",
+    "unzip",
+    "7z",
+    "git",
+    "hg",
+    "svn",
+    "sort",
+    "uniq",
+    "diff",
+    "split",
+    "install",
+    "tcpdump",
+    "curl",
+    "wget",
+    "rsync",
+    "scp",
+    "sftp",
+    "ftp",
+    "nmap",
+    "openssl",
+    "ssh",
+    "man",
+    "less",
+    "more",
+    "most",
+    "vim",
+    "vi",
+    "view",
+    "ex",
+    "rvim",
+    "nvim",
+    "nano",
+    "emacs",
+    "pico",
+    "dd",
+    "tee",
+    "cp",
+    "mv",
+    "rm",
+    "ln",
+    "touch",
+    "truncate",
+    "shred",
+    "mkdir",
+    "rmdir",
+    "chmod",
+    "chown",
+    "mount",
+    "umount",
+    "make",
+    "cmake",
+    "ninja",
+    "cargo",
+    "rustc",
+    "gcc",
+    "cc",
+    "g++",
+    "clang",
+    "go",
+    "npm",
+    "npx",
+    "pip",
+    "pipx",
+    "uv",
+    "gem",
+    "apt",
+    "apt-get",
+    "dpkg",
+    "rpm",
+    "yum",
+    "dnf",
+    "docker",
+    "podman",
+    "kubectl",
+    "script",
+    "crontab",
+    "at",
+    "rg",
+    "ag",
+    "file",
+    "strings",
+    "nc",
+    "ncat",
+    "netcat",
+    "socat",
+    "telnet",
+    "lp",
+    "mail",
+    "gpg",
+    "vimdiff",
+    "gvim",
+    "evim",
+    "rview",
+    "rgview",
+    "ip",
+    "tc",
+    "journalctl",
+    "systemctl",
+    "loginctl",
+    "coredumpctl",
+    "xz",
+    "gzip",
+    "bzip2",
+    "zstd",
+    "lz4",
+    "patch",
+    "shuf",
+    "csplit",
+    "sponge",
+    "ar",
+    "objcopy",
+    "strip",
+    "setfacl",
+    "setfattr",
+    "gold",
+    "gfortran",
+    "tcc",
 ];
 
 /// These start the program that their arguments name: allowed only by a rule, and no rule may let any argument through.
@@ -127,7 +244,31 @@ const BY_OPERAND: &[&str] = &[
     "fakeroot",
     "proot",
     "entr",
+    "setarch",
+    "linux32",
+    "linux64",
+    "i386",
+    "x86_64",
+    "uname26",
+    "choom",
+    "bwrap",
+    "firejail",
+    "numactl",
+    "cgexec",
+    "chpst",
+    "softlimit",
+    "daemonize",
+    "unbuffer",
+    "rlwrap",
+    "dbus-run-session",
+    "dbus-launch",
+    "xvfb-run",
+    "pkexec",
+    "busctl",
 ];
+
+/// These take their first argument for a bundle of options even without a dash.
+const BUNDLED: &[&str] = &["tar", "bsdtar", "ar"];
 
 /// What is special about a program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -139,16 +280,25 @@ enum Kind {
     Plain,
 }
 
-/// A program by the name of its file: `python3.11` and `vim.basic` are what they are without the ending.
+fn name_of(program: &str) -> &str {
+    program.rsplit('/').next().unwrap_or_default()
+}
+
+/// A program by the name of its file: `python3.11` and `vim.basic` are what they are without the ending, `x86_64-linux-gnu-gcc-12` is
+/// what one of its words says.
 fn kind(program: &str) -> Kind {
-    let name = program.rsplit('/').next().unwrap_or_default();
-    let stem = name.split(['.', '-']).next().unwrap_or_default().trim_end_matches(|letter: char| letter.is_ascii_digit());
-    let is = |list: &[&str]| list.contains(&name) || list.contains(&stem);
+    let name = name_of(program);
+    let bare = |word: &'_ str| word.trim_end_matches(|letter: char| letter.is_ascii_digit()).to_owned();
+    let words: Vec<&str> = name.split(['.', '-']).collect();
+    let stem = bare(words.first().copied().unwrap_or_default());
+    let has = |list: &[&str], word: &str| list.contains(&word) || list.contains(&bare(word).as_str());
+    let is = |list: &[&str]| list.contains(&name) || list.contains(&stem.as_str());
+    let is_of = |list: &[&str]| list.contains(&name) || words.iter().any(|word| has(list, word));
     match () {
         () if is(SHELLS) || name.starts_with("ld-") || name.starts_with("ld.so") => Kind::Shell,
-        () if is(BY_OPERAND) => Kind::ByOperand,
-        () if is(INTERPRETERS) => Kind::Interpreter,
-        () if is(BY_OPTION) => Kind::ByOption,
+        () if is_of(BY_OPERAND) => Kind::ByOperand,
+        () if is_of(INTERPRETERS) => Kind::Interpreter,
+        () if is_of(BY_OPTION) => Kind::ByOption,
         () => Kind::Plain,
     }
 }
@@ -197,6 +347,10 @@ impl ProgramRule {
             if arguments.get(index) != Some(&first.as_bytes()) {
                 return Err(format!("its argument {} must be {first}", index + 1));
             }
+        }
+        let is_bundle = self.first.is_empty() && arguments.first().is_some_and(|first| !first.starts_with(b"-"));
+        if is_bundle && BUNDLED.contains(&name_of(&self.program)) {
+            return Err(format!("{} takes its first argument for options: let it begin with a dash", self.program));
         }
         let mut rest = arguments[self.first.len()..].iter();
         let (mut operands, mut only_operands) = (Vec::new(), false);
@@ -248,13 +402,16 @@ impl ProgramRule {
         if self.max_operands.is_some_and(|most| operands.len() > most) {
             return Err(format!("it takes at most {} arguments that are no options", self.max_operands.unwrap_or_default()));
         }
-        let unfit = operands.iter().find(|operand| !self.operands.iter().any(|pattern| fits(pattern, operand)));
+        // To many programs such an argument is a command, or a file of further arguments: only a pattern that says so means it.
+        let is_more = |operand: &[u8]| operand.starts_with(b"+") || operand.starts_with(b"@");
+        let means = |pattern: &String, operand: &[u8]| fits(pattern, operand) && !(is_more(operand) && is_open(pattern));
+        let unfit = operands.iter().find(|operand| !self.operands.iter().any(|pattern| means(pattern, operand)));
         unfit.map_or(Ok(()), |operand| Err(format!("the argument {} fits no pattern of the rule", operand.escape_ascii())))
     }
 
     /// Whether the agent may set a variable for it.
     pub(crate) fn allows_variable(&self, name: &[u8]) -> bool {
-        is_harmless(name) || self.env.iter().any(|allowed| allowed.as_bytes() == name)
+        is_harmless_variable(name) || self.env.iter().any(|allowed| allowed.as_bytes() == name)
     }
 
     /// Checks the rule, and its examples against it.
@@ -271,9 +428,9 @@ impl ProgramRule {
             Kind::Shell => {
                 return Err(bad(format!("{program} runs whatever it is told, which T1 forbids")).with_help(NO_SHELL));
             }
-            Kind::ByOperand if self.operands.iter().any(|pattern| is_open(pattern)) => {
+            Kind::ByOperand if self.operands.iter().chain(self.options.values()).any(|pattern| names_any_program(pattern)) => {
                 return Err(bad(format!("{program} starts what its arguments name, and this rule lets any of them through"))
-                    .with_help("write the arguments out in `operands`"));
+                    .with_help("write the arguments out in `operands` and `options`"));
             }
             _ => {}
         }
@@ -303,13 +460,18 @@ fn is_open(pattern: &str) -> bool {
     pattern.starts_with(['*', '?'])
 }
 
+/// A pattern that many programs' names, or many programs in a language, may fit.
+fn names_any_program(pattern: &str) -> bool {
+    is_open(pattern) || (pattern.starts_with('/') && pattern.contains(['*', '?']))
+}
+
 /// Variables that put other code into a program.
 fn is_loaders(name: &str) -> bool {
     name.starts_with("LD_") || ["GLIBC_TUNABLES", "GCONV_PATH", "LOCPATH", "NLSPATH"].contains(&name)
 }
 
-/// A variable that the agent may set for any program.
-pub(crate) fn is_harmless(name: &[u8]) -> bool {
+/// Whether the agent may set a variable for any program: it names no file and no program, and switches nothing on.
+pub fn is_harmless_variable(name: &[u8]) -> bool {
     name.starts_with(b"LC_") || HARMLESS.iter().any(|harmless| harmless.as_bytes() == name)
 }
 
@@ -367,6 +529,23 @@ mod unit {
         }
     }
 
+    /// Commands of vim's and less's, files of arguments, tar's bundle without a dash.
+    #[test]
+    fn options_that_do_not_look_like_any_are_no_operands() {
+        let open = |program: &str| ProgramRule {
+            program: program.into(),
+            operands: vec!["*".into()],
+            flags: vec!["-R".into(), "-t".into(), "-f".into()],
+            ..ProgramRule::default()
+        };
+        assert!(open("/usr/bin/vim").allows(&["-R", "file"]).is_ok());
+        assert!(open("/usr/bin/vim").allows(&["-R", "+!id", "file"]).is_err());
+        assert!(open("/usr/bin/cc").allows(&["@file"]).is_err());
+        assert!(ProgramRule { operands: vec!["+%Y".into()], ..open("/usr/bin/date") }.allows(&["+%Y"]).is_ok());
+        assert!(open("/bin/tar").allows(&["-tf", "a.tar"]).is_ok());
+        assert!(open("/bin/tar").allows(&["cfI", "/dev/null", "/usr/bin/find", "f"]).is_err());
+    }
+
     #[test]
     fn examples_are_checked() {
         let mut rule = curl();
@@ -399,6 +578,14 @@ mod unit {
             "/usr/bin/nice",
             "/usr/bin/sort",
             "/usr/bin/lua5.4",
+            "/usr/bin/setarch",
+            "/usr/bin/x86_64-linux-gnu-gcc-12",
+            "/usr/bin/original-awk",
+            "/usr/bin/pydoc3",
+            "/usr/bin/journalctl",
+            "/usr/bin/vimdiff",
+            "/usr/sbin/ip",
+            "/usr/bin/xz",
         ] {
             assert!(check_any(program).is_err(), "{program}");
         }
@@ -409,7 +596,10 @@ mod unit {
         for program in ["/usr/bin/ls", "/bin/cat", "/usr/bin/grep", "/usr/bin/sha256sum", "/usr/bin/wc"] {
             assert!(check_any(program).is_ok(), "{program}");
         }
-        let open = ProgramRule { program: "/usr/bin/env".into(), operands: vec!["*".into()], ..curl() };
-        assert!(open.validate().unwrap_err().message().contains("lets any of them through"));
+        for (operand, option) in [("*", None), ("/*", None), ("/usr/bin/*", None), ("A=#", Some(("-S", "*")))] {
+            let options = option.map(|(name, pattern): (&str, &str)| (name.to_owned(), pattern.to_owned())).into_iter().collect();
+            let open = ProgramRule { program: "/usr/bin/env".into(), operands: vec![operand.into()], options, ..curl() };
+            assert!(open.validate().unwrap_err().message().contains("lets any of them through"), "{operand} {option:?}");
+        }
     }
 }

@@ -30,9 +30,22 @@ pub(crate) struct Held {
 }
 
 /// Shows that a request is under way in an environment, so that its lease does not end meanwhile.
-pub(crate) struct Busy(Arc<Held>);
+pub(crate) struct Busy(Arc<Held>, bool);
 
 impl Busy {
+    fn new(held: &Arc<Held>) -> Self {
+        held.busy.fetch_add(1, Ordering::Relaxed);
+        Self(held.clone(), true)
+    }
+
+    /// The same for a request that does not keep the environment: its lease may end meanwhile.
+    pub fn unheld(mut self) -> Self {
+        if std::mem::take(&mut self.1) {
+            self.0.busy.fetch_sub(1, Ordering::Relaxed);
+        }
+        self
+    }
+
     pub fn running(&self) -> &Running {
         &self.0.running
     }
@@ -53,7 +66,9 @@ impl Busy {
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        self.0.busy.fetch_sub(1, Ordering::Relaxed);
+        if self.1 {
+            self.0.busy.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 }
 
@@ -129,14 +144,14 @@ impl Shared {
     /// Finds an environment, also one that somebody else started.
     pub async fn find(&self, id_or_name: &str) -> Result<Busy> {
         if let Some(held) = self.environments().get(id_or_name) {
-            return Ok(busy(held));
+            return Ok(Busy::new(held));
         }
         let id = self.client.journal()?.find(id_or_name)?.record.id;
         if let Some(held) = self.environments().get(&id) {
-            return Ok(busy(held));
+            return Ok(Busy::new(held));
         }
         let held = self.attach(&id, None).await?;
-        Ok(busy(self.environments().entry(id).or_insert(held)))
+        Ok(Busy::new(self.environments().entry(id).or_insert(held)))
     }
 
     async fn attach(&self, id: &str, listed: Option<&Listed>) -> Result<Arc<Held>> {
@@ -153,7 +168,7 @@ impl Shared {
             _permit: permit,
         });
         // Nobody waits for a machine that may not answer.
-        let sweeping = busy(&held);
+        let sweeping = Busy::new(&held);
         tokio::spawn(async move { reaper::expire_tasks(sweeping.running()).await });
         Ok(held)
     }
@@ -251,11 +266,6 @@ impl Shared {
         }
         Ok(ttl)
     }
-}
-
-fn busy(held: &Arc<Held>) -> Busy {
-    held.busy.fetch_add(1, Ordering::Relaxed);
-    Busy(held.clone())
 }
 
 /// Seconds as a duration of at most a year.

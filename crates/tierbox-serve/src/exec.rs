@@ -65,6 +65,9 @@ async fn plan(asked: Asked, environment: &Busy) -> Result<(Plan, Presence)> {
     let head: wire::Exec = if json { intake.document().await? } else { intake.head().await? };
     let sandbox = machine(environment, head.machine.as_deref())?;
     let limit = limit(&head, sandbox.as_ref())?;
+    if matches!(principal, Principal::Agent(_)) && limit.bytes > sandbox.limits().output {
+        return Err(invalid("output_limit is more than the profile's limits.output, which is the most for an agent"));
+    }
     let actor = match principal {
         Principal::Harness => Actor::Harness(sandbox),
         Principal::Agent(_) => Actor::Agent(environment.agent(Some(sandbox.name())).await?),

@@ -60,6 +60,10 @@ pub(crate) async fn file(asked: Asked, environment: Busy, op: Op) -> Result<Answ
 /// What an agent may do with files; the rest was refused before.
 async fn agents(asked: Asked, environment: &Busy, machine: &str, op: Op, path: GuestPath) -> Result<Answer> {
     let agent = environment.agent(Some(machine)).await?;
+    if let Some(name) = ["offset", "length", "mode", "create_new"].into_iter().find(|name| asked.query.bytes(name).is_some()) {
+        let error = invalid("an agent reads and writes whole files: this part of the query is for harnesses");
+        return Err(error.with_context("query", name));
+    }
     match op {
         Op::ReadFile => {
             let most = asked.query.number("max")?.unwrap_or(AGENT_MOST).min(AGENT_MOST);

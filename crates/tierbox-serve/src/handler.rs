@@ -79,7 +79,12 @@ impl Query {
 pub(crate) async fn handle(shared: Arc<Shared>, origin: &Origin, presence: Presence, request: Request<Incoming>) -> Answer {
     let answer = match admitted(&shared, origin, &request) {
         Ok((route, places, principal)) => {
-            let answered = answer(shared.clone(), origin, presence, request, route, places, principal).await;
+            let work = answer(shared.clone(), origin, presence.clone(), request, route, places, principal);
+            let answered = tokio::select! {
+                answered = work => answered,
+                // What is under way for nobody ends: dropping the work kills its command.
+                () = presence.gone() => Err(Error::new(ErrorKind::Cancelled, "answer request", "the client went away")),
+            };
             answered.unwrap_or_else(|error| answer::problem(&error))
         }
         Err(refused) => *refused,
@@ -197,8 +202,16 @@ async fn general(mut asked: Asked, op: Op) -> Result<Answer> {
 
 async fn in_environment(mut asked: Asked, op: Op, environment: &str, exec: Option<&String>) -> Result<Answer> {
     let shared = asked.shared.clone();
+    let is_agent = matches!(asked.principal, Principal::Agent(_));
+    // What an agent does holds no lease: its harness may be gone.
+    let find = async || shared.find(environment).await.map(|found| if is_agent { found.unheld() } else { found });
     match op {
-        Op::Show => answer::json(&shared.show(environment).await?),
+        Op::Show => {
+            let mut shown = shared.show(environment).await?;
+            // For harnesses, as the request for it alone is.
+            shown.attestation = shown.attestation.filter(|_| !is_agent);
+            answer::json(&shown)
+        }
         Op::Destroy => answer::json(&shared.destroy(environment).await?),
         Op::Renew => answer::json(&shared.renew(environment, &asked.intake.document().await?)?),
         Op::AgentToken => {
@@ -214,18 +227,18 @@ async fn in_environment(mut asked: Asked, op: Op, environment: &str, exec: Optio
             let state = shared.client.state_path()?.display().to_string();
             answer::json(&wire::Connection { argv: connection.argv, note: connection.note, state })
         }
-        Op::Exec => exec::collected(asked, shared.find(environment).await?).await,
-        Op::Stream => exec::streamed(asked, shared.find(environment).await?).await,
+        Op::Exec => exec::collected(asked, find().await?).await,
+        Op::Stream => exec::streamed(asked, find().await?).await,
         Op::Execs | Op::Output | Op::SignalExec | Op::KillExec => {
             let found = shared.find(environment).await?;
             of_command(asked, found, op, exec.map_or("", String::as_str)).await
         }
         Op::RunCode | Op::CodeFiles | Op::CodeFile | Op::CleanCode | Op::CodeStatus => {
-            let found = shared.find(environment).await?;
+            let found = find().await?;
             code::code(asked, found, op, exec.map_or("", String::as_str)).await
         }
         Op::Verify | Op::Attestation | Op::Log => runs::record(asked, op, environment).await,
-        _ => files::file(asked, shared.find(environment).await?, op).await,
+        _ => files::file(asked, find().await?, op).await,
     }
 }
 

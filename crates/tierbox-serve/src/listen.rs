@@ -14,7 +14,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tierbox::{Error, ErrorKind, Result};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener, UnixStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::handler;
 use crate::presence::Presence;
@@ -99,13 +99,14 @@ fn lock(path: &Path) -> Result<std::fs::File> {
 
 /// Accepts connections, and serves each in a task of its own.
 pub(crate) async fn accept(shared: Arc<Shared>, listeners: Listeners) -> Result<()> {
-    let room = Arc::new(Semaphore::new(shared.options.connections));
+    // Each has room of its own: who has no token could else keep those out who come over the Unix socket.
+    let room = || Arc::new(Semaphore::new(shared.options.connections));
+    let (room_of_unix, room_of_tcp) = (room(), room());
     let own = rustix::process::geteuid().as_raw();
     loop {
-        let Ok(place) = room.clone().acquire_owned().await else { return Ok(()) };
         let shared = shared.clone();
         tokio::select! {
-            accepted = listeners.unix.accept() => {
+            (place, accepted) = placed(&room_of_unix, listeners.unix.accept()) => {
                 let Ok((stream, _)) = accepted else { pause().await; continue };
                 let Some(pid) = peer(&stream, own) else { continue };
                 let Some(presence) = presence(&stream) else { continue };
@@ -114,7 +115,7 @@ pub(crate) async fn accept(shared: Arc<Shared>, listeners: Listeners) -> Result<
                     drop(place);
                 });
             }
-            accepted = tcp(listeners.tcp.as_ref()) => {
+            (place, accepted) = placed(&room_of_tcp, tcp(listeners.tcp.as_ref())) => {
                 let Ok((stream, address)) = accepted else { pause().await; continue };
                 let port = listeners.address.map_or(0, |address| address.port());
                 let Some(presence) = presence(&stream) else { continue };
@@ -128,6 +129,13 @@ pub(crate) async fn accept(shared: Arc<Shared>, listeners: Listeners) -> Result<
             }
         }
     }
+}
+
+/// Waits for room, and then for a connection.
+async fn placed<T>(room: &Arc<Semaphore>, accepted: impl Future<Output = T>) -> (Option<OwnedSemaphorePermit>, T) {
+    // It is never closed.
+    let place = room.clone().acquire_owned().await.ok();
+    (place, accepted.await)
 }
 
 async fn tcp(listener: Option<&TcpListener>) -> std::io::Result<(tokio::net::TcpStream, SocketAddr)> {

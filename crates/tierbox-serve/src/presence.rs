@@ -1,7 +1,7 @@
 //! Whether the client at the other end of a connection is still there.
 //!
 //! The HTTP library notices the end of a connection whenever it reads from it. It does not read while a command does not
-//! take its input, so that then the socket itself is asked.
+//! take its input, nor past what it has not been asked for yet, so that the socket itself is asked.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -22,8 +22,12 @@ impl Presence {
 
     /// Waits until the client is gone.
     pub async fn gone(&self) {
-        while !self.is_gone() {
+        // Later first: what is answered at once asks nobody.
+        loop {
             tokio::time::sleep(INTERVAL).await;
+            if self.is_gone() {
+                return;
+            }
         }
     }
 

@@ -1,7 +1,6 @@
 //! The handle that the agent's tools get.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use tierbox_code::{CodeOutcome, CodeRunner, CodeStatus, CodeTask, SessionInfo, TaskCleanup, TaskFile};
 use tierbox_core::{
@@ -10,8 +9,9 @@ use tierbox_core::{
 };
 use tokio::sync::OnceCell;
 
+use crate::asked::{Asked, shown};
 use crate::confinement;
-use crate::gate::{Gate, shown};
+use crate::gate::Gate;
 
 /// A machine as the agent may use it: everything is checked against the tooling axis of the tier and the profile's approvals.
 ///
@@ -86,8 +86,7 @@ impl AgentSandbox {
     /// `PolicyDenied` before any side effect; else as [`CodeRunner::run_code`].
     pub async fn run_code(&self, task: &CodeTask) -> Result<CodeOutcome> {
         self.require(Tooling::T0, Sensitive::Code, "run code")?;
-        let what = || format!("{}: {}", task.runtime, task.code);
-        self.gate.pass(self.sandbox.name(), Sensitive::Code, task.runtime.as_bytes(), what()).await?;
+        self.gate.pass(self.sandbox.name(), Asked::code(task)).await?;
         self.code()?.run_code(task).await
     }
 
@@ -107,7 +106,7 @@ impl AgentSandbox {
     pub async fn cleanup_tasks(&self, older_than: Option<std::time::Duration>) -> Result<TaskCleanup> {
         self.require(Tooling::T0, Sensitive::Write, "remove tasks")?;
         let what = older_than.map_or("expired tasks".to_owned(), |age| format!("tasks older than {} s", age.as_secs()));
-        self.gate.pass(self.sandbox.name(), Sensitive::Write, b"tasks", what).await?;
+        self.gate.pass(self.sandbox.name(), Asked::cleanup(what)).await?;
         self.code()?.cleanup_tasks(older_than).await
     }
 
@@ -162,7 +161,7 @@ impl AgentSandbox {
     /// `PolicyDenied`; else as [`SandboxExt::write_bytes`].
     pub async fn write_bytes(&self, path: impl Into<GuestPath> + Send, contents: Vec<u8>) -> Result<()> {
         let path = path.into();
-        self.change(&path, "write files").await?;
+        self.change(&path, Some(&contents), "write files").await?;
         self.sandbox.write_bytes(path, contents).await
     }
 
@@ -171,7 +170,7 @@ impl AgentSandbox {
     /// # Errors
     /// `PolicyDenied`; else as [`Sandbox::remove`].
     pub async fn remove(&self, path: &GuestPath, recursive: bool) -> Result<()> {
-        self.change(path, "remove files").await?;
+        self.change(path, None, "remove files").await?;
         self.sandbox.remove(path, recursive).await
     }
 
@@ -180,7 +179,7 @@ impl AgentSandbox {
     /// # Errors
     /// `PolicyDenied`; else as [`Sandbox::make_dir`].
     pub async fn make_dir(&self, path: &GuestPath) -> Result<()> {
-        self.change(path, "make directories").await?;
+        self.change(path, None, "make directories").await?;
         self.sandbox.make_dir(path).await
     }
 
@@ -196,7 +195,7 @@ impl AgentSandbox {
 
     /// Whether a decision ended what the agent may do. The harness should end the run.
     pub fn is_terminated(&self) -> bool {
-        self.gate.terminated.load(Ordering::Acquire)
+        self.gate.termination.is_set()
     }
 
     /// Whether some action of this kind could get consent: not if every rule and the preset refuse it, or ask where nobody can
@@ -224,8 +223,7 @@ impl AgentSandbox {
         if self.tooling() == Tooling::T1 {
             request.confine = Some(self.executables().await?.clone());
         }
-        let text = request.argv.join(&b' ');
-        self.gate.pass(machine, Sensitive::Exec, &text, shown(&request.argv)).await?;
+        self.gate.pass(machine, Asked::exec(&request)).await?;
         Ok(request)
     }
 
@@ -233,10 +231,10 @@ impl AgentSandbox {
         self.executables.get_or_try_init(|| confinement::executables(self.sandbox.as_ref(), &self.policy)).await
     }
 
-    async fn change(&self, path: &GuestPath, what: &str) -> Result<()> {
+    async fn change(&self, path: &GuestPath, contents: Option<&[u8]>, what: &str) -> Result<()> {
         path.validate()?;
         self.require(Tooling::T0, Sensitive::Write, what)?;
-        self.gate.pass(self.sandbox.name(), Sensitive::Write, path.as_bytes(), path.to_string()).await
+        self.gate.pass(self.sandbox.name(), Asked::write(path, contents)).await
     }
 
     fn code(&self) -> Result<&CodeRunner> {

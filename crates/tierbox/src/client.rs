@@ -15,6 +15,7 @@ use crate::memo::Memo;
 use crate::noted::Noted;
 use crate::profiles::{ProfileSource, Profiles};
 use crate::running::{Running, destroy};
+use crate::termination::Termination;
 use crate::{AuditLayer, Run, StartOptions, check, life, runs, start};
 
 /// How long what a gateway decided may take to be read, when its environment is ended.
@@ -307,6 +308,7 @@ impl Tierbox {
         self.keep_decisions(&entry).await;
         let report = destroy(backend.as_ref(), &record).await?;
         lease.remove()?;
+        Termination::forget(journal.state().path(), &record.id);
         tracing::info!(target: "tierbox::op", id = record.id, "down");
         if let Some(log) = runs::reopen(journal, &record.id, &Memo::from_value(&entry.memo))? {
             life::step(Some(&AuditLayer::new(log.clone(), record.id.as_str())), "stopped");
@@ -352,7 +354,10 @@ impl Tierbox {
     pub async fn cleanup(&self, options: CleanupOptions) -> Result<CleanupReport> {
         #[cfg(target_os = "linux")]
         tierbox_verify::remove_orphans();
-        tierbox_lease::cleanup(self.journal()?, &self.inner.registry, options).await
+        let journal = self.journal()?;
+        let report = tierbox_lease::cleanup(journal, &self.inner.registry, options).await?;
+        Termination::forget_all_but(journal.state().path(), |id| journal.find(id).is_ok());
+        Ok(report)
     }
 
     /// What this host can enforce, by backend.

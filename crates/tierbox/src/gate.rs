@@ -1,14 +1,15 @@
 //! Decisions about what the agent asks for: rules, presets, somebody who is asked. Each one is recorded.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use tierbox_core::{
-    Action, AgentSettings, Approval, Approver, AuditOperation, AuditOutcome, Consent, Error, ErrorKind, Principal, Result,
-    Sensitive, fits,
+    Action, AgentSettings, Approval, ApprovalRule, Approver, AuditOperation, AuditOutcome, Consent, Error, ErrorKind, Principal,
+    Result, Sensitive,
 };
 
 use crate::AuditLayer;
+use crate::asked::Asked;
+use crate::termination::Termination;
 
 /// What all handles of one agent share.
 pub(crate) struct Gate {
@@ -16,7 +17,7 @@ pub(crate) struct Gate {
     pub approver: Option<Arc<dyn Approver>>,
     pub audit: Option<AuditLayer>,
     pub environment: String,
-    pub terminated: Arc<AtomicBool>,
+    pub termination: Termination,
 }
 
 /// A decision with whose it is.
@@ -30,17 +31,19 @@ impl Gate {
     ///
     /// # Errors
     /// `PolicyDenied` with the reason.
-    pub async fn pass(&self, machine: &str, tool: Sensitive, pattern_text: &[u8], what: String) -> Result<()> {
+    pub async fn pass(&self, machine: &str, asked: Asked) -> Result<()> {
         self.check_alive()?;
-        let action = Action::new(self.environment.as_str(), machine, tool, what);
-        let decision = self.decide(&action, pattern_text).await;
+        let tool = asked.tool;
+        let rule = self.settings.approvals.iter().find(|rule| asked.is_meant_by(rule));
+        let action = Action::new(self.environment.as_str(), machine, tool, asked.what);
+        let decision = self.decide(&action, rule).await;
         self.record(&action, verdict(&decision.consent), &decision.by, reason(&decision.consent));
         match decision.consent {
             Consent::Allow => Ok(()),
             Consent::Reject(reason) => Err(denied(tool, &reason, &decision.by)
                 .with_help("go on without it, or have somebody approve it: see [tools.approvals] in the profile")),
             Consent::Terminate(reason) => {
-                self.terminated.store(true, Ordering::Release);
+                self.termination.set();
                 Err(denied(tool, &format!("{reason}; the run is terminated"), &decision.by))
             }
         }
@@ -66,17 +69,14 @@ impl Gate {
 
     /// Whether the agent may still do anything.
     pub fn check_alive(&self) -> Result<()> {
-        if self.terminated.load(Ordering::Acquire) {
+        if self.termination.is_set() {
             let message = "the run was terminated by an earlier decision, so that nothing more is done for the agent";
             return Err(Error::new(ErrorKind::PolicyDenied, "act as agent", message));
         }
         Ok(())
     }
 
-    async fn decide(&self, action: &Action, text: &[u8]) -> Decision {
-        let fitting =
-            |rule: &&tierbox_core::ApprovalRule| rule.tool.is_none_or(|tool| tool == action.tool) && fits(&rule.pattern, text);
-        let rule = self.settings.approvals.iter().find(fitting);
+    async fn decide(&self, action: &Action, rule: Option<&ApprovalRule>) -> Decision {
         let (approval, by) = match rule {
             Some(rule) => (rule.action, format!("rule {:?}", rule.pattern)),
             None => (self.settings.preset.approval(), format!("preset {}", preset_name(self.settings.preset))),
@@ -151,14 +151,4 @@ fn denied(tool: Sensitive, reason: &str, by: &str) -> Error {
         Sensitive::Write => "change files",
     };
     Error::new(ErrorKind::PolicyDenied, tool, reason).with_context("decided by", by)
-}
-
-/// A command as a person reads it: arguments with anything odd in them are quoted.
-pub(crate) fn shown(argv: &[Vec<u8>]) -> String {
-    let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"%+,-./:=@_".contains(byte);
-    let word = |argument: &Vec<u8>| match argument.iter().all(plain) && !argument.is_empty() {
-        true => String::from_utf8_lossy(argument).into_owned(),
-        false => format!("'{}'", String::from_utf8_lossy(argument).replace('\'', "'\\''")),
-    };
-    argv.iter().map(word).collect::<Vec<_>>().join(" ")
 }

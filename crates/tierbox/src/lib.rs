@@ -49,6 +49,7 @@
 #![forbid(unsafe_code)]
 
 mod agent;
+mod asked;
 mod audited;
 mod check;
 mod client;
@@ -64,6 +65,7 @@ mod records;
 mod running;
 mod runs;
 mod start;
+mod termination;
 mod traced;
 mod undertaker;
 #[cfg(target_os = "linux")]

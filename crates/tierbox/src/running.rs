@@ -2,7 +2,6 @@
 
 use std::ops::Deref;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::{Duration, SystemTime};
 
 use tierbox_code::CodeRunner;
@@ -16,6 +15,7 @@ use tierbox_verify::{Attestation, OperationLog, Verification, Verified};
 use crate::gate::Gate;
 use crate::memo::Memo;
 use crate::noted::Noted;
+use crate::termination::Termination;
 use crate::traced::Traced;
 use crate::undertaker::{Burial, bury};
 use crate::{AgentOptions, AgentSandbox, AuditLayer, life, runs};
@@ -32,7 +32,7 @@ pub struct Running {
     report: Report,
     tooling: Tooling,
     memo: Memo,
-    terminated: Arc<AtomicBool>,
+    termination: Termination,
     audit: Option<AuditLayer>,
     verified: Option<Verified>,
     /// When verification asked the gateway for something.
@@ -65,7 +65,7 @@ impl Running {
             tooling: report.tier.tooling(),
             report,
             memo,
-            terminated: Arc::default(),
+            termination: Termination::of(journal.state().path(), environment.id()),
             audit: None,
             verified: None,
             probed: Arc::default(),
@@ -327,7 +327,7 @@ impl Running {
             approver,
             audit: self.audit.clone(),
             environment: self.id.clone(),
-            terminated: self.terminated.clone(),
+            termination: self.termination.clone(),
         };
         // Settings that make no sense allow no code.
         let code = CodeRunner::new(machine.clone(), self.memo.code.clone()).ok();
@@ -336,7 +336,7 @@ impl Running {
 
     /// Whether a decision ended what the agent may do here. Whoever drives the run should end it.
     pub fn is_terminated(&self) -> bool {
-        self.terminated.load(std::sync::atomic::Ordering::Acquire)
+        self.termination.is_set()
     }
 
     /// Runs code tasks in the primary machine, as the harness. Does nothing by itself; [`CodeRunner::attach`] also removes
@@ -441,6 +441,7 @@ impl Running {
             destroy(parts.backend.as_ref(), &lease.snapshot()).await?;
         }
         lease.remove()?;
+        Termination::forget(parts.journal.state().path(), &self.id);
         tracing::info!(target: "tierbox::op", id = self.id, "stopped");
         life::step(self.audit.as_ref(), "stopped");
         if let Some(log) = &self.log {

@@ -300,7 +300,11 @@ mod conformance {
         assert!(running.agent().run(ExecRequest::new(["/bin/true"])).await.is_err(), "another handle of the same agent's");
         // The harness still scores.
         assert!(running.run(ExecRequest::new(["/bin/true"])).await.unwrap().success());
+        // Nor does another process that finds it.
+        let marks = fixture.client.state_path().unwrap().join("terminated");
+        assert!(marks.join(running.id()).exists());
         running.stop().await.unwrap();
+        assert_eq!(std::fs::read_dir(&marks).unwrap().count(), 0);
         let verdicts: Vec<String> = log.decisions().into_iter().map(|(_, verdict, _)| verdict).collect();
         assert_eq!(verdicts, ["allowed", "terminated"]);
     }

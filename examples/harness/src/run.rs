@@ -66,11 +66,11 @@ struct Attempt {
 
 impl Work {
     async fn task(self, task: Task, slots: Arc<Semaphore>) -> Result<Vec<Record>> {
-        let prepared = self.prepare(&task, &slots).await;
+        let prepared = self.prepare_again(&task, &slots).await;
         let mut samples = JoinSet::new();
         for sample in task.samples.clone() {
             let (work, slots, name) = (self.clone(), slots.clone(), task.name);
-            let given = prepared.as_ref().map(|(_, tree)| tree.clone()).map_err(|error| format!("{}: {error}", error.kind()));
+            let given = prepared.as_ref().map(Arc::clone).map_err(|error| format!("{}: {error}", error.kind()));
             samples.spawn(async move {
                 // A closed semaphore would only mean that there is no limit any more.
                 let _slot = slots.acquire().await;
@@ -81,16 +81,30 @@ impl Work {
         while let Some(ended) = samples.join_next().await {
             records.push(ended.map_err(|error| Error::new(ErrorKind::Internal, "run sample", error.to_string()))??);
         }
-        if let Ok((running, _)) = prepared {
-            // What the task's own clean-up cannot do, the end of its sandbox does.
-            let _ = script(running.sandbox().as_ref(), task.cleanup).await;
-            running.stop().await?;
+        if let Ok(tree) = prepared {
+            // The samples are judged by then: what a clean-up cannot do, the end of its sandbox does.
+            let _ = self.clean_up(&task, &tree, &slots).await;
         }
         Ok(records)
     }
 
-    /// The task's own sandbox, and the tree that every sample is given.
-    async fn prepare(&self, task: &Task, slots: &Semaphore) -> Result<(Running, Arc<Tree>)> {
+    /// The same with further attempts where a sandbox failed, as for samples.
+    async fn prepare_again(&self, task: &Task, slots: &Semaphore) -> Result<Arc<Tree>> {
+        let mut attempts = 0;
+        loop {
+            attempts += 1;
+            match self.prepare(task, slots).await {
+                Err(error) if is_transient(&error) && attempts <= self.plan.retries => {
+                    tokio::time::sleep(Duration::from_millis(200) * attempts).await;
+                }
+                other => return other,
+            }
+        }
+    }
+
+    /// The tree that every sample is given, from a sandbox of the task's own. It ends at once: one that lived on would be one more
+    /// than may run at a time.
+    async fn prepare(&self, task: &Task, slots: &Semaphore) -> Result<Arc<Tree>> {
         let _slot = slots.acquire().await;
         let running = self.client.start(&self.plan.profile).await?;
         let sandbox = running.sandbox();
@@ -99,7 +113,17 @@ impl Work {
         let tree = score::export(sandbox.as_ref()).await?;
         let tree =
             tree.ok_or_else(|| Error::new(ErrorKind::TooLarge, "set up task", "what it gives its samples is too large"))?;
-        Ok((running, Arc::new(tree)))
+        running.stop().await?;
+        Ok(Arc::new(tree))
+    }
+
+    /// Runs a task's clean-up over what it gave its samples.
+    async fn clean_up(&self, task: &Task, tree: &Tree, slots: &Semaphore) -> Result<()> {
+        let _slot = slots.acquire().await;
+        let running = self.client.start(&self.plan.profile).await?;
+        score::import(running.sandbox().as_ref(), tree).await?;
+        script(running.sandbox().as_ref(), task.cleanup).await?;
+        running.stop().await
     }
 
     async fn sample(&self, task: &str, sample: &Sample, given: Result<Arc<Tree>, String>) -> Result<Record> {
@@ -115,8 +139,7 @@ impl Work {
                 },
                 Err(error) => Error::new(ErrorKind::Internal, "set up task", error.clone()),
             };
-            let again = failed.is_retryable() || matches!(failed.kind(), ErrorKind::Lost | ErrorKind::Timeout);
-            if !again || attempts > self.plan.retries {
+            if !is_transient(&failed) || attempts > self.plan.retries {
                 break Attempt {
                     verdict: Verdict::Invalid(format!("{}: {failed}", failed.kind())),
                     tier: None,
@@ -171,10 +194,20 @@ impl Work {
                 Err(error) => return Err(error),
             }
         }
-        let tree = score::export(sandbox.as_ref()).await?;
+        let tree = match score::export(sandbox.as_ref()).await {
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                return Ok(Err(Verdict::Failed("it removed the directory that is scored".to_owned())));
+            }
+            other => other?,
+        };
         script(sandbox.as_ref(), sample.cleanup).await?;
         Ok(tree.ok_or_else(|| Verdict::Failed("it left more than can be scored".to_owned())))
     }
+}
+
+/// Whether another attempt may succeed.
+fn is_transient(error: &Error) -> bool {
+    error.is_retryable() || matches!(error.kind(), ErrorKind::Lost | ErrorKind::Timeout)
 }
 
 /// Runs a script of the harness's own, which must succeed.

@@ -38,6 +38,10 @@ fn skip(engine: &str, why: &str, install: &str) {
 
 /// Runs the tasks under a profile, and checks every line of the results.
 fn evaluate(engine: &str, profile: &str, tier: &str) {
+    evaluate_with(engine, profile, tier, &[]);
+}
+
+fn evaluate_with(engine: &str, profile: &str, tier: &str, more: &[&str]) {
     let state = tempfile::tempdir().unwrap();
     let path = state.path().join("state");
     let mut run = harness(&path);
@@ -45,7 +49,7 @@ fn evaluate(engine: &str, profile: &str, tier: &str) {
     if let Some(host) = std::env::var_os("TIERBOX_ENGINE_DOCKER").filter(|_| engine == "docker") {
         run.env("DOCKER_HOST", host);
     }
-    let output = run.args(["run", "--profile", profile]).output().unwrap();
+    let output = run.args(["run", "--profile", profile]).args(more).output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
     let records: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).expect("a line of JSON")).collect();
     if skipped(engine, &records) {
@@ -99,6 +103,15 @@ mod conformance {
     #[test]
     fn tasks_run_in_local_containers() {
         evaluate("local-container", "local", "T0.H1.N2");
+    }
+
+    /// One at a time is one sandbox at a time, those of tasks and of scorers too.
+    #[test]
+    fn no_more_run_at_once_than_was_asked_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let profile = directory.path().join("one.toml");
+        std::fs::write(&profile, "extends = \"local\"\ntier = \"T0.H1.N2\"\n[limits]\nmax-environments = 1\n").unwrap();
+        evaluate_with("local-container", &profile.display().to_string(), "T0.H1.N2", &["--concurrency", "1", "--retries", "0"]);
     }
 
     #[test]

@@ -194,7 +194,9 @@ async fn sessions(agent: &AgentSandbox, json: bool) -> Result<u8> {
         return Ok(0);
     }
     let row = |session: &tierbox::code::SessionInfo| {
-        vec![session.name.clone(), table::span(Duration::from_secs(session.idle_seconds)), session.directory.clone()]
+        // The sandbox's own words.
+        let (name, directory) = (neutral::line(session.name.as_bytes()), neutral::line(session.directory.as_bytes()));
+        vec![name, table::span(Duration::from_secs(session.idle_seconds)), directory]
     };
     output::line(table::render(&["SESSION", "IDLE", "DIRECTORY"], &sessions.iter().map(row).collect::<Vec<_>>()));
     Ok(0)

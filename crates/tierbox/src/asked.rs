@@ -1,0 +1,141 @@
+//! What the agent asks for, as rules, people and the log look at it.
+
+use tierbox_code::CodeTask;
+use tierbox_core::{Approval, ApprovalRule, ExecRequest, GuestPath, Sensitive, Stdin, fits, is_harmless_variable};
+
+/// How much of what comes along is shown, in bytes each.
+const SHOWN: usize = 2000;
+
+/// A sensitive action with all that comes along.
+pub(crate) struct Asked {
+    pub tool: Sensitive,
+    /// What a rule is compared with: the arguments joined by spaces, the runtime, the path.
+    text: Vec<u8>,
+    /// What a rule that does not allow is compared with as well: variables, the user, the directory, input, code, files.
+    along: Vec<Vec<u8>>,
+    /// Whether what comes along may make something else of the text, so that no rule that allows the text means it.
+    altered: bool,
+    /// For people.
+    pub what: String,
+}
+
+impl Asked {
+    /// A command. Variables can make any program do anything, and another user may do more than the one that a rule was
+    /// written for.
+    pub fn exec(request: &ExecRequest) -> Self {
+        let mut what = shown(&request.argv);
+        let mut along = Vec::new();
+        let odd = request.env.iter().filter(|(name, _)| !is_harmless_variable(name));
+        for (name, value) in odd {
+            let pair = [name.as_slice(), b"=", value].concat();
+            what += &format!("; with {}", head(&pair));
+            along.push(pair);
+        }
+        let altered = !along.is_empty() || request.user.is_some();
+        if let Some(user) = &request.user {
+            what += &format!("; as {user}");
+            along.push(user.clone().into_bytes());
+        }
+        if let Some(cwd) = &request.cwd {
+            what += &format!("; in {cwd}");
+            along.push(cwd.as_bytes().to_vec());
+        }
+        match &request.stdin {
+            Stdin::Bytes(bytes) if !bytes.is_empty() => {
+                what += &format!("; given {}", head(bytes));
+                along.push(bytes.to_vec());
+            }
+            _ => {}
+        }
+        Self { tool: Sensitive::Exec, text: request.argv.join(&b' '), along, altered, what }
+    }
+
+    /// A piece of code. Whoever allows a runtime allows all code in it, so that nothing that comes along can add to it.
+    pub fn code(task: &CodeTask) -> Self {
+        let mut what = format!("{}: {}", task.runtime, task.code);
+        let mut along = vec![task.code.clone().into_bytes()];
+        for (name, value) in &task.env {
+            let pair = format!("{name}={value}").into_bytes();
+            what += &format!("; with {}", head(&pair));
+            along.push(pair);
+        }
+        for (name, contents) in &task.files {
+            what += &format!("; and the file {name}: {}", head(contents));
+            along.extend([name.clone().into_bytes(), contents.clone()]);
+        }
+        if let Some(stdin) = &task.stdin {
+            what += &format!("; given {}", head(stdin));
+            along.push(stdin.clone());
+        }
+        Self { tool: Sensitive::Code, text: task.runtime.clone().into_bytes(), along, altered: false, what }
+    }
+
+    /// A change of a file, with what is to be in it.
+    pub fn write(path: &GuestPath, contents: Option<&[u8]>) -> Self {
+        let along = contents.map(<[u8]>::to_vec).into_iter().collect();
+        Self { tool: Sensitive::Write, text: path.as_bytes().to_vec(), along, altered: false, what: path.to_string() }
+    }
+
+    /// The removal of old tasks.
+    pub fn cleanup(what: String) -> Self {
+        Self { tool: Sensitive::Write, text: b"tasks".to_vec(), along: Vec::new(), altered: false, what }
+    }
+
+    /// Whether a rule speaks of this. One that allows speaks of the text alone, and of nothing that alters it; every other one
+    /// speaks of what comes along too.
+    pub fn is_meant_by(&self, rule: &ApprovalRule) -> bool {
+        let means = |text: &Vec<u8>| fits(&rule.pattern, text);
+        rule.tool.is_none_or(|tool| tool == self.tool)
+            && match rule.action {
+                Approval::Allow => !self.altered && means(&self.text),
+                _ => means(&self.text) || self.along.iter().any(means),
+            }
+    }
+}
+
+/// The beginning of something, on one line, with its size where that is not all.
+fn head(bytes: &[u8]) -> String {
+    let text = String::from_utf8_lossy(&bytes[..bytes.len().min(SHOWN)]).into_owned();
+    let cut = if bytes.len() > SHOWN { format!("… ({} bytes)", bytes.len()) } else { String::new() };
+    format!("{}{cut}", quoted(&text))
+}
+
+/// A command as a person reads it: arguments with anything odd in them are quoted.
+pub(crate) fn shown(argv: &[Vec<u8>]) -> String {
+    argv.iter().map(|argument| quoted(&String::from_utf8_lossy(argument))).collect::<Vec<_>>().join(" ")
+}
+
+fn quoted(text: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"%+,-./:=@_".contains(&byte);
+    match text.bytes().all(plain) && !text.is_empty() {
+        true => text.to_owned(),
+        false => format!("'{}'", text.replace('\'', "'\\''")),
+    }
+}
+
+#[cfg(test)]
+mod unit {
+    use super::*;
+
+    fn rule(pattern: &str, action: Approval) -> ApprovalRule {
+        ApprovalRule { tool: None, pattern: pattern.into(), action }
+    }
+
+    #[test]
+    fn what_comes_along_is_no_way_around_a_rule() {
+        let (allow, refuse) = (rule("/usr/bin/git *", Approval::Allow), rule("*secret*", Approval::Terminate));
+        let git = || ExecRequest::new(["/usr/bin/git", "log"]);
+        assert!(Asked::exec(&git()).is_meant_by(&allow));
+        assert!(Asked::exec(&git().env("LANG", "C").cwd("/tmp")).is_meant_by(&allow));
+        for altered in [git().env("GIT_CONFIG_COUNT", "1"), git().user("root")] {
+            assert!(!Asked::exec(&altered).is_meant_by(&allow), "{altered:?}");
+        }
+        for hidden in [git().stdin_bytes(b"a secret".to_vec()), git().env("X", "secret"), git().cwd("/secrets")] {
+            assert!(Asked::exec(&hidden).is_meant_by(&refuse), "{hidden:?}");
+        }
+        let code = CodeTask::new("python", "import json").file("json.py", "print('secret')");
+        assert!(Asked::code(&code).is_meant_by(&refuse) && Asked::code(&code).is_meant_by(&rule("python", Approval::Allow)));
+        assert!(Asked::code(&code).what.contains("and the file json.py: 'print("), "{}", Asked::code(&code).what);
+        assert!(Asked::write(&"x".into(), Some(b"secret")).is_meant_by(&refuse));
+    }
+}
