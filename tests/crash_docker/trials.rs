@@ -33,7 +33,7 @@ volumes: {data: }
 
 pub fn all() -> Vec<Trial> {
     let points = POINTS.iter().map(|point| trial(&format!("points::{point}"), move || at_point(point)));
-    points.chain([trial("moments", moments)]).collect()
+    points.chain([trial("building", building), trial("moments", moments)]).collect()
 }
 
 fn trial(name: &str, test: impl Fn() -> Result<(), String> + Send + 'static) -> Trial {
@@ -52,7 +52,8 @@ fn spec(dir: &Path) -> EnvironmentSpec {
     let mut spec = engines::docker_spec(ENGINE, "docker", engines::DEBIAN);
     let settings = spec.settings.as_object_mut().expect("a table");
     settings.remove("image");
-    settings.insert("compose".to_owned(), json!("compose.yaml"));
+    let (key, file) = if dir.join("Dockerfile").exists() { ("dockerfile", "Dockerfile") } else { ("compose", "compose.yaml") };
+    settings.insert(key.to_owned(), json!(file));
     spec.base_dir = dir.to_owned();
     (spec.limits.disk, spec.limits.inodes) = (None, None);
     spec
@@ -119,7 +120,8 @@ fn docker(arguments: &[&str]) -> String {
 
 /// What is left of the environments whose leases a state directory held.
 fn remains(ids: &[String]) -> Vec<String> {
-    let kinds: [&[&str]; 3] = [
+    let kinds: [&[&str]; 4] = [
+        &["images", "-a", "--format", "{{.Repository}} {{.ID}}", "--filter", "label=dev.tierbox.lease"],
         &["ps", "-a", "--format", "{{.Names}}", "--filter", "label=dev.tierbox.lease"],
         &["network", "ls", "--format", "{{.Name}}", "--filter", "label=dev.tierbox.lease"],
         &["volume", "ls", "--format", "{{.Name}}", "--filter", "label=dev.tierbox.lease"],
@@ -146,6 +148,51 @@ fn judge(dir: &Path, bystander: &Bystander) -> Result<(), String> {
         return Err(format!("leases are left: {:?}", leases(dir)));
     }
     if bystander.lives() { Ok(()) } else { Err("a container of somebody else's was ended".to_owned()) }
+}
+
+/// Of what the engine lists that in whose variables a text stands, whatever it is labelled with.
+fn marked(mark: &str, lists: &[&[&str]]) -> Vec<String> {
+    let host = engines::address(ENGINE).unwrap_or_default();
+    let asked = |words: &[&str]| {
+        let output = Command::new("docker").args(["-H", &host]).args(words).stdin(Stdio::null()).output().expect("docker");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let ids: Vec<String> = lists.iter().map(|list| asked(list)).collect();
+    // What others remove meanwhile is not there to be told.
+    let told = |id: &&str| asked(&["inspect", "-f", "{{.Config.Env}}", id]).contains(mark);
+    ids.iter().flat_map(|ids| ids.split_whitespace()).filter(told).map(str::to_owned).collect()
+}
+
+/// The harness is killed while a step of a build runs, after a stage that was built.
+fn building() -> Result<(), String> {
+    let (dir, bystander) = (world(), Bystander::new());
+    let mark = format!(
+        "mark{}x{}",
+        std::process::id(),
+        SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_nanos()
+    );
+    let text = format!(
+        "FROM {0} AS one\nENV MARK={mark}\nRUN echo 1 > /one\nFROM {0}\nENV MARK={mark}\nCOPY --from=one /one /one\nRUN sleep 1000\n",
+        engines::DEBIAN
+    );
+    std::fs::write(dir.path().join("Dockerfile"), text).map_err(|error| error.to_string())?;
+    let mut harness = start(dir.path(), None);
+    let begun = Instant::now();
+    let images = ["images", "-aq", "--no-trunc"];
+    let sleeps = ["ps", "-q", "--no-trunc", "--filter", "status=running"];
+    while marked(&mark, &[&sleeps]).is_empty() || marked(&mark, &[&images]).len() < 3 {
+        if begun.elapsed() > PATIENCE {
+            let _ = harness.kill();
+            let _ = harness.wait();
+            return Err(format!("no step of the build runs within {PATIENCE:?}"));
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let _ = harness.kill();
+    let _ = harness.wait();
+    judge(dir.path(), &bystander)?;
+    let left = marked(&mark, &[&images, &["ps", "-aq", "--no-trunc"]]);
+    if left.is_empty() { Ok(()) } else { Err(format!("{left:?} are left")) }
 }
 
 fn at_point(point: &str) -> Result<(), String> {

@@ -160,7 +160,7 @@ async fn the_gateway_lives_on() -> Result<(), String> {
     ensure(gateways(&id).len() == 1, "no gateway serves it")?;
     running.stop().await.map_err(text)?;
     // It ends with the machine.
-    for _ in 0..200 {
+    for _ in 0..1200 {
         if gateways(&id).is_empty() {
             return nothing_left(&id);
         }

@@ -40,7 +40,7 @@ async fn a_container_killed_from_outside_is_lost() -> Result<(), String> {
     ensure(ended.outcome == Outcome::Lost, format!("{ended:?}"))?;
     let error = machine.run(ExecRequest::new(["true"])).await.err();
     ensure(error.as_ref().is_some_and(|error| error.kind() == ErrorKind::Lost), format!("{error:?}"))?;
-    ensure(environment.ended(Duration::from_secs(10)).await, "it has not ended")?;
+    ensure(environment.ended(Duration::from_secs(60)).await, "it has not ended")?;
     environment.stop().await.map_err(text)?;
     nothing_left(environment.id())
 }

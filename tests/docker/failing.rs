@@ -84,7 +84,7 @@ async fn an_engine_that_is_killed_loses_what_ran() -> Result<(), String> {
     let machine = environment.primary();
     let mut handle = machine.spawn(ExecRequest::new(["sleep", "1000"])).await.map_err(text)?;
     own.kill()?;
-    let ended = tokio::time::timeout(Duration::from_secs(30), handle.wait()).await.map_err(|_| "it waits in vain")?;
+    let ended = tokio::time::timeout(Duration::from_secs(60), handle.wait()).await.map_err(|_| "it waits in vain")?;
     ensure(ended.as_ref().is_ok_and(|ended| ended.outcome == Outcome::Lost), format!("{ended:?}"))?;
     let late = machine.run(ExecRequest::new(["true"])).await.err();
     ensure(late.as_ref().is_some_and(|error| error.kind() == ErrorKind::Lost), format!("{late:?}"))?;

@@ -87,7 +87,12 @@ async fn only_what_is_outside_is_reached() -> Result<(), String> {
         let seen = environment.primary().run(ExecRequest::new(["/bin/bash", "-c", &script])).await.map_err(text)?;
         Ok(seen.stdout.text().contains("reached"))
     };
-    ensure(reaches(OUTSIDE).await?, "the outside is not reached")?;
+    let mut tries = 0;
+    // The one thing that must work; a busy machine may take its time.
+    while !reaches(OUTSIDE).await? {
+        tries += 1;
+        ensure(tries < 20, "the outside is not reached")?;
+    }
     ensure(!reaches(METADATA).await?, "the metadata service is reached")?;
     let bridges = gateways();
     ensure(bridges.len() > 1, "the engine has no bridge of its own for it")?;

@@ -27,8 +27,11 @@ const TRIES: u32 = 40;
 /// The pause between two tries.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// After this long nothing comes into being any more that a dead harness asked for.
+/// How long one waits for what a dead harness asked for, before one looks whether something came into being.
 const AFTERMATH: Duration = Duration::from_millis(500);
+
+/// How often at most.
+const ROUNDS: u32 = 10;
 
 /// Removes everything that a lease names. What could not be removed is in the report.
 ///
@@ -43,11 +46,24 @@ pub async fn lease(lease: &LeaseRecord) -> Result<DestroyReport> {
     let memory = Memory::of(lease)?;
     let engine = Engine::connect(&memory.socket).await?;
     if !memory.ready && !remove_all(&engine, lease, &mut report).await {
-        // Its owner may have died with a request on the way, which the engine then carries out all the same.
-        tokio::time::sleep(AFTERMATH).await;
+        remove_belated(&engine, lease, &mut report).await;
+    } else {
+        remove_all(&engine, lease, &mut report).await;
     }
-    remove_all(&engine, lease, &mut report).await;
     Ok(report)
+}
+
+/// Its owner may have died with a request on the way, which the engine then carries out all the same. On a busy machine one thing
+/// comes after another: it is over once a whole round finds nothing more.
+async fn remove_belated(engine: &Engine, lease: &LeaseRecord, report: &mut DestroyReport) {
+    for _ in 0..ROUNDS {
+        tokio::time::sleep(AFTERMATH).await;
+        let removed = report.removed.len();
+        remove_all(engine, lease, report).await;
+        if report.removed.len() == removed {
+            break;
+        }
+    }
 }
 
 /// Removes what is there. Whether every container was.
