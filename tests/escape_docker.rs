@@ -1,4 +1,4 @@
-//! The escape corpus on containers of a Docker Engine.
+//! The escape corpus on containers of a Docker Engine, with the supervisor and without.
 
 #[cfg(target_os = "linux")]
 mod support;
@@ -9,8 +9,12 @@ fn main() -> std::process::ExitCode {
     use tierbox_testkit::{Suite, minimum, run_with};
 
     let docker = support::engines::docker("docker", "docker");
-    let suites = [Suite::escape(minimum::docker(), docker).variant("docker")]
-        .map(|suite| suite.required(support::REQUIRED).expected(include_str!("escape_docker/expected.toml")));
+    let plain = support::engines::docker_plain("docker", "docker");
+    let suites = [
+        Suite::escape(minimum::docker(), docker).variant("docker"),
+        Suite::escape(minimum::docker_plain(), plain).variant("docker::plain"),
+    ]
+    .map(|suite| suite.required(support::REQUIRED).expected(include_str!("escape_docker/expected.toml")));
     run_with(&Arguments::from_args(), &suites, Vec::new()).exit_code()
 }
 

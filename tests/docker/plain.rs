@@ -39,6 +39,8 @@ async fn nothing_of_ours_is_inside() -> Result<(), String> {
     environment.stop().await.map_err(text)?;
     let seen = seen?;
     ensure(seen == "65534\n/workspace\nsh\nclosed", seen)?;
+    let filter = report.mechanisms.iter().find(|found| found.name == "seccomp").map(|found| found.detail.clone());
+    ensure(filter.as_deref().is_some_and(|filter| filter.contains("tierbox's list")), format!("{filter:?}"))?;
     ensure(domain == KillDomain::Cgroup && report.kill_domain == domain, format!("{domain:?}"))?;
     ensure(report.notes.iter().any(|note| note.contains("engine's own exec")), format!("{:?}", report.notes))?;
     nothing_left(environment.id())
@@ -70,14 +72,17 @@ async fn whatever_detached_itself_is_killed() -> Result<(), String> {
         ensure(left == "0", format!("{left} are left after {outcome:?}"))?;
     }
     let mut cancelled = machine.spawn(ExecRequest::shell(format!("{ESCAPES} sleep 1000"))).await.map_err(text)?;
+    let begun = Instant::now();
     while living().await? == "0" {
+        ensure(begun.elapsed() < Duration::from_secs(60), "it does not begin")?;
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     cancelled.kill(KillReason::Cancelled);
     let begun = Instant::now();
     let ended = cancelled.wait().await.map_err(text)?;
     ensure(ended.outcome == Outcome::Killed(KillReason::Cancelled), format!("{ended:?}"))?;
-    ensure(begun.elapsed() < Duration::from_secs(10), format!("it took {:?}", begun.elapsed()))?;
+    // The command itself would take a thousand; each script is a process of a busy engine's.
+    ensure(begun.elapsed() < Duration::from_secs(60), format!("it took {:?}", begun.elapsed()))?;
     let left = living().await?;
     ensure(left == "0", format!("{left} are left after it was cancelled"))?;
     environment.stop().await.map_err(text)?;
@@ -109,14 +114,14 @@ async fn it_ends_with_its_owner_and_when_it_is_killed() -> Result<(), String> {
         Err(error) => error.kind() == ErrorKind::Lost,
     };
     ensure(lost, format!("{ended:?}"))?;
-    ensure(environment.ended(Duration::from_secs(10)).await, "it has not ended")?;
+    ensure(environment.ended(Duration::from_secs(60)).await, "it has not ended")?;
     environment.stop().await.map_err(text)?;
     nothing_left(environment.id())?;
     // Whoever goes away takes it with him.
     let environment = start(plain()).await.map_err(text)?;
     let (id, container) = (environment.id().to_owned(), remains(environment.id()).pop().ok_or("no container")?);
     drop(environment);
-    for _ in 0..100 {
+    for _ in 0..600 {
         if remains(&id).is_empty() || docker(&["inspect", "-f", "{{.State.Running}}", &container]) == "false" {
             docker(&["rm", "-f", &container]);
             return Ok(());

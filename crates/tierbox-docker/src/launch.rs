@@ -23,7 +23,7 @@ use crate::image::Image;
 use crate::limits::{self, Area, RUN_SHARE, TMP_SHARE, WORK_SHARE};
 use crate::plan::{MachinePlan, Plan, WORKSPACE};
 use crate::way::Kept;
-use crate::{BACKEND, crash, join, names, network, plain, stream, twin};
+use crate::{BACKEND, crash, join, names, network, plain, seccomp, stream, twin};
 
 /// Where the supervisor appears inside.
 pub const SUPERVISOR: &str = "/.tierbox";
@@ -178,7 +178,7 @@ fn body(around: &Around<'_>, machine: &MachinePlan, image: &Image) -> Result<(Co
         privileged: Some(false),
         cap_drop: Some(vec!["ALL".to_owned()]),
         cap_add: Some(machine.capabilities.clone()),
-        security_opt: Some(vec!["no-new-privileges".to_owned()]),
+        security_opt: Some(security(around)?),
         readonly_rootfs: Some(machine.read_only),
         ipc_mode: Some("private".to_owned()),
         cgroupns_mode: Some(HostConfigCgroupnsModeEnum::PRIVATE),
@@ -218,6 +218,25 @@ fn body(around: &Around<'_>, machine: &MachinePlan, image: &Image) -> Result<(Co
         twin::lift(&mut body, lifted);
     }
     Ok((body, limits))
+}
+
+/// No new privileges; and where no supervisor filters system calls, the engine does by its list.
+fn security(around: &Around<'_>) -> Result<Vec<String>> {
+    let mut options = vec!["no-new-privileges".to_owned()];
+    if around.plan.is_plain() && around.plan.settings.runtime.is_none() && twin::filters(around.lifted) {
+        let list = seccomp::profile().to_string();
+        // podman takes the name of a file, and lies on this host as every engine here.
+        let given = if around.engine.is_podman {
+            let path = around.program.with_file_name("seccomp.json");
+            std::fs::write(&path, list)
+                .map_err(|error| Error::io("write the list of system calls", error).with_backend(BACKEND))?;
+            path.display().to_string()
+        } else {
+            list
+        };
+        options.push(format!("seccomp={given}"));
+    }
+    Ok(options)
 }
 
 /// The first process.
@@ -337,7 +356,15 @@ fn variables(plan: &Plan, machine: &MachinePlan, image: &Image) -> Vec<(Blob, Bl
 
 /// The same as bytes.
 pub fn pairs(plan: &Plan, machine: &MachinePlan, image: &Image) -> Vec<(Vec<u8>, Vec<u8>)> {
-    let proxies = plan.egress.as_ref().map(|egress| egress.sockets.variables()).unwrap_or_default();
+    let mut proxies = plan.egress.as_ref().map(|egress| egress.sockets.variables()).unwrap_or_default();
+    for (_, own) in proxies.iter_mut().filter(|(key, _)| key.eq_ignore_ascii_case("no_proxy")) {
+        // The gateway knows nothing of the other machines, which are reached without it.
+        let names = plan
+            .machines
+            .iter()
+            .flat_map(|machine| std::iter::once(&machine.name).chain(machine.links.iter().flat_map(|link| &link.aliases)));
+        names.for_each(|name| own.push_str(&format!(",{name}")));
+    }
     let mut all: Vec<(&str, &str)> = Vec::new();
     if !image.env.iter().any(|text| text.starts_with("PATH=")) {
         all.push(("PATH", PATH));

@@ -30,6 +30,7 @@ mod outside;
 mod plain;
 mod plan;
 mod report;
+mod seccomp;
 mod services;
 mod settings;
 mod start;

@@ -112,6 +112,7 @@ fn seccomp(mode: &str, own: Option<&Mechanism>, engines: bool, runtime: Option<&
             let beside = if engines { ", beside the engine's filter" } else { "" };
             mechanism("seccomp", Applied::Enforced, format!("{}{beside}", own.detail))
         }
+        ("2", None, None) => mechanism("seccomp", Applied::Enforced, "the engine filters, by tierbox's list"),
         ("2", None, _) => mechanism("seccomp", Applied::Enforced, "the engine's filter"),
         (_, _, Some(runtime)) => mechanism("seccomp", Applied::Weaker, format!("left to the runtime {runtime}")),
         _ => mechanism("seccomp", Applied::Absent, ""),

@@ -9,6 +9,7 @@
 #![deny(missing_docs)]
 
 pub mod archive;
+pub mod calls;
 pub mod protocol;
 pub mod setup;
 pub mod wire;

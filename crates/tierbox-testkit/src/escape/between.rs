@@ -7,9 +7,9 @@ use crate::conformance::read_until;
 use crate::subject::Subject;
 
 attacks! { "between":
-    e41_abstract_sockets [Isolation, Files] "Sockets without a path do not reach from one sandbox, or the host, into another.";
+    e41_abstract_sockets [Isolation, Files, StreamingOutput] "Sockets without a path do not reach from one sandbox, or the host, into another.";
     e41_shared_memory [Isolation, Files] "Shared memory does not reach across.";
-    e41_loopback [Isolation, Files] "A port on one sandbox's loopback is not there in another.";
+    e41_loopback [Isolation, Files, StreamingOutput] "A port on one sandbox's loopback is not there in another.";
     e42_former_tenants [Isolation, Files] "A new sandbox finds nothing of a former one.";
 }
 

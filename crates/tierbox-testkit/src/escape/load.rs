@@ -11,8 +11,8 @@ use crate::subject::Subject;
 attacks! { "load":
     e26_memory [LimitMemory, MemoryOutcome] "Allocating past the limit is told as Memory, and only for the command that did.";
     e26_memory_in_files [LimitMemory] "Files in memory count towards the limit, and do not end the sandbox.";
-    e27_yes_on_both_streams [] "Endless output on both streams is bounded, and does not deadlock.";
-    e27_a_line_of_a_gibibyte [] "A line of a GiB leaves the harness's memory as it was.";
+    e27_yes_on_both_streams [StreamingOutput] "Endless output on both streams is bounded, and does not deadlock.";
+    e27_a_line_of_a_gibibyte [StreamingOutput] "A line of a GiB leaves the harness's memory as it was.";
     e27_bytes_that_are_no_text [] "Invalid UTF-8 arrives as it is.";
     e29_spinning_processors [] "With every processor busy inside, the sandbox still answers.";
     e30_no_core_file [] "A crash leaves no core file, neither inside nor on the host.";

@@ -21,9 +21,9 @@ attacks! { "processes":
     e19_kill_everything_as_root [Isolation, AnyUser] "Nor as root inside.";
     e20_spy_on_pid_1 [Isolation, Files] "pid 1 cannot be traced, read or opened.";
     e20_spy_on_pid_1_as_root [Isolation, Files, AnyUser] "Nor by root inside.";
-    e20_spy_on_others [Isolation, Files, AnyUser] "Another user's command cannot be traced, read or opened.";
+    e20_spy_on_others [Isolation, Files, AnyUser, StreamingOutput] "Another user's command cannot be traced, read or opened.";
     e21_ends_that_race [] "When exit and timeout fall together there is exactly one outcome, a thousand times.";
-    e23_client_leaves_mid_stream [TreeKill] "A client that leaves in the middle of a stream leaves no process.";
+    e23_client_leaves_mid_stream [TreeKill, StreamingOutput] "A client that leaves in the middle of a stream leaves no process.";
     e24_setuid [Isolation] "A setuid file gives nobody's rights.";
     e24_setuid_of_root [Isolation, AnyUser] "Not even one that root inside made.";
     e25_overwrite_the_runner [Isolation, Files] "The supervisor's own executable cannot be overwritten.";
