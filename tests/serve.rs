@@ -711,3 +711,36 @@ mod escape {
         daemon.finish().await;
     }
 }
+
+mod docker {
+    use serde_json::{Value, json};
+
+    use crate::http::Daemon;
+    use crate::{support, until};
+
+    /// No lease on disk says when a container without the supervisor ends: the daemon does.
+    #[tokio::test]
+    async fn what_cannot_be_detached_ends_when_nobody_renews_it() {
+        let host = match support::engines::address("docker") {
+            Ok(host) => host,
+            Err(absence) => return support::skip("docker", "docker::what_cannot_be_detached_ends", &absence).unwrap(),
+        };
+        let daemon = Daemon::start(|_| ()).await;
+        let profile = daemon.directory.path().join("plain.toml");
+        let settings = format!("image = \"tierbox-test/debian:1\"\nhost = {host:?}\npull = \"never\"\ntransport = \"plain\"\n");
+        std::fs::write(&profile, format!("extends = \"docker\"\ntier = \"T0.H1.N2\"\n[docker]\n{settings}")).unwrap();
+        let renewed = daemon.create(json!({ "profile": profile, "ttl": 10 })).await;
+        daemon.json("POST", &format!("/v1/environments/{renewed}/renew"), json!({ "ttl": 600 })).await;
+        let left = daemon.create(json!({ "profile": profile, "ttl": 2 })).await;
+        // By the list: who asks for one uses it.
+        let is_there = |id: String| {
+            let daemon = &daemon;
+            async move { daemon.get("/v1/environments").await.text().contains(&id) }
+        };
+        until("the one that nobody renews ends", || async { !is_there(left.clone()).await }).await;
+        assert!(is_there(renewed.clone()).await);
+        let ended = daemon.json("DELETE", &format!("/v1/environments/{renewed}"), Value::Null).await;
+        assert_eq!(ended.status, 200, "{}", ended.text());
+        daemon.finish().await;
+    }
+}

@@ -1,8 +1,8 @@
 //! Environments: those this daemon holds, and what clients do with them.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use tierbox::{AgentOptions, AgentSandbox, Error, ErrorKind, Hold, Listed, Result, Running, Standing, StartOptions};
@@ -23,6 +23,8 @@ pub(crate) struct Held {
     pub running: Running,
     pub client: String,
     busy: AtomicUsize,
+    /// When it ends unless it is renewed, where its lease does not say so: one that cannot be detached is held by this process.
+    end: Mutex<Option<SystemTime>>,
     /// The agent's handles by machine: what T1 rests on is tried out once for each.
     agents: tokio::sync::Mutex<BTreeMap<String, AgentSandbox>>,
     /// Its share of the budget; environments that others started have none.
@@ -75,6 +77,32 @@ impl Drop for Busy {
 impl Held {
     pub fn is_busy(&self) -> bool {
         self.busy.load(Ordering::Relaxed) > 0
+    }
+
+    fn end(&self) -> MutexGuard<'_, Option<SystemTime>> {
+        self.end.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes its end, where that is this process's to say. Whether it is.
+    fn prolong(&self, hold: Hold) -> bool {
+        if !self.running.is_attached() {
+            return false;
+        }
+        *self.end() = match hold {
+            Hold::Until(end) => Some(end),
+            // As long as this daemon, which cannot leave it behind.
+            _ => None,
+        };
+        true
+    }
+
+    /// Whether its time is up. While it is in use, its time goes on.
+    pub fn is_over(&self, now: SystemTime, ttl: Duration) -> bool {
+        let mut end = self.end();
+        if self.is_busy() {
+            *end = end.map(|end| end.max(now + ttl));
+        }
+        end.is_some_and(|end| end <= now)
     }
 }
 
@@ -132,6 +160,7 @@ impl Shared {
             running,
             client: client.to_owned(),
             busy: AtomicUsize::new(0),
+            end: Mutex::new((!detachable).then(|| SystemTime::now() + ttl)),
             agents: Default::default(),
             _permit: Some(permit),
         };
@@ -164,6 +193,7 @@ impl Shared {
             running,
             client: client.unwrap_or_default(),
             busy: AtomicUsize::new(0),
+            end: Mutex::default(),
             agents: Default::default(),
             _permit: permit,
         });
@@ -237,8 +267,8 @@ impl Shared {
     pub fn renew(&self, id_or_name: &str, asked: &wire::Renew) -> Result<wire::Renewed> {
         let hold = self.hold(asked)?;
         let id = self.client.journal()?.find(id_or_name)?.record.id;
-        let attached = self.environments().get(&id).is_some_and(|held| held.running.is_attached());
-        if !attached {
+        let prolonged = self.environments().get(&id).is_some_and(|held| held.prolong(hold));
+        if !prolonged {
             self.client.renew(&id, hold)?;
         }
         Ok(wire::Renewed { environments: vec![id] })
@@ -248,10 +278,11 @@ impl Shared {
     pub fn renew_all(&self, client: &str, asked: &wire::Renew) -> Result<wire::Renewed> {
         let hold = self.hold(asked)?;
         let named = |id: &str| asked.environments.as_ref().is_none_or(|ids| ids.iter().any(|named| named == id));
-        let mine = |held: &&Arc<Held>| held.client == client && named(held.running.id()) && !held.running.is_attached();
-        let ids: Vec<String> = self.environments().values().filter(mine).map(|held| held.running.id().to_owned()).collect();
-        let renewed = |id: &String| self.client.renew(id, hold).is_ok();
-        Ok(wire::Renewed { environments: ids.into_iter().filter(renewed).collect() })
+        let mine = |held: &&Arc<Held>| held.client == client && named(held.running.id());
+        let held: Vec<Arc<Held>> = self.environments().values().filter(mine).cloned().collect();
+        let renewed = |held: &Arc<Held>| held.prolong(hold) || self.client.renew(held.running.id(), hold).is_ok();
+        let renewed = held.into_iter().filter(renewed).map(|held| held.running.id().to_owned());
+        Ok(wire::Renewed { environments: renewed.collect() })
     }
 
     fn hold(&self, asked: &wire::Renew) -> Result<Hold> {

@@ -59,7 +59,8 @@ pub(crate) async fn expire_tasks(running: &Running) {
     }
 }
 
-async fn look_at_leases(shared: &Shared) {
+async fn look_at_leases(shared: &Arc<Shared>) {
+    end_own(shared);
     let Ok(Ok(listing)) = shared.client.journal().map(|journal| journal.list()) else { return };
     let now = SystemTime::now();
     let ttl = shared.options.ttl;
@@ -91,6 +92,22 @@ async fn look_at_leases(shared: &Shared) {
     };
     gone.iter().for_each(|held| shared.events.tell(crate::wire::EventKind::Gone, held.running.id(), |_| ()));
     drop(gone);
+}
+
+/// Ends what only this process holds, and nobody renewed.
+fn end_own(shared: &Arc<Shared>) {
+    let (now, ttl) = (SystemTime::now(), shared.options.ttl);
+    let over: Vec<String> =
+        shared.environments().iter().filter(|(_, held)| held.is_over(now, ttl)).map(|(id, _)| id.clone()).collect();
+    for id in over {
+        let shared = shared.clone();
+        // A slow end holds up nobody else's.
+        tokio::spawn(async move {
+            if let Err(error) = shared.destroy(&id).await {
+                tracing::warn!(target: "tierbox::op", id, error = error.message(), "could not end what nobody renewed");
+            }
+        });
+    }
 }
 
 fn is_over(standing: tierbox::Standing) -> bool {
