@@ -1,5 +1,6 @@
 //! The cases.
 
+mod attach;
 mod calls;
 mod crash;
 mod faults;
@@ -13,7 +14,7 @@ pub use crash::{be_harness, is_harness};
 
 /// All of them.
 pub fn all() -> Vec<libtest_mimic::Trial> {
-    [calls::all(), crash::all(), faults::all(), files::all(), launch::all(), network::all(), role::all()]
+    [attach::all(), calls::all(), crash::all(), faults::all(), files::all(), launch::all(), network::all(), role::all()]
         .into_iter()
         .flatten()
         .collect()

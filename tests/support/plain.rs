@@ -13,7 +13,7 @@ use tierbox_core::{
     Backend, Capabilities, Check, Connection, DestroyReport, Environment, EnvironmentSpec, Error, ErrorKind, LeaseHandle,
     LeaseRecord, Progress, Report, Result, Sandbox,
 };
-use tierbox_guest::plain::{PlainConfig, PlainLimits, PlainOutput, PlainRun, PlainSandbox, PlainTransport};
+use tierbox_guest::plain::{Bounds, PlainConfig, PlainLimits, PlainOutput, PlainRun, PlainSandbox, PlainTransport};
 use tierbox_testkit::{Absence, minimum};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -239,6 +239,8 @@ impl Plain {
             Tools::Busybox => "/work".to_owned(),
         };
         let config = PlainConfig {
+            place: None,
+            bounds: Bounds::default(),
             groups: false,
             name: "main".to_owned(),
             backend: NAME,

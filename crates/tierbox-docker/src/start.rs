@@ -10,7 +10,7 @@ use tierbox_core::{
     Capabilities, EnvironmentSpec, Error, ErrorKind, Hold, KillDomain, LeaseHandle, Lifted, LimitReport, Locality, Mechanism,
     Network, Progress, Report, Resource, Result, UserSupport,
 };
-use tierbox_guest::plain::{PlainConfig, PlainSandbox};
+use tierbox_guest::plain::{Bounds, PlainConfig, PlainSandbox};
 use tokio::sync::watch;
 
 use crate::backend::{capabilities, is_root};
@@ -251,6 +251,8 @@ impl Start {
             env.push((b"HOME".to_vec(), plan::WORKSPACE.as_bytes().to_vec()));
         }
         let config = PlainConfig {
+            place: None,
+            bounds: Bounds::default(),
             groups: false,
             name: plan.name.clone(),
             backend: BACKEND,

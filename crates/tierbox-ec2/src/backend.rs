@@ -9,12 +9,14 @@ use tierbox_core::{
 };
 use tierbox_guest::plain;
 
+use crate::attach::Attach;
 use crate::aws::{Aws, driven};
 use crate::control::{Control, Find};
 use crate::memory::Memory;
 use crate::settings::Settings;
 use crate::start::{Start, plan};
-use crate::{BACKEND, crash, destroy, doctor, tags};
+use crate::task::Status;
+use crate::{BACKEND, attach, crash, destroy, doctor, tags};
 
 /// The backend `ec2`: instances of EC2 without inbound access.
 #[derive(Clone, Default)]
@@ -70,6 +72,18 @@ impl Ec2Backend {
     }
 }
 
+impl Ec2Backend {
+    /// How the instance of an `attach` profile is: its load, memory, disk and tasks.
+    ///
+    /// # Errors
+    /// `InvalidProfile` for settings of another mode; `HostUnable` where there is no such instance, or it does not run.
+    pub async fn status(&self, settings: &serde_json::Value) -> Result<Status> {
+        let settings = Settings::from_value(settings)?.filled()?;
+        let aws = self.clients(settings.clone()).await?;
+        attach::status(aws, &settings).await
+    }
+}
+
 /// What machines can do, before any is there.
 pub(crate) fn capabilities(networks: Vec<Network>) -> Capabilities {
     Capabilities {
@@ -96,8 +110,8 @@ impl Backend for Ec2Backend {
     }
 
     fn capabilities(&self, spec: &EnvironmentSpec) -> Result<Capabilities> {
-        plan(spec)?;
-        Ok(capabilities(vec![Network::N0, Network::N2]))
+        let attaches = plan(spec)?.settings.attaches();
+        Ok(if attaches { attach::attached() } else { capabilities(vec![Network::N0, Network::N2]) })
     }
 
     async fn start(
@@ -109,7 +123,11 @@ impl Backend for Ec2Backend {
         let plan = plan(spec)?;
         let aws = self.clients(plan.settings.clone()).await?;
         let control = self.control(&aws);
-        Ok(Box::new(Start { spec, plan, aws, control, lease: &lease, progress }.run().await?))
+        let lease = &lease;
+        if plan.settings.attaches() {
+            return Ok(Box::new(Attach { spec, plan, aws, control, lease, progress }.run().await?));
+        }
+        Ok(Box::new(Start { spec, plan, aws, control, lease, progress }.run().await?))
     }
 
     async fn attach(&self, _lease: &LeaseRecord) -> Result<Box<dyn Environment>> {
@@ -120,7 +138,11 @@ impl Backend for Ec2Backend {
         let Some(memory) = Memory::of(lease) else { return false };
         let Ok(aws) = self.clients_of(&memory).await else { return true };
         let (control, id) = (self.control(&aws), lease.id.clone());
-        let found = driven(async move { control.find(&Find::Tag(tags::TASK.to_owned(), id)).await }).await;
+        let which = match &memory.task {
+            Some(_) => Find::Ids(memory.machines.iter().map(|machine| machine.instance.clone()).collect()),
+            None => Find::Tag(tags::TASK.to_owned(), id),
+        };
+        let found = driven(async move { control.find(&which).await }).await;
         // Who cannot ask does not know.
         found.map_or(true, |found| found.iter().any(|instance| !instance.is_ending()))
     }

@@ -1,31 +1,41 @@
 //! Removes an environment, whatever state it is in and whoever began it.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tierbox_core::DestroyReport;
+use tierbox_core::{DestroyReport, Error, ErrorKind};
 
-use crate::aws::Aws;
+use crate::aws::{Aws, driven};
 use crate::control::{Control, Find};
+use crate::link::Link;
 use crate::memory::Memory;
+use crate::task::{self, Task};
 use crate::{objects, tags};
 
 /// EC2 does not show at once what it has just made: for so long nobody can be sure that there is nothing.
 const SHOWN: Duration = Duration::from_secs(6);
 /// How long instances may take until they are seen to end.
 const ENDING: Duration = Duration::from_secs(60);
+/// How long the removal of a task may take.
+const REMOVAL: Duration = Duration::from_secs(300);
 /// Between two looks.
 const LOOK: Duration = Duration::from_millis(300);
 
 /// Removes everything of an environment. What could not be removed is in the report.
-pub(crate) async fn environment(aws: &Aws, control: &dyn Control, memory: &Memory, id: &str) -> DestroyReport {
+pub(crate) async fn environment(aws: &Arc<Aws>, control: &dyn Control, memory: &Memory, id: &str) -> DestroyReport {
     let mut report = DestroyReport::default();
-    if let Err(error) = instances(control, memory, id, &mut report).await {
+    if let Some(task) = &memory.task {
+        of_task(aws, control, memory, task, &mut report).await;
+    } else if let Err(error) = instances(control, memory, id, &mut report).await {
         report.failed.push(format!("instances of {id}: {}", error.message()));
         report.manual.push(format!(
             "aws ec2 describe-instances --region {} --filters Name=tag:{},Values={id}",
             aws.region,
             tags::TASK
         ));
+    }
+    if memory.bucket.is_empty() {
+        return report;
     }
     match objects::sweep(aws, &memory.bucket, &memory.prefix).await {
         Ok(0) => {}
@@ -36,6 +46,37 @@ pub(crate) async fn environment(aws: &Aws, control: &dyn Control, memory: &Memor
         }
     }
     report
+}
+
+/// Removes a task from an instance, which stays as it is.
+async fn of_task(aws: &Arc<Aws>, control: &dyn Control, memory: &Memory, task: &Task, report: &mut DestroyReport) {
+    for machine in &memory.machines {
+        let what = format!("task {} on {}", task.hash, machine.instance);
+        match remove_task(aws, control, &machine.instance, task).await {
+            Ok(true) => report.removed.push(what),
+            Ok(false) => {}
+            Err(error) => {
+                report.failed.push(format!("{what}: {}", error.message()));
+                report.manual.push(format!("on {}: rm -rf {}; userdel {}", machine.instance, task.directory(), task.user()));
+            }
+        }
+    }
+}
+
+async fn remove_task(aws: &Arc<Aws>, control: &dyn Control, instance: &str, task: &Task) -> tierbox_core::Result<bool> {
+    let found = control.find(&Find::Ids(vec![instance.to_owned()])).await?;
+    if found.iter().all(crate::Instance::is_ending) {
+        return Ok(false);
+    }
+    let link = Arc::new(Link::new(aws.clone(), instance, None));
+    let printed = link.script(task.remove(), REMOVAL).await?;
+    let text = String::from_utf8_lossy(&printed.stdout);
+    let failed = |why: &str| Err(Error::new(ErrorKind::Io, "remove task", crate::call::shown(why)).with_backend(crate::BACKEND));
+    match (task::line(&text, "removed"), task::line(&text, "failed")) {
+        (Some(count), None) => Ok(count.trim() == "1"),
+        (_, Some(why)) => failed(why),
+        _ => failed(&format!("the machine's answer makes no sense: {text:?}")),
+    }
 }
 
 async fn instances(control: &dyn Control, memory: &Memory, id: &str, report: &mut DestroyReport) -> tierbox_core::Result<()> {
@@ -65,5 +106,40 @@ async fn instances(control: &dyn Control, memory: &Memory, id: &str, report: &mu
             return Err(tierbox_core::Error::new(tierbox_core::ErrorKind::Timeout, "end instances", message));
         }
         tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// Undoes a start that fails, or that nobody waits for any more.
+pub(crate) struct Undo {
+    what: Option<Begun>,
+}
+
+/// What a start has begun: with whom, and under which id.
+type Begun = (Arc<Aws>, Arc<dyn Control>, Memory, String);
+
+impl Undo {
+    pub(crate) fn new(aws: &Arc<Aws>, control: &Arc<dyn Control>, memory: &Memory, id: &str) -> Self {
+        let what = (aws.clone(), control.clone(), memory.clone(), id.to_owned());
+        Self { what: Some(what) }
+    }
+
+    pub(crate) fn keep(mut self) {
+        self.what = None;
+    }
+
+    /// What this cannot remove stands in the lease.
+    pub(crate) async fn now(mut self) {
+        if let Some((aws, control, memory, id)) = self.what.take() {
+            let begun = Instant::now();
+            let undone = driven(async move { Ok(environment(&aws, control.as_ref(), &memory, &id).await) }).await;
+            tracing::debug!(target: "tierbox::ec2", "undone in {:?}: {undone:?}", begun.elapsed());
+        }
+    }
+}
+
+impl Drop for Undo {
+    fn drop(&mut self) {
+        let (Some((aws, control, memory, id)), Ok(driver)) = (self.what.take(), tierbox_guest::driver::handle()) else { return };
+        driver.spawn(async move { environment(&aws, control.as_ref(), &memory, &id).await });
     }
 }

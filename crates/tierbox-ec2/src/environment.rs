@@ -13,6 +13,7 @@ use crate::control::{Control, Find};
 use crate::link::Link;
 use crate::memory::{Machine, Memory};
 use crate::objects::Objects;
+use crate::task::Task;
 use crate::{BACKEND, destroy, tags};
 
 /// How often somebody who waits for the end looks.
@@ -81,6 +82,23 @@ impl Ec2Environment {
         *self.renewal.lock().unwrap_or_else(PoisonError::into_inner) = Some(task.abort_handle());
     }
 
+    /// Gives its task on an instance of others a sign of life now and then, for as long as this process lives.
+    pub(crate) fn keep_task(&self, task: Task, every: Duration) {
+        let links: Vec<Arc<Link>> = self.machines.iter().map(|held| held.link.clone()).collect();
+        let Ok(driver) = tierbox_guest::driver::handle() else { return };
+        let running = driver.spawn(async move {
+            loop {
+                tokio::time::sleep(every).await;
+                for link in &links {
+                    if let Err(error) = link.script(task.renew(), Duration::from_secs(30)).await {
+                        tracing::warn!(target: "tierbox::ec2", instance = link.instance(), "not renewed: {}", error.message());
+                    }
+                }
+            }
+        });
+        *self.renewal.lock().unwrap_or_else(PoisonError::into_inner) = Some(running.abort_handle());
+    }
+
     fn stop_renewal(&self) {
         if let Some(task) = self.renewal.lock().unwrap_or_else(PoisonError::into_inner).take() {
             task.abort();
@@ -131,7 +149,7 @@ impl Environment for Ec2Environment {
             held.link.close();
         }
         let (aws, control, memory, id) = (self.aws.clone(), self.control.clone(), self.memory.clone(), self.id.clone());
-        let objects: Vec<Objects> = self.machines.iter().map(|held| held.link.objects().clone()).collect();
+        let objects: Vec<Objects> = self.machines.iter().filter_map(|held| held.link.objects().cloned()).collect();
         let report = driven(async move {
             for objects in objects {
                 objects.settled().await;

@@ -23,6 +23,7 @@
 #![forbid(unsafe_code)]
 #![cfg(unix)]
 
+mod attach;
 mod aws;
 mod backend;
 mod call;
@@ -46,13 +47,15 @@ mod settings;
 mod signed;
 mod start;
 mod tags;
+mod task;
 mod variables;
 
 use backend::capabilities;
 
 pub use backend::Ec2Backend;
 pub use control::{Control, Find, Given, Instance, Order};
-pub use settings::Settings;
+pub use settings::{Mode, Settings};
+pub use task::Status;
 
 /// The backend's name.
 pub const BACKEND: &str = "ec2";

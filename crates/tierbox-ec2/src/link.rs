@@ -22,6 +22,8 @@ use crate::objects::{Object, Objects, random};
 use crate::poll::{Ended, Sent};
 
 const LIMITS: PlainLimits = PlainLimits { script: 1 << 20, stdin: 8 << 20, output: 8 << 20 };
+/// The same without a bucket: what fits into a command, and into what SSM keeps of its output.
+const SMALL: PlainLimits = PlainLimits { script: 20 << 10, stdin: 8 << 10, output: 13 << 10 };
 /// The longest script and input, as Base64, that travel in the command: SSM takes 64 KB of parameters.
 const IN_COMMAND: usize = 40_000;
 /// Envelopes that wait in the machine at once: its agent runs five scripts, and one place is kept for what ends others.
@@ -49,7 +51,8 @@ const SPENT: usize = 24;
 pub(crate) struct Link {
     aws: Arc<Aws>,
     instance: String,
-    objects: Objects,
+    /// None where no bucket is named: everything then travels in commands, and what may be a secret does not.
+    objects: Option<Objects>,
     places: Semaphore,
     waiting: AtomicUsize,
     /// How many want a place.
@@ -65,7 +68,7 @@ fn lost(message: impl Into<String>) -> Error {
 }
 
 impl Link {
-    pub(crate) fn new(aws: Arc<Aws>, instance: &str, objects: Objects) -> Self {
+    pub(crate) fn new(aws: Arc<Aws>, instance: &str, objects: Option<Objects>) -> Self {
         Self {
             aws,
             instance: instance.to_owned(),
@@ -83,8 +86,14 @@ impl Link {
         &self.instance
     }
 
-    pub(crate) fn objects(&self) -> &Objects {
-        &self.objects
+    pub(crate) fn objects(&self) -> Option<&Objects> {
+        self.objects.as_ref()
+    }
+
+    /// A key for what comes out of the machine.
+    fn fresh(&self) -> Result<Object> {
+        let none = || Error::new(ErrorKind::TooLarge, "run script", "without a bucket so much does not come out of the machine");
+        self.objects.as_ref().ok_or_else(|| none().with_backend(BACKEND))?.fresh()
     }
 
     /// Nothing comes back any more: what waits is lost.
@@ -106,7 +115,7 @@ impl Link {
     async fn see_through(&self, run: PlainRun) -> Result<PlainOutput> {
         let id = random(10)?;
         let load = Load::of(self, &run).await?;
-        let put = if run.expects > INLINE { Some(self.objects.fresh()?) } else { None };
+        let put = if run.expects > INLINE { Some(self.fresh()?) } else { None };
         let mut running =
             Running { link: self, id: &id, run: &run, load, put, sendings: 0, claimed: false, doubtful: false, away: AWAY.0 };
         let output = running.follow().await;
@@ -144,9 +153,16 @@ impl Load {
         if !run.private && encoded(run.script.len() + run.stdin.len()) <= IN_COMMAND {
             return Ok(Self::Inline);
         }
+        let Some(objects) = &link.objects else {
+            let message =
+                "without a bucket, variables and input of a command would stay readable in the account's history of commands";
+            return Err(Error::new(ErrorKind::HostUnable, "run script", message)
+                .with_backend(BACKEND)
+                .with_help("name a bucket (ec2.bucket or INSPECT_EC2_SANDBOX_S3_BUCKET), or write what is needed to a file"));
+        };
         let all = Bytes::from([run.script.as_bytes(), &run.stdin].concat());
         let sha256 = hash(&all);
-        Ok(Self::Object { object: link.objects.put(all).await?, sha256 })
+        Ok(Self::Object { object: objects.put(all).await?, sha256 })
     }
 }
 
@@ -196,7 +212,7 @@ impl Running<'_> {
                 Told::Put { status, stdout, stderr, sha256 } => return self.fetch(status, stdout, stderr, &sha256).await,
                 Told::Big => {
                     self.claimed = true;
-                    self.put = Some(self.link.objects.fresh()?);
+                    self.put = Some(self.link.fresh()?);
                 }
                 Told::NotPut(why) => self.strike(&format!("its output did not get out of the machine: {why}"))?,
                 Told::Runs => {
@@ -380,7 +396,7 @@ impl Running<'_> {
 #[async_trait]
 impl PlainTransport for Link {
     fn limits(&self) -> PlainLimits {
-        LIMITS
+        if self.objects.is_some() { LIMITS } else { SMALL }
     }
 
     async fn run(&self, run: PlainRun) -> Result<PlainOutput> {

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use tierbox_core::{Error, ErrorKind, LeaseRecord, Result};
 
 use crate::aws::Account;
+use crate::task::Task;
 
 /// What a lease remembers. No secret is in it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -16,6 +17,9 @@ pub(crate) struct Memory {
     pub(crate) prefix: String,
     /// The machines that were made.
     pub(crate) machines: Vec<Machine>,
+    /// Its task on an instance that others made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) task: Option<Task>,
 }
 
 /// A machine.

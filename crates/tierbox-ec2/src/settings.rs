@@ -60,6 +60,33 @@ pub struct Settings {
     pub session_token: Option<String>,
     /// Where AWS's API is, if not at Amazon's own addresses.
     pub endpoint_url: Option<String>,
+    /// Whether an instance is made for each environment, or one that exists is used. By default the latter where `instance-id` is set.
+    pub mode: Option<Mode>,
+    /// `attach`: the instance. The variable `EC2_INSTANCE_ID` overrides it, as the others of an `attach` profile do.
+    pub instance_id: Option<String>,
+    /// `attach`: where the directories of tasks are; root's own. `/opt/sandbox` by default; `SANDBOX_BASE_DIR` overrides it.
+    pub base_dir: Option<String>,
+    /// `attach`: the longest time of a command, in seconds, and the processor time of each process. 300 by default;
+    /// `MAX_EXECUTION_TIME` overrides it.
+    #[schemars(range(min = 30, max = 3600))]
+    pub max_execution_seconds: Option<u32>,
+    /// `attach`: memory of a task, in MiB. 1024 by default; `MAX_MEMORY_MB` overrides it.
+    #[schemars(range(min = 128, max = 16384))]
+    pub max_memory_mib: Option<u32>,
+    /// `attach`: after how many hours without a sign of life a task is removed by the next one. 24 by default;
+    /// `CLEANUP_AFTER_HOURS` overrides it.
+    #[schemars(range(min = 1, max = 168))]
+    pub cleanup_after_hours: Option<u32>,
+}
+
+/// Where machines come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mode {
+    /// An instance for each environment, which ends with it.
+    Launch,
+    /// One that exists: a directory and a user for each environment, which end with it.
+    Attach,
 }
 
 impl std::fmt::Debug for Settings {
@@ -76,6 +103,8 @@ impl std::fmt::Debug for Settings {
             .field("instance_types", &self.instance_types)
             .field("machines", &self.machines)
             .field("profile", &self.profile)
+            .field("instance_id", &self.instance_id)
+            .field("base_dir", &self.base_dir)
             .field("keys", &keys)
             .finish_non_exhaustive()
     }
@@ -111,6 +140,11 @@ impl Settings {
         if self.instance_types.is_empty() { vec![TYPE.to_owned()] } else { self.instance_types.clone() }
     }
 
+    /// Whether it uses an instance that exists.
+    pub(crate) fn attaches(&self) -> bool {
+        self.mode.map_or(self.instance_id.is_some(), |mode| mode == Mode::Attach)
+    }
+
     fn check(&self) -> Result<()> {
         let named = [
             ("region", &self.region),
@@ -120,6 +154,7 @@ impl Settings {
             ("bucket", &self.bucket),
             ("ami", &self.ami),
             ("profile", &self.profile),
+            ("instance-id", &self.instance_id),
         ];
         let one = named.into_iter().filter_map(|(key, value)| value.as_ref().map(|value| (key, value)));
         let lists = [("subnets", &self.subnets), ("instance-types", &self.instance_types), ("machines", &self.machines)];
@@ -144,7 +179,38 @@ impl Settings {
             return Err(invalid("ec2.outlive-minutes is between 2 and 1440"));
         }
         self.check_prefix()?;
+        self.check_attach()?;
         self.check_tags()
+    }
+
+    fn check_attach(&self) -> Result<()> {
+        let ranges = [
+            ("max-execution-seconds", self.max_execution_seconds, 30..=3600),
+            ("max-memory-mib", self.max_memory_mib, 128..=16384),
+            ("cleanup-after-hours", self.cleanup_after_hours, 1..=168),
+        ];
+        for (key, value, range) in ranges {
+            if value.is_some_and(|value| !range.contains(&value)) {
+                return Err(invalid(format!("ec2.{key} is between {} and {}", range.start(), range.end())));
+            }
+        }
+        if let Some(base) = &self.base_dir {
+            let parts: Vec<&str> = base.split('/').skip(1).collect();
+            let legal = |part: &&str| is_plain(part) && !part.starts_with('.');
+            if !base.starts_with('/') || base.len() > 200 || parts.is_empty() || !parts.iter().all(legal) {
+                return Err(invalid(format!("ec2.base-dir = {:?} cannot be the directory of tasks", crate::call::shown(base)))
+                    .with_help("name a directory of its own by its absolute path, such as /opt/sandbox"));
+            }
+        }
+        if !self.attaches() {
+            let own = [self.base_dir.is_some(), self.max_execution_seconds.is_some(), self.max_memory_mib.is_some()];
+            if self.instance_id.is_some() || self.cleanup_after_hours.is_some() || own.contains(&true) {
+                return Err(invalid("ec2.instance-id and what belongs to it are of mode = \"attach\" alone"));
+            }
+        } else if !self.machines.is_empty() || self.ami.is_some() || !self.instance_types.is_empty() {
+            return Err(invalid("ec2.machines, ec2.ami and ec2.instance-types are of instances that are made: not with attach"));
+        }
+        Ok(())
     }
 
     fn check_prefix(&self) -> Result<()> {
@@ -207,10 +273,25 @@ mod unit {
             r#"{"tags": {"Name": "x"}}"#,
             r#"{"key-prefix": "../x"}"#,
             r#"{"outlive-minutes": 1}"#,
+            r#"{"instance-id": "i-1", "max-execution-seconds": 29}"#,
+            r#"{"instance-id": "i-1", "max-execution-seconds": 3601}"#,
+            r#"{"instance-id": "i-1", "max-memory-mib": 127}"#,
+            r#"{"instance-id": "i-1", "max-memory-mib": 16385}"#,
+            r#"{"instance-id": "i-1", "cleanup-after-hours": 0}"#,
+            r#"{"instance-id": "i-1", "cleanup-after-hours": 169}"#,
+            r#"{"instance-id": "i-1", "base-dir": "/"}"#,
+            r#"{"instance-id": "i-1", "base-dir": "sandbox"}"#,
+            r#"{"instance-id": "i-1", "base-dir": "/opt/../etc"}"#,
+            r#"{"instance-id": "i-1", "base-dir": "/opt/$(id)"}"#,
+            r#"{"instance-id": "i-1", "machines": ["a"]}"#,
+            r#"{"mode": "launch", "instance-id": "i-1"}"#,
+            r#"{"max-memory-mib": 512}"#,
             "[]",
         ] {
             assert_eq!(read(bad).unwrap_err().kind(), ErrorKind::InvalidProfile, "{bad}");
         }
+        assert!(read(r#"{"mode": "attach", "max-memory-mib": 128, "cleanup-after-hours": 168}"#).unwrap().attaches());
+        assert!(read(r#"{"instance-id": "i-1", "max-execution-seconds": 3600}"#).unwrap().attaches());
         assert_eq!(read("null").unwrap().types(), [TYPE]);
         assert_eq!(read(r#"{"machines": ["attacker", "victim"]}"#).unwrap().names(), ["attacker", "victim"]);
     }

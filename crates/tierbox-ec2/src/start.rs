@@ -1,16 +1,17 @@
 //! A start, step by step.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tierbox_core::{
     EnvironmentSpec, Error, ErrorKind, KillDomain, LeaseHandle, Mechanism, Network, Progress, Resource, Result, Tier,
 };
-use tierbox_guest::plain::{PlainConfig, PlainSandbox};
+use tierbox_guest::plain::{Bounds, PlainConfig, PlainSandbox};
 use tokio::task::JoinSet;
 
 use crate::aws::{Aws, driven};
 use crate::control::{Control, Order, short_hash};
+use crate::destroy::Undo;
 use crate::environment::{Ec2Environment, Held};
 use crate::guest::{self, Prepared};
 use crate::image::{self, Image};
@@ -19,7 +20,7 @@ use crate::memory::{Machine, Memory};
 use crate::objects::{Objects, prefix_of};
 use crate::role::{self, Role};
 use crate::settings::{Settings, invalid, is_plain};
-use crate::{BACKEND, capabilities, crash, destroy, isolation, ready, report, tags};
+use crate::{BACKEND, attach, capabilities, crash, isolation, ready, report, tags};
 
 /// How long a machine outlives its harness, if the profile does not say.
 const OUTLIVE: Duration = Duration::from_secs(15 * 60);
@@ -32,7 +33,8 @@ const PREPARATION: Duration = Duration::from_secs(120);
 #[derive(Debug, Clone)]
 pub(crate) struct Plan {
     pub(crate) settings: Settings,
-    pub(crate) bucket: String,
+    /// Named, unless an instance is used that exists.
+    pub(crate) bucket: Option<String>,
     pub(crate) user: String,
 }
 
@@ -42,10 +44,15 @@ pub(crate) struct Plan {
 /// `InvalidProfile`, `TierRefused`.
 pub(crate) fn plan(spec: &EnvironmentSpec) -> Result<Plan> {
     let settings = Settings::from_value(&spec.settings)?.filled()?;
-    let bucket = settings.bucket.clone().ok_or_else(|| {
-        invalid("no bucket is named, through which files and secrets pass")
-            .with_help("write ec2.bucket, or set INSPECT_EC2_SANDBOX_S3_BUCKET")
-    })?;
+    let bucket = settings.bucket.clone();
+    if settings.attaches() {
+        attach::check(spec, &settings)?;
+        return Ok(Plan { settings, bucket, user: String::new() });
+    }
+    if bucket.is_none() {
+        return Err(invalid("no bucket is named, through which files and secrets pass")
+            .with_help("write ec2.bucket, or set INSPECT_EC2_SANDBOX_S3_BUCKET"));
+    }
     let user = spec.user.clone().unwrap_or_else(|| guest::USER.to_owned());
     if !is_plain(&user) {
         return Err(invalid(format!("user = {:?} is not a name of a user that can be had here", crate::call::shown(&user))));
@@ -94,11 +101,12 @@ impl Start<'_> {
     pub(crate) async fn run(self) -> Result<Ec2Environment> {
         let mut memory = Memory {
             account: self.aws.account.clone(),
-            bucket: self.plan.bucket.clone(),
+            bucket: self.plan.bucket.clone().unwrap_or_default(),
             prefix: prefix_of(self.plan.settings.key_prefix.as_deref().unwrap_or("tierbox"), self.lease.id()),
             machines: Vec::new(),
+            task: None,
         };
-        let undo = Undo::new(&self, &memory);
+        let undo = Undo::new(&self.aws, &self.control, &memory, self.lease.id());
         let environment = self.make(&mut memory).await;
         match environment {
             Ok(environment) => {
@@ -168,7 +176,8 @@ impl Start<'_> {
             return Ok(Vec::new());
         }
         self.progress.step("checking the network");
-        let (aws, settings, bucket) = (self.aws.clone(), self.plan.settings.clone(), self.plan.bucket.clone());
+        let (aws, settings, bucket) =
+            (self.aws.clone(), self.plan.settings.clone(), self.plan.bucket.clone().unwrap_or_default());
         driven(async move { isolation::check(&aws, &settings, &bucket).await }).await
     }
 
@@ -226,7 +235,7 @@ impl Start<'_> {
         let objects = Objects::at(self.aws.clone(), &memory.bucket, &memory.prefix);
         let mut tasks = JoinSet::new();
         for (number, machine) in memory.machines.iter().cloned().enumerate() {
-            let link = Arc::new(Link::new(self.aws.clone(), &machine.instance, objects.clone()));
+            let link = Arc::new(Link::new(self.aws.clone(), &machine.instance, Some(objects.clone())));
             link.set_life(self.life());
             let (user, config) = (self.plan.user.clone(), config(self.spec, &machine.name, &self.plan.user));
             tasks.spawn(async move {
@@ -280,6 +289,8 @@ pub(crate) async fn open(link: Arc<Link>, config: PlainConfig) -> Result<PlainSa
 
 fn config(spec: &EnvironmentSpec, machine: &str, user: &str) -> PlainConfig {
     PlainConfig {
+        place: None,
+        bounds: Bounds::default(),
         groups: true,
         name: machine.to_owned(),
         backend: BACKEND,
@@ -297,39 +308,4 @@ fn owner(lease: &dyn LeaseHandle) -> Result<String> {
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
     let above = directory.parent().unwrap_or(&directory);
     Ok(format!("{}-{}", crate::call::shown(&host), short_hash(&above.display().to_string())))
-}
-
-/// Undoes a start that fails, or that nobody waits for any more.
-struct Undo {
-    what: Option<Begun>,
-}
-
-/// What a start has begun: with whom, and under which id.
-type Begun = (Arc<Aws>, Arc<dyn Control>, Memory, String);
-
-impl Undo {
-    fn new(start: &Start<'_>, memory: &Memory) -> Self {
-        let what = (start.aws.clone(), start.control.clone(), memory.clone(), start.lease.id().to_owned());
-        Self { what: Some(what) }
-    }
-
-    fn keep(mut self) {
-        self.what = None;
-    }
-
-    /// What this cannot remove stands in the lease.
-    async fn now(mut self) {
-        if let Some((aws, control, memory, id)) = self.what.take() {
-            let begun = Instant::now();
-            let undone = driven(async move { Ok(destroy::environment(&aws, control.as_ref(), &memory, &id).await) }).await;
-            tracing::debug!(target: "tierbox::ec2", "undone in {:?}: {undone:?}", begun.elapsed());
-        }
-    }
-}
-
-impl Drop for Undo {
-    fn drop(&mut self) {
-        let (Some((aws, control, memory, id)), Ok(driver)) = (self.what.take(), tierbox_guest::driver::handle()) else { return };
-        driver.spawn(async move { destroy::environment(&aws, control.as_ref(), &memory, &id).await });
-    }
 }

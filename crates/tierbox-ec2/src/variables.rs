@@ -1,4 +1,4 @@
-//! The variables of Inspect's EC2 plugin, which fill what the profile leaves open.
+//! The variables of Inspect's EC2 plugin, which fill what the profile leaves open; and those of an `attach` profile, which override it.
 
 use tierbox_core::Result;
 
@@ -29,6 +29,9 @@ impl Settings {
     }
 
     fn filled_from(mut self, variable: &dyn Fn(&str) -> Option<String>) -> Result<Self> {
+        if self.attaches() {
+            self.overridden_by(variable)?;
+        }
         for (key, names) in NAMES {
             if let Some((name, value)) = agreed(key, names, variable)? {
                 self.fill(key, name, value)?;
@@ -40,6 +43,58 @@ impl Settings {
     fn recheck(self) -> Result<Self> {
         let value = serde_json::to_value(&self).map_err(|error| invalid(error.to_string()))?;
         Self::from_value(&value)
+    }
+
+    /// The ten variables of an `attach` profile.
+    fn overridden_by(&mut self, variable: &dyn Fn(&str) -> Option<String>) -> Result<()> {
+        let number = |name: &str| match variable(name) {
+            None => Ok(None),
+            Some(value) => match value.parse::<u32>() {
+                Ok(number) => Ok(Some(number)),
+                Err(_) => Err(invalid(format!("{name} = {:?} is not a number", crate::call::shown(&value)))),
+            },
+        };
+        let text = [
+            ("EC2_INSTANCE_ID", &mut self.instance_id),
+            ("AWS_DEFAULT_REGION", &mut self.region),
+            ("SANDBOX_BASE_DIR", &mut self.base_dir),
+        ];
+        for (name, slot) in text {
+            if let Some(value) = variable(name) {
+                *slot = Some(value);
+            }
+        }
+        let numbers = [
+            ("MAX_EXECUTION_TIME", &mut self.max_execution_seconds),
+            ("MAX_MEMORY_MB", &mut self.max_memory_mib),
+            ("CLEANUP_AFTER_HOURS", &mut self.cleanup_after_hours),
+        ];
+        for (name, slot) in numbers {
+            if let Some(value) = number(name)? {
+                *slot = Some(value);
+            }
+        }
+        self.keys_overridden_by(variable)
+    }
+
+    /// A profile of AWS's files goes before keys.
+    fn keys_overridden_by(&mut self, variable: &dyn Fn(&str) -> Option<String>) -> Result<()> {
+        let (key, secret) = (variable("AWS_ACCESS_KEY_ID"), variable("AWS_SECRET_ACCESS_KEY"));
+        if let Some(profile) = variable("AWS_PROFILE") {
+            self.profile = Some(profile);
+            (self.access_key_id, self.secret_access_key, self.session_token) = (None, None, None);
+        } else if let (Some(key), Some(secret)) = (&key, &secret) {
+            (self.access_key_id, self.secret_access_key) = (Some(key.clone()), Some(secret.clone()));
+            self.session_token = variable("AWS_SESSION_TOKEN");
+            self.profile = None;
+        } else if key.is_some() != secret.is_some() {
+            return Err(invalid("AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY belong together: one of them is not set"));
+        } else if self.access_key_id.is_some()
+            && let Some(token) = variable("AWS_SESSION_TOKEN")
+        {
+            self.session_token = Some(token);
+        }
+        Ok(())
     }
 
     fn fill(&mut self, key: &str, name: &str, value: String) -> Result<()> {
@@ -129,6 +184,43 @@ mod unit {
         assert_eq!((settings.subnets, settings.volume_size), (vec!["subnet-1".to_owned()], Some(30)));
         assert_eq!(settings.tags.get("k2").map(String::as_str), Some("v2"));
         assert_eq!(settings.instance_types, ["m7g.large"]);
+    }
+
+    const TEN: [(&str, &str); 10] = [
+        ("EC2_INSTANCE_ID", "i-2"),
+        ("AWS_DEFAULT_REGION", "eu-west-1"),
+        ("AWS_PROFILE", "other"),
+        ("AWS_ACCESS_KEY_ID", "AKIA2"),
+        ("AWS_SECRET_ACCESS_KEY", "secret2"),
+        ("AWS_SESSION_TOKEN", "token2"),
+        ("SANDBOX_BASE_DIR", "/srv/tasks"),
+        ("MAX_EXECUTION_TIME", "60"),
+        ("MAX_MEMORY_MB", "256"),
+        ("CLEANUP_AFTER_HOURS", "2"),
+    ];
+    const ATTACH: &str = r#"{"instance-id": "i-1", "region": "us-east-1", "access-key-id": "AKIA1", "secret-access-key": "secret1",
+                             "base-dir": "/opt/sandbox", "max-memory-mib": 1024}"#;
+
+    #[test]
+    fn ten_variables_override_an_attach_profile() {
+        let settings = filled(ATTACH, &TEN).unwrap();
+        assert_eq!((settings.instance_id.as_deref(), settings.region.as_deref()), (Some("i-2"), Some("eu-west-1")));
+        assert_eq!((settings.profile.as_deref(), settings.access_key_id), (Some("other"), None));
+        assert_eq!((settings.base_dir.as_deref(), settings.max_memory_mib), (Some("/srv/tasks"), Some(256)));
+        assert_eq!((settings.max_execution_seconds, settings.cleanup_after_hours), (Some(60), Some(2)));
+        let without: Vec<(&str, &str)> = TEN.into_iter().filter(|(name, _)| *name != "AWS_PROFILE").collect();
+        let settings = filled(ATTACH, &without).unwrap();
+        assert_eq!((settings.access_key_id.as_deref(), settings.session_token.as_deref()), (Some("AKIA2"), Some("token2")));
+    }
+
+    #[test]
+    fn they_override_attach_profiles_alone_and_within_their_ranges() {
+        let settings = filled(r#"{"region": "us-east-1"}"#, &TEN).unwrap();
+        assert_eq!((settings.region.as_deref(), settings.profile, settings.instance_id), (Some("us-east-1"), None, None));
+        for bad in [("MAX_EXECUTION_TIME", "5"), ("MAX_MEMORY_MB", "much"), ("SANDBOX_BASE_DIR", "/"), ("AWS_ACCESS_KEY_ID", "x")]
+        {
+            assert_eq!(filled(ATTACH, &[bad]).unwrap_err().kind(), ErrorKind::InvalidProfile, "{bad:?}");
+        }
     }
 
     #[test]

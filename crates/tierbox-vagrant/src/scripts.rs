@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use tierbox_core::{Capabilities, EnvironmentSpec, Error, ErrorKind, Result};
-use tierbox_guest::plain::{self, PlainConfig, PlainLimits, PlainOutput, PlainRun, PlainSandbox, PlainTransport};
+use tierbox_guest::plain::{self, Bounds, PlainConfig, PlainLimits, PlainOutput, PlainRun, PlainSandbox, PlainTransport};
 
 use crate::BACKEND;
 use crate::line::{Connected, Joining, Login};
@@ -62,6 +62,8 @@ pub async fn begin(
 ) -> Result<Connected> {
     let login = Login::ask(&ssh).await?;
     let config = PlainConfig {
+        place: None,
+        bounds: Bounds::default(),
         groups: false,
         name: machine.shown.clone(),
         backend: BACKEND,

@@ -93,6 +93,19 @@ pub struct PlainConfig {
     /// Whether each command gets a cgroup of its own, which root's scripts make in the machine, and root there is held as well.
     /// The sandbox's kill domain is then [`KillDomain::Cgroup`], or `Session` where none can be made.
     pub groups: bool,
+    /// A directory, root's alone, where the sandbox keeps its things if scripts run as root; [`PLACE`] and others where `None`.
+    pub place: Option<String>,
+    /// What bounds each command besides `limits`.
+    pub bounds: Bounds,
+}
+
+/// What bounds the processes of each command. Nothing by default.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Bounds {
+    /// The address space of each process, in bytes.
+    pub memory: Option<u64>,
+    /// The processor time of each process, and the time of a whole command, whatever limit its caller sets.
+    pub time: Option<Duration>,
 }
 
 /// Where a sandbox whose scripts run as root keeps its things, if there is such a directory: a backend that makes machines can so

@@ -7,7 +7,7 @@ use tierbox_core::{Error, ErrorKind, Result};
 use super::call::Caller;
 use super::script::PRELUDE;
 use super::words::Words;
-use super::{PLACE, PlainRun};
+use super::{PLACE, PlainConfig, PlainRun};
 use crate::errors::printable;
 use crate::install::{self, Facts};
 
@@ -37,7 +37,7 @@ pub(super) struct Machine {
     pub(super) fraction: bool,
 }
 
-fn script(user: &str, groups: bool) -> Result<String> {
+fn script(user: &str, groups: bool, place: &str) -> Result<String> {
     let mut random = [0; 8];
     getrandom::fill(&mut random).map_err(|error| Error::new(ErrorKind::Io, "open sandbox", error.to_string()))?;
     let random: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
@@ -51,7 +51,7 @@ missing=; for tool in {TOOLS}; do command -v $tool >/dev/null || missing=\"$miss
 me=$(id -u); echo \"uid=$me\"
 base=
 if [ \"$me\" = 0 ]; then
-  for dir in {PLACE} /var/lib /var/tmp /tmp /run; do
+  for dir in {place} {PLACE} /var/lib /var/tmp /tmp /run; do
     if mkdir -m 700 $dir/tierbox-plain-{random} 2>/dev/null; then base=$dir/tierbox-plain-{random}; break; fi
   done
 else
@@ -87,12 +87,13 @@ fi
 "#;
 
 /// Asks a machine what it is. `groups` asks for cgroups of commands too.
-pub(super) async fn ask(caller: &Caller, user: Option<&str>, groups: bool) -> Result<Machine> {
+pub(super) async fn ask(caller: &Caller, config: &PlainConfig) -> Result<Machine> {
     const TRIED: &str = "open sandbox";
     let mut words = Words::default();
-    let quoted = words.word(user.unwrap_or_default().as_bytes());
+    let quoted = words.word(config.user.as_deref().unwrap_or_default().as_bytes());
+    let place = config.place.as_ref().map(|place| words.word(place.as_bytes())).unwrap_or_default();
     let output = {
-        let script = format!("{}{}", words.before, script(&quoted, groups)?);
+        let script = format!("{}{}", words.before, script(&quoted, config.groups, &place)?);
         caller.run(PlainRun::new(script, bytes::Bytes::new(), LIMIT), TRIED).await?
     };
     let text = String::from_utf8_lossy(&output.stdout);

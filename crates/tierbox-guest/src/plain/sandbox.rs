@@ -60,7 +60,7 @@ impl PlainSandbox {
     /// cannot be assumed; `InvalidInput` for a user that the machine does not have; the transport's own.
     pub async fn open(transport: Arc<dyn PlainTransport>, config: PlainConfig) -> Result<Self> {
         let caller = Caller::new(transport)?;
-        let machine = probe::ask(&caller, config.user.as_deref(), config.groups).await?;
+        let machine = probe::ask(&caller, &config).await?;
         let switches = machine.root && machine.setpriv.is_some();
         if machine.root && machine.facts.user.uid != 0 && !switches {
             let message = format!("commands cannot run as {} here", machine.facts.user.name);
@@ -92,6 +92,11 @@ impl PlainSandbox {
     /// Nothing more is run: everything that is under way or comes is `Lost`. For the machine's end.
     pub fn close(&self) {
         self.yard.caller.close();
+    }
+
+    /// The cgroup of all its commands, where they have one.
+    pub fn group(&self) -> Option<&str> {
+        self.machine.group.as_deref()
     }
 
     /// Removes what the sandbox keeps in the machine, for machines that live on.
@@ -258,7 +263,10 @@ impl PlainSandbox {
         // Shells count files in blocks of 512 bytes.
         let file = limits.file_size.map(|limit| format!("ulimit -f {}; ", limit.max.div_ceil(512)));
         let open = limits.open_files.map(|limit| format!("ulimit -n {}; ", limit.max));
-        format!("{}{}", file.unwrap_or_default(), open.unwrap_or_default())
+        let bounds = &self.config.bounds;
+        let memory = bounds.memory.map(|bytes| format!("ulimit -v {}; ", bytes.div_ceil(1024)));
+        let time = bounds.time.map(|time| format!("ulimit -t {}; ", time.as_secs().max(1)));
+        [file, open, memory, time].map(Option::unwrap_or_default).concat()
     }
 
     async fn launch(&self, request: ExecRequest) -> Result<PlainHandle> {
@@ -300,13 +308,20 @@ impl PlainSandbox {
             launch,
             stdin,
             input,
-            timeout: request.timeout.or(self.config.limits.exec),
+            timeout: self.time_of(&request, internal),
             most,
             watched: !internal,
             tidy: request.leftovers == Leftovers::Kill,
             live: self.config.capabilities.streaming_output && !internal,
         };
         Ok(PlainHandle::new(self.yard.launch(order)?))
+    }
+
+    /// How long a command may take.
+    fn time_of(&self, request: &ExecRequest, internal: bool) -> Option<Duration> {
+        let asked = request.timeout.or(self.config.limits.exec);
+        let most = self.config.bounds.time.filter(|_| !internal);
+        asked.map_or(most, |asked| Some(most.map_or(asked, |most| asked.min(most))))
     }
 
     /// Writes a file of our own, on the driver.
