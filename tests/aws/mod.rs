@@ -4,18 +4,33 @@ mod attach;
 mod calls;
 mod crash;
 mod faults;
+mod figures;
 mod files;
 mod launch;
+mod left;
 mod network;
 mod role;
+mod setup;
 mod world;
 
 pub use crash::{be_harness, is_harness};
 
 /// All of them.
 pub fn all() -> Vec<libtest_mimic::Trial> {
-    [attach::all(), calls::all(), crash::all(), faults::all(), files::all(), launch::all(), network::all(), role::all()]
-        .into_iter()
-        .flatten()
-        .collect()
+    [
+        attach::all(),
+        calls::all(),
+        crash::all(),
+        faults::all(),
+        figures::all(),
+        files::all(),
+        launch::all(),
+        left::all(),
+        network::all(),
+        role::all(),
+        setup::all(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }

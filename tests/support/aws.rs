@@ -120,6 +120,13 @@ impl Server {
         all.iter().map(|(id, instance)| (id.clone(), instance["state"].as_str().unwrap_or_default().to_owned())).collect()
     }
 
+    /// What EC2 says of an instance. It must be asked for by its id: a listing has pages.
+    pub fn instance(&self, id: &str) -> String {
+        let told = self.signed("POST", "/", "ec2", &format!("Action=DescribeInstances&Version=2016-11-15&InstanceId.1={id}"));
+        assert!(told.contains(id), "EC2 does not know the instance: {told}");
+        told
+    }
+
     /// All that SSM keeps of commands: what was sent, with Base64 taken apart, and what came back.
     pub fn history(&self) -> String {
         let body = json!({}).to_string();

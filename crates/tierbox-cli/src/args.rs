@@ -118,6 +118,10 @@ pub(crate) enum Command {
     },
     /// Say what this machine can enforce, why not, and what to change
     Doctor(DoctorArgs),
+    /// Set an account up for EC2, check it, take it down; see how an instance is
+    #[cfg(feature = "ec2")]
+    #[command(subcommand)]
+    Ec2(Ec2Command),
     /// Show, check and make profiles
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -130,6 +134,96 @@ pub(crate) enum Command {
     /// What the exit statuses mean
     #[command(long_about = crate::exit::TABLE, after_help = "Example:\n  tierbox run -- /bin/false; echo $?")]
     ExitCodes,
+}
+
+/// What is done with an account of AWS.
+#[cfg(feature = "ec2")]
+#[derive(Debug, Subcommand)]
+#[command(after_help = "Example:\n  tierbox ec2 check ec2")]
+pub(crate) enum Ec2Command {
+    /// Look at what a profile leans on, one by one, each with its fix
+    #[command(after_help = "Example:\n  tierbox ec2 check ./ec2-tierbox.toml")]
+    Check {
+        /// The profile: a name, or the path of a file
+        #[arg(default_value = "ec2")]
+        profile: String,
+    },
+    /// Deploy the stack that the backend needs, write a profile for it, and check both
+    Setup(Ec2Setup),
+    /// Remove the stack, its bucket with all objects, and its instance
+    #[command(after_help = "Example:\n  tierbox ec2 teardown --stack tierbox")]
+    Teardown {
+        #[command(flatten)]
+        account: Ec2Account,
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Load, memory, disk and tasks of the instance of an attach profile
+    #[command(after_help = "Example:\n  tierbox ec2 status ec2-default")]
+    Status {
+        /// The profile: a name, or the path of a file
+        #[arg(default_value = "ec2-default")]
+        profile: String,
+    },
+    /// End what other state directories left: instances whose time is past, by their tags
+    #[command(after_help = "Example:\n  tierbox ec2 cleanup ./ec2-tierbox.toml")]
+    Cleanup {
+        /// The profile, which names account, region and bucket: a name, or the path of a file
+        #[arg(default_value = "ec2")]
+        profile: String,
+        /// This environment, whether anybody uses it or not; may be repeated
+        #[arg(long, value_name = "ENVIRONMENT", conflicts_with = "all")]
+        id: Vec<String>,
+        /// All environments of the account and region, whether anybody uses them or not
+        #[arg(long)]
+        all: bool,
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+    },
+}
+
+/// An account, a region and a stack there.
+#[cfg(feature = "ec2")]
+#[derive(Debug, clap::Args)]
+pub(crate) struct Ec2Account {
+    /// The stack's name; the names of what it makes begin with it
+    #[arg(long, default_value = "tierbox")]
+    pub stack: String,
+    /// The region (default: AWS's own configuration)
+    #[arg(long)]
+    pub region: Option<String>,
+    /// The profile of AWS's own files
+    #[arg(long, value_name = "NAME")]
+    pub aws_profile: Option<String>,
+    /// Where AWS's API is, if not at Amazon's own addresses
+    #[arg(long, value_name = "URL")]
+    pub endpoint_url: Option<String>,
+}
+
+/// What to set up.
+#[cfg(feature = "ec2")]
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  tierbox ec2 setup --region eu-west-2 --instance --type t3.small")]
+pub(crate) struct Ec2Setup {
+    #[command(flatten)]
+    pub account: Ec2Account,
+    /// A public subnet too, and a profile with N0 in it
+    #[arg(long)]
+    pub internet: bool,
+    /// An instance for attach profiles too, in the default network, with Python and Node
+    #[arg(long)]
+    pub instance: bool,
+    /// Its type
+    #[arg(long, default_value = "t3.small", requires = "instance")]
+    pub r#type: String,
+    /// Where the profile is written (default: ec2-STACK.toml)
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath)]
+    pub output: Option<PathBuf>,
+    /// Do not ask
+    #[arg(long)]
+    pub yes: bool,
 }
 
 /// What is done with a log.
@@ -562,6 +656,25 @@ pub(crate) enum ConfigCommand {
     /// Print the JSON Schema of a profile
     #[command(after_help = "Example:\n  tierbox config schema > tierbox.schema.json")]
     Schema,
+    /// Say where the credentials of a profile of EC2 come from
+    #[cfg(feature = "ec2")]
+    #[command(after_help = "Example:\n  tierbox config auth ec2-default")]
+    Auth {
+        /// The profile: a name, or the path of a file
+        #[arg(default_value = "ec2")]
+        profile: String,
+    },
+    /// Write a profile for each environment of another sandbox's config.json; keys are not copied
+    #[cfg(feature = "ec2")]
+    #[command(after_help = "Example:\n  tierbox config import config.json --output profiles")]
+    Import {
+        /// The file
+        #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
+        file: PathBuf,
+        /// The directory that the profiles are written to
+        #[arg(long, value_name = "DIRECTORY", default_value = ".", value_hint = ValueHint::DirPath)]
+        output: PathBuf,
+    },
     /// Print a profile to start from
     #[command(after_help = "Example:\n  tierbox config template > my.toml")]
     Template,

@@ -142,11 +142,17 @@ async fn dispatch(context: &mut Context, command: Command) -> Result<u8, Failure
         Command::Log(LogCommand::Verify { run, head }) => Ok(commands::log::verify(context, &run, head.as_deref())?),
         Command::Log(LogCommand::Show { run }) => Ok(commands::log::print(context, &run)?),
         Command::Report { run, output } => Ok(commands::log::report(context, &run, output)?),
+        #[cfg(feature = "ec2")]
+        Command::Ec2(command) => commands::ec2::ec2(context, command).await,
         Command::Doctor(args) => commands::doctor::doctor(context, args).await,
         Command::Config(ConfigCommand::Show { profile, set, allow_weaker }) => {
             commands::config::show(context, &profile, set, allow_weaker)
         }
         Command::Config(ConfigCommand::Validate { profiles }) => commands::config::validate(context, &profiles),
+        #[cfg(feature = "ec2")]
+        Command::Config(ConfigCommand::Auth { profile }) => commands::ec2::auth(context, &profile).await,
+        #[cfg(feature = "ec2")]
+        Command::Config(ConfigCommand::Import { file, output }) => Ok(commands::ec2::import(context, &file, &output)?),
         Command::Config(ConfigCommand::Schema) => commands::config::schema(context),
         Command::Config(ConfigCommand::Template) | Command::Completions { .. } | Command::ExitCodes => {
             unreachable!("these need no client")

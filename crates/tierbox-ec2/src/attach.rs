@@ -222,6 +222,7 @@ impl Attach<'_> {
             limits: LimitReport::of_processes_alone(&self.spec.limits),
             mounts: Vec::new(),
             copied_in: Vec::new(),
+            parts: Vec::new(),
             weakened: self.spec.weakened.clone(),
             reason: self.spec.reason.clone(),
             notes,

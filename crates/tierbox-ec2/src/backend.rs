@@ -42,12 +42,12 @@ impl Ec2Backend {
     }
 
     /// Who makes instances.
-    fn control(&self, aws: &Arc<Aws>) -> Arc<dyn Control> {
+    pub(crate) fn control(&self, aws: &Arc<Aws>) -> Arc<dyn Control> {
         self.control.clone().unwrap_or_else(|| aws.clone())
     }
 
     /// The clients for settings, with the credentials of the control plane where it gives some.
-    async fn clients(&self, mut settings: Settings) -> Result<Arc<Aws>> {
+    pub(crate) async fn clients(&self, mut settings: Settings) -> Result<Arc<Aws>> {
         if let Some(control) = &self.control
             && let Some(given) = control.credentials().await?
         {

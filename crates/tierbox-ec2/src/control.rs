@@ -38,6 +38,8 @@ pub struct Order {
     pub tags: BTreeMap<String, String>,
     /// What the instance runs when it boots.
     pub user_data: String,
+    /// It is no environment's: it stops when it shuts down, and is not terminated.
+    pub kept: bool,
 }
 
 /// An instance that exists.
@@ -265,7 +267,7 @@ impl Aws {
             .set_subnet_id(subnet.cloned())
             .set_security_group_ids(order.security_group.clone().map(|group| vec![group]))
             .set_iam_instance_profile(order.instance_profile.as_ref().map(profile))
-            .instance_initiated_shutdown_behavior(ShutdownBehavior::Terminate)
+            .instance_initiated_shutdown_behavior(if order.kept { ShutdownBehavior::Stop } else { ShutdownBehavior::Terminate })
             .metadata_options(metadata)
             .block_device_mappings(BlockDeviceMapping::builder().device_name(&order.root_device).ebs(volume).build())
             .tag_specifications(tagged(ResourceType::Instance))

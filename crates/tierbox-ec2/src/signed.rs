@@ -45,6 +45,18 @@ pub(crate) async fn iam(aws: &Aws, action: &str, parameters: &[(&str, &str)]) ->
     call(aws, &Target { service: "iam", region: "us-east-1", url, headers }, action, &body).await
 }
 
+/// A call of CloudFormation; the answer is XML.
+pub(crate) async fn cloudformation(aws: &Aws, action: &str, parameters: &[(&str, &str)]) -> Result<String> {
+    let mut body = format!("Action={action}&Version=2010-05-15");
+    for (key, value) in parameters {
+        body.push_str(&format!("&{key}={}", escaped(value)));
+    }
+    let own = || format!("https://cloudformation.{}.amazonaws.com", aws.region);
+    let url = aws.account.endpoint.clone().unwrap_or_else(own);
+    let headers = vec![("content-type", "application/x-www-form-urlencoded".to_owned())];
+    call(aws, &Target { service: "cloudformation", region: &aws.region, url, headers }, action, &body).await
+}
+
 /// A call of Route 53 Resolver.
 pub(crate) async fn resolver(aws: &Aws, action: &str, body: &serde_json::Value) -> Result<serde_json::Value> {
     let own = || format!("https://route53resolver.{}.amazonaws.com", aws.region);

@@ -221,6 +221,7 @@ impl Start<'_> {
                 volume_size: settings.volume_size.or(image.size),
                 tags: tags::of(&settings.tags, &self.spec.profile, self.lease.id(), &name, &owner, first),
                 user_data: guest::user_data(first),
+                kept: false,
             };
             let control = self.control.clone();
             tasks.spawn(driven(async move {

@@ -37,7 +37,7 @@ pub(crate) async fn doctor(context: &mut Context, args: DoctorArgs) -> Result<u8
     Ok(status)
 }
 
-fn print(check: &Check) {
+pub(crate) fn print(check: &Check) {
     let mark = match check.status {
         CheckStatus::Ok => "ok  ",
         CheckStatus::Warn => "warn",

@@ -4,6 +4,8 @@ pub(crate) mod code;
 pub(crate) mod config;
 pub(crate) mod cp;
 pub(crate) mod doctor;
+#[cfg(feature = "ec2")]
+pub(crate) mod ec2;
 pub(crate) mod end;
 pub(crate) mod env;
 #[cfg(feature = "serve")]

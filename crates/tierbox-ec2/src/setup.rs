@@ -1,0 +1,289 @@
+//! What `tierbox ec2` does: sets an account up, checks it, and takes it down again.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use aws_sdk_ec2::types::Filter;
+use tierbox_core::{Check, DestroyReport, Error, ErrorKind, Network, Progress, Result};
+
+use crate::aws::{Aws, driven};
+use crate::call::again;
+use crate::control::{Control, Order};
+use crate::link::Link;
+use crate::settings::Settings;
+use crate::stack::{self, OF_STACK, Stack};
+use crate::{BACKEND, Ec2Backend, check, image, objects, ready, tags};
+
+/// How long an instance may take until its agent answers.
+const READY: Duration = Duration::from_secs(10 * 60);
+/// What an instance runs at its first boot: the runtimes of code tasks, from whichever packages it has.
+const RUNTIMES: &str = "#!/bin/sh\n# tierbox: runtimes of code tasks.\nexport DEBIAN_FRONTEND=noninteractive\n\
+if command -v apt-get >/dev/null; then apt-get update -q && apt-get install -q -y python3 nodejs\n\
+elif command -v dnf >/dev/null; then dnf install -q -y python3 nodejs; fi\n";
+
+/// What is to be set up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Wanted {
+    /// The stack's name, with which the names of what it makes begin.
+    pub stack: String,
+    /// A public subnet too, for N0.
+    pub internet: bool,
+    /// The type of an instance for `attach` profiles, if one is wanted.
+    pub instance: Option<String>,
+}
+
+impl Wanted {
+    /// A stack of this name and nothing else.
+    pub fn new(stack: impl Into<String>) -> Self {
+        Self { stack: stack.into(), internet: false, instance: None }
+    }
+}
+
+/// What was set up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SetUp {
+    /// The stack.
+    pub stack: Stack,
+    /// The instance for `attach` profiles.
+    pub instance: Option<String>,
+    /// A profile that uses it.
+    pub profile: String,
+    /// Its checks.
+    pub checks: Vec<Check>,
+}
+
+impl Ec2Backend {
+    /// Deploys the stack of infra/tierbox.yaml unless it is there, starts an instance where one is wanted, and checks both. What a
+    /// failure leaves, [`teardown`](Self::teardown) removes.
+    ///
+    /// # Errors
+    /// `HostUnable` with CloudFormation's own reason; `InvalidProfile`, `Credentials`.
+    pub async fn setup(&self, settings: &serde_json::Value, wanted: &Wanted, progress: &dyn Progress) -> Result<SetUp> {
+        let given = Settings::from_value(settings)?.filled()?;
+        let aws = self.clients(given.clone()).await?;
+        let control = self.control(&aws);
+        let stack = stack::deploy(&aws, &wanted.stack, wanted.internet, progress).await?;
+        let mut made = of_stack(&given, &stack, wanted.internet)?;
+        let instance = match &wanted.instance {
+            None => None,
+            Some(kind) => Some(instance(&aws, &control, &stack, kind, progress).await?),
+        };
+        if let Some(id) = &instance {
+            made.subnets.clear();
+            (made.vpc, made.security_group, made.instance_profile) = (None, None, None);
+            made.instance_id = Some(id.clone());
+        }
+        progress.step("checking");
+        let closed = instance.is_none() && !wanted.internet;
+        let checks = check::all(aws.clone(), control, made.clone(), closed).await?;
+        if let Some(id) = &instance {
+            progress.step("running a command");
+            command(&aws, &made, id).await?;
+        }
+        Ok(SetUp { profile: profile(&made, &stack, wanted), stack, instance, checks })
+    }
+
+    /// Checks what settings lean on, one by one; with N2 the network too.
+    ///
+    /// # Errors
+    /// `InvalidProfile`. What AWS says is in the checks.
+    pub async fn check(&self, settings: &serde_json::Value, network: Network) -> Result<Vec<Check>> {
+        let settings = Settings::from_value(settings)?.filled()?;
+        let aws = self.clients(settings.clone()).await?;
+        let control = self.control(&aws);
+        check::all(aws, control, settings, network == Network::N2).await
+    }
+
+    /// Where the credentials of settings come from, in words.
+    ///
+    /// # Errors
+    /// `InvalidProfile`.
+    pub async fn credentials(&self, settings: &serde_json::Value) -> Result<String> {
+        let settings = Settings::from_value(settings)?.filled()?;
+        Ok(check::source(self.clients(settings).await?.as_ref()))
+    }
+
+    /// Removes a stack, its bucket's objects, and the instance that was made beside it. Nothing is no failure.
+    ///
+    /// # Errors
+    /// `LimitReached` where environments run in its network; `HostUnable`, `Credentials`.
+    pub async fn teardown(&self, settings: &serde_json::Value, stack: &str, progress: &dyn Progress) -> Result<DestroyReport> {
+        let aws = self.clients(Settings::from_value(settings)?.filled()?).await?;
+        let control = self.control(&aws);
+        let mut report = stack::remove(&aws, &control, stack, progress).await?;
+        if let Some(group) = remove_group(&aws, stack).await? {
+            report.removed.push(format!("security group {group}"));
+        }
+        Ok(report)
+    }
+}
+
+/// The settings that use a stack.
+fn of_stack(given: &Settings, stack: &Stack, internet: bool) -> Result<Settings> {
+    let subnets = if internet { stack.output("PublicSubnetId")? } else { stack.output("SubnetIds")? };
+    Ok(Settings {
+        vpc: Some(stack.output("VpcId")?.to_owned()),
+        subnets: subnets.split(',').map(str::to_owned).collect(),
+        security_group: Some(stack.output(if internet { "SecurityGroupN0" } else { "SecurityGroupN2" })?.to_owned()),
+        instance_profile: Some(stack.output("InstanceProfile")?.to_owned()),
+        bucket: Some(stack.output("Bucket")?.to_owned()),
+        ..given.clone()
+    })
+}
+
+/// A profile, as TOML. Names in it come from AWS, and are words alone.
+fn profile(made: &Settings, stack: &Stack, wanted: &Wanted) -> String {
+    let attached = made.instance_id.is_some();
+    let quote = |text: &str| serde_json::Value::from(text).to_string();
+    let (base, tier) = match (attached, wanted.internet) {
+        (true, _) => ("ec2-default", "T0.H3.N0"),
+        (false, true) => ("ec2", "T0.H3.N0"),
+        (false, false) => ("ec2", "T0.H3.N2"),
+    };
+    let mut text = format!(
+        "# Written by `tierbox ec2 setup` for its stack {}.\nextends = \"{base}\"\ntier = \"{tier}\"\n\
+         description = \"EC2 by the stack {}\"\n\n[ec2]\n",
+        stack.name, stack.name
+    );
+    let one = [
+        ("region", &made.region),
+        ("profile", &made.profile),
+        ("endpoint-url", &made.endpoint_url),
+        ("instance-id", &made.instance_id),
+        ("vpc", &made.vpc),
+        ("security-group", &made.security_group),
+        ("instance-profile", &made.instance_profile),
+        ("bucket", &made.bucket),
+    ];
+    for (key, value) in one {
+        if let Some(value) = value {
+            text.push_str(&format!("{key} = {}\n", quote(value)));
+        }
+    }
+    if !made.subnets.is_empty() {
+        let subnets: Vec<String> = made.subnets.iter().map(|subnet| quote(subnet)).collect();
+        text.push_str(&format!("subnets = [{}]\n", subnets.join(", ")));
+    }
+    text
+}
+
+/// An instance for `attach` profiles in the account's default network, into which nothing leads; with the stack's role.
+async fn instance(
+    aws: &Arc<Aws>,
+    control: &Arc<dyn Control>,
+    stack: &Stack,
+    kind: &str,
+    progress: &dyn Progress,
+) -> Result<String> {
+    progress.step("starting an instance");
+    let (client, control, name, kind) = (aws.clone(), control.clone(), stack.name.clone(), kind.to_owned());
+    let role = stack.output("InstanceProfile")?.to_owned();
+    driven(async move {
+        let settings = Settings { instance_types: vec![kind], ..Settings::default() };
+        let image = image::find(&client, &settings).await?;
+        let group = group(&client, &name).await?;
+        let tags = [("Name", format!("tierbox {name}")), (OF_STACK, name.clone()), (tags::TASK, format!("kept-{name}"))];
+        let order = Order {
+            token: objects::random(12)?,
+            image: image.id,
+            root_device: image.root_device,
+            types: settings.types(),
+            subnets: Vec::new(),
+            security_group: Some(group),
+            instance_profile: Some(role),
+            volume_size: image.size,
+            tags: tags.into_iter().map(|(key, value)| (key.to_owned(), value)).collect::<BTreeMap<_, _>>(),
+            user_data: RUNTIMES.to_owned(),
+            kept: true,
+        };
+        let made = control.create(&order).await?;
+        ready::wait(&client, control.as_ref(), std::slice::from_ref(&made.id), READY).await?;
+        Ok(made.id)
+    })
+    .await
+}
+
+/// The name of the group beside a stack.
+fn group_name(stack: &str) -> String {
+    format!("tierbox-{stack}-attach")
+}
+
+/// The group of that name, if it is there.
+async fn find_group(aws: &Aws, stack: &str) -> Result<Option<String>> {
+    let filter = Filter::builder().name("group-name").values(group_name(stack)).build();
+    let ask = || aws.ec2.describe_security_groups().filters(filter.clone()).send();
+    let found = again("find group", "ec2:DescribeSecurityGroups", ask).await?.security_groups.unwrap_or_default();
+    Ok(found.into_iter().find_map(|group| group.group_id))
+}
+
+/// A group in the default network that lets nothing in.
+async fn group(aws: &Aws, stack: &str) -> Result<String> {
+    if let Some(id) = find_group(aws, stack).await? {
+        return Ok(id);
+    }
+    let filter = Filter::builder().name("is-default").values("true").build();
+    let ask = || aws.ec2.describe_vpcs().filters(filter.clone()).send();
+    let found = again("find network", "ec2:DescribeVpcs", ask).await?.vpcs.unwrap_or_default();
+    let vpc = found.into_iter().find_map(|vpc| vpc.vpc_id).ok_or_else(|| {
+        Error::new(ErrorKind::HostUnable, "find network", format!("{} has no default network", aws.region))
+            .with_backend(BACKEND)
+            .with_help("make one (`aws ec2 create-default-vpc`), or name an instance of your own in a profile")
+    })?;
+    let make = || {
+        let make = aws.ec2.create_security_group().group_name(group_name(stack)).vpc_id(&vpc);
+        make.description("tierbox: nothing comes in").send()
+    };
+    let made = again("make group", "ec2:CreateSecurityGroup", make).await?;
+    made.group_id.ok_or_else(|| Error::new(ErrorKind::HostUnable, "make group", "EC2 made none").with_backend(BACKEND))
+}
+
+async fn remove_group(aws: &Arc<Aws>, stack: &str) -> Result<Option<String>> {
+    let (aws, stack) = (aws.clone(), stack.to_owned());
+    driven(async move {
+        let Some(id) = find_group(&aws, &stack).await? else { return Ok(None) };
+        let remove = || aws.ec2.delete_security_group().group_id(&id).send();
+        again("remove group", "ec2:DeleteSecurityGroup", remove).await?;
+        Ok(Some(id))
+    })
+    .await
+}
+
+/// Runs a command on an instance, which shows that commands get there.
+async fn command(aws: &Arc<Aws>, settings: &Settings, id: &str) -> Result<()> {
+    let prefix = objects::prefix_of(settings.key_prefix.as_deref().unwrap_or("tierbox"), "setup");
+    let bucket = settings.bucket.as_ref().map(|bucket| objects::Objects::at(aws.clone(), bucket, &prefix));
+    let link = Arc::new(Link::new(aws.clone(), id, bucket));
+    let printed = link.script("echo it works\n".to_owned(), Duration::from_secs(60)).await?;
+    if printed.stdout == b"it works\n" {
+        return Ok(());
+    }
+    Err(Error::new(ErrorKind::Protocol, "run command", format!("{id} does not answer a command")).with_backend(BACKEND))
+}
+
+#[cfg(test)]
+mod unit {
+    use super::*;
+
+    #[test]
+    fn a_profile_is_written_for_what_was_made() {
+        let outputs = [
+            ("VpcId", "vpc-1"),
+            ("SubnetIds", "subnet-1,subnet-2"),
+            ("SecurityGroupN2", "sg-2"),
+            ("InstanceProfile", "p"),
+            ("Bucket", "b"),
+        ];
+        let outputs = outputs.map(|(key, value)| (key.to_owned(), value.to_owned())).into_iter().collect();
+        let stack = Stack { name: "s".to_owned(), status: "CREATE_COMPLETE".to_owned(), outputs };
+        let given =
+            Settings { region: Some("eu-west-2".to_owned()), access_key_id: Some("AKIA".to_owned()), ..Settings::default() };
+        let made = of_stack(&given, &stack, false).unwrap();
+        let text = profile(&made, &stack, &Wanted::new("s"));
+        assert!(text.contains("tier = \"T0.H3.N2\"") && text.contains("subnets = [\"subnet-1\", \"subnet-2\"]"), "{text}");
+        assert!(text.contains("security-group = \"sg-2\"") && !text.contains("AKIA"), "{text}");
+        assert!(of_stack(&given, &stack, true).is_err());
+    }
+}

@@ -1,0 +1,308 @@
+//! The stack of infra/tierbox.yaml in an account and region: deployed, read, removed.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use aws_sdk_ec2::types::Filter;
+use roxmltree::Document;
+use tierbox_core::{DestroyReport, Error, ErrorKind, Progress, Result};
+
+use crate::BACKEND;
+use crate::aws::{Aws, driven};
+use crate::call::{again, shown};
+use crate::control::{Control, Find, Instance};
+use crate::settings::invalid;
+use crate::signed::cloudformation;
+use crate::{objects, tags};
+
+/// The template: `stack` leads to infra/, which is published with this crate.
+const TEMPLATE: &str = include_str!("../stack/tierbox.yaml");
+/// How long a stack may take, and between two looks.
+const LIMIT: Duration = Duration::from_secs(20 * 60);
+const LOOK: Duration = Duration::from_secs(2);
+/// How long instances may take to end.
+const ENDING: Duration = Duration::from_secs(5 * 60);
+/// The tag of what was made beside a stack, and goes with it.
+pub(crate) const OF_STACK: &str = "tierbox:stack";
+
+/// What a stack costs while nothing runs.
+pub const IDLE_COST: &str = "Billed while nothing runs: three interface endpoints (ssm, ssmmessages, ec2messages), each by the hour and by zone, so \
+six; and the DNS Firewall by the domain names it stores. Not billed by the hour: network, subnets, groups, the gateway endpoint of S3, roles, \
+an empty bucket. The prices depend on the region: see Amazon's pages for PrivateLink and Route 53 Resolver DNS Firewall.";
+
+/// A stack that is there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stack {
+    /// Its name.
+    pub name: String,
+    /// CloudFormation's word for its state.
+    pub status: String,
+    /// What it made, by the names of infra/tierbox.yaml.
+    pub outputs: BTreeMap<String, String>,
+}
+
+fn failed(message: impl Into<String>) -> Error {
+    Error::new(ErrorKind::HostUnable, "deploy stack", message).with_backend(BACKEND)
+}
+
+/// The text of an element below another.
+fn text_of<'a>(node: roxmltree::Node<'a, '_>, name: &str) -> Option<&'a str> {
+    node.descendants().find(|each| each.tag_name().name() == name)?.text()
+}
+
+impl Stack {
+    /// An output.
+    ///
+    /// # Errors
+    /// `HostUnable` for a stack that is none of ours.
+    pub fn output(&self, key: &str) -> Result<&str> {
+        let none = || failed(format!("the stack {} has no output {key}: it is none of infra/tierbox.yaml", self.name));
+        self.outputs.get(key).map(String::as_str).ok_or_else(none)
+    }
+
+    fn read(name: &str, xml: &str) -> Result<Self> {
+        let odd = || failed("CloudFormation's answer makes no sense");
+        let document = Document::parse(xml).map_err(|_| odd())?;
+        let status = text_of(document.root(), "StackStatus").ok_or_else(odd)?.to_owned();
+        let pairs = document.descendants().filter_map(|node| {
+            (node.tag_name().name() == "OutputKey").then_some(())?;
+            let value = text_of(node.parent()?, "OutputValue")?;
+            Some((node.text()?.to_owned(), value.to_owned()))
+        });
+        Ok(Self { name: name.to_owned(), status, outputs: pairs.collect() })
+    }
+}
+
+/// The stack of a name; `None` if there is none.
+pub(crate) async fn find(aws: &Arc<Aws>, name: &str) -> Result<Option<Stack>> {
+    let (aws, name) = (aws.clone(), name.to_owned());
+    driven(async move {
+        match cloudformation(&aws, "DescribeStacks", &[("StackName", &name)]).await {
+            Ok(xml) => Stack::read(&name, &xml).map(|stack| Some(stack).filter(|stack| stack.status != "DELETE_COMPLETE")),
+            Err(error) if error.message().contains("does not exist") => Ok(None),
+            Err(error) => Err(error),
+        }
+    })
+    .await
+}
+
+/// Deploys the stack, unless it is there.
+pub(crate) async fn deploy(aws: &Arc<Aws>, name: &str, internet: bool, progress: &dyn Progress) -> Result<Stack> {
+    let legal = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    if !(2..=25).contains(&name.len()) || !name.bytes().all(legal) || !name.starts_with(|first: char| first.is_ascii_lowercase())
+    {
+        return Err(invalid(format!("{:?} cannot be the name of a stack", shown(name)))
+            .with_help("up to 25 lower-case letters, digits and dashes, a letter first"));
+    }
+    if find(aws, name).await?.is_none() {
+        progress.step("deploying the stack");
+        create(aws, name, internet).await?;
+    }
+    let begun = Instant::now();
+    loop {
+        let stack = find(aws, name).await?.ok_or_else(|| failed(format!("the stack {name} is gone")))?;
+        match stack.status.as_str() {
+            "CREATE_COMPLETE" | "UPDATE_COMPLETE" => return Ok(stack),
+            "CREATE_IN_PROGRESS" | "UPDATE_IN_PROGRESS" | "UPDATE_COMPLETE_CLEANUP_IN_PROGRESS" if begun.elapsed() < LIMIT => {}
+            status => {
+                let message = format!("the stack {name} is {status}: {}", why(aws, name).await);
+                return Err(
+                    failed(message).with_help(format!("`tierbox ec2 teardown --stack {name}` removes what was made of it"))
+                );
+            }
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+async fn create(aws: &Arc<Aws>, name: &str, internet: bool) -> Result<()> {
+    let (aws, name) = (aws.clone(), name.to_owned());
+    driven(async move {
+        let (list, zones) = (prefix_list(&aws).await?, two_zones(&aws).await?);
+        let values = [
+            ("Prefix", name.as_str()),
+            ("S3PrefixList", &list),
+            ("Zones", &zones),
+            ("WithInternet", if internet { "yes" } else { "no" }),
+        ];
+        let mut parameters = vec![
+            ("StackName".to_owned(), name.clone()),
+            ("Capabilities.member.1".to_owned(), "CAPABILITY_NAMED_IAM".to_owned()),
+            ("TemplateBody".to_owned(), TEMPLATE.to_owned()),
+            ("Tags.member.1.Key".to_owned(), OF_STACK.to_owned()),
+            ("Tags.member.1.Value".to_owned(), name.clone()),
+        ];
+        for (number, (key, value)) in (1..).zip(values) {
+            parameters.push((format!("Parameters.member.{number}.ParameterKey"), key.to_owned()));
+            parameters.push((format!("Parameters.member.{number}.ParameterValue"), value.to_owned()));
+        }
+        let borrowed: Vec<(&str, &str)> = parameters.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
+        match cloudformation(&aws, "CreateStack", &borrowed).await {
+            // An answer that was lost.
+            Err(error) if error.message().contains("AlreadyExists") => Ok(()),
+            done => done.map(drop),
+        }
+    })
+    .await
+}
+
+/// The region's prefix list of S3.
+async fn prefix_list(aws: &Aws) -> Result<String> {
+    let name = format!("com.amazonaws.{}.s3", aws.region);
+    let filter = Filter::builder().name("prefix-list-name").values(&name).build();
+    let ask = || aws.ec2.describe_prefix_lists().filters(filter.clone()).send();
+    let answer = again("deploy stack", "ec2:DescribePrefixLists", ask).await?;
+    let mut lists = answer.prefix_lists.unwrap_or_default().into_iter();
+    let found = lists.find(|list| list.prefix_list_name.as_ref() == Some(&name)).and_then(|list| list.prefix_list_id);
+    found.ok_or_else(|| failed(format!("{} has no prefix list of S3", aws.region)))
+}
+
+async fn two_zones(aws: &Aws) -> Result<String> {
+    let filter = Filter::builder().name("state").values("available").build();
+    let ask = || aws.ec2.describe_availability_zones().filters(filter.clone()).send();
+    let answer = again("deploy stack", "ec2:DescribeAvailabilityZones", ask).await?;
+    let mut zones: Vec<String> =
+        answer.availability_zones.unwrap_or_default().into_iter().filter_map(|zone| zone.zone_name).collect();
+    zones.sort();
+    zones.truncate(2);
+    if zones.len() < 2 { Err(failed(format!("{} has no two zones", aws.region))) } else { Ok(zones.join(",")) }
+}
+
+/// Why a stack failed: the first of its events that says so.
+async fn why(aws: &Arc<Aws>, name: &str) -> String {
+    let (aws, name) = (aws.clone(), name.to_owned());
+    let asked = driven(async move { cloudformation(&aws, "DescribeStackEvents", &[("StackName", &name)]).await }).await;
+    let Ok(xml) = asked else { return "its events cannot be read".to_owned() };
+    let Ok(document) = Document::parse(&xml) else { return "its events make no sense".to_owned() };
+    let mut failures = document.descendants().filter_map(|node| {
+        (node.tag_name().name() == "ResourceStatus" && node.text()?.ends_with("_FAILED")).then_some(())?;
+        let event = node.parent()?;
+        let reason = text_of(event, "ResourceStatusReason").unwrap_or("no reason is given");
+        Some(format!("{} {reason}", text_of(event, "LogicalResourceId").unwrap_or_default()))
+    });
+    // The newest come first.
+    failures.next_back().map_or_else(|| "no event tells why".to_owned(), |reason| shown(&reason))
+}
+
+/// Removes the stack, and what was made beside it; the bucket is emptied first.
+pub(crate) async fn remove(
+    aws: &Arc<Aws>,
+    control: &Arc<dyn Control>,
+    name: &str,
+    progress: &dyn Progress,
+) -> Result<DestroyReport> {
+    let mut report = DestroyReport::default();
+    progress.step("ending what was made beside the stack");
+    let stack = find(aws, name).await?;
+    if let Some(vpc) = stack.as_ref().and_then(|stack| stack.outputs.get("VpcId")) {
+        nobody_works_in(aws, vpc).await?;
+    }
+    own_instances(control, name, &mut report).await?;
+    let Some(stack) = stack else { return Ok(report) };
+    if let Some(bucket) = stack.outputs.get("Bucket") {
+        progress.step("emptying the bucket");
+        let (aws, name) = (aws.clone(), bucket.clone());
+        let swept = driven(async move { objects::sweep(&aws, &name, "").await }).await;
+        match swept {
+            Ok(count) => report.removed.push(format!("{count} objects of {bucket}")),
+            Err(error) if error.message().contains("NoSuchBucket") => {}
+            Err(error) => return Err(error),
+        }
+    }
+    progress.step("removing the stack");
+    delete(aws, name).await?;
+    let begun = Instant::now();
+    while let Some(stack) = find(aws, name).await? {
+        if stack.status == "DELETE_FAILED" || begun.elapsed() > LIMIT {
+            report.failed.push(format!("the stack {name} is {}: {}", stack.status, why(aws, name).await));
+            report.manual.push(format!("aws cloudformation delete-stack --region {} --stack-name {name}", aws.region));
+            return Ok(report);
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+    report.removed.push(format!("stack {name}"));
+    Ok(report)
+}
+
+/// Asks for the stack's end. The test server's CloudFormation takes away what has dependents before these, and must be asked again.
+async fn delete(aws: &Arc<Aws>, name: &str) -> Result<()> {
+    let mut left = 4;
+    loop {
+        let (asking, named) = (aws.clone(), name.to_owned());
+        let asked = driven(async move { cloudformation(&asking, "DeleteStack", &[("StackName", &named)]).await.map(drop) }).await;
+        match asked {
+            Err(error) if error.message().contains("DependencyViolation") && left > 0 => left -= 1,
+            other => return other,
+        }
+    }
+}
+
+/// Refuses where environments run in a network.
+async fn nobody_works_in(aws: &Arc<Aws>, vpc: &str) -> Result<()> {
+    let (aws, vpc) = (aws.clone(), vpc.to_owned());
+    driven(async move {
+        let filters = [
+            Filter::builder().name("vpc-id").values(&vpc).build(),
+            Filter::builder().name("tag-key").values(tags::TASK).build(),
+            Filter::builder().name("instance-state-name").values("pending").values("running").values("stopped").build(),
+        ];
+        let ask = || aws.ec2.describe_instances().set_filters(Some(filters.to_vec())).send();
+        let answer = again("remove stack", "ec2:DescribeInstances", ask).await?;
+        let all = answer.reservations.unwrap_or_default().into_iter().flat_map(|each| each.instances.unwrap_or_default());
+        let others = all.filter(|each| !each.tags().iter().any(|tag| tag.key() == Some(OF_STACK)));
+        let ids: Vec<String> = others.filter_map(|each| each.instance_id).collect();
+        if ids.is_empty() {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::LimitReached, "remove stack", format!("environments run in {vpc}: {}", ids.join(", ")))
+            .with_backend(BACKEND)
+            .with_help("end them first: `tierbox ls`, `tierbox down`, `tierbox cleanup`"))
+    })
+    .await
+}
+
+/// Ends the instances that were made beside a stack.
+async fn own_instances(control: &Arc<dyn Control>, name: &str, report: &mut DestroyReport) -> Result<()> {
+    let begun = Instant::now();
+    loop {
+        let (control, which) = (control.clone(), Find::Tag(OF_STACK.to_owned(), name.to_owned()));
+        let living: Vec<Instance> = driven(async move {
+            let found = control.find(&which).await?;
+            let ids: Vec<String> = found.iter().filter(|each| !each.is_ending()).map(|each| each.id.clone()).collect();
+            if !ids.is_empty() {
+                control.terminate(&ids).await?;
+            }
+            Ok(found.into_iter().filter(|each| each.state != "terminated").collect())
+        })
+        .await?;
+        report.removed.extend(living.iter().filter(|each| !each.is_ending()).map(|each| format!("instance {}", each.id)));
+        if living.is_empty() {
+            return Ok(());
+        }
+        if begun.elapsed() > ENDING {
+            return Err(failed(format!("{} does not end", living[0].id)));
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+#[cfg(test)]
+mod unit {
+    use super::*;
+
+    #[test]
+    fn a_stack_is_read_from_what_cloudformation_says() {
+        let xml = "<R xmlns=\"x\"><Stacks><member><StackStatus>CREATE_COMPLETE</StackStatus><Outputs><member><OutputKey>Bucket</OutputKey>\
+                   <OutputValue>b</OutputValue></member><member><OutputKey>VpcId</OutputKey><OutputValue>vpc-1</OutputValue></member>\
+                   </Outputs></member></Stacks></R>";
+        let stack = Stack::read("s", xml).unwrap();
+        assert_eq!((stack.output("Bucket").unwrap(), stack.output("VpcId").unwrap()), ("b", "vpc-1"));
+        assert!(stack.output("SubnetIds").is_err() && Stack::read("s", "<R/>").is_err());
+    }
+
+    #[test]
+    fn the_template_fits_into_a_call() {
+        assert!(TEMPLATE.len() < 51_200 && TEMPLATE.contains("Outputs:"));
+    }
+}
