@@ -83,7 +83,11 @@ impl Domains {
             if begun.elapsed() > PATIENCE {
                 return Err(io::Error::other(format!("processes are left in {}", path.display())));
             }
-            self.kill_once(&path)?;
+            match self.kill_once(&path) {
+                // The last one died, and another command's beginning removed the empty cgroup.
+                Err(error) if is_gone(&error) => return Ok(()),
+                other => other?,
+            }
             std::thread::sleep(Duration::from_millis(1));
         }
         Ok(())
@@ -130,9 +134,14 @@ fn members(path: &Path) -> io::Result<Vec<i32>> {
     match std::fs::read_to_string(path.join("cgroup.procs")) {
         Ok(text) => Ok(text.lines().filter_map(|line| line.parse().ok()).filter(|pid| *pid > 1).collect()),
         // The engine removed it with its container.
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound) || error.raw_os_error() == Some(19) => Ok(Vec::new()),
+        Err(error) if is_gone(&error) => Ok(Vec::new()),
         Err(error) => Err(error),
     }
+}
+
+/// Whether a cgroup is not there, or no more (`ENODEV`, of a file that was open).
+fn is_gone(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(19)
 }
 
 fn holds(base: &Path, pid: u32) -> bool {
