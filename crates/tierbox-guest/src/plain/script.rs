@@ -119,7 +119,8 @@ report() {
 /// much longer than `CAP`: a
 /// command that prints more meets a closed pipe, or what watches it, and is told as killed for its output. Where output is read while
 /// it runs, they stop `WINDOW` bytes ahead of the reader, who lets them go on by the offset that was read; the end of the command lets
-/// them go to the end. A message of the shell tells a signal from an exit status above 128; of SIGINT and SIGPIPE it says nothing.
+/// them go to the end. Where something that the command left holds a FIFO open, its reader is not waited for to the end, but until it
+/// sleeps, as it does when all that was written is read: on a busy machine it may not even have begun. A message of the shell tells a signal from an exit status above 128; of SIGINT and SIGPIPE it says nothing.
 pub(super) const WRAPPER: &str = r#"
 umask 077
 cd /
@@ -139,6 +140,19 @@ copy() {
       [ "$word" != end ] || exec cat >>"$1"
       open=$((word+WINDOW))
     done
+  done
+}
+drained() {
+  rounds=0
+  while [ $rounds -lt 200 ]; do
+    rounds=$((rounds+1))
+    quiet=1
+    for p in $1 $(cat "/proc/$1/task/$1/children" 2>/dev/null); do
+      { read -r line <"/proc/$p/stat"; } 2>/dev/null || continue
+      case ${line##*) } in R*|D*) quiet=;; esac
+    done
+    [ -z "$quiet" ] || return 0
+    sleep 0.01 || sleep 1
   done
 }
 if mkdir "$D" 2>/dev/null; then
@@ -220,6 +234,7 @@ if mkdir "$D" 2>/dev/null; then
   [ -n "$late" ] || wait $c2
   kill $drain
   trap '' USR1
+  [ -z "$late" ] || { drained $c1; drained $c2; }
   echo "$began $ended" >"$D/times"
   if [ -s "$D/n" ]; then
     while read -r word rest; do [ "$word" = session ] || echo "$word $rest"; done <"$D/n" >"$D/note"
