@@ -24,7 +24,7 @@ impl BackendFactory {
         Self { engine: engine.into(), backend, spec, absent, patience: USUAL_PATIENCE }
     }
 
-    /// The same for machines in which everything takes longer: what is usually waited for [`USUAL_PATIENCE`] is waited for
+    /// The same for machines in which everything takes longer: what is usually waited for 20 s is waited for
     /// so long, and cases may take longer in proportion.
     #[must_use]
     pub fn patient(self, patience: Duration) -> Self {
