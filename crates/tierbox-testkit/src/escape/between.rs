@@ -61,14 +61,20 @@ async fn e41_loopback(s: Subject, _: Canary) -> Verdict {
 }
 
 async fn e42_former_tenants(s: Subject, _: Canary) -> Verdict {
-    let script =
-        "for d in . .. /tmp /var/tmp /dev/shm \"$HOME\"; do echo former > $d/tierbox-former 2>/dev/null; done; ls tierbox-former";
     let former = s.another(&|_| ()).await?;
-    former.sh(script).await?;
+    // What is there at a sandbox's first moment comes with the machine, as the files of a home directory do.
+    let fresh = neighbours(&former).await?;
+    former.sh("for d in . .. /tmp /var/tmp /dev/shm \"$HOME\"; do echo former > $d/tierbox-former 2>/dev/null; done; ls tierbox-former").await?;
     former.stop().await?;
     let next = s.another(&|_| ()).await?;
-    let found = next.text("ls -d ./tierbox-former ../tierbox-former /tmp/tierbox-former /var/tmp/tierbox-former /dev/shm/tierbox-former \"$HOME\"/tierbox-former 2>/dev/null; ls -A ..; :").await?;
-    let name = next.dir.rsplit('/').next().unwrap_or_default();
-    ensure_eq!(found.replace(name, "").trim(), "", "what a former sandbox left");
+    let marks = "ls -d ./tierbox-former ../tierbox-former /tmp/tierbox-former /var/tmp/tierbox-former /dev/shm/tierbox-former \"$HOME\"/tierbox-former 2>/dev/null; :";
+    ensure_eq!(next.text(marks).await?.trim(), "", "what a former sandbox left");
+    ensure_eq!(neighbours(&next).await?, fresh, "what stands beside the working directory");
     next.stop().await
+}
+
+/// What stands beside a sandbox's working directory.
+async fn neighbours(s: &Subject) -> Result<String, Fail> {
+    let own = s.dir.rsplit('/').next().unwrap_or_default();
+    Ok(s.text("ls -A ..").await?.replace(own, "").trim().to_owned())
 }

@@ -104,11 +104,17 @@ const SOCKETS: &[&str] = &[
     "netlink_connector",
 ];
 
+/// A virtual machine has a kernel of its own, and with it `/proc`, `/sys`, `/dev` and daemons: root there may use all of it.
+fn needs_the_hosts_kernel(s: &Subject) -> Verdict {
+    if has_own_kernel(s) { skip("the machine has a kernel of its own") } else { Ok(()) }
+}
+
+fn has_own_kernel(s: &Subject) -> bool {
+    s.capabilities().host >= HostIsolation::H3
+}
+
 async fn closed(s: &Subject, probes: &[&str], user: Option<&str>) -> Verdict {
-    // A virtual machine has a kernel of its own: root there may use all of it.
-    if s.capabilities().host >= HostIsolation::H3 {
-        return skip("the machine has a kernel of its own");
-    }
+    needs_the_hosts_kernel(s)?;
     let user = user.map(str::to_owned);
     let found = findings(
         s,
@@ -201,6 +207,7 @@ async fn e38_environments(s: Subject, _: Canary) -> Verdict {
 }
 
 async fn e39_proc(s: Subject, _: Canary) -> Verdict {
+    needs_the_hosts_kernel(&s)?;
     let script = "for f in /proc/sysrq-trigger /proc/sys/kernel/core_pattern /proc/sys/kernel/hostname /proc/sys/vm/drop_caches /proc/sys/kernel/modprobe /proc/sys/fs/binfmt_misc/register /proc/irq/default_smp_affinity /proc/self/oom_score_adj_ /proc/mtrr; do \
                   if ( exec 3>>$f ) 2>/dev/null; then echo writable $f; fi; done; \
                   for f in /proc/kcore /proc/kmsg /proc/kpagecount /proc/kpageflags /proc/timer_list /proc/sched_debug /proc/keys; do \
@@ -220,6 +227,7 @@ async fn e39_proc(s: Subject, _: Canary) -> Verdict {
 }
 
 async fn e39_sys_and_dev(s: Subject, _: Canary) -> Verdict {
+    needs_the_hosts_kernel(&s)?;
     let script = "find /sys -type f -writable 2>/dev/null | head -5; find /dev -type b 2>/dev/null; \
                   for f in mem kmem port kmsg fuse kvm vda sda loop-control vsock vhost-net net/tun uinput userfaultfd; do test -e /dev/$f && echo /dev/$f; done; \
                   find /dev -type c 2>/dev/null | grep -vE '^/dev/(null|zero|full|random|urandom|tty|ptmx|console|pts/(ptmx|[0-9]+))$'; :";
@@ -228,6 +236,7 @@ async fn e39_sys_and_dev(s: Subject, _: Canary) -> Verdict {
 }
 
 async fn e39_sockets_of_the_host(s: Subject, _: Canary) -> Verdict {
+    needs_the_hosts_kernel(&s)?;
     let script = "find / -xdev -type s 2>/dev/null | grep -v \"^$PWD\"; for f in /var/run/docker.sock /run/docker.sock /run/containerd /run/dbus /run/systemd /run/user /run/snapd.socket /run/podman; do test -e $f && echo $f; done; :";
     let own = s.another(&|_| ()).await?;
     ensure_eq!(own.text(script).await?, "", "sockets that show");
@@ -235,21 +244,17 @@ async fn e39_sockets_of_the_host(s: Subject, _: Canary) -> Verdict {
 }
 
 async fn e39_mounts(s: Subject, canary: Canary) -> Verdict {
-    let mounts = s.text("cat /proc/self/mountinfo").await?;
-    for line in mounts.lines() {
-        let fields: Vec<&str> = line.split(' ').collect();
-        let (Some(point), Some(options)) = (fields.get(4), fields.get(5)) else { continue };
-        let Some(kind) = line.split(" - ").nth(1).and_then(|rest| rest.split(' ').next()) else { continue };
-        let is_own =
-            matches!(kind, "tmpfs" | "proc" | "devpts" | "mqueue" | "overlay" | "devtmpfs" | "sysfs" | "cgroup2" | "cgroup");
-        ensure!(is_own || options.split(',').any(|option| option == "ro"), "{point} is a writable mount of {kind}: {line}");
-        // A single device, perhaps over a file of /proc that is to show nothing.
-        let shown = fields.get(3).copied().unwrap_or_default();
-        let is_harmless = ["/null", "/zero", "/full", "/random", "/urandom", "/tty"].contains(&shown);
-        ensure!(kind != "devtmpfs" || is_harmless, "the host's /dev shows: {line}");
+    for mount in s.text("cat /proc/self/mountinfo").await?.lines().filter_map(Mount::parse) {
+        let is_own = if has_own_kernel(&s) { !mount.is_shared_folder() } else { mount.is_own() };
+        ensure!(is_own || mount.is_read_only, "what may be the host's can be written: {mount:?}");
+        ensure!(has_own_kernel(&s) || mount.kind != "devtmpfs" || mount.is_one_device(), "the host's /dev shows: {mount:?}");
     }
     let listed = s.run(ExecRequest::new(["ls", canary.directory().as_str()])).await?;
     ensure!(!listed.success(), "a directory of the host's /tmp shows");
+    // A machine's own home directories may be called as the host's are.
+    if has_own_kernel(&s) {
+        return Ok(());
+    }
     for home in ["/root", "/home"] {
         let names = s.run(ExecRequest::new(["ls", "-A", home])).await?.stdout.text();
         let host: Vec<String> = std::fs::read_dir(home)
@@ -262,6 +267,40 @@ async fn e39_mounts(s: Subject, canary: Canary) -> Verdict {
         ensure!(shown.is_empty(), "files of the host's {home} show: {shown:?}");
     }
     Ok(())
+}
+
+/// A line of `/proc/self/mountinfo`.
+#[derive(Debug)]
+struct Mount<'a> {
+    root: &'a str,
+    #[expect(dead_code, reason = "shown when a mount is found")]
+    point: &'a str,
+    kind: &'a str,
+    is_read_only: bool,
+}
+
+impl<'a> Mount<'a> {
+    fn parse(line: &'a str) -> Option<Self> {
+        let (before, after) = line.split_once(" - ")?;
+        let mut fields = before.split(' ').skip(3);
+        let (root, point, options) = (fields.next()?, fields.next()?, fields.next()?);
+        Some(Self { root, point, kind: after.split(' ').next()?, is_read_only: options.split(',').any(|option| option == "ro") })
+    }
+
+    /// Made for the sandbox.
+    fn is_own(&self) -> bool {
+        matches!(self.kind, "tmpfs" | "proc" | "devpts" | "mqueue" | "overlay" | "devtmpfs" | "sysfs" | "cgroup2" | "cgroup")
+    }
+
+    /// What hypervisors show of their host.
+    fn is_shared_folder(&self) -> bool {
+        matches!(self.kind, "9p" | "virtiofs" | "vboxsf" | "prl_fs" | "nfs" | "nfs4" | "cifs" | "fuse.sshfs" | "fuse.vmhgfs-fuse")
+    }
+
+    /// A single device, perhaps over a file of `/proc` that is to show nothing.
+    fn is_one_device(&self) -> bool {
+        ["/null", "/zero", "/full", "/random", "/urandom", "/tty"].contains(&self.root)
+    }
 }
 
 async fn e40_tiocsti(s: Subject, _: Canary) -> Verdict {
