@@ -27,6 +27,10 @@ mod world;
 #[cfg(target_os = "linux")]
 const SLOW: &[&str] = &["load::e27_a_line_of_a_gibibyte"];
 
+/// A case mostly waits, and the machine has one processor.
+#[cfg(target_os = "linux")]
+const AT_ONCE: usize = 3;
+
 #[cfg(target_os = "linux")]
 fn main() -> std::process::ExitCode {
     use std::sync::Arc;
@@ -47,7 +51,7 @@ fn main() -> std::process::ExitCode {
         escapes().without(SLOW).variant("vm_required"),
         escapes().only(SLOW).variant("slow::vm_required"),
     ]
-    .map(|suite| suite.required(support::REQUIRED).expected(include_str!("vagrant/expected.toml")));
+    .map(|suite| suite.by_area(AT_ONCE).required(support::REQUIRED).expected(include_str!("vagrant/expected.toml")));
     let others = [machines::all(), lifecycle::all(), named::all(), lxc::all()].concat_trials();
     run_with(&Arguments::from_args(), &suites, others).exit_code()
 }

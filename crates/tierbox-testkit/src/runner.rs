@@ -24,6 +24,8 @@ pub struct Suite {
     factory: Arc<dyn Factory>,
     variant: Option<String>,
     as_plain_user: bool,
+    /// How many cases of an area run at once, as one test.
+    together: Option<usize>,
     required: String,
     expected: BTreeMap<String, String>,
     shared: Shared,
@@ -32,7 +34,16 @@ pub struct Suite {
 impl Suite {
     fn new(cases: Vec<Case>, factory: Arc<dyn Factory>) -> Self {
         let (required, expected) = (String::new(), BTreeMap::new());
-        Self { cases, factory, variant: None, as_plain_user: false, required, expected, shared: Shared::default() }
+        Self {
+            cases,
+            factory,
+            variant: None,
+            as_plain_user: false,
+            together: None,
+            required,
+            expected,
+            shared: Shared::default(),
+        }
     }
 
     /// The conformance suite for a backend's minimum set of capabilities.
@@ -98,6 +109,18 @@ impl Suite {
         self
     }
 
+    /// Runs the cases of an area as one test in one environment, so many at a time: for engines whose environments take long to start,
+    /// where a runner gives each test a process of its own. With `TIERBOX_TESTKIT_SINGLY` set each is a test again.
+    ///
+    /// # Panics
+    /// For none at a time.
+    #[must_use]
+    pub fn by_area(mut self, at_once: usize) -> Self {
+        assert!(at_once > 0, "cases run at least one at a time");
+        self.together = Some(at_once).filter(|_| std::env::var_os("TIERBOX_TESTKIT_SINGLY").is_none());
+        self
+    }
+
     /// Engines that must be present on CI, one a line; `#` begins a remark. There a skip for one of these fails.
     #[must_use]
     pub fn required(mut self, engines: &str) -> Self {
@@ -136,14 +159,70 @@ impl Suite {
     fn trials(&self, runtime: &Arc<Runtime>) -> Vec<Trial> {
         let absent = self.absent();
         let ignored = absent.is_some() && !self.must_be_present();
+        let kind = if ignored { "engine absent" } else { "" };
+        if let Some(at_once) = self.together {
+            let trial = |(area, cases): (String, Vec<Case>)| {
+                let (suite, absent, runtime) = (self.clone(), absent.clone(), runtime.clone());
+                let test = move || suite.test_area(&cases, at_once, absent.as_ref(), &runtime);
+                Trial::test(area, test).with_kind(kind).with_ignored_flag(ignored)
+            };
+            return self.areas().into_iter().map(trial).collect();
+        }
         let trial = |case: &Case| {
             let (suite, case, absent, runtime) = (self.clone(), case.clone(), absent.clone(), runtime.clone());
             let name = self.name_of(&case);
             let test = move || suite.test(&case, absent.as_ref(), &runtime);
-            let kind = if ignored { "engine absent" } else { "" };
             Trial::test(name, test).with_kind(kind).with_ignored_flag(ignored)
         };
         self.cases.iter().map(trial).collect()
+    }
+
+    /// The cases by the name that they have in common.
+    fn areas(&self) -> BTreeMap<String, Vec<Case>> {
+        let mut areas: BTreeMap<String, Vec<Case>> = BTreeMap::new();
+        for case in &self.cases {
+            let name = self.name_of(case);
+            let area = name.rsplit_once("::").map_or(name.as_str(), |(area, _)| area);
+            areas.entry(area.to_owned()).or_default().push(case.clone());
+        }
+        areas
+    }
+
+    /// Runs the cases of an area, and names all that fail.
+    fn test_area(&self, cases: &[Case], at_once: usize, absent: Option<&Absence>, runtime: &Runtime) -> Result<(), Failed> {
+        if absent.is_some() {
+            return cases.iter().try_for_each(|case| self.test(case, absent, runtime));
+        }
+        let places = Arc::new(tokio::sync::Semaphore::new(at_once));
+        let verdicts = runtime.block_on(async {
+            let tasks: Vec<_> = cases
+                .iter()
+                .map(|case| {
+                    let (suite, case, places) = (self.clone(), case.clone(), places.clone());
+                    tokio::spawn(async move {
+                        let _place = places.acquire_owned().await;
+                        suite.verdict(&case).await
+                    })
+                })
+                .collect();
+            let mut verdicts = Vec::new();
+            for task in tasks {
+                verdicts.push(task.await.unwrap_or_else(|error| Err(Fail::Broken(format!("it panicked: {error}")))));
+            }
+            verdicts
+        });
+        let judged = cases.iter().zip(verdicts).map(|(case, verdict)| {
+            let name = self.name_of(case);
+            self.judge(&name, case, verdict).map_err(|failed| format!("{name}: {}", failed.message().unwrap_or("it failed")))
+        });
+        let failed: Vec<String> = judged.filter_map(Result::err).collect();
+        if failed.is_empty() { Ok(()) } else { Err(failed.join("\n").into()) }
+    }
+
+    async fn verdict(&self, case: &Case) -> Verdict {
+        let subject = self.subject().await?;
+        declared(case, subject.capabilities())?;
+        case.run(subject).await
     }
 
     fn test(&self, case: &Case, absent: Option<&Absence>, runtime: &Runtime) -> Result<(), Failed> {
@@ -154,11 +233,7 @@ impl Suite {
         if self.as_plain_user && !plain::is_child() {
             return plain::run_test(&name).map_err(Failed::from);
         }
-        let verdict = runtime.block_on(async {
-            let subject = self.subject().await?;
-            declared(case, subject.capabilities())?;
-            case.run(subject).await
-        });
+        let verdict = runtime.block_on(self.verdict(case));
         self.judge(&name, case, verdict)
     }
 
