@@ -31,6 +31,9 @@ mod plain;
 #[path = "../crates/tierbox/tests/sabotaged/mod.rs"]
 mod sabotaged;
 #[cfg(target_os = "linux")]
+#[path = "docker/streams.rs"]
+mod streams;
+#[cfg(target_os = "linux")]
 #[path = "docker/verified.rs"]
 mod verified;
 #[cfg(target_os = "linux")]
@@ -56,6 +59,7 @@ fn main() -> std::process::ExitCode {
         names::all(),
         outside::all(),
         plain::all(),
+        streams::all(),
         detached::all(),
         verified::all(),
     ];

@@ -181,7 +181,7 @@ async fn what_a_command_is_given_stands_in_no_argument() -> Result<(), String> {
             let all = shown(&container);
             let holds = |text: &str| all.windows(text.len()).any(|part| part == text.as_bytes());
             seen.extend(
-                ["tb-of-the-profile", "tb-of-the-call", "tb-of-the-input", "tb-an-argument"]
+                ["tb-of-the-profile", "tb-of-the-call", "tb-of-the-locale", "tb-of-the-uid", "tb-of-the-input", "tb-an-argument"]
                     .into_iter()
                     .filter(|text| holds(text)),
             );
@@ -191,13 +191,18 @@ async fn what_a_command_is_given_stands_in_no_argument() -> Result<(), String> {
     });
     for round in 0..20 {
         // What holds it there for a moment, so that it is seen at all; the last word is the control.
-        let script = "read -r input; echo $PROFILES_TOKEN $CALLS $input; sleep 0.2";
+        let script = "read -r input; echo $PROFILES_TOKEN $CALLS $LC_ALL $UID $input; sleep 0.2";
         let words = ["/bin/sh", "-c", script, "sh", "tb-an-argument"].map(str::to_owned);
-        let request = ExecRequest::new(words).env("CALLS", "tb-of-the-call").stdin_bytes(b"tb-of-the-input\n".to_vec());
+        let request = ExecRequest::new(words).env("CALLS", "tb-of-the-call");
+        let request =
+            request.env("LC_ALL", "tb-of-the-locale").env("UID", "tb-of-the-uid").stdin_bytes(b"tb-of-the-input\n".to_vec());
         let said = machine.run(request).await.map_err(text)?;
-        let expected = "tb-of-the-profile tb-of-the-call tb-of-the-input\n";
+        let expected = "tb-of-the-profile tb-of-the-call tb-of-the-locale tb-of-the-uid tb-of-the-input\n";
         ensure(said.stdout.text() == expected, format!("round {round}: {said:?}"))?;
     }
+    // What no shell can make would stand in one: no secret is sent so.
+    let odd = machine.run(ExecRequest::new(["/bin/true"]).env("my.token", "x")).await;
+    ensure(odd.is_err_and(|error| error.kind() == ErrorKind::InvalidInput), "a secret became an argument")?;
     drop(over);
     let (seen, looks) = watch.await.map_err(|error| error.to_string())?;
     environment.stop().await.map_err(text)?;

@@ -19,9 +19,12 @@ use crate::BACKEND;
 use crate::domain::Domains;
 use crate::engine::{Engine, failed, is_absent, is_settled};
 
-/// The container's first process: it reaps what others leave, and ends with the stream by which it was started.
-pub const FIRST: &str = "trap 'exit 0' TERM; exec 3<&0; ( while read -r _; do :; done; kill -TERM 1 ) <&3 3<&- & exec 3<&- </dev/null; \
-     while :; do wait; sleep 1 & done";
+/// The container's first process: it reaps what others leave, and ends with the stream by which it was started. It waits for no signal,
+/// so that none from inside ends it; another process reads the stream, since who reads reaps nobody, and is there again if it is killed.
+pub const FIRST: &str = "exec 3<&0 </dev/null; until ( while read -r _; do :; done ) <&3 3<&- & wait $!; do :; done";
+
+/// Who that is: nobody else, so that root inside without the right to trace cannot look into it.
+pub const FIRST_USER: &str = "2147483646:2147483646";
 
 /// Where scripts keep what commands print until it was read: root's alone, so that no full disk of the commands' is in the way.
 pub const ROOM: &str = "rw,nosuid,nodev,noexec,mode=0700,size=512m";

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use tierbox_core::{
     EnvironmentSpec, ErrorKind, HostIsolation, MountSpec, Network, Result, engine_socket_below, malformed_path, names_a_secret,
 };
+use tierbox_guest::plain::stands_in_an_argument;
 
 use crate::compose;
 use crate::egress::EgressPlan;
@@ -248,11 +249,7 @@ pub fn is_root(user: &str) -> bool {
 
 /// Without the supervisor a shell makes a command's variables, which it cannot under every name: others would stand in an argument.
 fn check_secrets(spec: &EnvironmentSpec, settings: &Settings) -> Result<()> {
-    let is_odd = |key: &str| {
-        key.starts_with(|first: char| first.is_ascii_digit())
-            || !key.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
-    };
-    let odd = spec.env.keys().find(|key| is_odd(key) && names_a_secret(key));
+    let odd = spec.env.keys().find(|key| stands_in_an_argument(key.as_bytes()) && names_a_secret(key));
     match odd.filter(|_| settings.transport == Transport::Plain) {
         None => Ok(()),
         Some(key) => Err(invalid(format!(

@@ -41,6 +41,7 @@ use tierbox_core::{
 };
 
 pub use sandbox::PlainSandbox;
+pub use words::stands_in_an_argument;
 
 /// What a sandbox over a plain transport can do, in a machine that `host` and `networks` describe.
 pub fn capabilities(host: HostIsolation, networks: Vec<Network>, locality: Locality) -> Capabilities {

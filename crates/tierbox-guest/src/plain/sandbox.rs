@@ -9,7 +9,7 @@ use bytes::Bytes;
 use tierbox_core::{
     ByteReader, ByteStream, Capabilities, Completed, DialTarget, DirEntry, Error, ErrorKind, ExecHandle, ExecId, ExecInfo,
     ExecRequest, FileMeta, GuestPath, KillDomain, KillReason, Leftovers, Limits, NotStartedCause, OnExceed, Outcome, ReadOptions,
-    Result, Sandbox, Signal, Stdin, UserSupport, WriteOptions,
+    Result, Sandbox, Signal, Stdin, UserSupport, WriteOptions, names_a_secret,
 };
 use tokio::io::AsyncReadExt;
 
@@ -17,7 +17,7 @@ use super::call::Caller;
 use super::exec::{HELD, Order, PlainHandle, Yard};
 use super::probe::{self, Machine};
 use super::script::{BECOME, PATH};
-use super::words::{Words, quote};
+use super::words::{Words, quote, stands_in_an_argument};
 use super::{PlainConfig, PlainOutput, PlainRun, PlainTransport};
 use crate::errors::lock;
 use crate::install::Account;
@@ -31,6 +31,23 @@ const BOUNDED_ROOT: &str = "--no-new-privs --inh-caps=-all --bounding-set=-all,+
                             +setuid,+setpcap,+net_bind_service,+audit_write,+setfcap";
 /// How long a small script of ours may take.
 const BRIEF: Duration = Duration::from_secs(60);
+
+/// No secret stands in an argument of a process, not even for a moment.
+fn check_secrets(env: &BTreeMap<Vec<u8>, Vec<u8>>) -> Result<()> {
+    let odd = env.keys().find(|name| stands_in_an_argument(name) && names_a_secret(&String::from_utf8_lossy(name)));
+    match odd {
+        None => Ok(()),
+        Some(name) => Err(Error::new(
+            ErrorKind::InvalidInput,
+            "exec",
+            format!(
+                "the secret {} would stand in an argument of a process inside, since no shell can make it",
+                name.escape_ascii()
+            ),
+        )
+        .with_help("name it with letters, digits and `_`")),
+    }
+}
 
 /// A machine behind a [`PlainTransport`]. Clones are the same sandbox.
 #[derive(Clone)]
@@ -146,6 +163,7 @@ impl PlainSandbox {
         self.require(request.confine.is_none(), "exec", "a command that is kept to named executables")?;
         let other = request.user.as_ref().is_some_and(|user| !self.is_default(user));
         self.require(self.capabilities.users == UserSupport::Any || !other, "exec", "running a command as another user")?;
+        check_secrets(&request.env)?;
         if self.yard.caller.is_closed() {
             return Err(Error::new(ErrorKind::Lost, "exec", "the sandbox was stopped"));
         }
@@ -230,15 +248,16 @@ impl PlainSandbox {
         let (search, cwd) = (words.word(search), words.word(&self.absolute(request.cwd.as_ref())));
         let environment = words.environment(&env);
         // What looks like a variable would be taken for one.
-        let program = if request.argv[0].contains(&b'=') { "/bin/sh -c 'exec \"$0\" \"$@\"' \"$@\"" } else { "\"$@\"" };
+        let program = if request.argv[0].contains(&b'=') { "set -- /bin/sh -c 'exec \"$0\" \"$@\"' \"$@\"\n" } else { "" };
         let setsid = self.machine.setsid.as_deref().unwrap_or_default();
         let (env, limits) = (&self.machine.env, self.limits_script());
         let script = format!(
             "exec 8<&-\nPATH={PATH}; LC_ALL=C\n{}set -- {}\nCWD={cwd}; SEARCH={search}; SETSID={setsid}\n{BECOME}{limits}\n\
-             {}exec {setsid} {env} {} -- {} {program} 3>&-\n",
+             {program}{}{}exec {setsid} {env} {} -- {} \"$@\" 3>&-\n",
             words.before,
             argv.join(" "),
             environment.exported,
+            environment.last,
             environment.unset,
             environment.assigned.join(" "),
         );

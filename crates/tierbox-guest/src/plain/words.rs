@@ -42,6 +42,8 @@ impl Words {
 pub(crate) struct Environment {
     /// Lines that export them.
     pub(crate) exported: String,
+    /// Lines that export those by which the shell itself would work in another way. They come last of all.
+    pub(crate) last: String,
     /// Options of `env`: without what shells put there unasked.
     pub(crate) unset: String,
     /// Words for `env`: those that a shell cannot export.
@@ -55,16 +57,59 @@ impl Words {
         let own = ["OLDPWD", "PATH", "PWD", "SHLVL", "_"].into_iter().filter(|name| !variables.contains_key(name.as_bytes()));
         all.unset = own.map(|name| format!("-u {name}")).collect::<Vec<_>>().join(" ");
         for (key, value) in variables {
-            match std::str::from_utf8(key).ok().filter(|name| is_free(name)) {
-                Some(name) => {
-                    let value = self.word(value);
-                    _ = writeln!(all.exported, "export {name}={value}");
-                }
-                None => all.assigned.push(self.word(&[key.as_slice(), b"=", value].concat())),
+            let name = std::str::from_utf8(key).unwrap_or_default();
+            let make = kind(name);
+            if make == Kind::Argument {
+                all.assigned.push(self.word(&[key.as_slice(), b"=", value].concat()));
+                continue;
             }
+            let value = self.word(value);
+            _ = match make {
+                Kind::Free => writeln!(all.exported, "export {name}={value}"),
+                // A locale that is not there is complained of.
+                Kind::Last => writeln!(all.last, "{{ export {name}={value}; }} 2>/dev/null"),
+                _ => writeln!(
+                    all.last,
+                    "if [ -z \"${{BASH_VERSION-}}${{ZSH_VERSION-}}\" ]; then export {name}={value}; else set -- {name}={value} \"$@\"; fi"
+                ),
+            };
         }
         all
     }
+}
+
+/// How a variable gets to its command.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// Every shell exports it as it is.
+    Free,
+    /// So it does, but goes by it from then on.
+    Last,
+    /// Shells export it, but for those that keep it for themselves.
+    Mostly,
+    /// It is an argument of `env` for a moment, which whoever sees the machine's processes can read.
+    Argument,
+}
+
+fn kind(name: &str) -> Kind {
+    const LAST: [&str; 10] = ["LANG", "LANGUAGE", "ENV", "COLUMNS", "LINES", "TMOUT", "POSIXLY_CORRECT", "PS1", "PS2", "PS4"];
+    match name {
+        name if is_free(name) => Kind::Free,
+        name if is_name(name) && (LAST.contains(&name) || name.starts_with("LC_")) => Kind::Last,
+        "UID" | "EUID" | "GROUPS" => Kind::Mostly,
+        _ => Kind::Argument,
+    }
+}
+
+/// Whether a variable of this name would stand in an argument of a process in the machine, since no shell can make it.
+pub fn stands_in_an_argument(name: &[u8]) -> bool {
+    std::str::from_utf8(name).map_or(true, |name| kind(name) == Kind::Argument)
+}
+
+fn is_name(name: &str) -> bool {
+    name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+        && !name.starts_with(|first: char| first.is_ascii_digit())
+        && !name.is_empty()
 }
 
 /// Whether every shell takes a variable as it is, and neither keeps it for itself nor complains about its value.
@@ -99,12 +144,9 @@ fn is_free(name: &str) -> bool {
         "TMOUT",
         "UID",
     ];
-    let is_name = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
-        && !name.starts_with(|first: char| first.is_ascii_digit())
-        && !name.is_empty();
     let is_word = name.strip_prefix('v').is_some_and(|rest| rest.bytes().all(|byte| byte.is_ascii_digit()));
     let prefixes = ["BASH", "COMP", "HIST", "LC_", "OPT", "POSIXLY", "PS"];
-    is_name && !is_word && !TAKEN.contains(&name) && !prefixes.iter().any(|prefix| name.starts_with(prefix))
+    is_name(name) && !is_word && !TAKEN.contains(&name) && !prefixes.iter().any(|prefix| name.starts_with(prefix))
 }
 
 /// Printable text in single quotes.
@@ -147,19 +189,23 @@ mod unit {
 
     #[test]
     fn variables_arrive_and_no_other_is_there() {
-        let odd = [b"a.b".as_slice(), b"UID", b"_", b"v1", b"LC_ALL", b"1x", b"PS4", b"BASH_ENV"];
+        let odd = [b"a.b".as_slice(), b"_", b"v1", b"1x", b"BASH_ENV", b"PPID"];
+        let late = [b"UID".as_slice(), b"LC_ALL", b"LANG", b"PS4", b"ENV", b"COLUMNS", b"TMOUT", b"EUID"];
         let usual = [b"A".as_slice(), b"PATH", b"a_b1", b"TOKEN", b"D", b"vx"];
         let mut all: BTreeMap<Vec<u8>, Vec<u8>> =
-            odd.into_iter().chain(usual).map(|key| (key.to_vec(), [b"'$x\n\xff", key, b"\n"].concat())).collect();
+            odd.into_iter().chain(late).chain(usual).map(|key| (key.to_vec(), [b"'$x\n\xff", key, b"\n"].concat())).collect();
         all.insert(b"PATH".to_vec(), b"/usr/bin:/bin".to_vec());
         all.insert(b"LC_ALL".to_vec(), b"no such locale".to_vec());
         let mut words = Words::default();
         let made = words.environment(&all);
-        assert_eq!((made.assigned.len(), made.exported.lines().filter(|line| line.starts_with("export ")).count()), (8, 6));
+        let exported = made.exported.lines().filter(|line| line.starts_with("export ")).count();
+        assert_eq!((made.assigned.len(), made.last.matches("export ").count(), exported), (6, 8, 6));
+        assert!(odd.iter().all(|name| stands_in_an_argument(name)) && !late.iter().any(|name| stands_in_an_argument(name)));
         let script = format!(
-            "{}cd /\n{}exec /usr/bin/env {} -- {} /usr/bin/env -0",
+            "{}set -- /usr/bin/env -0\ncd /\n{}{}exec /usr/bin/env {} -- {} \"$@\"",
             words.before,
             made.exported,
+            made.last,
             made.unset,
             made.assigned.join(" ")
         );

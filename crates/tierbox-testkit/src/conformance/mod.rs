@@ -46,7 +46,6 @@ mod users;
 pub(crate) use archives::{archive, entry};
 
 pub(crate) use limits::{hold, memory as limit_memory};
-pub(crate) use streaming::read_until;
 
 /// Every case there is, whatever it needs.
 pub fn all() -> Vec<Case> {

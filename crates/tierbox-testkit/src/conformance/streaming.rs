@@ -48,7 +48,7 @@ async fn streams_are_taken_once(s: Subject) -> Verdict {
 }
 
 /// Reads until the stream has shown this text.
-pub(crate) async fn read_until(s: &Subject, reader: &mut ByteReader, wanted: &str) -> Verdict<String> {
+pub(super) async fn read_until(s: &Subject, reader: &mut ByteReader, wanted: &str) -> Verdict<String> {
     let mut seen = String::new();
     let mut chunk = [0; 4096];
     while !seen.contains(wanted) {

@@ -2,14 +2,13 @@
 
 use super::{Canary, attacks};
 use crate::attack::{findings, install, nothing_leaked};
-use crate::case::{Fail, Verdict, ensure, ensure_eq};
-use crate::conformance::read_until;
+use crate::case::{Verdict, ensure, ensure_eq};
 use crate::subject::Subject;
 
 attacks! { "between":
-    e41_abstract_sockets [Isolation, Files, StreamingOutput] "Sockets without a path do not reach from one sandbox, or the host, into another.";
+    e41_abstract_sockets [Isolation, Files] "Sockets without a path do not reach from one sandbox, or the host, into another.";
     e41_shared_memory [Isolation, Files] "Shared memory does not reach across.";
-    e41_loopback [Isolation, Files, StreamingOutput] "A port on one sandbox's loopback is not there in another.";
+    e41_loopback [Isolation, Files] "A port on one sandbox's loopback is not there in another.";
     e42_former_tenants [Isolation, Files] "A new sandbox finds nothing of a former one.";
 }
 
@@ -18,9 +17,8 @@ async fn e41_abstract_sockets(s: Subject, canary: Canary) -> Verdict {
     let other = s.another(&|_| ()).await?;
     let program = install(&other).await?;
     let name = format!("tierbox-{}", crate::subject::number());
-    let mut listening = other.spawn(other.shell(format!("exec '{program}' echo abstract {name}"))).await?;
-    let mut stdout = listening.take_stdout().ok_or_else(|| Fail::Broken("stdout is missing".into()))?;
-    read_until(&other, &mut stdout, "listening").await?;
+    let _listening = other.spawn(other.shell(format!("exec '{program}' echo abstract {name} > said"))).await?;
+    said(&other, "listening").await?;
     // The control: inside its own sandbox it can be reached.
     let control = findings(&other, |request| request, &["connect", "abstract", &name]).await?;
     ensure!(
@@ -29,6 +27,15 @@ async fn e41_abstract_sockets(s: Subject, canary: Canary) -> Verdict {
     );
     nothing_leaked(&findings(&s, |request| request, &["connect", "abstract", &name]).await?)?;
     other.stop().await
+}
+
+/// What a command has written to the file `said` once some text is in it: by a file, since not every transport streams.
+async fn said(s: &Subject, text: &str) -> Verdict<String> {
+    s.until(s.patience, "the listener listens", || async {
+        Ok(String::from_utf8_lossy(&s.sh("cat said 2>/dev/null; :").await?).contains(text))
+    })
+    .await?;
+    Ok(String::from_utf8_lossy(&s.sh("cat said").await?).into_owned())
 }
 
 async fn e41_shared_memory(s: Subject, _: Canary) -> Verdict {
@@ -47,9 +54,8 @@ async fn e41_shared_memory(s: Subject, _: Canary) -> Verdict {
 async fn e41_loopback(s: Subject, _: Canary) -> Verdict {
     let other = s.another(&|_| ()).await?;
     let program = install(&other).await?;
-    let mut listening = other.spawn(other.shell(format!("exec '{program}' echo tcp"))).await?;
-    let mut stdout = listening.take_stdout().ok_or_else(|| Fail::Broken("stdout is missing".into()))?;
-    let said = read_until(&other, &mut stdout, "\n").await?;
+    let _listening = other.spawn(other.shell(format!("exec '{program}' echo tcp > said"))).await?;
+    let said = said(&other, "\n").await?;
     let port = said.split_whitespace().last().unwrap_or_default().to_owned();
     let control = findings(&other, |request| request, &["connect", "tcp", &format!("127.0.0.1:{port}")]).await?;
     ensure!(control.iter().any(|finding| finding.leaked), "the port cannot be reached at home: {control:?}");
@@ -74,7 +80,7 @@ async fn e42_former_tenants(s: Subject, _: Canary) -> Verdict {
 }
 
 /// What stands beside a sandbox's working directory.
-async fn neighbours(s: &Subject) -> Result<String, Fail> {
+async fn neighbours(s: &Subject) -> Verdict<String> {
     let own = s.dir.rsplit('/').next().unwrap_or_default();
     Ok(s.text("ls -A ..").await?.replace(own, "").trim().to_owned())
 }
