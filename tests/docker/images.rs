@@ -15,6 +15,7 @@ pub fn all() -> Vec<Trial> {
         trial("images::unknown_users_are_refused", unknown_users_are_refused),
         trial("images::a_dockerfile_is_built_and_removed", a_dockerfile_is_built_and_removed),
         trial("images::builds_leave_nothing_however_they_end", builds_leave_nothing_however_they_end),
+        trial("images::what_triggers_of_a_base_leave_is_removed_too", what_triggers_of_a_base_leave_is_removed_too),
         trial("images::root_by_another_name_is_no_default_user", root_by_another_name_is_no_default_user),
         trial("images::a_users_group_counts", a_users_group_counts),
         trial("images::what_is_ignored_is_not_sent", what_is_ignored_is_not_sent),
@@ -149,6 +150,53 @@ async fn builds_leave_nothing_however_they_end() -> Result<(), String> {
         tokio::time::sleep(std::time::Duration::from_millis(100)).await;
     }
     Err(format!("{:?} are left of a build that was given up", marked(&mark)))
+}
+
+/// A base image whose triggers leave something: it is made here by its builder, and bears no label.
+struct Triggering(String);
+
+impl Triggering {
+    fn make(dir: &std::path::Path, mark: &str) -> Self {
+        let name = format!("tierbox-test/triggering:{mark}");
+        let triggers = format!("ONBUILD USER root\nONBUILD ENV MARK={mark}\nONBUILD RUN echo triggered > /triggered\n");
+        write(dir, "base/Dockerfile", &format!("FROM tierbox-test/busybox:1\n{triggers}"));
+        let context = dir.join("base");
+        // The builder of the engine itself, which is what is tested.
+        docker(&["build", "-q", "-t", &name, &context.display().to_string()]);
+        Self(name)
+    }
+}
+
+impl Drop for Triggering {
+    fn drop(&mut self) {
+        docker(&["rmi", "-f", &self.0]);
+    }
+}
+
+async fn what_triggers_of_a_base_leave_is_removed_too() -> Result<(), String> {
+    let dir = tempfile::tempdir().map_err(|error| error.to_string())?;
+    let mark = format!("trigger{}", std::process::id());
+    let base = Triggering::make(dir.path(), &mark);
+    let with = |last: &str| {
+        let text = format!("ARG BASE={}\nFROM $BASE AS one\nRUN {last}\nUSER app\n", base.0);
+        write(dir.path(), "Dockerfile", &text);
+        let mut spec = with_settings(json!({"dockerfile": "Dockerfile"}));
+        spec.base_dir = dir.path().to_owned();
+        spec
+    };
+    let environment = start(with("true")).await.map_err(text)?;
+    let seen = sh(&environment.primary(), "cat /triggered; echo $MARK").await?;
+    // The control: what the triggers made is found, and all of it bears the label.
+    let label = |id: &String| docker(&["inspect", "-f", "{{index .Config.Labels \"dev.tierbox.lease\"}}", id]);
+    let found: Vec<(String, String)> = marked(&mark).into_iter().map(|id| (label(&id), id)).collect();
+    environment.stop().await.map_err(text)?;
+    ensure(seen == format!("triggered\n{mark}"), seen)?;
+    ensure(found.len() > 3 && found.iter().all(|(label, _)| label == environment.id()), format!("{found:?}"))?;
+    nothing_left(environment.id())?;
+    ensure(marked(&mark).is_empty(), format!("{:?} are left", marked(&mark)))?;
+    let error = start(with("exit 3")).await.err().ok_or("it started")?;
+    ensure(error.kind() == ErrorKind::HostUnable, format!("{error:?}"))?;
+    ensure(marked(&mark).is_empty(), format!("{:?} are left of a build that failed", marked(&mark)))
 }
 
 fn running(id: &str) -> bool {

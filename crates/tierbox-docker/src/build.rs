@@ -15,7 +15,7 @@ use crate::ignore::Ignore;
 use crate::launch::{LABEL, labels};
 use crate::plan::BuildPlan;
 use crate::settings::invalid;
-use crate::{BACKEND, dockerfile};
+use crate::{BACKEND, dockerfile, triggers};
 
 /// How much of a context is under way at once, in pieces of [`PIECE`].
 const PIECES: usize = 8;
@@ -36,7 +36,8 @@ const LAST_LINES: usize = 12;
 /// `InvalidProfile` for a context that is none; `HostUnable` with the last lines of a build that fails.
 pub async fn image(engine: &Engine, plan: &BuildPlan, name: &str, id: &str, progress: &dyn Progress) -> Result<()> {
     let dockerfile = inside(plan)?;
-    let labelled = labelled(plan, &dockerfile, id)?;
+    let text = read(plan, &dockerfile)?;
+    let labelled = dockerfile::labelled(&text, LABEL, id, &triggers::labelled(engine, plan, &text, id).await?);
     progress.step(&format!("building the image from {}", plan.dockerfile.display()));
     let options = BuildImageOptions {
         dockerfile,
@@ -99,8 +100,8 @@ fn inside(plan: &BuildPlan) -> Result<String> {
     }
 }
 
-/// The Dockerfile as it is sent: everything that the build makes bears the label, whatever becomes of the build.
-fn labelled(plan: &BuildPlan, dockerfile: &str, id: &str) -> Result<Vec<u8>> {
+/// The Dockerfile. It is sent with labels in it: everything that the build makes bears one, whatever becomes of the build.
+fn read(plan: &BuildPlan, dockerfile: &str) -> Result<Vec<u8>> {
     let path = plan.context.join(dockerfile);
     let unread = |why: String| invalid(format!("docker.dockerfile: {} cannot be read: {why}", path.display()));
     let mut text = Vec::new();
@@ -109,7 +110,7 @@ fn labelled(plan: &BuildPlan, dockerfile: &str, id: &str) -> Result<Vec<u8>> {
     if text.len() as u64 > MAX_DOCKERFILE {
         return Err(unread("it is larger than 1 MiB".to_owned()));
     }
-    Ok(dockerfile::labelled(&text, LABEL, id))
+    Ok(text)
 }
 
 /// A directory as a tar stream, without what is ignored, and with this Dockerfile. Links in it are packed as links and never followed.

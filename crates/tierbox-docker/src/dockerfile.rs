@@ -3,29 +3,94 @@
 //! The builder itself labels the last image alone. What earlier stages, and builds that failed or were interrupted, leave behind
 //! would bear nothing by which it is found again; a label that stands at the beginning of each stage is in all that follows.
 
-/// Puts a `LABEL` behind every `FROM`. Everything else stays as it is, byte for byte.
-pub fn labelled(text: &[u8], key: &str, value: &str) -> Vec<u8> {
+use std::collections::BTreeMap;
+
+/// Puts a `LABEL` behind every `FROM`, and other images in the place of some that are named there. Everything else stays as it is,
+/// byte for byte.
+pub fn labelled(text: &[u8], key: &str, value: &str, instead: &BTreeMap<Vec<u8>, String>) -> Vec<u8> {
     let label = format!("LABEL {key}=\"{value}\"\n");
-    let escape = escape(text);
     let mut out = Vec::with_capacity(text.len() + 256);
+    for_each(text, |instruction, written| {
+        if !is_from(instruction) {
+            return out.extend_from_slice(written);
+        }
+        match base(instruction).and_then(|word| Some((word, instead.get(word)?))) {
+            // In one line, whatever it was before.
+            Some((word, other)) => {
+                let words = words(instruction).map(|each| if each == word { other.as_bytes() } else { each });
+                out.extend_from_slice(&words.collect::<Vec<_>>().join(&b' '));
+            }
+            None => out.extend_from_slice(written),
+        }
+        if out.last() != Some(&b'\n') {
+            out.push(b'\n');
+        }
+        out.extend_from_slice(label.as_bytes());
+    });
+    out
+}
+
+/// The images that stages are made of, as each is written and as it is called once arguments stand in it. Earlier stages are none.
+pub fn bases(text: &[u8], args: &BTreeMap<String, String>) -> BTreeMap<Vec<u8>, String> {
+    let (mut found, mut stages, mut known) = (BTreeMap::new(), Vec::<String>::new(), BTreeMap::new());
+    for_each(text, |instruction, _| {
+        let all: Vec<&[u8]> = words(instruction).collect();
+        let said = |word: &[u8]| String::from_utf8_lossy(word).into_owned();
+        if all[0].eq_ignore_ascii_case(b"ARG") && stages.is_empty() {
+            for word in &all[1..] {
+                let word = said(word);
+                let (name, value) = word.split_once('=').unwrap_or((&word, ""));
+                let value = args.get(name).map_or(value.trim_matches(['"', '\'']), String::as_str);
+                known.insert(name.to_owned(), value.to_owned());
+            }
+        }
+        let Some(word) = base(instruction).filter(|_| is_from(instruction)) else { return };
+        let name = filled(&said(word), &known);
+        if !stages.contains(&name.to_ascii_lowercase()) && !name.contains('$') {
+            found.insert(word.to_vec(), name);
+        }
+        let named = all.iter().position(|word| word.eq_ignore_ascii_case(b"AS")).and_then(|at| all.get(at + 1));
+        stages.push(named.map(|name| said(name).to_ascii_lowercase()).unwrap_or_default());
+    });
+    found
+}
+
+/// A text with arguments in it. What is more than a name (`${A:-b}`) is left as it is.
+fn filled(text: &str, known: &BTreeMap<String, String>) -> String {
+    // The longest first: a name may be the beginning of another.
+    let mut names: Vec<(&String, &String)> = known.iter().collect();
+    names.sort_by_key(|(name, _)| std::cmp::Reverse(name.len()));
+    names.into_iter().fold(text.to_owned(), |text, (name, value)| {
+        text.replace(&format!("${{{name}}}"), value).replace(&format!("${name}"), value)
+    })
+}
+
+/// The image that a stage is made of.
+fn base(instruction: &[u8]) -> Option<&[u8]> {
+    words(instruction).skip(1).find(|word| !word.starts_with(b"--"))
+}
+
+fn words(instruction: &[u8]) -> impl Iterator<Item = &[u8]> {
+    instruction.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty())
+}
+
+/// Calls `visit` with each instruction in one line, and with how it is written. Comments and empty lines are instructions of nothing but
+/// themselves.
+fn for_each(text: &[u8], mut visit: impl FnMut(&[u8], &[u8])) {
+    let escape = escape(text);
     let mut lines = text.split_inclusive(|byte| *byte == b'\n');
     while let Some(line) = lines.next() {
-        out.extend_from_slice(line);
+        let mut written = line.to_vec();
         if is_nothing(line) {
+            visit(b"#", &written);
             continue;
         }
-        let instruction = whole(line, escape, &mut lines, &mut out);
+        let instruction = whole(line, escape, &mut lines, &mut written);
         for (word, dashed) in heredocs(&instruction) {
-            copy_document(&word, dashed, &mut lines, &mut out);
+            copy_document(&word, dashed, &mut lines, &mut written);
         }
-        if is_from(&instruction) {
-            if out.last() != Some(&b'\n') {
-                out.push(b'\n');
-            }
-            out.extend_from_slice(label.as_bytes());
-        }
+        visit(&instruction, &written);
     }
-    out
 }
 
 /// An instruction in one line, whose further lines are copied on the way. Comments and empty lines may stand among them.
@@ -87,10 +152,7 @@ fn cut(line: &mut Vec<u8>) {
 }
 
 fn is_from(instruction: &[u8]) -> bool {
-    instruction
-        .split(u8::is_ascii_whitespace)
-        .find(|word| !word.is_empty())
-        .is_some_and(|word| word.eq_ignore_ascii_case(b"FROM"))
+    words(instruction).next().is_some_and(|word| word.eq_ignore_ascii_case(b"FROM"))
 }
 
 /// The words that end the documents that follow an instruction, and whether tabs may stand before each.
@@ -117,7 +179,7 @@ mod unit {
     use super::*;
 
     fn of(text: &str) -> String {
-        String::from_utf8(labelled(text.as_bytes(), "k", "v")).unwrap()
+        String::from_utf8(labelled(text.as_bytes(), "k", "v", &BTreeMap::new())).unwrap()
     }
 
     #[test]
@@ -137,6 +199,19 @@ mod unit {
         );
         assert_eq!(of("# escape=`\nFROM `\n a\nRUN c:\\\nRUN d\n"), "# escape=`\nFROM `\n a\nLABEL k=\"v\"\nRUN c:\\\nRUN d\n");
         assert_eq!(of("# FROM a \\\nFROM b\n"), "# FROM a \\\nFROM b\nLABEL k=\"v\"\n");
+    }
+
+    #[test]
+    fn bases_are_found_and_replaced() {
+        let text = "ARG OS=debian\nARG TAG\nFROM --platform=x ${OS}:$TAG AS one\nARG OS=not\nFROM One\nFROM \\\n  b:1 \\\n  as two\nFROM $WHO\n";
+        let args = BTreeMap::from([("TAG".to_owned(), "12".to_owned())]);
+        let found = bases(text.as_bytes(), &args);
+        let expected = [("${OS}:$TAG", "debian:12"), ("b:1", "b:1")];
+        assert_eq!(found, expected.map(|(word, name)| (word.as_bytes().to_vec(), name.to_owned())).into());
+        let instead = BTreeMap::from([(b"b:1".to_vec(), "sha256:1".to_owned()), (b"${OS}:$TAG".to_vec(), "sha256:2".to_owned())]);
+        let labelled = String::from_utf8(labelled(text.as_bytes(), "k", "v", &instead)).unwrap();
+        assert!(labelled.contains("\nFROM --platform=x sha256:2 AS one\nLABEL k=\"v\"\n"), "{labelled}");
+        assert!(labelled.contains("\nFROM sha256:1 as two\nLABEL") && labelled.contains("\nFROM One\nLABEL"), "{labelled}");
     }
 
     #[test]

@@ -35,6 +35,7 @@ mod services;
 mod settings;
 mod start;
 mod stream;
+mod triggers;
 mod twin;
 mod way;
 
