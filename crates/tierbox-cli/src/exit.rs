@@ -20,7 +20,7 @@ failures use these; --json tells the two apart for sure.
    75  lost: the machine went away, and the command may have run
    76  a count limit was reached, or somebody else uses it; try later
    77  refused: the tier, a required limit, the agent's policy or a permission
-  124  a time limit: the command's, its silence's, or the start's
+  124  a time limit: the command's, its silence's, the sandbox's lifetime, or the start's
   125  the command never ran (bad directory, unknown user, no room for one more process)
   126  the command is not executable
   127  the command does not exist
@@ -75,6 +75,7 @@ pub(crate) fn remark(outcome: Outcome) -> Option<String> {
         Outcome::Killed(KillReason::OutputLimit) => "killed: the command printed more than it may".into(),
         Outcome::Killed(KillReason::Memory) => "killed: the command used more memory than limits.memory".into(),
         Outcome::Killed(KillReason::Cancelled) => "killed: cancelled".into(),
+        Outcome::Killed(KillReason::Lifetime) => "killed: the sandbox's lifetime (limits.lifetime) is over".into(),
         Outcome::Lost => "lost: the machine went away; the command may have run".into(),
         Outcome::NotStarted { cause, .. } => format!("the command never ran: {}", why(cause)),
     })
@@ -129,6 +130,7 @@ mod unit {
         assert_eq!(of_outcome(Outcome::Exited(3)), 3);
         assert_eq!(of_outcome(Outcome::Signaled(15)), 143);
         assert_eq!(of_outcome(Outcome::Killed(KillReason::Timeout)), 124);
+        assert_eq!(of_outcome(Outcome::Killed(KillReason::Lifetime)), 124);
         assert_eq!(of_outcome(Outcome::NotStarted { cause: NotStartedCause::BadCwd, retryable: false }), 125);
     }
 }

@@ -480,6 +480,7 @@ fn explain(result: &ExecResult, time: Option<Duration>) -> Option<String> {
             Some(time) => format!("the program was killed: it took longer than {} s", time.as_secs_f64()),
             None => "the program was killed: its time was up".to_owned(),
         },
+        Outcome::Killed(KillReason::Lifetime) => "the program was killed: the sandbox's lifetime is over".to_owned(),
         Outcome::Killed(KillReason::Idle) => "the program was killed: it was silent too long".to_owned(),
         Outcome::Killed(KillReason::OutputLimit) => "the program was killed: it printed more than it may".to_owned(),
         Outcome::Killed(KillReason::Memory) => "the program was killed: the sandbox ran out of memory".to_owned(),

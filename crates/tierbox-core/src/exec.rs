@@ -322,6 +322,9 @@ pub enum KillReason {
     Memory,
     /// The caller cancelled, or went away.
     Cancelled,
+    /// The lifetime of its sandbox was over, and everything in it ended. Told where a supervisor runs inside; else such a command is
+    /// [`Lost`](Outcome::Lost).
+    Lifetime,
 }
 
 /// What came of a command. When several ends race, the first that the machine recorded wins.
@@ -351,13 +354,13 @@ impl Outcome {
         self == Self::Exited(0)
     }
 
-    /// The status a shell would show: the exit code, 128 plus the signal, 124 for a timeout, 137 for other kills;
+    /// The status a shell would show: the exit code, 128 plus the signal, 124 for a time limit, 137 for other kills;
     /// `None` if it never ran or nobody knows.
     pub fn shell_status(self) -> Option<i32> {
         match self {
             Self::Exited(code) => Some(code),
             Self::Signaled(signal) => Some(128 + signal),
-            Self::Killed(KillReason::Timeout | KillReason::Idle) => Some(124),
+            Self::Killed(KillReason::Timeout | KillReason::Idle | KillReason::Lifetime) => Some(124),
             Self::Killed(_) => Some(137),
             Self::NotStarted { .. } | Self::Lost => None,
         }

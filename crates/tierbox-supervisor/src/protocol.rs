@@ -373,6 +373,8 @@ wire_enum! {
         Memory = 3,
         /// Cancelled by the host, or the channel was lost for longer than its grace.
         Cancelled = 4,
+        /// The machine's lifetime is over.
+        Lifetime = 5,
     }
 }
 

@@ -509,6 +509,17 @@ mod detached {
     }
 
     #[test]
+    fn commands_are_told_that_the_lifetime_is_over() {
+        let mut machine = Machine::start_with(Mode::Process, |setup| setup.lifetime_ms = Some(500));
+        let call = machine.client.launch(&sh("echo $$; trap '' TERM; sleep 60 & wait"));
+        let pid = machine.client.read_until(call, "\n");
+        let collected = machine.client.collect(call);
+        assert_eq!(collected.end(), End::Killed { reason: Killed::Lifetime });
+        assert_eq!(machine.wait_end(), 0);
+        assert!(!is_running(&pid));
+    }
+
+    #[test]
     fn a_guest_waits_for_its_commands_as_long_as_it_was_told() {
         let mut machine = Machine::start_guest(|_| {}, 300);
         let call = machine.client.launch(&sh("echo $$; exec sleep 60"));

@@ -175,7 +175,7 @@ fn done() -> impl Strategy<Value = Done> {
         N::Unconfined,
         N::NotAdmitted,
     ];
-    let reasons = [Killed::Timeout, Killed::Idle, Killed::OutputLimit, Killed::Memory, Killed::Cancelled];
+    let reasons = [Killed::Timeout, Killed::Idle, Killed::OutputLimit, Killed::Memory, Killed::Cancelled, Killed::Lifetime];
     let end = any_of(vec![
         one_of(&causes).prop_map(|cause| End::NotStarted { cause }).boxed(),
         any::<i32>().prop_map(|code| End::Exited { code }).boxed(),

@@ -80,6 +80,20 @@ mod conformance {
     }
 
     #[tokio::test]
+    async fn the_end_of_a_lifetime_is_a_reason_of_its_own() {
+        let fixture = fixture();
+        let options = StartOptions::new().lifetime(Duration::from_secs(2));
+        let Some(running) = started(fixture.client.start_with("local", options).await) else { return };
+        let ended = running.run(ExecRequest::shell("echo begun; exec sleep 60")).await.unwrap();
+        assert_eq!(ended.outcome(), Outcome::Killed(tierbox::KillReason::Lifetime));
+        // What it printed until then is there.
+        assert_eq!(ended.stdout.text(), "begun\n");
+        assert!(running.ended(Duration::from_secs(20)).await);
+        running.stop().await.unwrap();
+        fixture.assert_empty().await;
+    }
+
+    #[tokio::test]
     async fn a_kept_sandbox_is_found_again_by_name_and_ended() {
         let fixture = fixture();
         let options = StartOptions::new().name("box").keepable().env("GREETING", "hi");

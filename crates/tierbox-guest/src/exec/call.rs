@@ -293,6 +293,7 @@ pub(crate) fn completed(done: &Done) -> Result<Completed, &'static str> {
             Killed::OutputLimit => KillReason::OutputLimit,
             Killed::Memory => KillReason::Memory,
             Killed::Cancelled => KillReason::Cancelled,
+            Killed::Lifetime => KillReason::Lifetime,
         }),
     };
     let usage = Usage {

@@ -147,7 +147,9 @@ fn never_ran(outcome: Outcome) -> Error {
 pub(crate) fn wire_reason(reason: KillReason) -> Kill {
     match reason {
         KillReason::OutputLimit => Kill::OutputLimit,
-        KillReason::Timeout | KillReason::Idle | KillReason::Memory | KillReason::Cancelled => Kill::Cancelled,
+        KillReason::Timeout | KillReason::Idle | KillReason::Memory | KillReason::Cancelled | KillReason::Lifetime => {
+            Kill::Cancelled
+        }
     }
 }
 

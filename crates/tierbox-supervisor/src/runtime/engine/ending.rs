@@ -12,6 +12,9 @@ use crate::protocol::{Done, End, FromSupervisor, Killed, NotStarted};
 /// After this long the end is told even if something is left of a killed tree.
 const LONGEST_KILL: Duration = Duration::from_secs(5);
 
+/// How long a machine whose lifetime is over may take to tell how its commands ended.
+const LAST_WORDS: Duration = Duration::from_millis(500);
+
 /// How long pipes that background children hold open are waited for.
 const DRAIN: Duration = Duration::from_millis(100);
 
@@ -27,6 +30,20 @@ impl Engine {
         }
         command.end.get_or_insert(End::Killed { reason });
         self.start_killing(key);
+    }
+
+    /// The machine's time is up: every command ends for that reason, and then the machine does.
+    pub(super) fn expire(&mut self) {
+        self.expired = true;
+        for key in self.commands.keys() {
+            self.begin_kill(key, Killed::Lifetime);
+        }
+        self.timers.after(LAST_WORDS, Timer::LastWords);
+    }
+
+    /// Whether that is done: no command is left whose end was not told.
+    pub(super) fn has_expired(&mut self) -> bool {
+        self.expired && !self.commands.keys().into_iter().any(|key| self.commands.get(key).is_some_and(|it| it.done.is_none()))
     }
 
     pub(super) fn start_killing(&mut self, key: u32) {

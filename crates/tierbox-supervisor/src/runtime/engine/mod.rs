@@ -113,6 +113,8 @@ struct Engine {
     /// Whether nobody can come back: the machine ends with its last command.
     lonely: bool,
     ending: bool,
+    /// Its time is up: it ends once whoever waits for a command was told.
+    expired: bool,
     scratch: Box<[u8]>,
     /// Kept open for commands without stdin.
     _null: OwnedFd,
@@ -202,6 +204,7 @@ impl Engine {
             abandoned: false,
             lonely: false,
             ending: false,
+            expired: false,
             scratch: connection::scratch(),
             setup: machine.setup,
             _null: null,
@@ -223,7 +226,7 @@ impl Engine {
                 self.drop_broken();
             }
             // A client may have turned out to be gone just now, and the machine with it.
-            if self.ending {
+            if self.ending || self.has_expired() {
                 break;
             }
             if !self.spent.is_empty() {
@@ -272,7 +275,8 @@ impl Engine {
                 self.recycle();
             }
             Timer::Spare => self.add_spare_later(),
-            Timer::Lifetime => self.ending = true,
+            Timer::Lifetime => self.expire(),
+            Timer::LastWords => self.ending = true,
             Timer::Abandoned => self.end_if_abandoned(),
             Timer::Dial(id) => self.give_up_dial(id),
             Timer::Session(id, lines) => self.end_session(id, lines),

@@ -20,6 +20,8 @@ pub enum Timer {
     Leftovers,
     /// The machine's lifetime.
     Lifetime,
+    /// The last words after it.
+    LastWords,
     /// The machine's own channel broke, and nobody came.
     Abandoned,
     /// A good time to make spare children.
