@@ -32,6 +32,32 @@ pub trait Audit: Send + Sync {
     fn check(&self) -> Result<()> {
         Ok(())
     }
+
+    /// Where the bytes of a stream go that is too long to be held in memory until its end: all of them, from the first on. By
+    /// default, and where nothing more may be kept, nowhere: the rest of such a stream is counted alone.
+    fn spill(&self, _stream: &str) -> Option<Box<dyn AuditSpill>> {
+        None
+    }
+}
+
+/// A long stream on its way to where it is kept. One that is dropped unfinished leaves nothing.
+pub trait AuditSpill: Send {
+    /// Takes the next bytes. It waits for no network, and for a disk no longer than writing to a file does.
+    fn write(&mut self, bytes: &[u8]);
+
+    /// Its end. `complete` is false for a stream that its reader gave up. `None` if nothing of it could be kept.
+    fn finish(self: Box<Self>, complete: bool) -> Option<AuditFile>;
+}
+
+/// Where a long stream is kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AuditFile {
+    /// Its name, by which the log finds it.
+    pub name: String,
+    /// How many bytes of the stream are in it, from the first on; fewer than there were if the log had no room for more.
+    pub bytes: u64,
+    /// The SHA-256 of what is in it, in hex. Secrets are masked there.
+    pub sha256: String,
 }
 
 /// For whom an operation was carried out.
@@ -148,18 +174,26 @@ pub struct AuditData {
     pub total: u64,
     /// The first of them, for the log to keep; fewer than `total` where the bound was reached or nothing is to be kept.
     pub kept: Bytes,
+    /// Where they are instead, if there are too many to be held in memory. `kept` is then empty.
+    pub file: Option<AuditFile>,
 }
 
 impl AuditData {
+    /// Bytes of a stream that are kept elsewhere.
+    pub fn in_file(stream: impl Into<Cow<'static, str>>, total: u64, file: Option<AuditFile>) -> Self {
+        Self { stream: stream.into(), total, kept: Bytes::new(), file }
+    }
+
     /// Bytes of a stream: how many in all, and the first of them.
     pub fn new(stream: impl Into<Cow<'static, str>>, total: u64, kept: impl Into<Bytes>) -> Self {
-        Self { stream: stream.into(), total, kept: kept.into() }
+        Self { stream: stream.into(), total, kept: kept.into(), file: None }
     }
 }
 
 impl fmt::Debug for AuditData {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "AuditData({}, {} of {} bytes)", self.stream, self.kept.len(), self.total)
+        let kept = self.file.as_ref().map_or(self.kept.len() as u64, |file| file.bytes);
+        write!(f, "AuditData({}, {kept} of {} bytes)", self.stream, self.total)
     }
 }
 

@@ -43,7 +43,7 @@ mod twin;
 pub use admit::malformed_path;
 pub use agent::{AgentSettings, Approval, ApprovalRule, Preset, ProgramRule, Sensitive};
 pub use approve::{Action, Approver, Consent};
-pub use audit::{Audit, AuditData, AuditEntry, AuditOperation, AuditOutcome, Principal, audit_text};
+pub use audit::{Audit, AuditData, AuditEntry, AuditFile, AuditOperation, AuditOutcome, AuditSpill, Principal, audit_text};
 pub use backend::{
     Backend, Check, CheckStatus, CopyIn, DestroyReport, EnvironmentSpec, MountSpec, NetworkSpec, Progress, Silent, Verify,
 };
@@ -66,7 +66,7 @@ pub use registry::{BackendEntry, Registry};
 pub use report::{Applied, LimitReport, Mechanism, Report};
 pub use rules::is_harmless_variable;
 pub use sandbox::{Connection, DialTarget, Environment, Sandbox};
-pub use secrets::{Secrets, names_a_secret};
+pub use secrets::{Masking, Secrets, names_a_secret};
 pub use sockets::{ENGINE_SOCKETS, engine_socket_below};
 pub use tier::{HostIsolation, Network, Tier, Tooling};
 pub use twin::{CanaryName, Lifted};

@@ -67,6 +67,12 @@ impl Secrets {
         }
     }
 
+    /// Takes them out of a stream that comes in pieces.
+    pub fn masking(&self) -> Masking {
+        let longest = self.0.iter().map(Vec::len).max().unwrap_or(0);
+        Masking { secrets: self.clone(), held: Vec::new(), most: longest.saturating_sub(1) }
+    }
+
     /// Where the first secret from `from` on begins and ends.
     fn find(&self, bytes: &[u8], from: usize) -> Option<(usize, usize)> {
         let found = self.0.iter().filter_map(|secret| {
@@ -75,6 +81,51 @@ impl Secrets {
         });
         // At the same place the longer one.
         found.min_by_key(|(start, end)| (*start, std::cmp::Reverse(*end)))
+    }
+}
+
+/// A stream from which secrets are taken out, wherever it is cut into pieces: its last bytes are held back until it is known that none
+/// begins there.
+#[derive(Clone, Debug)]
+pub struct Masking {
+    secrets: Secrets,
+    held: Vec<u8>,
+    /// One less than the length of the longest.
+    most: usize,
+}
+
+impl Masking {
+    /// What of the stream can be written down once this piece came.
+    pub fn push<'a>(&mut self, piece: &'a [u8]) -> Cow<'a, [u8]> {
+        if self.secrets.is_empty() {
+            return Cow::Borrowed(piece);
+        }
+        self.held.extend_from_slice(piece);
+        let safe = self.held.len().saturating_sub(self.most);
+        Cow::Owned(self.take(safe))
+    }
+
+    /// The rest of a stream that has ended. Of one that was cut off, what may have begun a secret is left out.
+    pub fn finish(mut self, complete: bool) -> Vec<u8> {
+        if !complete {
+            let begun = self.secrets.begun(&self.held);
+            self.held.truncate(self.held.len() - begun);
+        }
+        self.take(self.held.len())
+    }
+
+    /// Everything before `safe`, and secrets that begin there in whole.
+    fn take(&mut self, safe: usize) -> Vec<u8> {
+        let (mut clean, mut from) = (Vec::with_capacity(safe), 0);
+        while let Some((start, end)) = self.secrets.find(&self.held, from).filter(|(start, _)| *start < safe) {
+            clean.extend_from_slice(&self.held[from..start]);
+            clean.extend_from_slice(MASK);
+            from = end;
+        }
+        let end = from.max(safe);
+        clean.extend_from_slice(&self.held[from..end]);
+        self.held.drain(..end);
+        clean
     }
 }
 
@@ -126,6 +177,23 @@ mod unit {
         // As an escaped form holds it.
         assert_eq!(secrets.redact_text("\\xc3\\xa4\\\""), "***");
         assert!(!format!("{secrets:?}").contains("hunter"));
+    }
+
+    #[test]
+    fn a_stream_is_masked_as_it_would_be_in_one_piece() {
+        let mut secrets = Secrets::new();
+        ["abab", "ababab", "hunter2", "2"].into_iter().for_each(|value| secrets.add(value));
+        let text = b"xabababab hunter hunter2 ab2abab hunt";
+        for size in 1..text.len() {
+            let mut masking = secrets.masking();
+            let mut clean: Vec<u8> = text.chunks(size).flat_map(|piece| masking.push(piece).into_owned()).collect();
+            clean.extend(masking.finish(true));
+            assert_eq!(clean, &*secrets.redact(text), "pieces of {size}");
+        }
+        let mut cut = secrets.masking();
+        let mut clean = cut.push(b"and hunte").into_owned();
+        clean.extend(cut.finish(false));
+        assert_eq!(clean, b"and ");
     }
 
     #[test]

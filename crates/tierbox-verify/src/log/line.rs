@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
-use tierbox_core::{AuditData, AuditEntry, Secrets, names_a_secret};
+use tierbox_core::{AuditData, AuditEntry, AuditFile, Secrets, names_a_secret};
 
 use crate::clock;
 
@@ -16,8 +16,13 @@ const MOST_ITEMS: usize = 1024;
 
 /// A hash in hex.
 pub(crate) fn hash(bytes: &[u8]) -> String {
+    hex(&Sha256::digest(bytes))
+}
+
+/// Bytes in hex.
+pub(super) fn hex(bytes: &[u8]) -> String {
     use std::fmt::Write;
-    Sha256::digest(bytes).iter().fold(String::with_capacity(64), |mut text, byte| {
+    bytes.iter().fold(String::with_capacity(64), |mut text, byte| {
         let _ = write!(text, "{byte:02x}");
         text
     })
@@ -105,6 +110,9 @@ fn shorten(text: &str) -> String {
 }
 
 fn stream(data: &AuditData, seq: u64, secrets: &Secrets, references: &mut Vec<Reference>) -> Value {
+    if let Some(file) = &data.file {
+        return long(data, file);
+    }
     let complete = data.kept.len() as u64 == data.total;
     // What was cut off may have begun a secret.
     let spare = if complete { 0 } else { secrets.begun(&data.kept) };
@@ -123,6 +131,17 @@ fn stream(data: &AuditData, seq: u64, secrets: &Secrets, references: &mut Vec<Re
             references.push(Reference { name, bytes: clean.into_owned() });
         }
     }
+    shown
+}
+
+/// A stream that is in a file already.
+fn long(data: &AuditData, file: &AuditFile) -> Value {
+    let mut shown = json!({ "stream": data.stream, "bytes": data.total });
+    if file.bytes < data.total {
+        shown["kept"] = file.bytes.into();
+    }
+    shown["file"] = format!("outputs/{}", file.name).into();
+    shown["sha256"] = file.sha256.as_str().into();
     shown
 }
 

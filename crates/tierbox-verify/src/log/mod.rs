@@ -8,18 +8,20 @@ mod check;
 mod file;
 mod kept;
 mod line;
+mod spill;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use serde_json::json;
-use tierbox_core::{Audit, AuditEntry, Error, ErrorKind, Result, Secrets};
+use tierbox_core::{Audit, AuditEntry, AuditSpill, Error, ErrorKind, Result, Secrets};
 
 pub use check::{Against, Problem, Record, Standing, check, check_against, read, read_readable};
 pub use file::Head;
 use file::{Chain, NAME, OUTPUTS};
 pub(crate) use line::hash;
+use spill::{Room, Spill};
 
 /// Bytes that wait for the disk before whoever records waits too.
 const WAITING: usize = 64 << 20;
@@ -27,13 +29,17 @@ const WAITING: usize = 64 << 20;
 /// How much a log may hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LogLimits {
-    /// Bytes of the log and its outputs together; 1 GiB by default. Beyond it nothing more is done in the environment.
+    /// Bytes of the log and its outputs together, without long streams; 1 GiB by default. Beyond it nothing more is done in the
+    /// environment.
     pub bytes: u64,
+    /// Bytes of streams that are too long to be held in memory (over 1 MiB), together; 1 GiB by default. Beyond it the rest is counted,
+    /// and the line says how much is kept: what a command prints must not be able to end its environment.
+    pub long: u64,
 }
 
 impl Default for LogLimits {
     fn default() -> Self {
-        Self { bytes: 1 << 30 }
+        Self { bytes: 1 << 30, long: 1 << 30 }
     }
 }
 
@@ -44,6 +50,7 @@ pub struct OperationLog {
     directory: PathBuf,
     secrets: Secrets,
     withholds: bool,
+    room: Room,
 }
 
 struct Shared {
@@ -114,7 +121,8 @@ impl OperationLog {
         let writer = Writer { shared: shared.clone(), chain, secrets, limits, outputs: directory.join(OUTPUTS), written: 0 };
         let builder = std::thread::Builder::new().name("tierbox-log".into());
         let thread = builder.spawn(move || writer.run()).map_err(failed)?;
-        Ok(Self { shared, thread: Some(thread), directory: directory.to_owned(), secrets: known, withholds: false })
+        let room = Room::of(limits.long, &directory.join(OUTPUTS));
+        Ok(Self { shared, thread: Some(thread), directory: directory.to_owned(), secrets: known, withholds: false, room })
     }
 
     /// Writes no argument and no contents from now on: for a process that found an environment again, and does not know which
@@ -176,6 +184,14 @@ impl Audit for OperationLog {
         queue.bytes += entry.data.iter().map(|data| data.kept.len()).sum::<usize>() + 512;
         queue.entries.push(entry);
         self.shared.filled.notify_one();
+    }
+
+    fn spill(&self, stream: &str) -> Option<Box<dyn AuditSpill>> {
+        if self.withholds {
+            return None;
+        }
+        let spill = Spill::begin(&self.directory.join(OUTPUTS), stream, &self.secrets, &self.room)?;
+        Some(Box::new(spill))
     }
 
     fn check(&self) -> Result<()> {

@@ -109,7 +109,7 @@ fn writers_share_one_chain() {
 #[test]
 fn a_full_log_lets_nothing_more_happen() {
     let directory = tempfile::tempdir().unwrap();
-    let log = OperationLog::open(directory.path(), Secrets::new(), LogLimits { bytes: 10_000 }).unwrap();
+    let log = OperationLog::open(directory.path(), Secrets::new(), LogLimits { bytes: 10_000, ..LogLimits::default() }).unwrap();
     assert!(log.check().is_ok());
     log.record(entry("x").data(AuditData::new("stdout", 20_000, vec![b'x'; 20_000])));
     assert_eq!(log.flush(false).unwrap_err().kind(), ErrorKind::LimitReached);
@@ -214,4 +214,59 @@ fn a_log_that_shrinks_while_it_is_written_is_not_gone_on_with() {
     cut(directory.path(), 1);
     log.record(entry("b"));
     assert!(log.flush(false).unwrap_err().message().contains("cut off"));
+}
+
+/// A log that knows a secret, with room for so many bytes of long streams.
+fn with_secret(directory: &Path, long: u64) -> OperationLog {
+    let mut secrets = Secrets::new();
+    secrets.add("hunter2-long");
+    OperationLog::open(directory, secrets, LogLimits { long, ..LogLimits::default() }).unwrap()
+}
+
+#[test]
+fn a_long_stream_is_a_file_without_its_secrets_wherever_it_is_cut() {
+    let text = [b"hunter2-long, hunter2-hunter2-long and ".repeat(20), b"an end: hunter2-lon".to_vec()].concat();
+    let clean = String::from_utf8(text.clone()).unwrap().replace("hunter2-long", "***");
+    for size in 1..40 {
+        let directory = tempfile::tempdir().unwrap();
+        let log = with_secret(directory.path(), 1 << 20);
+        let mut spill = log.spill("stdout").unwrap();
+        text.chunks(size).for_each(|piece| spill.write(piece));
+        let file = spill.finish(true).unwrap();
+        let path = directory.path().join("outputs").join(&file.name);
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), clean, "pieces of {size}");
+        assert_eq!((file.bytes, &file.sha256), (text.len() as u64, &hash(clean.as_bytes())));
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        log.record(entry("x").data(AuditData::in_file("stdout", text.len() as u64, Some(file))));
+        drop(log);
+        let standing = check(directory.path()).unwrap();
+        assert!(standing.is_intact() && standing.references == 1, "{standing:?}");
+        std::fs::write(&path, clean.replacen("an end", "AN END", 1)).unwrap();
+        assert!(!check(directory.path()).unwrap().is_intact());
+    }
+}
+
+#[test]
+fn long_streams_have_so_much_room_and_end_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let log = with_secret(directory.path(), 1000);
+    // One that is given up leaves nothing, and its room to others.
+    let mut given_up = log.spill("stdout").unwrap();
+    given_up.write(&[b'x'; 900]);
+    drop(given_up);
+    let mut spill = log.spill("stdout").unwrap();
+    (0..20).for_each(|_| spill.write(&[b'x'; 90]));
+    let file = spill.finish(true).unwrap();
+    assert_eq!(file.bytes, 1000);
+    assert!(log.spill("stderr").is_none() && log.check().is_ok());
+    log.record(entry("x").data(AuditData::in_file("stdout", 1800, Some(file))));
+    drop(log);
+    let line = read(directory.path()).unwrap().pop().unwrap().value;
+    assert_eq!((&line["data"][0]["bytes"], &line["data"][0]["kept"]), (&1800.into(), &1000.into()));
+    assert_eq!(std::fs::read_dir(directory.path().join("outputs")).unwrap().count(), 1);
+    // Whoever goes on with the log has no more room than is left.
+    assert!(with_secret(directory.path(), 1000).spill("stdout").is_none());
+    assert!(check(directory.path()).unwrap().is_intact());
+    // A process that does not know the secrets keeps nothing.
+    assert!(with_secret(directory.path(), 5000).withholding().spill("stdout").is_none());
 }

@@ -75,7 +75,7 @@ impl AuditedHandle {
     }
 
     fn reader(&self, stream: &'static str, inner: ByteReader) -> ByteReader {
-        let passed = Passed::new(stream, self.keep);
+        let passed = Passed::new(stream, self.keep, &self.orders.layer);
         {
             let mut ending = lock(&self.ending);
             ending.readers += 1;
@@ -126,7 +126,7 @@ impl ExecHandle for AuditedHandle {
 
     fn take_stdin(&mut self) -> Option<ByteWriter> {
         let inner = self.inner.take_stdin()?;
-        let passed = Passed::new("stdin", self.keep);
+        let passed = Passed::new("stdin", self.keep, &self.orders.layer);
         lock(&self.ending).passed.push(passed.clone());
         Some(Box::new(WriteTap { inner, passed }))
     }

@@ -14,7 +14,8 @@ use tierbox_core::{Audit, AuditData, AuditEntry, AuditOperation, AuditOutcome, P
 
 use sandbox::Audited;
 
-/// How much of each stream an entry keeps by default: 1 MiB. The rest is counted.
+/// How much of each stream an entry holds by default: 1 MiB. What is longer goes to where the log keeps such ([`Audit::spill`]), and
+/// is counted alone if that is nowhere.
 pub const DEFAULT_KEEP: usize = 1 << 20;
 
 /// Wraps sandboxes so that every command and file operation is recorded.
@@ -42,7 +43,7 @@ impl AuditLayer {
     }
 
     /// How many bytes of each stream an entry keeps; [`DEFAULT_KEEP`] otherwise. They are held in memory until the command
-    /// ends.
+    /// ends. With 0 nothing is kept anywhere.
     #[must_use]
     pub fn keep(mut self, bytes: usize) -> Self {
         self.keep = bytes;

@@ -60,7 +60,7 @@ impl Audited {
 
     /// A reader whose end is the end of the operation.
     fn recorded(&self, pending: Pending, stream: &'static str, keep: usize, inner: ByteReader) -> ByteReader {
-        let passed = Passed::new(stream, keep);
+        let passed = Passed::new(stream, keep, &self.layer);
         let (seen, mut pending) = (passed.clone(), Some(pending));
         let ended = move |how: Option<io::Result<()>>| {
             let outcome = match how {
@@ -77,7 +77,7 @@ impl Audited {
 
     /// A source that counts what is read from it.
     fn counted(&self, stream: &'static str, keep: usize, inner: ByteReader) -> (ByteReader, Arc<Passed>) {
-        let passed = Passed::new(stream, keep);
+        let passed = Passed::new(stream, keep, &self.layer);
         (Box::new(ReadTap { inner, passed: passed.clone(), ended: None::<fn(Option<io::Result<()>>)> }), passed)
     }
 }
@@ -113,9 +113,15 @@ fn describe(mut entry: AuditEntry, request: &ExecRequest) -> AuditEntry {
     entry
 }
 
-fn input(request: &ExecRequest, keep: usize) -> Option<AuditData> {
+fn input(request: &ExecRequest, layer: &AuditLayer) -> Option<AuditData> {
     let Stdin::Bytes(bytes) = &request.stdin else { return None };
-    Some(AuditData::new("stdin", bytes.len() as u64, bytes.slice(..bytes.len().min(keep))))
+    if bytes.len() <= layer.keep {
+        return Some(AuditData::new("stdin", bytes.len() as u64, bytes.clone()));
+    }
+    let passed = Passed::new("stdin", layer.keep, layer);
+    passed.add(bytes);
+    passed.end();
+    Some(passed.take())
 }
 
 #[async_trait]
@@ -136,7 +142,7 @@ impl Sandbox for Audited {
         let mut pending = self.begin(AuditOperation::Exec)?;
         pending.change(|entry| describe(entry, &request));
         if let Some(entry) = &mut pending.entry {
-            entry.data.extend(input(&request, self.layer.keep));
+            entry.data.extend(input(&request, &self.layer));
         }
         match self.inner.spawn(request).await {
             Ok(handle) => self.follow(handle, pending),
@@ -151,7 +157,7 @@ impl Sandbox for Audited {
         let mut pending = self.begin(AuditOperation::ExecDetached)?;
         pending.change(|entry| describe(entry, &request));
         if let Some(entry) = &mut pending.entry {
-            entry.data.extend(input(&request, self.layer.keep));
+            entry.data.extend(input(&request, &self.layer));
         }
         let result = self.inner.spawn_detached(request).await;
         if let Ok(id) = &result {

@@ -3,37 +3,70 @@
 use std::borrow::Cow;
 use std::io;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 
-use tierbox_core::{AuditData, ByteReader, ByteWriter};
+use tierbox_core::{Audit, AuditData, AuditSpill, ByteReader, ByteWriter};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::AuditLayer;
+
 /// What passed through a stream.
-#[derive(Debug)]
 pub(super) struct Passed {
     stream: Cow<'static, str>,
+    /// The most that is held in memory; nothing at all is kept where it is 0.
     limit: usize,
-    state: Mutex<(u64, Vec<u8>)>,
+    audit: Arc<dyn Audit>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    total: u64,
+    kept: Vec<u8>,
+    /// Where all of it goes once it is too long; what is more is counted if that is nowhere.
+    spill: Option<Option<Box<dyn AuditSpill>>>,
+    ended: bool,
 }
 
 impl Passed {
-    pub(super) fn new(stream: &'static str, limit: usize) -> Arc<Self> {
-        Arc::new(Self { stream: stream.into(), limit, state: Mutex::default() })
+    pub(super) fn new(stream: &'static str, limit: usize, layer: &AuditLayer) -> Arc<Self> {
+        Arc::new(Self { stream: stream.into(), limit, audit: layer.audit.clone(), state: Mutex::default() })
     }
 
-    fn add(&self, bytes: &[u8]) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.0 += bytes.len() as u64;
-        let room = self.limit.saturating_sub(state.1.len()).min(bytes.len());
-        state.1.extend_from_slice(&bytes[..room]);
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn add(&self, bytes: &[u8]) {
+        let mut state = self.lock();
+        let State { total, kept, spill, .. } = &mut *state;
+        *total += bytes.len() as u64;
+        if self.limit > 0 && spill.is_none() && kept.len() + bytes.len() > self.limit {
+            let mut begun = self.audit.spill(&self.stream);
+            if let Some(begun) = &mut begun {
+                begun.write(&std::mem::take(kept));
+            }
+            *spill = Some(begun);
+        }
+        match spill {
+            Some(Some(spill)) => spill.write(bytes),
+            _ => kept.extend_from_slice(&bytes[..self.limit.saturating_sub(kept.len()).min(bytes.len())]),
+        }
+    }
+
+    /// Nothing more comes.
+    pub(super) fn end(&self) {
+        self.lock().ended = true;
     }
 
     /// Takes what passed so far.
     pub(super) fn take(&self) -> AuditData {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let (total, kept) = std::mem::take(&mut *state);
-        AuditData::new(self.stream.clone(), total, kept)
+        let State { total, kept, spill, ended } = std::mem::take(&mut *self.lock());
+        match spill.flatten() {
+            Some(spill) => AuditData::in_file(self.stream.clone(), total, spill.finish(ended)),
+            None => AuditData::new(self.stream.clone(), total, kept),
+        }
     }
 }
 
@@ -59,7 +92,10 @@ impl<F: FnMut(Option<io::Result<()>>) + Send + Sync + Unpin> AsyncRead for ReadT
         let polled = Pin::new(&mut self.inner).poll_read(cx, buffer);
         match &polled {
             Poll::Pending => (),
-            Poll::Ready(Ok(())) if buffer.filled().len() == before && room > 0 => self.end(Some(Ok(()))),
+            Poll::Ready(Ok(())) if buffer.filled().len() == before && room > 0 => {
+                self.passed.end();
+                self.end(Some(Ok(())));
+            }
             Poll::Ready(Ok(())) => self.passed.add(&buffer.filled()[before..]),
             Poll::Ready(Err(error)) => {
                 let error = io::Error::new(error.kind(), error.to_string());
