@@ -94,18 +94,9 @@ pub fn report(spec: &EnvironmentSpec, capabilities: &Capabilities) -> Report {
     };
     Report {
         profile: spec.profile.clone(),
-        tier: spec.tier,
-        backend: NAME.to_owned(),
-        locality: capabilities.locality,
-        kill_domain: capabilities.kill_domain,
-        mechanisms: Vec::new(),
         limits: asked.into_iter().filter_map(line).collect(),
-        mounts: Vec::new(),
-        parts: Vec::new(),
-        copied_in: Vec::new(),
-        weakened: Vec::new(),
         reason: spec.reason.clone(),
-        notes: Vec::new(),
+        ..Report::bare(NAME, spec.tier, capabilities.locality, capabilities.kill_domain)
     }
 }
 

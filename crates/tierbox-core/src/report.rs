@@ -96,6 +96,25 @@ pub struct Report {
 }
 
 impl Report {
+    /// A report of a backend's environment of which nothing else is said yet: no mechanism, no limit, nothing of the host's inside.
+    pub fn bare(backend: impl Into<String>, tier: Tier, locality: Locality, kill_domain: KillDomain) -> Self {
+        Self {
+            profile: String::new(),
+            tier,
+            backend: backend.into(),
+            locality,
+            kill_domain,
+            mechanisms: Vec::new(),
+            limits: Vec::new(),
+            mounts: Vec::new(),
+            parts: Vec::new(),
+            copied_in: Vec::new(),
+            weakened: Vec::new(),
+            reason: None,
+            notes: Vec::new(),
+        }
+    }
+
     /// One line for people: tier, backend, what enforces it, and which limits are not held as they were asked for.
     pub fn summary(&self) -> String {
         let enforced: Vec<&str> = self
@@ -129,19 +148,9 @@ mod unit {
     #[test]
     fn a_limit_that_is_not_held_as_asked_for_is_said() {
         let mut report = Report {
-            profile: "p".into(),
-            tier: "T0.H1.N2".parse().unwrap(),
-            backend: "b".into(),
-            locality: Locality::Local,
-            kill_domain: KillDomain::Cgroup,
             mechanisms: vec![Mechanism { name: "seccomp".into(), applied: Applied::Enforced, detail: String::new() }],
             limits: vec![limit("disk", "tmpfs", Applied::Enforced)],
-            mounts: Vec::new(),
-            parts: Vec::new(),
-            copied_in: Vec::new(),
-            weakened: Vec::new(),
-            reason: None,
-            notes: Vec::new(),
+            ..Report::bare("b", "T0.H1.N2".parse().unwrap(), Locality::Local, KillDomain::Cgroup)
         };
         assert_eq!(report.summary(), "T0.H1.N2 on b, enforced by seccomp");
         report.limits.push(limit("memory", "rlimit", Applied::Weaker));

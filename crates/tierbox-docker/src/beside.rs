@@ -69,21 +69,9 @@ impl Beside {
 }
 
 fn report() -> Result<Report> {
-    Ok(Report {
-        profile: String::new(),
-        tier: Tier::new(Tooling::T0, HostIsolation::H0, tierbox_core::Network::N0)?,
-        backend: BACKEND.to_owned(),
-        locality: Locality::Local,
-        kill_domain: KillDomain::Subreaper,
-        mechanisms: Vec::new(),
-        limits: Vec::new(),
-        mounts: Vec::new(),
-        parts: Vec::new(),
-        copied_in: Vec::new(),
-        weakened: Vec::new(),
-        reason: None,
-        notes: vec![format!("a twin without its {}", Lifted::Isolation.name())],
-    })
+    let tier = Tier::new(Tooling::T0, HostIsolation::H0, tierbox_core::Network::N0)?;
+    let notes = vec![format!("a twin without its {}", Lifted::Isolation.name())];
+    Ok(Report { notes, ..Report::bare(BACKEND, tier, Locality::Local, KillDomain::Subreaper) })
 }
 
 #[async_trait]

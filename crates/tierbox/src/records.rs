@@ -167,23 +167,12 @@ mod unit {
 
     fn report() -> Report {
         Report {
-            profile: "p".into(),
-            tier: "T0.H1.N2".parse().unwrap(),
-            backend: "b".into(),
-            locality: Locality::Local,
-            kill_domain: KillDomain::Cgroup,
             mechanisms: vec![Mechanism {
                 name: "user namespace".into(),
                 applied: tierbox_core::Applied::Enforced,
                 detail: "65536 ids from 100000".into(),
             }],
-            limits: Vec::new(),
-            mounts: Vec::new(),
-            parts: Vec::new(),
-            copied_in: Vec::new(),
-            weakened: Vec::new(),
-            reason: None,
-            notes: Vec::new(),
+            ..Report::bare("b", "T0.H1.N2".parse().unwrap(), Locality::Local, KillDomain::Cgroup)
         }
     }
 
