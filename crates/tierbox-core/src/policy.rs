@@ -53,6 +53,16 @@ impl AgentPolicy {
         self.rules.iter().filter_map(example).collect()
     }
 
+    /// Some command that T1 allows; `None` if it names no program.
+    pub fn some_command(&self) -> Option<Vec<&str>> {
+        let ruled = || {
+            let rule = self.rules.first()?;
+            let arguments = rule.allow.first().into_iter().flatten();
+            Some(std::iter::once(&rule.program).chain(arguments).map(String::as_str).collect())
+        };
+        self.programs.first().map(|program| vec![program.as_str()]).or_else(ruled)
+    }
+
     /// Checks that the rules hold what T1 promises: no shell, no program that starts others unless a rule lists its options,
     /// and every rule true to its own examples.
     ///

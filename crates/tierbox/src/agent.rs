@@ -183,6 +183,22 @@ impl AgentSandbox {
         self.sandbox.make_dir(path).await
     }
 
+    /// The machine behind it.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn machine(&self) -> Arc<dyn Sandbox> {
+        self.sandbox.clone()
+    }
+
+    /// Tries what a tooling level promises that the agent cannot do, each beside a handle of T0: the probes by which verification
+    /// shows the tooling axis, for whoever binds an agent more than the profile does. What this handle allows by mistake is done, to
+    /// no effect: programs, files and runtimes that are nowhere.
+    ///
+    /// Approvals may refuse or end what the tier allows: they are not looked at apart here.
+    #[cfg(target_os = "linux")]
+    pub async fn verify(&self, promised: Tooling) -> Vec<tierbox_verify::ProbeResult> {
+        crate::tooling::of_handle(self, promised).await
+    }
+
     /// What the agent may do.
     pub fn tooling(&self) -> Tooling {
         self.policy.tooling()

@@ -22,23 +22,38 @@ const EACCES: i32 = 13;
 /// # Errors
 /// `TierRefused` if the machine cannot keep a command to them; `PolicyDenied` for a program that is something else there.
 pub(crate) async fn executables(sandbox: &dyn Sandbox, policy: &AgentPolicy) -> Result<Vec<GuestPath>> {
+    let (found, first) = found(sandbox, policy).await?;
+    if let Some(program) = first {
+        try_out(sandbox, &program).await?;
+    }
+    Ok(found)
+}
+
+/// The same files, without having shown that the machine keeps anybody to them.
+///
+/// # Errors
+/// `PolicyDenied` for a program that is something else there.
+#[cfg(target_os = "linux")]
+pub(crate) async fn named(sandbox: &dyn Sandbox, policy: &AgentPolicy) -> Result<Vec<GuestPath>> {
+    Ok(found(sandbox, policy).await?.0)
+}
+
+/// The files, and the first of the named programs that the machine has.
+async fn found(sandbox: &dyn Sandbox, policy: &AgentPolicy) -> Result<(Vec<GuestPath>, Option<String>)> {
     let mut found: Vec<GuestPath> = Vec::new();
     let mut add = |path: GuestPath| {
         if !found.contains(&path) {
             found.push(path)
         }
     };
-    let mut probe = None;
+    let mut first = None;
     for program in policy.programs() {
         let Some((real, loader)) = resolve(sandbox, policy, program).await? else { continue };
-        probe.get_or_insert_with(|| program.to_owned());
+        first.get_or_insert_with(|| program.to_owned());
         add(real);
         loader.into_iter().for_each(&mut add);
     }
-    if let Some(program) = probe {
-        try_out(sandbox, &program).await?;
-    }
-    Ok(found)
+    Ok((found, first))
 }
 
 /// A program without its links, and its loader; `None` if the machine does not have it.

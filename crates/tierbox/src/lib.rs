@@ -66,6 +66,8 @@ mod running;
 mod runs;
 mod start;
 mod termination;
+#[cfg(target_os = "linux")]
+mod tooling;
 mod traced;
 mod undertaker;
 #[cfg(target_os = "linux")]

@@ -4,11 +4,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use tierbox_core::{
-    AgentPolicy, Backend, Environment, EnvironmentSpec, Error, ErrorKind, ExecRequest, HostIsolation, Lifted, Locality, Report,
-    Result, Sandbox, Tooling, Verify,
+    Backend, Environment, EnvironmentSpec, Error, ErrorKind, HostIsolation, Lifted, Locality, Report, Result, Sandbox, Verify,
 };
 use tierbox_lease::{Journal, NewLease};
-use tierbox_verify::{ControlResult, ProbeResult, ProbeStatus, Twin, Twins, Verification, Verified};
+use tierbox_verify::{ProbeResult, Twin, Twins, Verification, Verified};
 
 use crate::records::Record;
 use crate::undertaker::{Burial, bury};
@@ -72,7 +71,7 @@ pub(crate) async fn verify(
         HostIsolation::H0 => Verification::default(),
         _ => tierbox_verify::verify(&environment.machines(), report, &spec.network.allow, program, twins).await?,
     };
-    verification.add(tooling(spec));
+    verification.add(crate::tooling::probes(spec, environment).await?);
     Ok(verification)
 }
 
@@ -90,35 +89,6 @@ pub(crate) fn refusal(verification: &Verification, spec: &EnvironmentSpec) -> Op
             .with_backend(spec.backend.clone())
             .with_help("the environment was destroyed; `tierbox verify` shows every probe with its control"),
     )
-}
-
-/// What the agent's rules refuse, with the rules of T0 as the twin.
-fn tooling(spec: &EnvironmentSpec) -> Vec<ProbeResult> {
-    let tooling = spec.tier.tooling();
-    if tooling == Tooling::T0 {
-        return Vec::new();
-    }
-    let unnamed = ExecRequest::new(["/nonexistent/tierbox-probe"]);
-    let refused = |policy: &AgentPolicy| policy.check(&unnamed).err().filter(|error| error.kind() == ErrorKind::PolicyDenied);
-    let own = refused(&AgentPolicy::of(spec));
-    let twin = refused(&AgentPolicy::new(Tooling::T0, Vec::new()));
-    let status = match (&own, &twin) {
-        (None, _) => ProbeStatus::Fail,
-        (Some(_), None) => ProbeStatus::Pass,
-        (Some(_), Some(_)) => ProbeStatus::Inconclusive,
-    };
-    vec![ProbeResult {
-        id: "t.exec".to_owned(),
-        machine: None,
-        rule: "The agent's handle refuses a program that is not named".to_owned(),
-        status,
-        detail: own.map_or_else(|| "it was allowed".to_owned(), |error| error.message().to_owned()),
-        control: Some(ControlResult {
-            lifted: "tooling axis".to_owned(),
-            found: twin.is_none(),
-            detail: twin.map_or_else(|| "allowed at T0".to_owned(), |error| error.message().to_owned()),
-        }),
-    }]
 }
 
 /// Twins by the same backend.
@@ -194,21 +164,7 @@ mod unit {
     }
 
     fn report(locality: Locality, tier: &str) -> Report {
-        Report {
-            profile: "p".into(),
-            tier: tier.parse().unwrap(),
-            backend: "b".into(),
-            locality,
-            kill_domain: KillDomain::Cgroup,
-            mechanisms: Vec::new(),
-            limits: Vec::new(),
-            mounts: Vec::new(),
-            parts: Vec::new(),
-            copied_in: Vec::new(),
-            weakened: Vec::new(),
-            reason: None,
-            notes: Vec::new(),
-        }
+        Report::bare("b", tier.parse().unwrap(), locality, KillDomain::Cgroup)
     }
 
     #[test]

@@ -129,7 +129,7 @@ mod conformance {
                     }),
                 ),
                 // In tests of their own, below.
-                "kernel" | "rules" => continue,
+                "kernel" | "kernel-of-a-container" | "kernel-of-a-process" | "rules" | "handle" | "unconfined" => continue,
                 other => panic!("{other} is not carried out"),
             };
             let state = tempfile::tempdir().unwrap();
@@ -259,11 +259,67 @@ mod conformance {
         fixture.assert_empty().await;
     }
 
-    /// A container that is said to be a virtual machine.
+    /// The statuses of probes that tell of a handle, by what is promised of it.
+    async fn probed(agent: &tierbox::AgentSandbox, promised: tierbox::Tooling) -> Vec<(String, ProbeStatus)> {
+        agent.verify(promised).await.into_iter().map(|probe| (probe.id, probe.status)).collect()
+    }
+
     #[tokio::test]
-    async fn a_wrong_claim_of_a_kernel_is_caught() {
+    async fn a_handle_of_a_lower_tier_is_caught() {
+        use tierbox::{AgentOptions, AgentPolicy, Tooling};
         let fixture = fixture();
         let Some(running) = started(fixture.client.start("local").await) else { return };
+        let policy = |tooling| AgentPolicy::new(tooling, vec!["/usr/bin/cat".to_owned()]);
+        let agent = async |policy| running.for_agent(AgentOptions::new().policy(policy)).await.unwrap();
+        let free = running.for_agent(AgentOptions::new()).await.unwrap();
+        let (named, nothing) = (agent(policy(Tooling::T1)).await, agent(policy(Tooling::T2)).await);
+        let of = |found: &[(String, ProbeStatus)], status| -> Vec<String> {
+            found.iter().filter(|(_, is)| *is == status).map(|(id, _)| id.clone()).collect()
+        };
+        for (honest, tooling) in [(&named, Tooling::T1), (&nothing, Tooling::T2)] {
+            let found = probed(honest, tooling).await;
+            assert_eq!(of(&found, ProbeStatus::Pass).len(), found.len(), "{found:?}");
+        }
+        let mut caught = std::collections::BTreeSet::new();
+        for (handle, promised) in [(&free, Tooling::T1), (&free, Tooling::T2), (&named, Tooling::T2)] {
+            let found = probed(handle, promised).await;
+            let failed = of(&found, ProbeStatus::Fail);
+            let all = found.len();
+            // A handle of T1 refuses much of what T2 promises, and not that anything is read.
+            let least = if std::ptr::eq(handle, &free) && promised == Tooling::T2 { all } else { 1 };
+            assert!(failed.len() >= least, "{promised}: {found:?}");
+            assert!(!std::ptr::eq(handle, &named) || failed == ["t.exec", "t.look"], "{found:?}");
+            caught.extend(failed);
+        }
+        let expected = SABOTAGES.iter().find(|sabotage| sabotage.name == "handle").unwrap().caught_by;
+        let missed: Vec<_> = expected.iter().filter(|probe| !caught.contains(**probe)).collect();
+        assert!(missed.is_empty(), "{missed:?}");
+        running.stop().await.unwrap();
+        fixture.assert_empty().await;
+    }
+
+    /// The kernel of the machine is never told what may be executed there.
+    #[tokio::test]
+    async fn a_machine_that_confines_nobody_is_caught() {
+        let fixture = fixture();
+        // The control: one that does is verified, if this kernel can.
+        let Some(running) = started(fixture.client.start("local-tools").await) else { return };
+        let verified = running.verification().unwrap().verification.clone();
+        let probe = verified.probes.iter().find(|probe| probe.id == "t.kernel").unwrap();
+        assert_eq!((probe.status, probe.control.as_ref().unwrap().found), (ProbeStatus::Pass, true), "{probe:?}");
+        assert!(verified.verified, "{verified:#?}");
+        running.stop().await.unwrap();
+        let state = tempfile::tempdir().unwrap();
+        let client = sabotaged("local", &state, Harm::Unconfined);
+        let error = client.start("local-tools").await.expect_err("it was started");
+        assert_eq!(error.kind(), ErrorKind::TierRefused, "{error}");
+        assert!(error.message().contains("t.kernel ("), "{error}");
+        assert!(client.list().await.unwrap().environments.is_empty());
+        fixture.assert_empty().await;
+    }
+
+    /// What verification finds in an environment that is said to be a virtual machine; `stated` if its engine says so too.
+    async fn as_a_machine(running: &tierbox::Running, stated: bool) -> tierbox::verify::Verification {
         struct NoTwins;
         #[async_trait::async_trait]
         impl tierbox::verify::Twins for NoTwins {
@@ -273,14 +329,49 @@ mod conformance {
         }
         let mut report = running.report().clone();
         report.tier = "T0.H3.N2".parse().unwrap();
+        if stated {
+            let (name, detail) = ("virtual machine".to_owned(), "so it says".to_owned());
+            report.mechanisms.push(tierbox::Mechanism { name, applied: tierbox::Applied::Enforced, detail });
+        }
         let program = tierbox::supervisor_program().unwrap();
-        let found = tierbox::verify::verify(&running.machines(), &report, &[], program, Arc::new(NoTwins)).await.unwrap();
-        let failed: Vec<_> = found.failed().map(|probe| probe.id.as_str()).collect();
-        assert_eq!(failed, SABOTAGES.iter().find(|sabotage| sabotage.name == "kernel").unwrap().caught_by);
+        tierbox::verify::verify(&running.machines(), &report, &[], program, Arc::new(NoTwins)).await.unwrap()
+    }
+
+    /// The probes of a kernel of its own that found something else.
+    fn failed(found: &tierbox::verify::Verification) -> Vec<&str> {
+        found.failed().map(|probe| probe.id.as_str()).filter(|id| id.starts_with("h.kernel.")).collect()
+    }
+
+    fn caught_by(name: &str) -> &'static [&'static str] {
+        SABOTAGES.iter().find(|sabotage| sabotage.name == name).unwrap().caught_by
+    }
+
+    /// A container that is said to be a virtual machine, by its engine or not.
+    #[tokio::test]
+    async fn a_wrong_claim_of_a_kernel_is_caught() {
+        let fixture = fixture();
+        let Some(running) = started(fixture.client.start("local").await) else { return };
+        let found = as_a_machine(&running, false).await;
+        assert_eq!(failed(&found), caught_by("kernel"));
         // Without twins nothing negative is called passed.
         let marker = found.probes.iter().find(|probe| probe.id == "h.marker").unwrap();
         assert_eq!(marker.status, ProbeStatus::ByConfiguration);
         assert!(!found.verified);
+        assert_eq!(failed(&as_a_machine(&running, true).await), caught_by("kernel-of-a-container"));
+        running.stop().await.unwrap();
+        fixture.assert_empty().await;
+    }
+
+    /// A process of this host's is in the first namespaces of a kernel, which is this host's.
+    #[tokio::test]
+    async fn a_shared_kernel_is_caught_by_its_boot_id_alone() {
+        if std::fs::read_link("/proc/self/ns/pid").is_ok_and(|kind| kind.to_str() != Some("pid:[4026531836]")) {
+            // In a container of somebody's there is no process to be had that is in the first ones.
+            return;
+        }
+        let fixture = fixture();
+        let Some(running) = started(fixture.client.start("local-process").await) else { return };
+        assert_eq!(failed(&as_a_machine(&running, true).await), caught_by("kernel-of-a-process"));
         running.stop().await.unwrap();
         fixture.assert_empty().await;
     }
@@ -344,9 +435,7 @@ mod unit {
     /// No probe is there that could not be shown to fail, and no sabotage names a probe that is not there.
     #[test]
     fn every_probe_has_a_sabotage() {
-        let mut probes = probe_names().unwrap();
-        // The facade's own.
-        probes.insert("t.exec");
+        let probes = probe_names().unwrap();
         let caught: BTreeSet<&str> = SABOTAGES.iter().flat_map(|sabotage| sabotage.caught_by).copied().collect();
         let unproved: Vec<_> = probes.difference(&caught).collect();
         assert!(unproved.is_empty(), "these are in no sabotage: {unproved:?}");

@@ -5,6 +5,8 @@ mod canary;
 #[cfg(target_os = "linux")]
 mod catalogue;
 #[cfg(target_os = "linux")]
+mod confined;
+#[cfg(target_os = "linux")]
 mod named;
 #[cfg(target_os = "linux")]
 mod pages;
@@ -18,10 +20,15 @@ use serde::{Deserialize, Serialize};
 #[cfg(target_os = "linux")]
 pub use canary::remove_orphans;
 #[cfg(target_os = "linux")]
+pub use confined::verify_confined;
+#[cfg(target_os = "linux")]
 pub use named::is_own_name;
 #[cfg(target_os = "linux")]
 pub use run::{Twin, Twins, probe_names, verify};
 pub use sabotage::{SABOTAGES, Sabotage, sabotage_table};
+
+/// The probes of the tooling axis, most of which look at the agent's handle.
+pub const TOOLING: [&str; 8] = ["t.exec", "t.shell", "t.interpreter", "t.variables", "t.write", "t.code", "t.look", "t.kernel"];
 
 /// What came of a probe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]

@@ -13,7 +13,7 @@ use super::named::has_no_network;
 use super::{ControlResult, ProbeResult, ProbeStatus, Unprobed, Verification};
 
 /// How long one machine may take for its probes.
-const PATIENCE: Duration = Duration::from_secs(20);
+pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 /// The most that the probe program prints.
 const MOST: u64 = 1 << 20;
 
@@ -97,26 +97,12 @@ pub async fn verify(
 pub fn probe_names() -> Result<std::collections::BTreeSet<&'static str>> {
     use tierbox_core::{HostIsolation, KillDomain, Locality, Network, Tier, Tooling};
     let canaries = Canaries::new().map_err(|error| Error::io("set canaries up", error))?;
-    let mut names = std::collections::BTreeSet::new();
+    let mut names = std::collections::BTreeSet::from(super::TOOLING);
     for host in HostIsolation::ALL {
         for network in Network::ALL {
             for locality in [Locality::Local, Locality::Remote] {
                 let Ok(tier) = Tier::new(Tooling::T0, *host, *network) else { continue };
-                let report = Report {
-                    profile: String::new(),
-                    tier,
-                    backend: String::new(),
-                    locality,
-                    kill_domain: KillDomain::Cgroup,
-                    mechanisms: Vec::new(),
-                    limits: Vec::new(),
-                    mounts: Vec::new(),
-                    parts: Vec::new(),
-                    copied_in: Vec::new(),
-                    weakened: Vec::new(),
-                    reason: None,
-                    notes: Vec::new(),
-                };
+                let report = Report::bare("", tier, locality, KillDomain::Cgroup);
                 names.extend(probes(&report, &["a.test".to_owned()], &canaries).iter().map(|probe| probe.id));
             }
         }
@@ -234,7 +220,7 @@ async fn ask(sandbox: &dyn Sandbox, program: &'static [u8], requests: &[String],
 }
 
 /// Puts the program where the agent may write, and returns its path: in the working directory, or in `/tmp` if that one is closed to it.
-async fn put(sandbox: &dyn Sandbox, program: &'static [u8], name: &str) -> Result<String> {
+pub(super) async fn put(sandbox: &dyn Sandbox, program: &'static [u8], name: &str) -> Result<String> {
     let write = async |path: &str| {
         let options = WriteOptions { mode: Some(0o755), create_new: true };
         sandbox.write(&GuestPath::from(path), Box::new(std::io::Cursor::new(program)), options).await
@@ -252,7 +238,7 @@ async fn put(sandbox: &dyn Sandbox, program: &'static [u8], name: &str) -> Resul
 }
 
 /// What comes from inside is believed only in so far as it answers what was asked.
-fn parse(text: &str, requests: &[String]) -> Answers {
+pub(super) fn parse(text: &str, requests: &[String]) -> Answers {
     let mut answers = Answers::new();
     for line in text.lines() {
         let mut parts = line.splitn(3, '\t');

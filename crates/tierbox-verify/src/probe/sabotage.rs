@@ -39,6 +39,16 @@ pub const SABOTAGES: &[Sabotage] = &[
         caught_by: &["h.kernel.namespaces", "h.kernel.boot", "h.kernel.engine"],
     },
     Sabotage {
+        name: "kernel-of-a-container",
+        what: "the same, and its engine says so too",
+        caught_by: &["h.kernel.namespaces", "h.kernel.boot"],
+    },
+    Sabotage {
+        name: "kernel-of-a-process",
+        what: "a process of this host's claims to be one, and its engine says so too",
+        caught_by: &["h.kernel.boot"],
+    },
+    Sabotage {
         name: "bypass",
         what: "N1, and the host's network is there beside the gateway",
         caught_by: &["h.namespace.net", "n.routes", "n.tcp", "n.address"],
@@ -56,6 +66,16 @@ pub const SABOTAGES: &[Sabotage] = &[
         caught_by: &["n.sni", "n.host", "n.port"],
     },
     Sabotage { name: "rules", what: "the agent's rules let a program through that nobody named", caught_by: &["t.exec"] },
+    Sabotage {
+        name: "handle",
+        what: "the agent gets a handle of a lower tier",
+        caught_by: &["t.exec", "t.shell", "t.interpreter", "t.variables", "t.write", "t.code", "t.look"],
+    },
+    Sabotage {
+        name: "unconfined",
+        what: "a machine takes T1's list of programs, and does nothing with it",
+        caught_by: &["t.kernel"],
+    },
 ];
 
 /// The list as a table of Markdown.

@@ -1,5 +1,7 @@
 //! A backend behind whose back something is done, for tests of verification.
 
+mod unconfined;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,6 +20,8 @@ pub enum Harm {
     Names(&'static [&'static str]),
     /// Beside an honest machine there is another, in which a rule does not hold.
     Beside(Lifted),
+    /// Its machines take the list of programs that a command may execute, and do nothing with it.
+    Unconfined,
     /// The siblings' gateways list other names than they are told.
     Siblings(fn(Vec<CanaryName>) -> Vec<CanaryName>),
 }
@@ -63,7 +67,7 @@ impl Backend for Sabotaged {
                 spec.network.allow = names.iter().map(|name| (*name).to_owned()).collect();
                 self.honest.start(&spec, lease.clone(), progress).await?
             }
-            Harm::Siblings(_) | Harm::Beside(_) => self.honest.start(spec, lease.clone(), progress).await?,
+            Harm::Siblings(_) | Harm::Beside(_) | Harm::Unconfined => self.honest.start(spec, lease.clone(), progress).await?,
         };
         let mut report = inner.report().clone();
         report.tier = spec.tier;
@@ -71,7 +75,8 @@ impl Backend for Sabotaged {
             Harm::Beside(lifted) => Some(self.beside(spec, lifted, lease.as_ref()).await?),
             _ => None,
         };
-        Ok(Box::new(Lying { inner, beside, report }))
+        let unconfined = matches!(self.harm, Harm::Unconfined);
+        Ok(Box::new(Lying { inner, beside, report, unconfined }))
     }
     async fn twin(&self, spec: &EnvironmentSpec, lifted: &Lifted, lease: Arc<dyn LeaseHandle>) -> Result<Box<dyn Environment>> {
         let lifted = match (&self.harm, lifted) {
@@ -109,6 +114,7 @@ struct Lying {
     inner: Box<dyn Environment>,
     beside: Option<Box<dyn Environment>>,
     report: tierbox::Report,
+    unconfined: bool,
 }
 
 #[async_trait::async_trait]
@@ -117,7 +123,12 @@ impl Environment for Lying {
         self.inner.id()
     }
     fn machines(&self) -> Vec<Arc<dyn tierbox::Sandbox>> {
-        self.inner.machines().into_iter().chain(self.beside.iter().flat_map(|beside| beside.machines())).collect()
+        let machines = self.inner.machines().into_iter().chain(self.beside.iter().flat_map(|beside| beside.machines()));
+        let wrap = |machine| match self.unconfined {
+            true => Arc::new(unconfined::Unconfined(machine)) as Arc<dyn tierbox::Sandbox>,
+            false => machine,
+        };
+        machines.map(wrap).collect()
     }
     fn report(&self) -> &tierbox::Report {
         &self.report
