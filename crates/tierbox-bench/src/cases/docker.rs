@@ -25,6 +25,12 @@ const IMAGE: &str = "tierbox-test/debian:1";
 /// What a warm command, a read and a write of 1 KiB may take, in milliseconds.
 const PROMISE: f64 = 1.5;
 
+/// What a verification may take in containers of the engine's own, one after another.
+const VERIFICATION: f64 = 10.0;
+
+/// Idle machines at once.
+const IDLE: usize = 10;
+
 /// Containers at once.
 const MANY: usize = 50;
 
@@ -263,4 +269,60 @@ async fn life(bench: &Bench) -> Result<[Duration; 5], Failure> {
     let begun = Instant::now();
     running.stop().await?;
     Ok([created, executed, written, read, begun.elapsed()])
+}
+
+/// All probes with their twins, which are containers too, against what the engine itself takes for one of these, start to end.
+pub(crate) fn verification(bench: &Bench) -> Result<Vec<Row>, Failure> {
+    let docker = engine(bench)?;
+    let running = bench.wait(start(bench, spec(bench)?))?;
+    let ours = || -> Result<Duration, Failure> {
+        let start = Instant::now();
+        let found = bench.wait(running.verify())?;
+        if found.verified { Ok(start.elapsed()) } else { Err("docker is not verified here".into()) }
+    };
+    let theirs = || -> Result<Duration, Failure> {
+        let start = Instant::now();
+        let id = bench.wait(raw_start(&docker))?;
+        bench.wait(raw_remove(&docker, &id))?;
+        Ok(start.elapsed())
+    };
+    let (ours, theirs) = in_turns(bench.samples() / 10, ours, theirs)?;
+    bench.wait(running.stop())?;
+    let (ours, theirs) = (Summary::of_times(&ours), Summary::of_times(&theirs));
+    let row = Row::less_is_better("docker: verification", "ms", ours, "one container, to its end", theirs, VERIFICATION);
+    Ok(vec![row.note("its twins are some ten containers, made at the same time")])
+}
+
+/// What an idle machine takes: its processes and the engine's for it, against a container in which a sleep runs.
+pub(crate) fn idle(bench: &Bench) -> Result<Vec<Row>, Failure> {
+    let docker = engine(bench)?;
+    let (before, _) = crate::machine::memory();
+    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    for _ in 0..IDLE {
+        ours.push(bench.wait(start(bench, spec(bench)?))?);
+        theirs.push(bench.wait(raw_start(&docker))?);
+    }
+    let (after, _) = crate::machine::memory();
+    let harness = after.saturating_sub(before) as f64 / 1024.0 / IDLE as f64;
+    let of = |container: &str| -> Result<f64, Failure> {
+        let found = bench.wait(docker.inspect_container(container, None))?;
+        let pid = found.state.and_then(|state| state.pid).ok_or("the engine tells no process")?;
+        super::idle::tree(u32::try_from(pid)?)
+    };
+    let containers = |running: &Running| -> Result<f64, Failure> {
+        let lease = bench.wait(bench.client.list_one(running.id()))?.record;
+        let name = lease.resources_of("container").next().ok_or("the lease names no container")?.to_owned();
+        Ok(of(&name)? + harness)
+    };
+    let measured: Vec<f64> = ours.iter().map(containers).collect::<Result<_, _>>()?;
+    let raw: Vec<f64> = theirs.iter().map(|id| of(id)).collect::<Result<_, _>>()?;
+    for running in ours {
+        bench.wait(running.stop())?;
+    }
+    theirs.iter().try_for_each(|id| bench.wait(raw_remove(&docker, id)))?;
+    let (measured, raw) = (Summary::of(measured), Summary::of(raw));
+    let row = Row::less_is_better("docker: memory per idle machine", "KiB", measured, "a container with a sleep", raw, 8.0);
+    Ok(vec![
+        row.note(format!("{} KiB of it the harness's; the engine's own process for each is the same for both", short(harness))),
+    ])
 }

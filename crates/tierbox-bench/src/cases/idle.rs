@@ -46,7 +46,7 @@ async fn processes(bench: &Bench, running: &Running) -> Result<f64, Failure> {
 }
 
 /// KiB of a process and all its descendants; what processes share counts in parts.
-fn tree(pid: u32) -> Result<f64, Failure> {
+pub(super) fn tree(pid: u32) -> Result<f64, Failure> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
     let line = text.lines().find_map(|line| line.strip_prefix("Pss:")).ok_or("no Pss is told")?;
     let own: f64 = line.split_whitespace().next().unwrap_or_default().parse()?;

@@ -53,6 +53,10 @@ pub(crate) const ALL: &[Case] = &[
     #[cfg(feature = "docker")]
     case("docker create and destroy", 1.5, docker::lifecycle),
     #[cfg(feature = "docker")]
+    case("docker verification", 10.0, docker::verification),
+    #[cfg(feature = "docker")]
+    case("docker memory per idle machine", 8.0, docker::idle),
+    #[cfg(feature = "docker")]
     case("docker 50 at once", 1.5, docker::many),
     #[cfg(feature = "docker")]
     case("docker for Inspect", 1.0, docker::inspect),

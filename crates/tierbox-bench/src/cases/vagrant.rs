@@ -154,7 +154,14 @@ fn commands(bench: &Bench, running: &Running, mux: &Mux) -> Result<Vec<Row>, Fai
     let few = if bench.quick { 3 } else { 10 };
     let (ours, slow) = in_turns(few, ours, || timed(&mut alone.call(&["ssh", "-c", "/bin/true"])))?;
     let summary = Summary::of_times;
+    let mut proofs = Vec::new();
+    for _ in 0..few {
+        let begin = Instant::now();
+        bench.wait(running.verify())?;
+        proofs.push(begin.elapsed());
+    }
     Ok(vec![
+        Row::less_is_better("vagrant: verification", "ms", summary(&proofs), "vagrant ssh -c", summary(&slow), 2.0),
         Row::less_is_better("vagrant: exec", "ms", summary(&fast), "multiplexed ssh", summary(&plain), 0.5),
         Row::less_is_better("vagrant: exec", "ms", summary(&ours), "vagrant ssh -c", summary(&slow), 0.01),
     ])
