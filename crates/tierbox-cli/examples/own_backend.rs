@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use tierbox::local::LocalBackend;
 use tierbox::{
     Backend, Capabilities, Check, DestroyReport, Environment, EnvironmentSpec, Error, ErrorKind, LeaseHandle, LeaseRecord,
-    Progress, Registry, Result,
+    Lifted, Progress, Registry, Result,
 };
 use tokio::sync::Semaphore;
 
@@ -41,6 +41,10 @@ impl Backend for TwoAtOnce {
         let closed = |_| Error::new(ErrorKind::Internal, "wait for a place", "there are no places any more");
         let _place = self.places.acquire().await.map_err(closed)?;
         self.inner.start(spec, lease, progress).await
+    }
+    // What verification compares with; without it no environment is ever called verified.
+    async fn twin(&self, spec: &EnvironmentSpec, lifted: &Lifted, lease: Arc<dyn LeaseHandle>) -> Result<Box<dyn Environment>> {
+        self.inner.twin(spec, lifted, lease).await
     }
     async fn attach(&self, lease: &LeaseRecord) -> Result<Box<dyn Environment>> {
         self.inner.attach(lease).await

@@ -19,9 +19,11 @@ use crate::BACKEND;
 use crate::domain::Domains;
 use crate::engine::{Engine, failed, is_absent, is_settled};
 
-/// The container's first process: it reaps what others leave, and ends with the stream by which it was started. It waits for no signal,
-/// so that none from inside ends it; another process reads the stream, since who reads reaps nobody, and is there again if it is killed.
-pub const FIRST: &str = "exec 3<&0 </dev/null; until ( while read -r _; do :; done ) <&3 3<&- & wait $!; do :; done";
+/// The container's first process: it reaps what others leave, and ends with the stream by which it was started. It takes no signal
+/// (shells take some unasked), so that none from inside ends it; another process reads the stream, since who reads reaps nobody, and is
+/// there again if it is killed.
+pub const FIRST: &str = "trap '' HUP INT QUIT TERM; exec 3<&0 </dev/null; \
+     until ( while read -r _; do :; done ) <&3 3<&- & wait $!; do :; done";
 
 /// Who that is: nobody else, so that root inside without the right to trace cannot look into it.
 pub const FIRST_USER: &str = "2147483646:2147483646";
@@ -102,6 +104,18 @@ impl Scripts {
             Err(_) if self.has_ended().await => Err(lost(&unheld("the container has ended"))),
             Err(error) => Err(unheld(&error.to_string())),
         }
+    }
+
+    /// What a script says. One that should have ended its command by now may have been stopped by it: this host ends both.
+    async fn within<T>(&self, limit: Duration, command: Option<ExecId>, collect: impl Future<Output = Result<T>>) -> Result<T> {
+        let mut collect = std::pin::pin!(collect);
+        if let Ok(collected) = tokio::time::timeout(limit, &mut collect).await {
+            return collected;
+        }
+        if let Some(command) = command {
+            self.kill_all(command).await?;
+        }
+        collect.await
     }
 
     async fn is_running(&self) -> bool {
@@ -196,7 +210,7 @@ impl PlainTransport for Scripts {
             drop(taken);
             Ok((stdout, stderr))
         };
-        let (_input, collected) = tokio::join!(feed, collect);
+        let (_input, collected) = tokio::join!(feed, self.within(run.limit, run.command, collect));
         let (stdout, stderr) = collected?;
         Ok(PlainOutput { status: self.status(&exec).await?, stdout, stderr })
     }

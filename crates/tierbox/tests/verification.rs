@@ -389,6 +389,41 @@ mod conformance {
     }
 
     #[tokio::test]
+    async fn long_outputs_and_files_are_in_the_log_in_whole() {
+        let fixture = fixture();
+        let secret = tierbox::Overrides::new().secret_env("API_TOKEN", tierbox::Secret::new("hunter2-long"));
+        let options = StartOptions::new().log().overrides(secret);
+        let Some(running) = started(fixture.client.start_with("local", options).await) else { return };
+        let id = running.id().to_owned();
+        let script = "head -c 3000000 /dev/zero | tr '\\0' x; echo $API_TOKEN; head -c 2000000 /dev/zero >&2";
+        let printed = running.run(tierbox::ExecRequest::shell(script)).await.unwrap();
+        assert!(printed.stdout.text().contains("hunter2-long"));
+        running.write_bytes("big", vec![b'y'; 2 << 20]).await.unwrap();
+        running.stop().await.unwrap();
+        let run = fixture.client.run(&id).unwrap();
+        let standing = run.check(None).unwrap();
+        assert!(standing.is_intact() && standing.references == 3, "{standing:?}");
+        let log = std::fs::read_to_string(run.directory.join("log.jsonl")).unwrap();
+        let mut sizes = Vec::new();
+        for line in log.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()) {
+            for data in line["data"].as_array().into_iter().flatten().filter(|data| data["file"].is_string()) {
+                assert!(data["kept"].is_null(), "{data}");
+                let path = run.directory.join(data["file"].as_str().unwrap());
+                let held = std::fs::read(&path).unwrap();
+                assert!(!held.windows(7).any(|part| part == b"hunter2"), "{} holds a secret", path.display());
+                sizes.push((data["stream"].as_str().unwrap().to_owned(), held.len(), path));
+            }
+        }
+        let found: Vec<_> = sizes.iter().map(|(stream, size, _)| (stream.as_str(), *size)).collect();
+        assert_eq!(found, [("stdout", 3_000_000 + "***\n".len()), ("stderr", 2_000_000), ("contents", 2 << 20)]);
+        let mut held = std::fs::read(&sizes[0].2).unwrap();
+        held[1_500_000] = b'z';
+        std::fs::write(&sizes[0].2, held).unwrap();
+        assert!(!run.check(None).unwrap().is_intact());
+        fixture.assert_empty().await;
+    }
+
+    #[tokio::test]
     async fn a_logged_run_has_a_chain_an_attestation_and_no_secrets() {
         let fixture = fixture();
         let options = StartOptions::new()

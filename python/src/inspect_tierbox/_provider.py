@@ -190,6 +190,8 @@ class TierboxSandboxEnvironment(SandboxEnvironment):
             why = NEVER_RAN.get(cause, cause).format(user=user)
             return ExecResult(False, STATUS_NEVER_RAN, "", f"{cmd[0]} never ran: {why}\n")
         status, killed = end["status"], end["outcome"].get("killed")
+        if killed == "lifetime":
+            raise SandboxUnavailableError(f"the lifetime of {self.environment} is over")
         if killed == "timeout":
             error = TimeoutError("the command's time was up")
             error.truncated_output = stdout + stderr  # type: ignore[attr-defined]
