@@ -48,7 +48,7 @@ pub(crate) fn of_error(kind: ErrorKind) -> u8 {
         | ErrorKind::WeakerRefused
         | ErrorKind::PolicyDenied
         | ErrorKind::PermissionDenied => 77,
-        ErrorKind::Timeout => 124,
+        ErrorKind::Timeout | ErrorKind::Expired => 124,
         ErrorKind::Cancelled => 130,
         // A kind that this program does not know is a defect of this program.
         _ => 70,
@@ -116,6 +116,7 @@ mod unit {
             ErrorKind::LimitReached,
             ErrorKind::TierRefused,
             ErrorKind::Timeout,
+            ErrorKind::Expired,
             ErrorKind::Cancelled,
             ErrorKind::Protocol,
         ];

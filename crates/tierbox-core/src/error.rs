@@ -57,6 +57,8 @@ pub enum ErrorKind {
     Cancelled,
     /// The machine or the line to it went away. It is unknown whether the operation took effect.
     Lost,
+    /// The same, because the lifetime of the sandbox was over.
+    Expired,
     /// The other side broke the protocol; the channel was closed.
     Protocol,
     /// An archive entry was refused (`..`, absolute, link out, device, setuid).
@@ -94,6 +96,7 @@ impl ErrorKind {
             Self::Timeout => "timeout",
             Self::Cancelled => "cancelled",
             Self::Lost => "lost",
+            Self::Expired => "expired",
             Self::Protocol => "protocol",
             Self::UnsafeArchive => "unsafe-archive",
             Self::Io => "io",

@@ -123,7 +123,7 @@ pub(crate) fn status(kind: ErrorKind) -> StatusCode {
         ErrorKind::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
         ErrorKind::Unsupported | ErrorKind::UnsafeArchive => StatusCode::UNPROCESSABLE_ENTITY,
         ErrorKind::LimitReached => StatusCode::TOO_MANY_REQUESTS,
-        ErrorKind::Lost => StatusCode::GONE,
+        ErrorKind::Lost | ErrorKind::Expired => StatusCode::GONE,
         ErrorKind::NoSpace => StatusCode::INSUFFICIENT_STORAGE,
         ErrorKind::Timeout => StatusCode::GATEWAY_TIMEOUT,
         ErrorKind::HostUnable | ErrorKind::MissingEngine | ErrorKind::Credentials => StatusCode::SERVICE_UNAVAILABLE,

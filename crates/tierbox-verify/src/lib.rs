@@ -24,4 +24,4 @@ pub use probe::{
     ControlResult, ProbeResult, ProbeStatus, SABOTAGES, Sabotage, Unprobed, Verdict, Verification, Verified, sabotage_table,
 };
 #[cfg(target_os = "linux")]
-pub use probe::{Twin, Twins, probe_names, remove_orphans, verify, verify_confined};
+pub use probe::{Twin, Twins, probe_names, remove_orphans, unconfined, verify, verify_confined};

@@ -257,7 +257,7 @@ impl Tierbox {
         let mut memo = Memo::from_value(&entry.memo);
         let log = runs::reopen(journal, &entry.record.id, &memo)?;
         let (noted, spec) = (Noted::of(journal, &entry.record.id), memo.spec.take());
-        let running = Running::new(environment, backend, journal.clone(), None, report, memo).logged(log);
+        let running = Running::new(environment, backend, journal.clone(), None, report, memo, entry.record.expires).logged(log);
         Ok(running.found_again(noted, spec))
     }
 

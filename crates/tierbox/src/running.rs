@@ -32,6 +32,8 @@ pub struct Running {
     report: Report,
     tooling: Tooling,
     memo: Memo,
+    /// When its lifetime is over.
+    expires: Option<SystemTime>,
     termination: Termination,
     audit: Option<AuditLayer>,
     verified: Option<Verified>,
@@ -58,13 +60,15 @@ impl Running {
         lease: Option<Arc<Lease>>,
         report: Report,
         memo: Memo,
+        expires: Option<SystemTime>,
     ) -> Self {
         Self {
             id: environment.id().to_owned(),
-            primary: Arc::new(Traced::new(environment.primary(), &report.backend, environment.id())),
+            primary: Arc::new(Traced::new(environment.primary(), &report.backend, environment.id(), expires)),
             tooling: report.tier.tooling(),
             report,
             memo,
+            expires,
             termination: Termination::of(journal.state().path(), environment.id()),
             audit: None,
             verified: None,
@@ -83,7 +87,7 @@ impl Running {
     }
 
     fn recorded(&self, sandbox: Arc<dyn Sandbox>, principal: Principal) -> Arc<dyn Sandbox> {
-        let sandbox: Arc<dyn Sandbox> = Arc::new(Traced::new(sandbox, &self.report.backend, &self.id));
+        let sandbox: Arc<dyn Sandbox> = Arc::new(Traced::new(sandbox, &self.report.backend, &self.id, self.expires));
         match &self.audit {
             Some(layer) => layer.wrap(sandbox, principal),
             None => sandbox,

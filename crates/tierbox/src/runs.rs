@@ -5,7 +5,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use tierbox_core::{Audit, AuditEntry, Decision, EnvironmentSpec, Error, ErrorKind, Result, Secrets};
+use tierbox_core::{Audit, AuditEntry, AuditSpill, Decision, EnvironmentSpec, Error, ErrorKind, Result, Secrets};
 use tierbox_lease::{Journal, check_id, remove_tree};
 use tierbox_verify::log::{Against, Problem, Standing, check_against};
 use tierbox_verify::{LogLimits, OperationLog, digest};
@@ -116,6 +116,11 @@ impl Audit for Both {
     fn record(&self, entry: AuditEntry) {
         self.0.record(entry.clone());
         self.1.record(entry);
+    }
+
+    fn spill(&self, stream: &str) -> Option<Box<dyn AuditSpill>> {
+        // The first is the log, which the other is told the name of the file in.
+        self.0.spill(stream)
     }
 
     fn check(&self) -> Result<()> {

@@ -41,6 +41,8 @@ pub(crate) async fn start(
         memo: Memo { labels: options.labels, log: logged, ..Memo::of(&spec) }.to_value(),
         ..NewLease::new(&spec.backend, &spec.profile, spec.tier.to_string())
     })?);
+    // No machine counts its own time from an earlier moment.
+    let expires = spec.limits.lifetime.and_then(|lifetime| SystemTime::now().checked_add(lifetime));
     let log = match logged.then(|| runs::begin(journal, lease.id(), &spec)).transpose() {
         Ok(log) => log,
         Err(error) => {
@@ -62,7 +64,7 @@ pub(crate) async fn start(
             let environment = attempt.finish();
             life::verified(audit.as_ref(), verified.as_ref());
             let memo = Memo::of(&spec);
-            let mut running = Running::new(environment, backend, journal.clone(), Some(lease), report, memo)
+            let mut running = Running::new(environment, backend, journal.clone(), Some(lease), report, memo, expires)
                 .audited(audit)
                 .verified(verified, probed)
                 .started_from(spec, log);

@@ -3,11 +3,12 @@
 //! The target is `tierbox::sandbox` and the level `info`; without a subscriber that wants them they cost next to nothing.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use async_trait::async_trait;
 use tierbox_core::{
-    ByteReader, ByteStream, ByteWriter, Capabilities, Completed, DialTarget, DirEntry, ExecHandle, ExecId, ExecInfo, ExecRequest,
-    FileMeta, GuestPath, KillReason, Limits, PtySize, ReadOptions, Result, Sandbox, Signal, WriteOptions,
+    ByteReader, ByteStream, ByteWriter, Capabilities, Completed, DialTarget, DirEntry, Error, ErrorKind, ExecHandle, ExecId,
+    ExecInfo, ExecRequest, FileMeta, GuestPath, KillReason, Limits, PtySize, ReadOptions, Result, Sandbox, Signal, WriteOptions,
 };
 use tracing::field::{Empty, display};
 use tracing::{Instrument, Span, info_span};
@@ -17,11 +18,27 @@ pub(crate) struct Traced {
     inner: Arc<dyn Sandbox>,
     backend: String,
     environment: String,
+    /// When its lifetime is over.
+    expires: Option<SystemTime>,
 }
 
 impl Traced {
-    pub fn new(inner: Arc<dyn Sandbox>, backend: &str, environment: &str) -> Self {
-        Self { inner, backend: backend.to_owned(), environment: environment.to_owned() }
+    pub fn new(inner: Arc<dyn Sandbox>, backend: &str, environment: &str, expires: Option<SystemTime>) -> Self {
+        Self { inner, backend: backend.to_owned(), environment: environment.to_owned(), expires }
+    }
+
+    /// What is lost because its time is over is told so.
+    fn told<T>(&self, result: Result<T>) -> Result<T> {
+        let over = self.expires.is_some_and(|end| end <= SystemTime::now());
+        result.map_err(|error| match error.kind() {
+            ErrorKind::Lost if over => {
+                let message = format!("the lifetime of the sandbox is over: {}", error.message());
+                Error::new(ErrorKind::Expired, error.operation().to_owned(), message)
+                    .with_backend(self.backend.clone())
+                    .with_help("start another, with a longer limits.lifetime (`--lifetime`)")
+            }
+            _ => error,
+        })
     }
 
     fn span(&self, operation: &'static str) -> Span {
@@ -57,61 +74,61 @@ impl Sandbox for Traced {
     }
     async fn spawn(&self, request: ExecRequest) -> Result<Box<dyn ExecHandle>> {
         let span = self.span("exec");
-        let handle = self.inner.spawn(request).instrument(span.clone()).await?;
+        let handle = self.told(self.inner.spawn(request).instrument(span.clone()).await)?;
         Ok(self.handle(span, handle))
     }
     async fn spawn_detached(&self, request: ExecRequest) -> Result<ExecId> {
         let span = self.span("exec detached");
-        let id = self.inner.spawn_detached(request).instrument(span.clone()).await?;
+        let id = self.told(self.inner.spawn_detached(request).instrument(span.clone()).await)?;
         span.record("exec", display(id));
         Ok(id)
     }
     async fn execs(&self) -> Result<Vec<ExecInfo>> {
-        self.inner.execs().instrument(self.span("execs")).await
+        self.told(self.inner.execs().instrument(self.span("execs")).await)
     }
     async fn attach(&self, id: ExecId, stdout_from: u64, stderr_from: u64) -> Result<Box<dyn ExecHandle>> {
         let span = self.of("attach", id);
-        let handle = self.inner.attach(id, stdout_from, stderr_from).instrument(span.clone()).await?;
+        let handle = self.told(self.inner.attach(id, stdout_from, stderr_from).instrument(span.clone()).await)?;
         Ok(self.handle(span, handle))
     }
     async fn signal(&self, id: ExecId, signal: Signal) -> Result<()> {
-        self.inner.signal(id, signal).instrument(self.of("signal", id)).await
+        self.told(self.inner.signal(id, signal).instrument(self.of("signal", id)).await)
     }
     async fn kill(&self, id: ExecId, reason: KillReason) -> Result<()> {
-        self.inner.kill(id, reason).instrument(self.of("kill", id)).await
+        self.told(self.inner.kill(id, reason).instrument(self.of("kill", id)).await)
     }
     async fn wait(&self, id: ExecId) -> Result<Completed> {
         let span = self.of("wait", id);
-        let completed = self.inner.wait(id).instrument(span.clone()).await?;
+        let completed = self.told(self.inner.wait(id).instrument(span.clone()).await)?;
         span.record("outcome", display(completed.outcome));
         Ok(completed)
     }
     async fn read(&self, path: &GuestPath, options: ReadOptions) -> Result<(FileMeta, ByteReader)> {
-        self.inner.read(path, options).instrument(self.span("read")).await
+        self.told(self.inner.read(path, options).instrument(self.span("read")).await)
     }
     async fn write(&self, path: &GuestPath, contents: ByteReader, options: WriteOptions) -> Result<()> {
-        self.inner.write(path, contents, options).instrument(self.span("write")).await
+        self.told(self.inner.write(path, contents, options).instrument(self.span("write")).await)
     }
     async fn stat(&self, path: &GuestPath, follow: bool) -> Result<FileMeta> {
-        self.inner.stat(path, follow).instrument(self.span("stat")).await
+        self.told(self.inner.stat(path, follow).instrument(self.span("stat")).await)
     }
     async fn list(&self, path: &GuestPath) -> Result<Vec<DirEntry>> {
-        self.inner.list(path).instrument(self.span("list")).await
+        self.told(self.inner.list(path).instrument(self.span("list")).await)
     }
     async fn remove(&self, path: &GuestPath, recursive: bool) -> Result<()> {
-        self.inner.remove(path, recursive).instrument(self.span("remove")).await
+        self.told(self.inner.remove(path, recursive).instrument(self.span("remove")).await)
     }
     async fn make_dir(&self, path: &GuestPath) -> Result<()> {
-        self.inner.make_dir(path).instrument(self.span("make-dir")).await
+        self.told(self.inner.make_dir(path).instrument(self.span("make-dir")).await)
     }
     async fn unpack(&self, path: &GuestPath, tar: ByteReader) -> Result<()> {
-        self.inner.unpack(path, tar).instrument(self.span("unpack")).await
+        self.told(self.inner.unpack(path, tar).instrument(self.span("unpack")).await)
     }
     async fn pack(&self, path: &GuestPath) -> Result<ByteReader> {
-        self.inner.pack(path).instrument(self.span("pack")).await
+        self.told(self.inner.pack(path).instrument(self.span("pack")).await)
     }
     async fn dial(&self, target: DialTarget) -> Result<Box<dyn ByteStream>> {
-        self.inner.dial(target).instrument(self.span("dial")).await
+        self.told(self.inner.dial(target).instrument(self.span("dial")).await)
     }
 }
 

@@ -89,6 +89,9 @@ mod conformance {
         // What it printed until then is there.
         assert_eq!(ended.stdout.text(), "begun\n");
         assert!(running.ended(Duration::from_secs(20)).await);
+        let late = running.run(ExecRequest::new(["/bin/true"])).await.unwrap_err();
+        assert_eq!(late.kind(), ErrorKind::Expired, "{late}");
+        assert_eq!(running.read_bytes("/etc/hostname", 100).await.unwrap_err().kind(), ErrorKind::Expired);
         running.stop().await.unwrap();
         fixture.assert_empty().await;
     }

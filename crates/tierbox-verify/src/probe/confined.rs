@@ -14,6 +14,9 @@ const RULE: &str = "The kernel refuses a named program that starts another";
 /// # Errors
 /// If it cannot be carried out at all.
 pub async fn verify_confined(sandbox: &dyn Sandbox, program: &'static [u8], named: &[GuestPath]) -> Result<ProbeResult> {
+    if !sandbox.capabilities().confined_exec {
+        return Ok(unconfined("this machine is not served by a supervisor that confines commands"));
+    }
     let nonce = super::canary::nonce().map_err(|error| tierbox_core::Error::io("verify", error))?;
     let (first, second) = (put(sandbox, program, &format!("tierbox-probe-{nonce}")).await?, format!("tierbox-other-{nonce}"));
     let other = put(sandbox, program, &second).await;
@@ -42,15 +45,11 @@ async fn tried(sandbox: &dyn Sandbox, first: &str, other: &str, named: &[GuestPa
     let control = ControlResult { lifted: "kernel's restriction".to_owned(), found: *is_free, detail: how.clone() };
     let may = named.iter().cloned().chain([GuestPath::from(path.as_str())]);
     let held = match sandbox.run(ask(path).confine(may)).await {
-        Err(error) if error.kind() == ErrorKind::Unsupported => {
-            let why = "this machine is not served by the supervisor, and the agent's handle refuses every program".to_owned();
-            return Ok(result(ProbeStatus::Inconclusive, why, Some(control)));
-        }
+        Err(error) if error.kind() == ErrorKind::Unsupported => return Ok(unconfined(error.message())),
         held => held?,
     };
     if let Outcome::NotStarted { cause: NotStartedCause::Unconfined, .. } = held.outcome() {
-        let why = "its kernel has no Landlock, and the agent's handle refuses every program".to_owned();
-        return Ok(result(ProbeStatus::Inconclusive, why, Some(control)));
+        return Ok(unconfined("its kernel has no Landlock"));
     }
     let (status, detail) = match parse(&held.stdout.text(), &requests).get(&exec) {
         Some((true, how)) => (ProbeStatus::Fail, format!("it started {other}: {how}")),
@@ -59,6 +58,12 @@ async fn tried(sandbox: &dyn Sandbox, first: &str, other: &str, named: &[GuestPa
         None => (ProbeStatus::Inconclusive, format!("the probe program {}", held.outcome())),
     };
     Ok(result(status, detail, Some(control)))
+}
+
+/// The probe of a machine in which the agent's handle refuses every program, since commands cannot be kept to the named ones: it shows
+/// nothing, and nothing can be done there.
+pub fn unconfined(why: &str) -> ProbeResult {
+    result(ProbeStatus::Inconclusive, format!("{why}; the agent's handle refuses every program"), None)
 }
 
 fn result(status: ProbeStatus, detail: String, control: Option<ControlResult>) -> ProbeResult {

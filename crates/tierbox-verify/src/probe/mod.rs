@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 #[cfg(target_os = "linux")]
 pub use canary::remove_orphans;
 #[cfg(target_os = "linux")]
-pub use confined::verify_confined;
+pub use confined::{unconfined, verify_confined};
 #[cfg(target_os = "linux")]
 pub use named::is_own_name;
 #[cfg(target_os = "linux")]
