@@ -70,7 +70,7 @@ fn handle(machine: Arc<dyn Sandbox>, policy: AgentPolicy) -> AgentSandbox {
         settings: AgentSettings::default(),
         approver: None,
         audit: None,
-        environment: String::new(),
+        environment: "verification".to_owned(),
         termination: Termination::of(Path::new("/nonexistent"), "probe"),
     };
     AgentSandbox::new(machine, policy, gate, None)

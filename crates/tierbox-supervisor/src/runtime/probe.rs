@@ -96,9 +96,9 @@ fn read(path: &str) -> Answer {
 
 /// Whether a program (this one once more) can be started, and comes to its end.
 fn started(path: &str) -> Answer {
-    let nothing = std::process::Stdio::null;
+    // By pipes: where nothing may be written to, `/dev/null` cannot be opened either, which would be taken for a refusal.
     let mut other = std::process::Command::new(path);
-    let ended = other.arg("probe").stdin(nothing()).stdout(nothing()).stderr(nothing()).status().map_err(said)?;
+    let ended = other.arg("probe").stdin(std::process::Stdio::inherit()).output().map_err(said)?.status;
     if ended.success() { Ok("it ran".to_owned()) } else { Err(ended.to_string()) }
 }
 
