@@ -194,7 +194,8 @@ fn body(around: &Around<'_>, machine: &MachinePlan, image: &Image) -> Result<(Co
     let limits = limits::apply(&mut config, around, machine, image)?;
     let mut body = ContainerCreateBody {
         hostname: Some(machine.hostname.clone().unwrap_or_else(|| machine.name.clone())),
-        user: Some(first_user(around.plan).to_owned()),
+        // The supervisor: it becomes somebody else before it runs anything.
+        user: Some("0:0".to_owned()),
         attach_stdin: Some(true),
         attach_stdout: Some(true),
         attach_stderr: Some(true),
@@ -241,11 +242,6 @@ fn security(around: &Around<'_>) -> Result<Vec<String>> {
 /// The first process.
 fn first(plan: &Plan) -> Vec<String> {
     if plan.is_plain() { ["/bin/sh", "-c", plain::FIRST].map(str::to_owned).to_vec() } else { vec![SUPERVISOR.to_owned()] }
-}
-
-/// Who that is. The supervisor becomes somebody else before it runs anything.
-fn first_user(plan: &Plan) -> &'static str {
-    if plan.is_plain() { plain::FIRST_USER } else { "0:0" }
 }
 
 /// The user of commands.

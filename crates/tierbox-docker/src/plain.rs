@@ -21,12 +21,11 @@ use crate::engine::{Engine, failed, is_absent, is_settled};
 
 /// The container's first process: it reaps what others leave, and ends with the stream by which it was started. It takes no signal
 /// (shells take some unasked), so that none from inside ends it; another process reads the stream, since who reads reaps nobody, and is
-/// there again if it is killed.
-pub const FIRST: &str = "trap '' HUP INT QUIT TERM; exec 3<&0 </dev/null; \
-     until ( while read -r _; do :; done ) <&3 3<&- & wait $!; do :; done";
-
-/// Who that is: nobody else, so that root inside without the right to trace cannot look into it.
-pub const FIRST_USER: &str = "2147483646:2147483646";
+/// there again if it is killed. It becomes a user that nobody else is, where the image can do that: root inside, who may not trace,
+/// then cannot look into it. (The engine cannot begin it as one: root's scripts would have no rights.)
+pub const FIRST: &str = "become='setpriv --reuid=2147483646 --regid=2147483646 --clear-groups --inh-caps=-all'; \
+     first='trap \"\" HUP INT QUIT TERM; exec 3<&0 </dev/null; until ( while read -r _; do :; done ) <&3 3<&- & wait $!; do :; done'; \
+     ! $become true 2>/dev/null || exec $become /bin/sh -c \"$first\"; eval \"$first\"";
 
 /// Where scripts keep what commands print until it was read: root's alone, so that no full disk of the commands' is in the way.
 pub const ROOM: &str = "rw,nosuid,nodev,noexec,mode=0700,size=512m";
