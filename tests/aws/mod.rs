@@ -8,9 +8,11 @@ mod figures;
 mod files;
 mod launch;
 mod left;
+mod named;
 mod network;
 mod role;
 mod setup;
+mod verified;
 mod world;
 
 pub use crash::{be_harness, is_harness};
@@ -26,9 +28,11 @@ pub fn all() -> Vec<libtest_mimic::Trial> {
         files::all(),
         launch::all(),
         left::all(),
+        named::all(),
         network::all(),
         role::all(),
         setup::all(),
+        verified::all(),
     ]
     .into_iter()
     .flatten()

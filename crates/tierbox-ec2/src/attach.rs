@@ -4,9 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tierbox_core::{Applied, Capabilities, KillDomain, LimitReport, UserSupport};
-use tierbox_core::{
-    EnvironmentSpec, Error, ErrorKind, LeaseHandle, Limit, Locality, Mechanism, Network, Progress, Report, Resource, Result,
-};
+use tierbox_core::{EnvironmentSpec, Error, ErrorKind, Limit, Locality, Mechanism, Network, Report, Resource, Result};
 use tierbox_guest::plain::{Bounds, PlainConfig};
 
 use crate::aws::{Aws, driven};
@@ -14,11 +12,11 @@ use crate::control::{Control, Find};
 use crate::environment::{Ec2Environment, Held};
 use crate::link::Link;
 use crate::memory::{Machine, Memory};
-use crate::objects::{Objects, prefix_of};
+use crate::objects::Objects;
 use crate::settings::{Settings, invalid};
-use crate::start::{self, Plan};
+use crate::start::{self, Start};
 use crate::task::{self, Made, Status, Task};
-use crate::{BACKEND, capabilities, crash, destroy, ready};
+use crate::{BACKEND, capabilities, crash, ready};
 
 /// Where tasks are, how long their commands may take, their memory, and how long they outlive their harness.
 const BASE: &str = "/opt/sandbox";
@@ -56,17 +54,7 @@ pub(crate) fn attached() -> Capabilities {
     Capabilities { multi_machine: false, users: UserSupport::DefaultOnly, ..capabilities(vec![Network::N0]) }
 }
 
-/// A start on an instance that exists.
-pub(crate) struct Attach<'a> {
-    pub(crate) spec: &'a EnvironmentSpec,
-    pub(crate) plan: Plan,
-    pub(crate) aws: Arc<Aws>,
-    pub(crate) control: Arc<dyn Control>,
-    pub(crate) lease: &'a Arc<dyn LeaseHandle>,
-    pub(crate) progress: &'a dyn Progress,
-}
-
-impl Attach<'_> {
+impl Start<'_> {
     fn instance(&self) -> &str {
         self.plan.settings.instance_id.as_deref().unwrap_or_default()
     }
@@ -79,37 +67,20 @@ impl Attach<'_> {
         u64::from(self.plan.settings.max_memory_mib.unwrap_or(MEMORY)) << 20
     }
 
-    /// Makes a task, or leaves nothing behind.
+    /// The task of an environment, and the instance that it is on.
+    pub(crate) fn task(&self) -> (Task, Machine) {
+        let task = Task::of(self.plan.settings.base_dir.as_deref().unwrap_or(BASE), self.lease.id());
+        (task, Machine { name: "main".to_owned(), instance: self.instance().to_owned() })
+    }
+
+    /// Makes a task on an instance that exists.
     ///
     /// # Errors
     /// What any of the steps says.
-    pub(crate) async fn run(self) -> Result<Ec2Environment> {
-        let id = self.lease.id().to_owned();
-        let task = Task::of(self.plan.settings.base_dir.as_deref().unwrap_or(BASE), &id);
-        let memory = Memory {
-            account: self.aws.account.clone(),
-            bucket: self.plan.bucket.clone().unwrap_or_default(),
-            prefix: prefix_of(self.plan.settings.key_prefix.as_deref().unwrap_or("tierbox"), &id),
-            machines: vec![Machine { name: "main".to_owned(), instance: self.instance().to_owned() }],
-            task: Some(task.clone()),
-        };
+    pub(crate) async fn attach(&self, task: &Task, memory: &Memory) -> Result<Ec2Environment> {
         self.lease.record(&[Resource { kind: "task".to_owned(), id: format!("{} on {}", task.directory(), self.instance()) }])?;
         self.lease.set_data(memory.to_data()?)?;
         crash::point("lease");
-        let undo = destroy::Undo::new(&self.aws, &self.control, &memory, &id);
-        match self.make(&task, &memory).await {
-            Ok(environment) => {
-                undo.keep();
-                Ok(environment)
-            }
-            Err(error) => {
-                undo.now().await;
-                Err(error.with_backend(BACKEND))
-            }
-        }
-    }
-
-    async fn make(&self, task: &Task, memory: &Memory) -> Result<Ec2Environment> {
         self.progress.step("looking at the instance");
         self.check_instance().await?;
         let objects = self.plan.bucket.as_ref().map(|bucket| Objects::at(self.aws.clone(), bucket, &memory.prefix));
@@ -119,13 +90,13 @@ impl Attach<'_> {
         let printed = link.script(task.make(self.hours(), &runtimes), PREPARATION).await?;
         let made = Made::read(&printed.stdout, &printed.stderr)?;
         crash::point("prepared");
-        if made.is_root {
+        if made.door.is_root {
             return Err(Error::new(ErrorKind::HostUnable, "prepare task", "on that instance every user may become root by sudo")
                 .with_help("take the rule out of its sudoers, or use another instance"));
         }
-        let sandbox = start::open(link.clone(), self.config(task, &made)).await?;
-        let bounds = self.bound(&link, &made, sandbox.group()).await?;
-        let report = self.report(task, &made, bounds);
+        let sandbox = start::open(link.clone(), self.task_config(task, &made)).await?;
+        let bounds = self.bound_memory(&link, &made, sandbox.group()).await?;
+        let report = self.task_report(task, &made, bounds);
         let machine = memory.machines[0].clone();
         let held = Held { machine, link, sandbox: Arc::new(sandbox) };
         let environment = Ec2Environment::new(
@@ -151,7 +122,7 @@ impl Attach<'_> {
         .await
     }
 
-    fn config(&self, task: &Task, made: &Made) -> PlainConfig {
+    fn task_config(&self, task: &Task, made: &Made) -> PlainConfig {
         let time = Duration::from_secs(u64::from(self.plan.settings.max_execution_seconds.unwrap_or(SECONDS)));
         let mut limits = self.spec.limits.clone();
         limits.file_size = limits.file_size.or(Some(Limit::required(FILE)));
@@ -172,7 +143,7 @@ impl Attach<'_> {
     }
 
     /// Bounds its memory; tells by what.
-    async fn bound(&self, link: &Arc<Link>, made: &Made, group: Option<&str>) -> Result<String> {
+    async fn bound_memory(&self, link: &Arc<Link>, made: &Made, group: Option<&str>) -> Result<String> {
         let bytes = self.memory_bytes();
         match group.filter(|_| made.bounds_memory) {
             None => Ok(format!("address space of each process, {} MiB", bytes >> 20)),
@@ -186,11 +157,10 @@ impl Attach<'_> {
         }
     }
 
-    fn report(&self, task: &Task, made: &Made, memory: String) -> Report {
+    fn task_report(&self, task: &Task, made: &Made, memory: String) -> Report {
         let mechanism = |name: &str, applied, detail: String| Mechanism { name: name.to_owned(), applied, detail };
-        let closed = made.is_closed && !made.metadata.is_empty();
-        let door = match closed {
-            true => mechanism("metadata closed", Applied::Enforced, format!("to the task's user, by {}", made.metadata)),
+        let door = match made.door.holds() {
+            true => mechanism("metadata closed", Applied::Enforced, format!("to the task's user, by {}", made.door.by)),
             false => mechanism("metadata closed", Applied::Absent, "it answers the user".to_owned()),
         };
         let mut notes: Vec<String> = self.spec.tier.notes().into_iter().map(str::to_owned).collect();
@@ -203,7 +173,7 @@ impl Attach<'_> {
         notes.push(format!("runtimes there: {}; missing: {}", or_none(&made.runtimes[0]), or_none(&made.runtimes[1])));
         notes.extend((made.swept > 0).then(|| format!("{} older tasks were removed", made.swept)));
         notes.extend(
-            (!made.has_metadata)
+            (!made.door.has_metadata)
                 .then(|| "the metadata service answers nobody, so that its closing could not be tested".to_owned()),
         );
         Report {

@@ -9,7 +9,6 @@ use tierbox_core::{
 };
 use tierbox_guest::plain;
 
-use crate::attach::Attach;
 use crate::aws::{Aws, driven};
 use crate::control::{Control, Find};
 use crate::memory::Memory;
@@ -111,7 +110,7 @@ impl Backend for Ec2Backend {
 
     fn capabilities(&self, spec: &EnvironmentSpec) -> Result<Capabilities> {
         let attaches = plan(spec)?.settings.attaches();
-        Ok(if attaches { attach::attached() } else { capabilities(vec![Network::N0, Network::N2]) })
+        Ok(if attaches { attach::attached() } else { capabilities(vec![Network::N0, Network::N1, Network::N2]) })
     }
 
     async fn start(
@@ -124,9 +123,6 @@ impl Backend for Ec2Backend {
         let aws = self.clients(plan.settings.clone()).await?;
         let control = self.control(&aws);
         let lease = &lease;
-        if plan.settings.attaches() {
-            return Ok(Box::new(Attach { spec, plan, aws, control, lease, progress }.run().await?));
-        }
         Ok(Box::new(Start { spec, plan, aws, control, lease, progress }.run().await?))
     }
 

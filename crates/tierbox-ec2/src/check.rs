@@ -4,13 +4,13 @@ use std::sync::Arc;
 
 use aws_credential_types::provider::ProvideCredentials;
 use aws_sdk_ec2::types::Filter;
-use tierbox_core::{Check, CheckStatus, Error, Result};
+use tierbox_core::{Check, CheckStatus, Error, Network, Result};
 
 use crate::aws::{Aws, driven};
 use crate::call::{again, shown};
 use crate::control::{Control, Find};
 use crate::settings::Settings;
-use crate::{isolation, role};
+use crate::{gateway, isolation, role};
 
 const TRIED: &str = "check";
 /// What an agent must reach.
@@ -30,7 +30,7 @@ fn of<T>(name: &str, result: Result<T>, told: impl FnOnce(T) -> String, remedy: 
 }
 
 /// All checks. Those that need what is missing are left out.
-pub(crate) async fn all(aws: Arc<Aws>, control: Arc<dyn Control>, settings: Settings, is_closed: bool) -> Result<Vec<Check>> {
+pub(crate) async fn all(aws: Arc<Aws>, control: Arc<dyn Control>, settings: Settings, network: Network) -> Result<Vec<Check>> {
     driven(async move {
         let mut checks = vec![credentials(&aws).await];
         if checks[0].status == CheckStatus::Fail {
@@ -48,16 +48,19 @@ pub(crate) async fn all(aws: Arc<Aws>, control: Arc<dyn Control>, settings: Sett
         }
         checks.push(of_role(&aws, &settings).await);
         checks.extend(ways(&aws, &settings).await);
-        if is_closed {
+        if network != Network::N0 {
             let bucket = settings.bucket.clone().unwrap_or_default();
             let told =
                 |found: Vec<tierbox_core::Mechanism>| found.into_iter().map(|each| each.detail).collect::<Vec<_>>().join("; ");
-            checks.push(of(
-                "N2",
-                isolation::check(&aws, &settings, &bucket).await,
-                told,
-                "infra/tierbox.yaml makes such a network",
-            ));
+            let found = match network {
+                Network::N1 => gateway::find(&aws, &settings).await.map(Some),
+                _ => Ok(None),
+            };
+            let checked = match found {
+                Ok(gateway) => isolation::check(&aws, &settings, &bucket, gateway.as_ref()).await,
+                Err(error) => Err(isolation::refused(network, error)),
+            };
+            checks.push(of(&network.to_string(), checked, told, "infra/tierbox.yaml makes such a network"));
         }
         Ok(checks)
     })

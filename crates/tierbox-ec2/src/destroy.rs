@@ -7,9 +7,11 @@ use tierbox_core::{DestroyReport, Error, ErrorKind};
 
 use crate::aws::{Aws, driven};
 use crate::control::{Control, Find};
+use crate::door::line;
+use crate::gateway;
 use crate::link::Link;
 use crate::memory::Memory;
-use crate::task::{self, Task};
+use crate::task::Task;
 use crate::{objects, tags};
 
 /// EC2 does not show at once what it has just made: for so long nobody can be sure that there is nothing.
@@ -34,6 +36,12 @@ pub(crate) async fn environment(aws: &Arc<Aws>, control: &dyn Control, memory: &
             tags::TASK
         ));
     }
+    if let Some(gateway) = &memory.gateway
+        && let Err(error) = of_gateway(aws, control, gateway, id).await
+    {
+        // It serves nobody any more: the addresses are gone, and the file counts no more when nobody touches it.
+        tracing::warn!(target: "tierbox::ec2", "{id} is not taken out of the gateway {gateway}: {}", error.message());
+    }
     if memory.bucket.is_empty() {
         return report;
     }
@@ -46,6 +54,15 @@ pub(crate) async fn environment(aws: &Arc<Aws>, control: &dyn Control, memory: &
         }
     }
     report
+}
+
+/// Takes an environment out of its gateway, whose log of it goes too.
+async fn of_gateway(aws: &Arc<Aws>, control: &dyn Control, gateway: &str, id: &str) -> tierbox_core::Result<()> {
+    let found = control.find(&Find::Ids(vec![gateway.to_owned()])).await?;
+    if found.iter().all(crate::Instance::is_ending) {
+        return Ok(());
+    }
+    gateway::forget(&Arc::new(Link::new(aws.clone(), gateway, None)), id).await
 }
 
 /// Removes a task from an instance, which stays as it is.
@@ -72,7 +89,7 @@ async fn remove_task(aws: &Arc<Aws>, control: &dyn Control, instance: &str, task
     let printed = link.script(task.remove(), REMOVAL).await?;
     let text = String::from_utf8_lossy(&printed.stdout);
     let failed = |why: &str| Err(Error::new(ErrorKind::Io, "remove task", crate::call::shown(why)).with_backend(crate::BACKEND));
-    match (task::line(&text, "removed"), task::line(&text, "failed")) {
+    match (line(&text, "removed"), line(&text, "failed")) {
         (Some(count), None) => Ok(count.trim() == "1"),
         (_, Some(why)) => failed(why),
         _ => failed(&format!("the machine's answer makes no sense: {text:?}")),

@@ -5,11 +5,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
-use tierbox_core::{Connection, Environment, Error, ErrorKind, Report, Result, Sandbox};
+use tierbox_core::{Connection, Decision, Environment, Error, ErrorKind, Report, Result, Sandbox};
 use tierbox_guest::plain::PlainSandbox;
 
 use crate::aws::{Aws, driven};
 use crate::control::{Control, Find};
+use crate::gateway::Gateway;
 use crate::link::Link;
 use crate::memory::{Machine, Memory};
 use crate::objects::Objects;
@@ -40,6 +41,7 @@ pub(crate) struct Ec2Environment {
     /// Renews the machines' lives.
     renewal: Mutex<Option<tokio::task::AbortHandle>>,
     busy: tokio::sync::Mutex<()>,
+    gateway: Option<Arc<Gateway>>,
 }
 
 impl Ec2Environment {
@@ -53,7 +55,13 @@ impl Ec2Environment {
         user: String,
     ) -> Self {
         let (stopped, renewal, busy) = (AtomicBool::new(false), Mutex::default(), tokio::sync::Mutex::default());
-        Self { id, memory, machines, aws, control, report, user, stopped, renewal, busy }
+        Self { id, memory, machines, aws, control, report, user, stopped, renewal, busy, gateway: None }
+    }
+
+    /// The same behind a gateway.
+    pub(crate) fn with_gateway(mut self, gateway: Option<Gateway>) -> Self {
+        self.gateway = gateway.map(Arc::new);
+        self
     }
 
     fn find(&self, machine: &str) -> Result<&Held> {
@@ -71,12 +79,18 @@ impl Ec2Environment {
     /// Gives the machines a sign of life now and then, for as long as this process lives.
     pub(crate) fn keep_alive(&self, life: Duration) {
         let links: Vec<Arc<Link>> = self.machines.iter().map(|held| held.link.clone()).collect();
-        let (aws, instances) = (self.aws.clone(), self.instances());
+        let (aws, instances, gateway) = (self.aws.clone(), self.instances(), self.gateway.clone());
         let Ok(driver) = tierbox_guest::driver::handle() else { return };
         let task = driver.spawn(async move {
             loop {
                 tokio::time::sleep(life / 3).await;
                 sign_of_life(&aws, &links, &instances, life).await;
+                if let Some(Err(error)) = match &gateway {
+                    Some(gateway) => Some(gateway.renew().await),
+                    None => None,
+                } {
+                    tracing::warn!(target: "tierbox::ec2", "the gateway is not renewed: {}", error.message());
+                }
             }
         });
         *self.renewal.lock().unwrap_or_else(PoisonError::into_inner) = Some(task.abort_handle());
@@ -97,6 +111,18 @@ impl Ec2Environment {
             }
         });
         *self.renewal.lock().unwrap_or_else(PoisonError::into_inner) = Some(running.abort_handle());
+    }
+
+    /// Ends the gateway's service, and reads what it decided to the end.
+    async fn leave_gateway(&self) {
+        let Some(gateway) = &self.gateway else { return };
+        let last = async {
+            gateway.leave().await?;
+            gateway.decisions().await
+        };
+        if let Err(error) = last.await {
+            tracing::warn!(target: "tierbox::ec2", "the gateway's last decisions are not known: {}", error.message());
+        }
     }
 
     fn stop_renewal(&self) {
@@ -148,6 +174,7 @@ impl Environment for Ec2Environment {
             held.sandbox.close();
             held.link.close();
         }
+        self.leave_gateway().await;
         let (aws, control, memory, id) = (self.aws.clone(), self.control.clone(), self.memory.clone(), self.id.clone());
         let objects: Vec<Objects> = self.machines.iter().filter_map(|held| held.link.objects().cloned()).collect();
         let report = driven(async move {
@@ -164,6 +191,14 @@ impl Environment for Ec2Environment {
         }
         self.stopped.store(true, Ordering::Release);
         Ok(())
+    }
+
+    async fn decisions(&self) -> Result<Vec<Decision>> {
+        match &self.gateway {
+            None => Ok(Vec::new()),
+            Some(gateway) if self.stopped.load(Ordering::Acquire) => Ok(gateway.known()),
+            Some(gateway) => gateway.decisions().await,
+        }
     }
 
     async fn detach(&self) -> Result<()> {

@@ -1,13 +1,14 @@
-//! N2: whether the network around the instances is closed. Security groups bind neither Amazon's resolver nor its metadata service, and a
+//! N2, and N1 but for the gateway: whether the network around the instances is closed. Security groups bind neither Amazon's resolver nor its metadata service, and a
 //! gateway endpoint of S3 reaches every bucket; so each way is looked at by itself, and what is open is refused by its name.
 
 use aws_sdk_ec2::types::{Filter, IpPermission, VpcEndpoint, VpcEndpointType};
 use serde_json::{Value, json};
-use tierbox_core::{Applied, Error, ErrorKind, Mechanism, Result};
+use tierbox_core::{Applied, Error, ErrorKind, Mechanism, Network, Result};
 
 use crate::BACKEND;
 use crate::aws::Aws;
 use crate::call::again;
+use crate::gateway::{self, Facts};
 use crate::settings::Settings;
 use crate::signed;
 
@@ -16,23 +17,47 @@ const TRIED: &str = "check network";
 const SERVICES: [&str; 3] = ["ssm", "ssmmessages", "ec2messages"];
 
 /// What is open.
-fn open(what: impl Into<String>, help: &str) -> Error {
-    Error::new(ErrorKind::TierRefused, TRIED, format!("N2 does not hold: {}", what.into())).with_backend(BACKEND).with_help(help)
+pub(crate) fn open(what: impl Into<String>, help: &str) -> Error {
+    Error::new(ErrorKind::TierRefused, TRIED, what).with_backend(BACKEND).with_help(help)
 }
 
-/// Checks all that N2 needs outside of the machines.
+/// Checks all that N2 needs outside of the machines; with a gateway, all that N1 needs.
 ///
 /// # Errors
 /// `TierRefused` naming what is open or missing.
-pub(crate) async fn check(aws: &Aws, settings: &Settings, bucket: &str) -> Result<Vec<Mechanism>> {
+pub(crate) async fn check(aws: &Aws, settings: &Settings, bucket: &str, gateway: Option<&Facts>) -> Result<Vec<Mechanism>> {
+    let tier = if gateway.is_some() { Network::N1 } else { Network::N2 };
+    checked(aws, settings, bucket, gateway).await.map_err(|error| refused(tier, error))
+}
+
+/// Names the tier that does not hold.
+pub(crate) fn refused(tier: Network, error: Error) -> Error {
+    if error.kind() != ErrorKind::TierRefused {
+        return error;
+    }
+    let named = Error::new(ErrorKind::TierRefused, TRIED, format!("{tier} does not hold: {}", error.message()));
+    named.with_backend(BACKEND).with_help(error.help().unwrap_or_default())
+}
+
+async fn checked(aws: &Aws, settings: &Settings, bucket: &str, gateway: Option<&Facts>) -> Result<Vec<Mechanism>> {
     let vpc = vpc_of(aws, settings).await?;
+    if let Some(gateway) = gateway.filter(|gateway| gateway.vpc != vpc) {
+        let message = format!("the gateway {} is in {}, the subnets are in {vpc}", gateway.instance, gateway.vpc);
+        return Err(open(message, "name the gateway of the same stack (ec2.gateway)"));
+    }
     let endpoints = endpoints(aws, &vpc).await?;
     let mechanism = |name: &str, detail: String| Mechanism { name: name.to_owned(), applied: Applied::Enforced, detail };
     let s3 = check_endpoints(aws, &endpoints, bucket)?;
-    let group = check_group(aws, settings, &endpoints).await?;
+    let group = check_group(aws, settings, &endpoints, gateway).await?;
     let firewall = check_names(aws, &vpc, bucket).await?;
     Ok(vec![
-        mechanism("egress rules", format!("{group} lets out to the endpoints alone")),
+        mechanism(
+            "egress rules",
+            match gateway {
+                None => format!("{group} lets out to the endpoints alone"),
+                Some(gateway) => format!("{group} lets out to the endpoints and the gateway's address {} alone", gateway.address),
+            },
+        ),
         mechanism("endpoint policies", format!("{s3} serves {bucket} alone; those of SSM the account's roles alone")),
         mechanism("DNS firewall", format!("{firewall} answers the endpoints' names alone")),
     ])
@@ -159,8 +184,11 @@ fn check_service_policy(id: &str, name: &str, policy: &Value) -> std::result::Re
 }
 
 /// The group lets out to the endpoints' groups and to S3's prefix list, by HTTPS, and nowhere else.
-async fn check_group(aws: &Aws, settings: &Settings, endpoints: &[VpcEndpoint]) -> Result<String> {
-    let fix = "infra/tierbox.yaml has such a group (SecurityGroupN2)";
+async fn check_group(aws: &Aws, settings: &Settings, endpoints: &[VpcEndpoint], gateway: Option<&Facts>) -> Result<String> {
+    let fix = match gateway {
+        None => "infra/tierbox.yaml has such a group (SecurityGroupN2)",
+        Some(_) => "infra/tierbox.yaml has such a group (SecurityGroupN1)",
+    };
     let Some(group) = &settings.security_group else {
         return Err(open("no security group is named, and the default one lets everything out", "write ec2.security-group"));
     };
@@ -175,7 +203,8 @@ async fn check_group(aws: &Aws, settings: &Settings, endpoints: &[VpcEndpoint]) 
         .filter_map(|group| group.group_id)
         .collect();
     let list = prefix_list(aws).await?;
-    match rules.iter().find_map(|rule| leads_out(rule, &theirs, &list)) {
+    let passed = |rule: &&IpPermission| !gateway.is_some_and(|gateway| leads_to(rule, gateway));
+    match rules.iter().filter(passed).find_map(|rule| leads_out(rule, &theirs, &list)) {
         Some(way) => Err(open(format!("{group} lets out to {way}"), fix)),
         None => Ok(group.clone()),
     }
@@ -193,6 +222,25 @@ fn leads_out(rule: &IpPermission, groups: &[String], list: &str) -> Option<Strin
     ways.extend(pairs().filter(|group| !https || !groups.contains(group)));
     ways.extend(lists().filter(|id| !https || id != list));
     ways.into_iter().next()
+}
+
+/// Whether a rule leads to the gateway's own ports at its own address and nowhere else.
+fn leads_to(rule: &IpPermission, gateway: &Facts) -> bool {
+    let ports: &[i32] = match rule.ip_protocol.as_deref() {
+        Some("tcp") => &gateway::TCP,
+        Some("udp") => &gateway::UDP,
+        _ => &[],
+    };
+    let address = format!("{}/32", gateway.address);
+    let others = rule.ipv6_ranges.iter().flatten().count()
+        + rule.user_id_group_pairs.iter().flatten().count()
+        + rule.prefix_list_ids.iter().flatten().count();
+    let mut ranges = rule.ip_ranges.iter().flatten().peekable();
+    others == 0
+        && rule.from_port == rule.to_port
+        && rule.from_port.is_some_and(|port| ports.contains(&port))
+        && ranges.peek().is_some()
+        && ranges.all(|range| range.cidr_ip.as_deref() == Some(&address))
 }
 
 /// The region's prefix list of S3.
@@ -289,6 +337,27 @@ mod unit {
             rule("tcp", 443).prefix_list_ids(list("pl-dynamodb")),
         ] {
             assert!(way(open.clone()).is_some(), "{open:?}");
+        }
+    }
+
+    #[test]
+    fn only_the_gateways_own_ports_are_let_through() {
+        let gateway = Facts { instance: "i-1".to_owned(), vpc: "vpc-1".to_owned(), address: "10.117.2.10".parse().unwrap() };
+        let to = |cidr: &str| IpRange::builder().cidr_ip(cidr).build();
+        let good = "10.117.2.10/32";
+        assert!(leads_to(&rule("tcp", 3128).ip_ranges(to(good)).build(), &gateway));
+        assert!(leads_to(&rule("udp", 53).ip_ranges(to(good)).build(), &gateway));
+        for open in [
+            rule("tcp", 22).ip_ranges(to(good)),
+            rule("udp", 3128).ip_ranges(to(good)),
+            rule("-1", 3128).ip_ranges(to(good)),
+            rule("tcp", 3128).to_port(4000).ip_ranges(to(good)),
+            rule("tcp", 3128).ip_ranges(to("10.117.2.0/24")),
+            rule("tcp", 3128).ip_ranges(to(good)).ip_ranges(to("10.117.2.11/32")),
+            rule("tcp", 3128).ip_ranges(to(good)).user_id_group_pairs(UserIdGroupPair::builder().group_id("sg-1").build()),
+            rule("tcp", 3128),
+        ] {
+            assert!(!leads_to(&open.clone().build(), &gateway), "{open:?}");
         }
     }
 

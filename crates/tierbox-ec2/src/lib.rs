@@ -18,7 +18,8 @@
 //!
 //! # Tiers
 //!
-//! H3, remote, with N0; with N2 where the network around the instances is closed, of which every way out is checked.
+//! H3, remote, with N0; with N2 where the network around the instances is closed, of which every way out is checked; with N1 where
+//! the gateway of the stack is the only way out.
 #![deny(missing_docs)]
 #![forbid(unsafe_code)]
 #![cfg(unix)]
@@ -32,12 +33,15 @@ mod control;
 mod crash;
 mod destroy;
 mod doctor;
+mod door;
 mod envelope;
 mod environment;
 mod expired;
+mod gateway;
 mod guest;
 mod image;
 mod import;
+mod install;
 mod isolation;
 mod link;
 mod memory;

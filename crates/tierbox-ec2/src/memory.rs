@@ -17,6 +17,9 @@ pub(crate) struct Memory {
     pub(crate) prefix: String,
     /// The machines that were made.
     pub(crate) machines: Vec<Machine>,
+    /// The instance that is its gateway.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) gateway: Option<String>,
     /// Its task on an instance that others made.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) task: Option<Task>,

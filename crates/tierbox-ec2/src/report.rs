@@ -47,9 +47,9 @@ fn mechanisms(plan: &Plan, facts: &[Prepared]) -> Vec<Mechanism> {
         mechanism("virtual machine", Applied::Enforced, "an instance of EC2".to_owned()),
         mechanism("commands by SSM", Applied::Enforced, format!("as {}, each in a cgroup of its own", plan.user)),
     ];
-    let by: Vec<&str> = facts.iter().map(|facts| facts.metadata.as_str()).collect();
-    let closed = facts.iter().all(|facts| facts.is_closed && !facts.metadata.is_empty());
-    all.push(match facts.iter().any(|facts| facts.is_root) {
+    let by: Vec<&str> = facts.iter().map(|facts| facts.door.by.as_str()).collect();
+    let closed = facts.iter().all(|facts| facts.door.holds());
+    all.push(match facts.iter().any(|facts| facts.door.is_root) {
         true => mechanism(
             "metadata closed",
             Applied::Absent,
@@ -65,7 +65,7 @@ fn mechanisms(plan: &Plan, facts: &[Prepared]) -> Vec<Mechanism> {
 
 fn remarks(facts: &Prepared, machine: &str) -> Vec<String> {
     let mut remarks = Vec::new();
-    if !facts.has_metadata {
+    if !facts.door.has_metadata {
         remarks
             .push(format!("{machine}: the metadata service answers nobody, so that its closing could not be tested against it"));
     }

@@ -25,6 +25,8 @@ pub struct Settings {
     pub subnets: Vec<String>,
     /// The security group. It needs no rule for what comes in. `INSPECT_EC2_SANDBOX_SECURITY_GROUP_ID` by default.
     pub security_group: Option<String>,
+    /// N1: the instance that is the gateway; `tierbox ec2 setup --gateway` makes one.
+    pub gateway: Option<String>,
     /// The instance profile, by name: its role needs the policy AmazonSSMManagedInstanceCore and nothing else.
     /// `INSPECT_EC2_SANDBOX_INSTANCE_PROFILE` by default.
     pub instance_profile: Option<String>,
@@ -153,6 +155,7 @@ impl Settings {
             ("instance-profile", &self.instance_profile),
             ("bucket", &self.bucket),
             ("ami", &self.ami),
+            ("gateway", &self.gateway),
             ("profile", &self.profile),
             ("instance-id", &self.instance_id),
         ];

@@ -1,6 +1,7 @@
 //! What `tierbox ec2` does: sets an account up, checks it, and takes it down again.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,8 +13,8 @@ use crate::call::again;
 use crate::control::{Control, Order};
 use crate::link::Link;
 use crate::settings::Settings;
-use crate::stack::{self, OF_STACK, Stack};
-use crate::{BACKEND, Ec2Backend, check, image, objects, ready, tags};
+use crate::stack::{self, OF_STACK, Parts, Stack};
+use crate::{BACKEND, Ec2Backend, check, image, install, objects, ready, tags};
 
 /// How long an instance may take until its agent answers.
 const READY: Duration = Duration::from_secs(10 * 60);
@@ -32,12 +33,23 @@ pub struct Wanted {
     pub internet: bool,
     /// The type of an instance for `attach` profiles, if one is wanted.
     pub instance: Option<String>,
+    /// The program `tierbox-egress` for Linux on x86-64, if N1's gateway is wanted. It is installed anew where there is one.
+    pub gateway: Option<PathBuf>,
 }
 
 impl Wanted {
+    /// The network of the profile that is written.
+    fn network(&self) -> Network {
+        match (&self.gateway, self.internet) {
+            (Some(_), _) => Network::N1,
+            (None, true) => Network::N0,
+            (None, false) => Network::N2,
+        }
+    }
+
     /// A stack of this name and nothing else.
     pub fn new(stack: impl Into<String>) -> Self {
-        Self { stack: stack.into(), internet: false, instance: None }
+        Self { stack: stack.into(), internet: false, instance: None, gateway: None }
     }
 }
 
@@ -65,20 +77,29 @@ impl Ec2Backend {
         let given = Settings::from_value(settings)?.filled()?;
         let aws = self.clients(given.clone()).await?;
         let control = self.control(&aws);
-        let stack = stack::deploy(&aws, &wanted.stack, wanted.internet, progress).await?;
-        let mut made = of_stack(&given, &stack, wanted.internet)?;
+        let gateway = match &wanted.gateway {
+            None => None,
+            Some(path) => Some(install::program(path)?),
+        };
+        let image = if gateway.is_some() { Some(gateway_image(&aws).await?) } else { None };
+        let parts = Parts { internet: wanted.internet, gateway: image };
+        let stack = stack::deploy(&aws, &wanted.stack, &parts, progress).await?;
+        let mut made = of_stack(&given, &stack, wanted.network())?;
+        if let (Some(program), Some(id)) = (gateway, made.gateway.clone()) {
+            install::gateway(&aws, &control, &made, &id, program, progress).await?;
+        }
         let instance = match &wanted.instance {
             None => None,
             Some(kind) => Some(instance(&aws, &control, &stack, kind, progress).await?),
         };
         if let Some(id) = &instance {
             made.subnets.clear();
-            (made.vpc, made.security_group, made.instance_profile) = (None, None, None);
+            (made.vpc, made.security_group, made.instance_profile, made.gateway) = (None, None, None, None);
             made.instance_id = Some(id.clone());
         }
         progress.step("checking");
-        let closed = instance.is_none() && !wanted.internet;
-        let checks = check::all(aws.clone(), control, made.clone(), closed).await?;
+        let network = if instance.is_some() { Network::N0 } else { wanted.network() };
+        let checks = check::all(aws.clone(), control, made.clone(), network).await?;
         if let Some(id) = &instance {
             progress.step("running a command");
             command(&aws, &made, id).await?;
@@ -94,7 +115,7 @@ impl Ec2Backend {
         let settings = Settings::from_value(settings)?.filled()?;
         let aws = self.clients(settings.clone()).await?;
         let control = self.control(&aws);
-        check::all(aws, control, settings, network == Network::N2).await
+        check::all(aws, control, settings, network).await
     }
 
     /// Where the credentials of settings come from, in words.
@@ -121,13 +142,26 @@ impl Ec2Backend {
     }
 }
 
+/// The image of N1's gateway.
+async fn gateway_image(aws: &Arc<Aws>) -> Result<String> {
+    let aws = aws.clone();
+    driven(async move { Ok(image::find(&aws, &Settings::default()).await?.id) }).await
+}
+
 /// The settings that use a stack.
-fn of_stack(given: &Settings, stack: &Stack, internet: bool) -> Result<Settings> {
-    let subnets = if internet { stack.output("PublicSubnetId")? } else { stack.output("SubnetIds")? };
+fn of_stack(given: &Settings, stack: &Stack, network: Network) -> Result<Settings> {
+    let (subnets, group) = match network {
+        Network::N0 => ("PublicSubnetId", "SecurityGroupN0"),
+        Network::N1 => ("SubnetIds", "SecurityGroupN1"),
+        _ => ("SubnetIds", "SecurityGroupN2"),
+    };
+    let subnets = stack.output(subnets)?;
+    let gateway = if network == Network::N1 { Some(stack.output("GatewayInstance")?.to_owned()) } else { None };
     Ok(Settings {
+        gateway,
         vpc: Some(stack.output("VpcId")?.to_owned()),
         subnets: subnets.split(',').map(str::to_owned).collect(),
-        security_group: Some(stack.output(if internet { "SecurityGroupN0" } else { "SecurityGroupN2" })?.to_owned()),
+        security_group: Some(stack.output(group)?.to_owned()),
         instance_profile: Some(stack.output("InstanceProfile")?.to_owned()),
         bucket: Some(stack.output("Bucket")?.to_owned()),
         ..given.clone()
@@ -138,11 +172,8 @@ fn of_stack(given: &Settings, stack: &Stack, internet: bool) -> Result<Settings>
 fn profile(made: &Settings, stack: &Stack, wanted: &Wanted) -> String {
     let attached = made.instance_id.is_some();
     let quote = |text: &str| serde_json::Value::from(text).to_string();
-    let (base, tier) = match (attached, wanted.internet) {
-        (true, _) => ("ec2-default", "T0.H3.N0"),
-        (false, true) => ("ec2", "T0.H3.N0"),
-        (false, false) => ("ec2", "T0.H3.N2"),
-    };
+    let base = if attached { "ec2-default" } else { "ec2" };
+    let tier = if attached { "T0.H3.N0".to_owned() } else { format!("T0.H3.{}", wanted.network()) };
     let mut text = format!(
         "# Written by `tierbox ec2 setup` for its stack {}.\nextends = \"{base}\"\ntier = \"{tier}\"\n\
          description = \"EC2 by the stack {}\"\n\n[ec2]\n",
@@ -157,6 +188,7 @@ fn profile(made: &Settings, stack: &Stack, wanted: &Wanted) -> String {
         ("security-group", &made.security_group),
         ("instance-profile", &made.instance_profile),
         ("bucket", &made.bucket),
+        ("gateway", &made.gateway),
     ];
     for (key, value) in one {
         if let Some(value) = value {
@@ -280,10 +312,10 @@ mod unit {
         let stack = Stack { name: "s".to_owned(), status: "CREATE_COMPLETE".to_owned(), outputs };
         let given =
             Settings { region: Some("eu-west-2".to_owned()), access_key_id: Some("AKIA".to_owned()), ..Settings::default() };
-        let made = of_stack(&given, &stack, false).unwrap();
+        let made = of_stack(&given, &stack, Network::N2).unwrap();
         let text = profile(&made, &stack, &Wanted::new("s"));
         assert!(text.contains("tier = \"T0.H3.N2\"") && text.contains("subnets = [\"subnet-1\", \"subnet-2\"]"), "{text}");
         assert!(text.contains("security-group = \"sg-2\"") && !text.contains("AKIA"), "{text}");
-        assert!(of_stack(&given, &stack, true).is_err());
+        assert!(of_stack(&given, &stack, Network::N0).is_err() && of_stack(&given, &stack, Network::N1).is_err());
     }
 }

@@ -20,6 +20,7 @@ use crate::{objects, tags};
 const TEMPLATE: &str = include_str!("../stack/tierbox.yaml");
 /// How long a stack may take, and between two looks.
 const LIMIT: Duration = Duration::from_secs(20 * 60);
+const FIRST_LOOK: Duration = Duration::from_millis(200);
 const LOOK: Duration = Duration::from_secs(2);
 /// How long instances may take to end.
 const ENDING: Duration = Duration::from_secs(5 * 60);
@@ -28,7 +29,7 @@ pub(crate) const OF_STACK: &str = "tierbox:stack";
 
 /// What a stack costs while nothing runs.
 pub const IDLE_COST: &str = "Billed while nothing runs: three interface endpoints (ssm, ssmmessages, ec2messages), each by the hour and by zone, so \
-six; and the DNS Firewall by the domain names it stores. Not billed by the hour: network, subnets, groups, the gateway endpoint of S3, roles, \
+six; the DNS Firewall by the domain names it stores; and with N1 the gateway's instance, volume and public address. Not billed by the hour: network, subnets, groups, the gateway endpoint of S3, roles, \
 an empty bucket. The prices depend on the region: see Amazon's pages for PrivateLink and Route 53 Resolver DNS Firewall.";
 
 /// A stack that is there.
@@ -87,19 +88,27 @@ pub(crate) async fn find(aws: &Arc<Aws>, name: &str) -> Result<Option<Stack>> {
     .await
 }
 
-/// Deploys the stack, unless it is there.
-pub(crate) async fn deploy(aws: &Arc<Aws>, name: &str, internet: bool, progress: &dyn Progress) -> Result<Stack> {
+/// What of a stack may be had or not.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Parts {
+    /// A public subnet.
+    pub(crate) internet: bool,
+    /// The image of N1's gateway.
+    pub(crate) gateway: Option<String>,
+}
+
+/// Deploys the stack; one that is there is brought to this template, and keeps the parts that it has.
+pub(crate) async fn deploy(aws: &Arc<Aws>, name: &str, parts: &Parts, progress: &dyn Progress) -> Result<Stack> {
     let legal = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
     if !(2..=25).contains(&name.len()) || !name.bytes().all(legal) || !name.starts_with(|first: char| first.is_ascii_lowercase())
     {
         return Err(invalid(format!("{:?} cannot be the name of a stack", shown(name)))
             .with_help("up to 25 lower-case letters, digits and dashes, a letter first"));
     }
-    if find(aws, name).await?.is_none() {
-        progress.step("deploying the stack");
-        create(aws, name, internet).await?;
-    }
-    let begun = Instant::now();
+    let before = find(aws, name).await?;
+    progress.step(if before.is_none() { "deploying the stack" } else { "updating the stack" });
+    bring(aws, name, before.as_ref(), parts).await?;
+    let (begun, mut pause) = (Instant::now(), FIRST_LOOK);
     loop {
         let stack = find(aws, name).await?.ok_or_else(|| failed(format!("the stack {name} is gone")))?;
         match stack.status.as_str() {
@@ -112,20 +121,38 @@ pub(crate) async fn deploy(aws: &Arc<Aws>, name: &str, internet: bool, progress:
                 );
             }
         }
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(LOOK);
     }
 }
 
-async fn create(aws: &Arc<Aws>, name: &str, internet: bool) -> Result<()> {
-    let (aws, name) = (aws.clone(), name.to_owned());
+/// The template's parameters; of those of a stack that is there, its own values where `None`.
+async fn values(aws: &Aws, name: &str, before: Option<&Stack>, parts: &Parts) -> Result<Vec<(&'static str, Option<String>)>> {
+    let has = |output: &str| before.is_some_and(|stack| stack.outputs.contains_key(output));
+    let internet = parts.internet || parts.gateway.is_some() || has("PublicSubnetId");
+    let mut values = vec![("WithInternet", Some(if internet { "yes" } else { "no" }.to_owned()))];
+    values.extend(match (has("GatewayInstance"), &parts.gateway) {
+        // Another image would replace it under those who use it.
+        (true, _) => Some(("GatewayImage", None)),
+        (false, Some(image)) => Some(("GatewayImage", Some(image.clone()))),
+        (false, None) => None,
+    });
+    if before.is_some() {
+        values.extend(["Prefix", "S3PrefixList", "Zones"].map(|key| (key, None)));
+        return Ok(values);
+    }
+    values.extend([
+        ("Prefix", Some(name.to_owned())),
+        ("S3PrefixList", Some(prefix_list(aws).await?)),
+        ("Zones", Some(two_zones(aws).await?)),
+    ]);
+    Ok(values)
+}
+
+async fn bring(aws: &Arc<Aws>, name: &str, before: Option<&Stack>, parts: &Parts) -> Result<()> {
+    let (aws, name, before, parts) = (aws.clone(), name.to_owned(), before.cloned(), parts.clone());
     driven(async move {
-        let (list, zones) = (prefix_list(&aws).await?, two_zones(&aws).await?);
-        let values = [
-            ("Prefix", name.as_str()),
-            ("S3PrefixList", &list),
-            ("Zones", &zones),
-            ("WithInternet", if internet { "yes" } else { "no" }),
-        ];
+        let values = values(&aws, &name, before.as_ref(), &parts).await?;
         let mut parameters = vec![
             ("StackName".to_owned(), name.clone()),
             ("Capabilities.member.1".to_owned(), "CAPABILITY_NAMED_IAM".to_owned()),
@@ -135,12 +162,17 @@ async fn create(aws: &Arc<Aws>, name: &str, internet: bool) -> Result<()> {
         ];
         for (number, (key, value)) in (1..).zip(values) {
             parameters.push((format!("Parameters.member.{number}.ParameterKey"), key.to_owned()));
-            parameters.push((format!("Parameters.member.{number}.ParameterValue"), value.to_owned()));
+            parameters.push(match value {
+                Some(value) => (format!("Parameters.member.{number}.ParameterValue"), value),
+                None => (format!("Parameters.member.{number}.UsePreviousValue"), "true".to_owned()),
+            });
         }
         let borrowed: Vec<(&str, &str)> = parameters.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
-        match cloudformation(&aws, "CreateStack", &borrowed).await {
+        let action = if before.is_some() { "UpdateStack" } else { "CreateStack" };
+        match cloudformation(&aws, action, &borrowed).await {
             // An answer that was lost.
             Err(error) if error.message().contains("AlreadyExists") => Ok(()),
+            Err(error) if before.is_some() && error.message().contains("No updates are to be performed") => Ok(()),
             done => done.map(drop),
         }
     })
@@ -212,14 +244,15 @@ pub(crate) async fn remove(
     }
     progress.step("removing the stack");
     delete(aws, name).await?;
-    let begun = Instant::now();
+    let (begun, mut pause) = (Instant::now(), FIRST_LOOK);
     while let Some(stack) = find(aws, name).await? {
         if stack.status == "DELETE_FAILED" || begun.elapsed() > LIMIT {
             report.failed.push(format!("the stack {name} is {}: {}", stack.status, why(aws, name).await));
             report.manual.push(format!("aws cloudformation delete-stack --region {} --stack-name {name}", aws.region));
             return Ok(report);
         }
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(LOOK);
     }
     report.removed.push(format!("stack {name}"));
     Ok(report)
@@ -264,7 +297,7 @@ async fn nobody_works_in(aws: &Arc<Aws>, vpc: &str) -> Result<()> {
 
 /// Ends the instances that were made beside a stack.
 async fn own_instances(control: &Arc<dyn Control>, name: &str, report: &mut DestroyReport) -> Result<()> {
-    let begun = Instant::now();
+    let (begun, mut pause) = (Instant::now(), FIRST_LOOK);
     loop {
         let (control, which) = (control.clone(), Find::Tag(OF_STACK.to_owned(), name.to_owned()));
         let living: Vec<Instance> = driven(async move {
@@ -283,7 +316,8 @@ async fn own_instances(control: &Arc<dyn Control>, name: &str, report: &mut Dest
         if begun.elapsed() > ENDING {
             return Err(failed(format!("{} does not end", living[0].id)));
         }
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(LOOK);
     }
 }
 

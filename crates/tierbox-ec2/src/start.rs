@@ -6,6 +6,7 @@ use std::time::Duration;
 use tierbox_core::{
     EnvironmentSpec, Error, ErrorKind, KillDomain, LeaseHandle, Mechanism, Network, Progress, Resource, Result, Tier,
 };
+use tierbox_egress::Rules;
 use tierbox_guest::plain::{Bounds, PlainConfig, PlainSandbox};
 use tokio::task::JoinSet;
 
@@ -13,7 +14,8 @@ use crate::aws::{Aws, driven};
 use crate::control::{Control, Order, short_hash};
 use crate::destroy::Undo;
 use crate::environment::{Ec2Environment, Held};
-use crate::guest::{self, Prepared};
+use crate::gateway::{self, Gateway};
+use crate::guest::{self, Prepared, Wall};
 use crate::image::{self, Image};
 use crate::link::Link;
 use crate::memory::{Machine, Memory};
@@ -36,6 +38,8 @@ pub(crate) struct Plan {
     /// Named, unless an instance is used that exists.
     pub(crate) bucket: Option<String>,
     pub(crate) user: String,
+    /// What may be reached, with N1.
+    pub(crate) rules: Option<Rules>,
 }
 
 /// Checks a specification, without side effects.
@@ -47,7 +51,7 @@ pub(crate) fn plan(spec: &EnvironmentSpec) -> Result<Plan> {
     let bucket = settings.bucket.clone();
     if settings.attaches() {
         attach::check(spec, &settings)?;
-        return Ok(Plan { settings, bucket, user: String::new() });
+        return Ok(Plan { settings, bucket, user: String::new(), rules: None });
     }
     if bucket.is_none() {
         return Err(invalid("no bucket is named, through which files and secrets pass")
@@ -58,7 +62,12 @@ pub(crate) fn plan(spec: &EnvironmentSpec) -> Result<Plan> {
         return Err(invalid(format!("user = {:?} is not a name of a user that can be had here", crate::call::shown(&user))));
     }
     check_tier(spec.tier, &user)?;
-    Ok(Plan { settings, bucket, user })
+    let rules = (spec.tier.network() == Network::N1).then(|| Rules::new(&spec.network)).transpose()?;
+    if rules.is_some() && settings.gateway.is_none() {
+        return Err(invalid("N1 needs a gateway, and none is named")
+            .with_help("write ec2.gateway; `tierbox ec2 setup --gateway` makes one and a profile with it"));
+    }
+    Ok(Plan { settings, bucket, user, rules })
 }
 
 fn check_tier(tier: Tier, user: &str) -> Result<()> {
@@ -66,11 +75,7 @@ fn check_tier(tier: Tier, user: &str) -> Result<()> {
         Err(Error::new(ErrorKind::TierRefused, "check profile", message).with_backend(BACKEND).with_help(help))
     };
     match tier.network() {
-        Network::N1 => refuse(
-            format!("{tier}: this backend has no gateway for named domains yet"),
-            format!("the nearest tier that it can keep is {}.{}.N2", tier.tooling(), tier.host()),
-        ),
-        Network::N2 if is_root(user) => refuse(
+        Network::N1 | Network::N2 if is_root(user) => refuse(
             format!("{tier}: nothing in the machine binds root, to whom metadata stay open"),
             "leave user out: tierbox makes one without rights".to_owned(),
         ),
@@ -93,6 +98,14 @@ pub(crate) struct Start<'a> {
     pub(crate) progress: &'a dyn Progress,
 }
 
+/// What instances stand on.
+struct Ground {
+    gateway: Option<Gateway>,
+    /// What closes the network around them.
+    network: Vec<Mechanism>,
+    image: Image,
+}
+
 impl Start<'_> {
     /// Makes an environment, or leaves nothing behind.
     ///
@@ -104,10 +117,23 @@ impl Start<'_> {
             bucket: self.plan.bucket.clone().unwrap_or_default(),
             prefix: prefix_of(self.plan.settings.key_prefix.as_deref().unwrap_or("tierbox"), self.lease.id()),
             machines: Vec::new(),
+            gateway: self.plan.rules.as_ref().and(self.plan.settings.gateway.clone()),
             task: None,
         };
+        let task = self.plan.settings.attaches().then(|| self.task());
+        if let Some((task, machine)) = &task {
+            memory.machines.push(machine.clone());
+            memory.task = Some(task.clone());
+        }
+        let named = |error: Error| error.with_backend(BACKEND);
+        // Nothing is begun, and nothing to be undone, where the ground does not carry.
+        let ground = if task.is_none() { Some(self.look(&memory).await.map_err(named)?) } else { None };
         let undo = Undo::new(&self.aws, &self.control, &memory, self.lease.id());
-        let environment = self.make(&mut memory).await;
+        let environment = match (&task, ground) {
+            (Some((task, _)), _) => self.attach(task, &memory).await,
+            (None, Some(ground)) => self.make(&mut memory, ground).await,
+            (None, None) => Err(Error::new(ErrorKind::Internal, "start environment", "nobody looked at the network")),
+        };
         match environment {
             Ok(environment) => {
                 undo.keep();
@@ -120,7 +146,21 @@ impl Start<'_> {
         }
     }
 
-    async fn make(&self, memory: &mut Memory) -> Result<Ec2Environment> {
+    /// Looks at all that must be there before an instance is.
+    async fn look(&self, memory: &Memory) -> Result<Ground> {
+        if is_root(&self.plan.user) {
+            self.role().await?;
+        }
+        let gateway = self.find_gateway(memory).await?;
+        let network = self.check_network(gateway.as_ref().map(Gateway::facts)).await?;
+        self.progress.step("choosing the image");
+        let (aws, settings) = (self.aws.clone(), self.plan.settings.clone());
+        let image = driven(async move { image::find(&aws, &settings).await }).await?;
+        Ok(Ground { gateway, network, image })
+    }
+
+    async fn make(&self, memory: &mut Memory, ground: Ground) -> Result<Ec2Environment> {
+        let Ground { gateway, network, image } = ground;
         let id = self.lease.id().to_owned();
         self.lease.record(&[
             Resource { kind: "instances".to_owned(), id: id.clone() },
@@ -128,13 +168,6 @@ impl Start<'_> {
         ])?;
         self.lease.set_data(memory.to_data()?)?;
         crash::point("lease");
-        if is_root(&self.plan.user) {
-            self.role().await?;
-        }
-        let network = self.check_network().await?;
-        self.progress.step("choosing the image");
-        let (aws, settings) = (self.aws.clone(), self.plan.settings.clone());
-        let image = driven(async move { image::find(&aws, &settings).await }).await?;
         self.progress.step("starting instances");
         memory.machines = self.launch(&image).await?;
         crash::point("launched");
@@ -149,13 +182,18 @@ impl Start<'_> {
         driven(async move { ready::wait(&aws, control.as_ref(), &ids, limit).await }).await?;
         crash::point("online");
         self.progress.step("preparing");
-        let held = self.enter(memory).await?;
+        if let Some(gateway) = &gateway {
+            let ids: Vec<String> = memory.machines.iter().map(|machine| machine.instance.clone()).collect();
+            gateway.enter(&self.aws, &ids, self.life()).await?;
+        }
+        let held = self.enter(memory, gateway.as_ref()).await?;
         crash::point("prepared");
         let facts: Vec<Prepared> = held.iter().map(|(_, prepared)| prepared.clone()).collect();
-        let role = if facts.iter().any(|facts| facts.is_root) { Some(self.role().await?) } else { None };
+        let role = if facts.iter().any(|facts| facts.door.is_root) { Some(self.role().await?) } else { None };
         self.check_inside(&facts)?;
         let mut report = report::make(self.spec, &self.plan, &image, memory, &facts, role.as_ref());
         report.mechanisms.extend(network);
+        report.notes.extend(gateway.iter().flat_map(Gateway::notes));
         let machines = held.into_iter().map(|(held, _)| held).collect();
         let environment = Ec2Environment::new(
             id,
@@ -165,29 +203,43 @@ impl Start<'_> {
             self.control.clone(),
             report,
             self.plan.user.clone(),
-        );
+        )
+        .with_gateway(gateway);
         environment.keep_alive(self.life());
         Ok(environment)
     }
 
-    /// What closes the network outside of the machines, with N2.
-    async fn check_network(&self) -> Result<Vec<Mechanism>> {
-        if self.spec.tier.network() != Network::N2 {
+    /// The gateway, with N1.
+    async fn find_gateway(&self, memory: &Memory) -> Result<Option<Gateway>> {
+        let Some(rules) = self.plan.rules.clone() else { return Ok(None) };
+        let (aws, settings) = (self.aws.clone(), self.plan.settings.clone());
+        let found = driven(async move { gateway::find(&aws, &settings).await }).await;
+        let facts = found.map_err(|error| isolation::refused(Network::N1, error))?;
+        let objects = Objects::at(self.aws.clone(), &memory.bucket, &memory.prefix);
+        let link = Arc::new(Link::new(self.aws.clone(), &facts.instance, Some(objects)));
+        Ok(Some(Gateway::new(facts, link, self.lease.id(), rules)))
+    }
+
+    /// What closes the network outside of the machines, with N1 and N2.
+    async fn check_network(&self, gateway: Option<&gateway::Facts>) -> Result<Vec<Mechanism>> {
+        if self.spec.tier.network() == Network::N0 {
             return Ok(Vec::new());
         }
         self.progress.step("checking the network");
         let (aws, settings, bucket) =
             (self.aws.clone(), self.plan.settings.clone(), self.plan.bucket.clone().unwrap_or_default());
-        driven(async move { isolation::check(&aws, &settings, &bucket).await }).await
+        let gateway = gateway.cloned();
+        driven(async move { isolation::check(&aws, &settings, &bucket, gateway.as_ref()).await }).await
     }
 
-    /// What closes the machines from inside, with N2.
+    /// What closes the machines from inside, with N1 and N2.
     fn check_inside(&self, facts: &[Prepared]) -> Result<()> {
-        let is_open = |facts: &Prepared| facts.is_root || !facts.is_closed || facts.metadata.is_empty();
-        if self.spec.tier.network() != Network::N2 || !facts.iter().any(is_open) {
+        let is_open = |facts: &Prepared| facts.door.is_root || !facts.door.holds();
+        let network = self.spec.tier.network();
+        if network == Network::N0 || !facts.iter().any(is_open) {
             return Ok(());
         }
-        let message = "N2 does not hold: metadata are open to the user, or the user can become root";
+        let message = format!("{network} does not hold: metadata are open to the user, or the user can become root");
         Err(Error::new(ErrorKind::TierRefused, "check machine", message)
             .with_help("leave user out: tierbox makes one without rights, and closes metadata to it"))
     }
@@ -232,16 +284,27 @@ impl Start<'_> {
         in_order(tasks).await
     }
 
-    async fn enter(&self, memory: &Memory) -> Result<Vec<(Held, Prepared)>> {
+    async fn enter(&self, memory: &Memory, gateway: Option<&Gateway>) -> Result<Vec<(Held, Prepared)>> {
+        let wall = match (self.spec.tier.network(), gateway) {
+            (Network::N1, Some(gateway)) => Wall::Gate(gateway.facts().address),
+            (Network::N0, _) => Wall::None,
+            _ => Wall::Whole,
+        };
         let objects = Objects::at(self.aws.clone(), &memory.bucket, &memory.prefix);
         let mut tasks = JoinSet::new();
         for (number, machine) in memory.machines.iter().cloned().enumerate() {
             let link = Arc::new(Link::new(self.aws.clone(), &machine.instance, Some(objects.clone())));
             link.set_life(self.life());
-            let (user, config) = (self.plan.user.clone(), config(self.spec, &machine.name, &self.plan.user));
+            let mut config = config(self.spec, &machine.name, &self.plan.user);
+            let proxy = gateway.map(Gateway::variables).unwrap_or_default();
+            // What the profile says of a variable stands.
+            let own = |name: &String| config.env.iter().any(|(known, _)| known == name.as_bytes());
+            let added: Vec<_> = proxy.into_iter().filter(|(name, _)| !own(name)).collect();
+            config.env.extend(added.into_iter().map(|(name, value)| (name.into_bytes(), value.into_bytes())));
+            let user = self.plan.user.clone();
             tasks.spawn(async move {
                 let name = machine.name.clone();
-                let entered = enter(link, machine, &user, config).await;
+                let entered = enter(link, machine, &user, wall, config).await;
                 entered.map(|entered| (number, entered)).map_err(|error| error.with_context("machine", name))
             });
         }
@@ -266,8 +329,8 @@ async fn in_order<T: Send + 'static>(mut tasks: JoinSet<Result<(usize, T)>>) -> 
     Ok(all.into_iter().map(|(_, value)| value).collect())
 }
 
-async fn enter(link: Arc<Link>, machine: Machine, user: &str, config: PlainConfig) -> Result<(Held, Prepared)> {
-    let printed = link.script(guest::prepare(user), PREPARATION).await?;
+async fn enter(link: Arc<Link>, machine: Machine, user: &str, wall: Wall, config: PlainConfig) -> Result<(Held, Prepared)> {
+    let printed = link.script(guest::prepare(user, wall), PREPARATION).await?;
     let prepared = Prepared::read(&printed.stdout, &printed.stderr)?;
     let sandbox = open(link.clone(), config).await?;
     Ok((Held { machine, link, sandbox: Arc::new(sandbox) }, prepared))

@@ -8,6 +8,7 @@ use tierbox_core::{Error, ErrorKind, Result};
 
 use crate::BACKEND;
 use crate::call::shown;
+use crate::door::{Door, line};
 
 /// A task, as a lease remembers it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,7 +67,10 @@ remove() {
     rm -f "/var/spool/cron/crontabs/tierbox-$1" "/var/spool/cron/tierbox-$1"
     ! command -v nft >/dev/null || nft delete table inet "tierbox_$1" 2>/dev/null
     ! command -v iptables >/dev/null || iptables -w -D OUTPUT -d 169.254.169.254 -m owner --uid-owner "$uid" -j REJECT 2>/dev/null
-    ip rule del uidrange "$uid-$uid" to 169.254.169.254/32 prohibit 2>/dev/null
+    for address in 169.254.169.254 169.254.170.2 100.100.100.200; do
+      ip rule del pref 117 uidrange "$uid-$uid" to $address/32 prohibit 2>/dev/null
+    done
+    ip -6 rule del pref 117 uidrange "$uid-$uid" to fd00:ec2::254/128 prohibit 2>/dev/null
     userdel "tierbox-$1" >/dev/null 2>&1 || return 1
   fi
   rm -rf -- "$M/$1"
@@ -125,9 +129,11 @@ fi
 if [ -z "$by" ] && command -v iptables >/dev/null; then
   iptables -w -I OUTPUT -d 169.254.169.254 -m owner --uid-owner $uid -j REJECT 2>/dev/null && by=iptables
 fi
-if [ -z "$by" ]; then
-  ip rule add pref 117 uidrange $uid-$uid to 169.254.169.254/32 prohibit 2>/dev/null && by='a routing rule'
-fi
+for address in 169.254.169.254 169.254.170.2 100.100.100.200; do
+  ip rule add pref 117 uidrange $uid-$uid to $address/32 prohibit 2>/dev/null && routed=1
+done
+ip -6 rule add pref 117 uidrange $uid-$uid to fd00:ec2::254/128 prohibit 2>/dev/null
+[ -n "$by" ] || [ -z "$routed" ] || by='a routing rule'
 echo "metadata=$by"
 ask() { if command -v curl >/dev/null; then "$@" curl -s -o /dev/null -m 3 http://169.254.169.254/
   else "$@" python3 -c 'import socket;socket.create_connection(("169.254.169.254",80),3)' 2>/dev/null; fi; }
@@ -224,25 +230,14 @@ impl Task {
 /// What a machine told of a task that was made.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Made {
-    /// Its user may become root.
-    pub(crate) is_root: bool,
-    /// What closes the metadata service to it; empty for nothing.
-    pub(crate) metadata: String,
-    /// Metadata answer root.
-    pub(crate) has_metadata: bool,
-    /// They did not answer the user.
-    pub(crate) is_closed: bool,
+    /// What closes the metadata service to its user.
+    pub(crate) door: Door,
     /// A cgroup can bound its memory.
     pub(crate) bounds_memory: bool,
     /// Older tasks that were removed.
     pub(crate) swept: u64,
     /// Runtimes that are there, and those that are not.
     pub(crate) runtimes: [String; 2],
-}
-
-/// A line of a machine's answer.
-pub(crate) fn line<'a>(text: &'a str, key: &str) -> Option<&'a str> {
-    text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='))
 }
 
 impl Made {
@@ -265,10 +260,7 @@ impl Made {
             return Err(unable(format!("the machine's answer makes no sense: {:?}", shown(&String::from_utf8_lossy(stderr)))));
         }
         Ok(Self {
-            is_root: find("rights").is_some(),
-            metadata: shown(find("metadata").unwrap_or_default()),
-            has_metadata: find("control").is_some(),
-            is_closed: find("closed").is_some(),
+            door: Door::read(&text),
             bounds_memory: find("memory") == Some("cgroup"),
             swept: find("swept").and_then(|count| count.parse().ok()).unwrap_or(0),
             runtimes: ["there", "missing"].map(|key| shown(find(key).unwrap_or_default().trim())),
@@ -339,7 +331,7 @@ mod unit {
         let made =
             Made::read(b"swept=2\nuid=1001\nmemory=cgroup\nmetadata=nftables\nclosed=1\nthere= sh bash\nmissing= node\n", b"");
         let made = made.unwrap();
-        assert_eq!((made.swept, made.bounds_memory, made.is_closed, made.has_metadata), (2, true, true, false));
+        assert_eq!((made.swept, made.bounds_memory, made.door.holds(), made.door.has_metadata), (2, true, true, false));
         assert_eq!(made.runtimes, ["sh bash", "node"]);
         assert!(Made::read(b"uid=1\nfailed=/opt is not root's\n", b"").unwrap_err().message().contains("root's"));
         assert!(Made::read(b"", b"sh: no").is_err());

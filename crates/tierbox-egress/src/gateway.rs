@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock};
 
@@ -18,6 +19,7 @@ use crate::room::Room;
 use crate::rules::Rules;
 use crate::serve::{Guard, connections, datagrams};
 use crate::sockets::{Plan, Sockets};
+use crate::tenant::{Tenant, Tenants};
 
 /// Threads that serve. Names are resolved on threads of each sandbox's own.
 const THREADS: usize = 2;
@@ -87,31 +89,16 @@ impl Gateway {
     pub(crate) fn start_with(config: Config, sockets: Sockets, refused: fn(IpAddr) -> Option<&'static str>) -> Result<Self> {
         let failed = |error: io::Error| Error::new(ErrorKind::HostUnable, "start egress gateway", error.to_string());
         let runtime = runtime().map_err(failed)?;
-        let room = Arc::new(Room {
-            log: Log::open(&config.log)?,
-            sandbox: config.sandbox,
-            rules: config.rules,
-            address: config.plan.address(),
-            dialer: Dialer::new(config.resolver, refused, config.leads),
-            share: budget().share(),
-            asked: AtomicU64::new(0),
-        });
+        let log = config.log.clone();
+        let tenant = Arc::new(tenant(config, refused)?);
         let (closing, guard) = Guard::new();
         let _inside = runtime.enter();
-        sockets.datagrams.set_nonblocking(true).map_err(failed)?;
-        let socket = tokio::net::UdpSocket::from_std(sockets.datagrams).map_err(failed)?;
-        let mut listeners = Vec::new();
-        for (role, listener) in sockets.listeners {
-            listener.set_nonblocking(true).map_err(failed)?;
-            listeners.push((role, tokio::net::TcpListener::from_std(listener).map_err(failed)?));
-        }
-        let (own, room_of_queries) = (guard.clone(), room.clone());
-        runtime.spawn(async move { own.until_closed(datagrams(room_of_queries, socket)).await });
-        for (role, listener) in listeners {
-            let (own, room, guard) = (guard.clone(), room.clone(), guard.clone());
-            runtime.spawn(async move { own.until_closed(connections(room, listener, role, guard)).await });
-        }
-        Ok(Self { log: config.log, closing })
+        serve(&Tenants::One(tenant), sockets, |work| {
+            let guard = guard.clone();
+            runtime.spawn(async move { guard.until_closed(work).await });
+        })
+        .map_err(failed)?;
+        Ok(Self { log, closing })
     }
 
     /// What was decided so far, oldest first.
@@ -129,7 +116,39 @@ impl Drop for Gateway {
     }
 }
 
-fn runtime() -> io::Result<&'static Runtime> {
+/// Who is served by a configuration.
+pub(crate) fn tenant(config: Config, refused: fn(IpAddr) -> Option<&'static str>) -> Result<Tenant> {
+    Ok(Tenant::new(Room {
+        log: Log::open(&config.log)?,
+        sandbox: config.sandbox,
+        rules: config.rules,
+        address: config.plan.address(),
+        dialer: Dialer::new(config.resolver, refused, config.leads),
+        share: budget().share(),
+        asked: AtomicU64::new(0),
+    }))
+}
+
+/// What serves sockets.
+pub(crate) type Work = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// Has the work of all sockets begun. Inside a runtime.
+///
+/// # Errors
+/// If a socket cannot be had without blocking.
+pub(crate) fn serve(tenants: &Tenants, sockets: Sockets, begin: impl Fn(Work)) -> io::Result<()> {
+    sockets.datagrams.set_nonblocking(true)?;
+    let socket = tokio::net::UdpSocket::from_std(sockets.datagrams)?;
+    let mut work: Vec<Work> = vec![Box::pin(datagrams(tenants.clone(), socket))];
+    for (role, listener) in sockets.listeners {
+        listener.set_nonblocking(true)?;
+        work.push(Box::pin(connections(tenants.clone(), tokio::net::TcpListener::from_std(listener)?, role)));
+    }
+    work.into_iter().for_each(begin);
+    Ok(())
+}
+
+pub(crate) fn runtime() -> io::Result<&'static Runtime> {
     static RUNTIME: OnceLock<Runtime> = OnceLock::new();
     if let Some(runtime) = RUNTIME.get() {
         return Ok(runtime);

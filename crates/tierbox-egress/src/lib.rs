@@ -35,7 +35,9 @@ mod process;
 mod room;
 mod rules;
 mod serve;
+mod shared;
 mod sockets;
+mod tenant;
 mod tunnel;
 
 pub use address::refused as refused_address;
@@ -43,8 +45,9 @@ pub use dial::{Resolver, SystemResolver};
 pub use gateway::{Config, Gateway};
 pub use hello::{HelloError, server_name};
 pub use log::{Log, read as read_log};
-pub use process::{run_if_asked, spawn, stand_alone};
+pub use process::{installed, run_if_asked, spawn, stand_alone};
 pub use rules::Rules;
+pub use shared::{Lodger, share};
 pub use sockets::{PROXY_PORT, Plan, Sockets};
 
 #[cfg(test)]

@@ -9,10 +9,17 @@ fn main() -> ExitCode {
         return code;
     }
     let arguments: Vec<_> = std::env::args_os().skip(1).collect();
-    let [path] = arguments.as_slice() else {
-        return fail("usage: tierbox-egress CONFIGURATION.json");
+    let ended = match arguments.as_slice() {
+        [path] => tierbox_egress::stand_alone(path.as_ref()),
+        [word, address, directory, logs] if word == "--shared" => {
+            let Some(address) = address.to_str().and_then(|address| address.parse().ok()) else {
+                return fail("--shared takes an IPv4 address, the directory of environments and that of logs");
+            };
+            tierbox_egress::share(address, directory.as_ref(), logs.as_ref())
+        }
+        _ => return fail("usage: tierbox-egress CONFIGURATION.json | --shared ADDRESS DIRECTORY LOGS"),
     };
-    match tierbox_egress::stand_alone(path.as_ref()) {
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(&error.to_string()),
     }

@@ -69,11 +69,19 @@ fn program() -> Result<Vec<OsString>> {
     if WILLING.load(Ordering::Acquire) {
         return Ok(vec!["/proc/self/exe".into(), WORD.into()]);
     }
+    Ok(vec![installed()?.into_os_string(), WORD.into()])
+}
+
+/// The program `tierbox-egress` of this host.
+///
+/// # Errors
+/// `HostUnable` if there is none.
+pub fn installed() -> Result<PathBuf> {
     let named = std::env::var_os(VARIABLE).map(PathBuf::from).filter(|path| path.is_absolute());
     let beside = std::env::current_exe().ok().and_then(|own| Some(own.parent()?.join(PROGRAM)));
     let usual = ["/usr/local/bin", "/usr/bin", "/usr/local/libexec", "/usr/libexec"].map(|dir| Path::new(dir).join(PROGRAM));
     let found = named.into_iter().chain(beside).chain(usual).find(|path| path.is_file());
-    found.map(|path| vec![path.into_os_string(), WORD.into()]).ok_or_else(|| {
+    found.ok_or_else(|| {
         Error::new(
             ErrorKind::HostUnable,
             "start egress gateway",
@@ -187,7 +195,7 @@ fn start(order: Order, sockets: Vec<OwnedFd>) -> io::Result<Gateway> {
 }
 
 /// As many descriptors as this process may have: it does nothing else.
-fn raise_limit() {
+pub(crate) fn raise_limit() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });

@@ -1,10 +1,8 @@
 //! Accepts what a sandbox sends to the gateway's sockets.
 
 use std::future::Future;
-use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tierbox_core::{AllowScheme, Protocol};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -15,13 +13,8 @@ use tokio::time::timeout;
 use crate::dns;
 use crate::http::{self, Entry};
 use crate::room::{Room, Target};
+use crate::tenant::{Bucket, QUERIES, Tenants};
 use crate::tunnel::{self, ALERT, OPENING};
-
-/// Queries a second that a sandbox may ask in the long run, and at once.
-const QUERIES: (f64, f64) = (200.0, 1000.0);
-
-/// Connections a second that a sandbox may make in the long run, and at once.
-const CONNECTIONS: (f64, f64) = (1000.0, 2000.0);
 
 /// How long to wait when accepting fails for want of descriptors.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -51,31 +44,6 @@ impl Guard {
     }
 }
 
-/// A measure that fills again over time.
-struct Bucket {
-    rate: f64,
-    most: f64,
-    left: f64,
-    since: Instant,
-}
-
-impl Bucket {
-    fn new((rate, most): (f64, f64)) -> Self {
-        Self { rate, most, left: most, since: Instant::now() }
-    }
-
-    fn take(&mut self) -> bool {
-        let now = Instant::now();
-        self.left = (self.left + now.duration_since(self.since).as_secs_f64() * self.rate).min(self.most);
-        self.since = now;
-        let enough = self.left >= 1.0;
-        if enough {
-            self.left -= 1.0;
-        }
-        enough
-    }
-}
-
 /// What a listener is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Role {
@@ -88,17 +56,15 @@ pub(crate) enum Role {
 }
 
 /// Answers queries in datagrams. More than a program needs are dropped.
-pub(crate) async fn datagrams(room: Arc<Room>, socket: UdpSocket) {
-    let mut bucket = Bucket::new(QUERIES);
+pub(crate) async fn datagrams(tenants: Tenants, socket: UdpSocket) {
     let mut buffer = [0; dns::LONGEST + 1];
     loop {
         let Ok((length, from)) = socket.recv_from(&mut buffer).await else {
             tokio::time::sleep(PAUSE).await;
             continue;
         };
-        if !bucket.take() {
-            continue;
-        }
+        let Some(tenant) = tenants.at(from.ip()).filter(|tenant| tenant.may_ask()) else { continue };
+        let room = &tenant.room;
         let Some(answer) = dns::answer(&buffer[..length], &room.rules, room.address) else {
             room.refuse(Protocol::Dns, "", 53, NO_QUERY);
             continue;
@@ -109,10 +75,8 @@ pub(crate) async fn datagrams(room: Arc<Room>, socket: UdpSocket) {
     }
 }
 
-/// Accepts connections until it is dropped.
-pub(crate) async fn connections(room: Arc<Room>, listener: TcpListener, role: Role, guard: Guard) {
-    let mut bucket = Bucket::new(CONNECTIONS);
-    let full = AtomicBool::new(false);
+/// Accepts connections until it is dropped. Who is nobody's sandbox is cut off.
+pub(crate) async fn connections(tenants: Tenants, listener: TcpListener, role: Role) {
     loop {
         let (client, from) = match listener.accept().await {
             Ok(accepted) => accepted,
@@ -121,17 +85,18 @@ pub(crate) async fn connections(room: Arc<Room>, listener: TcpListener, role: Ro
                 continue;
             }
         };
-        let place = if bucket.take() { room.share.take() } else { None };
-        let Some(place) = place else {
-            // One record for each time that it fills up: a flood must not fill the log.
-            if !full.swap(true, Ordering::Relaxed) {
-                refuse_more(&room, from, role);
+        let Some(tenant) = tenants.at(from.ip()) else { continue };
+        let place = match tenant.place() {
+            Ok(place) => Arc::new(place),
+            Err(to_record) => {
+                if to_record {
+                    refuse_more(&tenant.room, role);
+                }
+                continue;
             }
-            continue;
         };
-        full.store(false, Ordering::Relaxed);
         let _ = client.set_nodelay(true);
-        let (room, place, guard) = (room.clone(), Arc::new(place), guard.clone());
+        let (room, guard) = (tenant.room.clone(), tenant.guard.clone());
         tokio::spawn(async move {
             match role {
                 Role::Proxy => http::serve(room, Entry::Proxy, client, guard, place).await,
@@ -142,7 +107,7 @@ pub(crate) async fn connections(room: Arc<Room>, listener: TcpListener, role: Ro
     }
 }
 
-fn refuse_more(room: &Room, _from: SocketAddr, role: Role) {
+fn refuse_more(room: &Room, role: Role) {
     let port = match role {
         Role::Proxy => crate::sockets::PROXY_PORT,
         Role::Port(port) => port,

@@ -26,6 +26,12 @@ impl Plan {
         Self { address, ports: rules.ports().into_iter().filter(|port| ![DNS_PORT, PROXY_PORT].contains(port)).collect() }
     }
 
+    /// Plans for a gateway that serves many: listeners on the usual ports of HTTP and TLS. Those on other ports are reached by the
+    /// proxy.
+    pub fn shared(address: Ipv4Addr) -> Self {
+        Self { address, ports: vec![80, 443] }
+    }
+
     /// The gateway's address: the sandbox's only resolver, and what every allowed name resolves to.
     pub fn address(&self) -> Ipv4Addr {
         self.address

@@ -1,7 +1,7 @@
 """Gives every instance of moto's a machine; moto's own states, instantly running and terminated, are replaced."""
 import threading
 
-from . import console
+from . import console, network
 from .machine import Machine
 from .state import INSTANCES, LOCK
 
@@ -13,6 +13,7 @@ def hook():
     from moto.ec2.models.instances import Instance
     hook_life(Instance)
     hook_run(EC2Backend)
+    hook_template(Instance)
     hook_describe(EC2Backend)
     console.hook()
 
@@ -62,6 +63,23 @@ def hook_run(EC2Backend):
             begin(record, self.region_name)
         return reservation
     EC2Backend.run_instances = new_run
+
+
+def hook_template(Instance):
+    """The groups of a template's instance, of which moto reads the old spelling alone."""
+    create = Instance.create_from_cloudformation_json.__func__
+
+    def created(cls, resource_name, cloudformation_json, *rest, **named):
+        record = create(cls, resource_name, cloudformation_json, *rest, **named)
+        wanted = cloudformation_json["Properties"].get("SecurityGroupIds")
+        if wanted:
+            found = [record.ec2_backend.get_security_group_from_id(id) for id in wanted]
+            record.security_groups = found
+            for interface in record.nics.values():
+                interface._group_set = list(found)
+            network.refresh()
+        return record
+    Instance.create_from_cloudformation_json = classmethod(created)
 
 
 def hook_describe(EC2Backend):

@@ -1,4 +1,5 @@
 """One instance's machine: a root of its own over a shared image, namespaces, and an init that keeps them."""
+import base64
 import contextlib
 import os
 import shutil
@@ -37,7 +38,35 @@ for word; do case "$word" in now|+0) wait=0 ;; +*) wait=$((${word#+} * 60)) ;; -
 setsid sh -c 'echo $$ > /run/shutdown.pid; sleep "$1"; kill -TERM 1' sh "${wait:-60}" </dev/null >/dev/null 2>&1 &
 END
 printf '#!/bin/sh\nexec /sbin/shutdown now\n' > sbin/poweroff
-chmod 755 sbin/shutdown sbin/poweroff
+# Nor are there services: this starts what a unit says, as its user and with its ambient capabilities, and starts nothing again.
+mkdir -p etc/systemd/system
+cat > usr/bin/systemctl <<'END'
+#!/bin/sh
+verb= unit=
+for word; do case "$word" in -*) ;; *) if [ -z "$verb" ]; then verb=$word; else unit=${word%.service}; fi ;; esac; done
+file=/etc/systemd/system/$unit.service pid=/run/unit-$unit.pid
+of() { sed -n "s/^$1=//p" "$file" | tail -n 1; }
+alive() { [ -e "$pid" ] && kill -0 "$(cat "$pid")" 2>/dev/null; }
+halt() { ! alive || { kill "$(cat "$pid")"; while alive; do sleep 0.05; done; }; }
+begin() {
+  [ -e "$file" ] || { echo "Unit $unit.service not found." >&2; exit 5; }
+  user=$(of User) caps=$(of AmbientCapabilities | tr A-Z a-z | sed 's/cap_/+/g; s/ /,/g')
+  set -- $(of ExecStart)
+  [ -x "$1" ] || { echo "$1 cannot be executed." >&2; exit 1; }
+  setsid setpriv --reuid="${user:-root}" --regid="${user:-root}" --clear-groups ${caps:+--inh-caps=-all,$caps --ambient-caps=-all,$caps} \
+    --no-new-privs "$@" </dev/null >"/var/log/unit-$unit.log" 2>&1 &
+  echo $! > "$pid"
+}
+case "$verb" in
+  start) alive || begin ;;
+  restart) halt; begin ;;
+  stop) halt ;;
+  is-active) alive && echo active || { echo inactive; exit 3; } ;;
+  enable|daemon-reload) ;;
+  *) echo "systemctl $verb is not imitated" >&2; exit 1 ;;
+esac
+END
+chmod 755 sbin/shutdown sbin/poweroff usr/bin/systemctl
 mkdir -p ../root; pivot_root . mnt; umount -l /mnt
 exec /bin/bash -c 'echo ready > /run/booted; trap "exit 0" TERM; while :; do sleep 3600 & wait $!; done' </dev/null >/dev/null 2>&1
 """
@@ -137,9 +166,7 @@ class Machine:
         return ""
 
     def run_user_data(self):
-        if not self.record.user_data:
-            return
-        text = self.record.user_data.decode().encode()  # moto's own Base64 string
+        text = user_data(self.record).encode()
         if not text.startswith(b"#!"):
             return
         with open(self.console_path(), "ab") as console:
@@ -216,6 +243,12 @@ class Machine:
             self.state("terminated", 48)
             shutil.rmtree(self.dir, ignore_errors=True)
         threading.Thread(target=end, daemon=True).start()
+
+
+def user_data(record):
+    """What an instance was launched with: moto has a class of its own for Base64, and of a template's instances the bare text."""
+    given = record.user_data or ""
+    return base64.b64decode(given).decode() if isinstance(given, str) else given.decode()
 
 
 def of_region(region):

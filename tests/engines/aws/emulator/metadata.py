@@ -7,6 +7,7 @@ import socket
 import threading
 
 from . import roles
+from .machine import user_data
 from .network import record
 from .state import iso, now
 
@@ -79,7 +80,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             "meta-data/instance-id": machine.id, "meta-data/ami-id": machine.record.image_id,
             "meta-data/instance-type": machine.record.instance_type, "meta-data/local-ipv4": machine.record.private_ip,
             "meta-data/placement/region": machine.region, "meta-data/hostname": machine.id,
-            "user-data": machine.record.user_data.decode() if machine.record.user_data else None,
+            "user-data": user_data(machine.record) or None,
             "dynamic/instance-identity/document": json.dumps(identity(machine)),
         }
         role = roles.of(machine)

@@ -19,6 +19,7 @@ CLONE_NEWNET = 0x40000000
 METADATA, RESOLVER, ROUTER = "169.254.169.254", "169.254.169.253", "169.254.1.1"
 OUTSIDE = "203.0.113.10"  # an address for documentation: nobody's
 OUTSIDE_PORTS = (53, 80, 443, 8443)
+PUBLIC_RESOLVER = "1.1.1.1"  # somebody's in the world; here it is in a namespace, and nothing is ever sent there
 
 VPCS = {}
 SEEN = []  # what reached the outside, the resolver or the metadata: a test looks for its own instances
@@ -89,7 +90,7 @@ class Vpc:
         self.namespace = new_namespace()
         self.resolver = str(ipaddress.ip_network(cidr)[2])
         self.mine = (METADATA, RESOLVER, self.resolver)
-        addresses = "".join(f"addr add {address}/32 dev lo\n" for address in (*self.mine, ROUTER, OUTSIDE))
+        addresses = "".join(f"addr add {address}/32 dev lo\n" for address in (*self.mine, ROUTER, OUTSIDE, PUBLIC_RESOLVER))
         run_in(self.namespace, ["ip", "-batch", "-"], "link set lo up\n" + addresses)
         run_in(self.namespace, ["sh", "-c", "echo 1 >/proc/sys/net/ipv4/ip_forward; echo 1 >/proc/sys/net/ipv4/conf/all/rp_filter"], "")
         self.serve()
@@ -99,6 +100,7 @@ class Vpc:
         metadata.serve(listener(self.namespace, (METADATA, 80)), self)
         for address in (RESOLVER, self.resolver):
             resolver.serve(listener(self.namespace, (address, 53), socket.SOCK_DGRAM), self)
+        resolver.serve(listener(self.namespace, (PUBLIC_RESOLVER, 53), socket.SOCK_DGRAM), self, is_public=True)
         for port in OUTSIDE_PORTS:
             background(outside, listener(self.namespace, (OUTSIDE, port)), self, port)
 

@@ -1,4 +1,5 @@
-"""The VPC's resolver. Every name exists, unless a DNS Firewall rule says otherwise; every question is recorded."""
+"""Resolvers: the VPC's, and one outside. Every name exists, unless a DNS Firewall rule says otherwise, which binds the VPC's alone;
+every question is recorded."""
 import socket
 import struct
 import threading
@@ -9,11 +10,11 @@ from .network import OUTSIDE, record
 A, NOERROR, SERVFAIL, NXDOMAIN = 1, 0, 2, 3
 
 
-def serve(listening, vpc):
-    threading.Thread(target=run, args=(listening, vpc), daemon=True).start()
+def serve(listening, vpc, is_public=False):
+    threading.Thread(target=run, args=(listening, vpc, is_public), daemon=True).start()
 
 
-def run(listening, vpc):
+def run(listening, vpc, is_public):
     while True:
         question, (address, port) = listening.recvfrom(4096)
         machine = vpc.machine_at(address)
@@ -21,8 +22,8 @@ def run(listening, vpc):
             name, kind, end = parse(question)
         except (IndexError, ValueError, struct.error):
             continue
-        verdict = firewall.verdict(vpc.id, name)
-        record(machine, "dns", name=name, verdict=verdict)
+        verdict = "ALLOW" if is_public else firewall.verdict(vpc.id, name)
+        record(machine, "public dns" if is_public else "dns", name=name, verdict=verdict)
         listening.sendto(answer(question, kind, end, verdict), (address, port))
 
 
