@@ -3,14 +3,15 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use serde_json::{Value, json};
-use tierbox_core::{Environment, EnvironmentSpec, Result};
-use tierbox_ec2::Ec2Backend;
+use tierbox_core::{Environment, EnvironmentSpec, Result, Silent};
+use tierbox_ec2::{Ec2Backend, Wanted};
 use tierbox_testkit::{Absence, Adjust, BackendFactory, Factory};
+use tokio::sync::OnceCell;
 
 /// The server, as one caller sees it: its knobs and counters are of its access key alone.
 #[derive(Clone)]
@@ -197,18 +198,42 @@ fn rand_word() -> u64 {
 
 /// Starts environments of a caller of its own, if there is a server.
 pub fn factory() -> Arc<dyn Factory> {
-    Arc::new(Patient(OnceLock::new()))
+    Arc::new(Patient { made: OnceCell::new(), is_closed: false })
+}
+
+/// The same with N2, in a stack of that caller's own.
+pub fn closed() -> Arc<dyn Factory> {
+    Arc::new(Patient { made: OnceCell::new(), is_closed: true })
 }
 
 /// Commands take some tenths of a second each, and the machine is shared with others. The server is asked for a bucket when the first
 /// environment starts: listing the cases reaches nobody.
-struct Patient(OnceLock<BackendFactory>);
+struct Patient {
+    made: OnceCell<BackendFactory>,
+    is_closed: bool,
+}
 
 impl Patient {
-    fn made(&self) -> &BackendFactory {
-        let made = || BackendFactory::new("aws", Arc::new(Ec2Backend::new()), Server::new().spec(), None);
-        self.0.get_or_init(made)
+    async fn make(&self) -> Result<BackendFactory> {
+        let server = Server::new();
+        let spec = if self.is_closed { closed_spec(&server).await? } else { server.spec() };
+        Ok(BackendFactory::new("aws", Arc::new(Ec2Backend::new()), spec, None))
     }
+}
+
+/// A stack, and what an environment with N2 in it asks for.
+async fn closed_spec(server: &Server) -> Result<EnvironmentSpec> {
+    let mut account = server.settings();
+    account["bucket"].take();
+    let made = Ec2Backend::new().setup(&account, &Wanted::new(server.key.clone()), &Silent).await?;
+    server.set(json!({"require_endpoints": true, "require_instance_profile": true}));
+    let mut spec = server.spec();
+    spec.tier = "T0.H3.N2".parse().expect("a tier");
+    spec.settings["bucket"] = made.stack.output("Bucket")?.into();
+    spec.settings["subnets"] = made.stack.output("SubnetIds")?.split(',').collect::<Vec<_>>().into();
+    spec.settings["security-group"] = made.stack.output("SecurityGroupN2")?.into();
+    spec.settings["instance-profile"] = made.stack.output("InstanceProfile")?.into();
+    Ok(spec)
 }
 
 #[async_trait]
@@ -234,6 +259,6 @@ impl Factory for Patient {
     }
 
     async fn start(&self, adjust: Adjust<'_>) -> Result<Arc<dyn Environment>> {
-        self.made().start(adjust).await
+        self.made.get_or_try_init(|| self.make()).await?.start(adjust).await
     }
 }

@@ -212,6 +212,12 @@ pub(crate) struct Ec2Setup {
     /// A public subnet too, and a profile with N0 in it
     #[arg(long)]
     pub internet: bool,
+    /// The gateway of N1 too, and a profile with N1: an instance in the public subnet that is the only way out
+    #[arg(long, conflicts_with_all = ["internet", "instance"])]
+    pub gateway: bool,
+    /// The gateway's program `tierbox-egress` for Linux on x86-64 (default: the one of this host)
+    #[arg(long, value_name = "PATH", requires = "gateway", value_hint = ValueHint::FilePath)]
+    pub gateway_program: Option<PathBuf>,
     /// An instance for attach profiles too, in the default network, with Python and Node
     #[arg(long)]
     pub instance: bool,

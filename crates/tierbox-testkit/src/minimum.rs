@@ -116,7 +116,7 @@ pub fn plain() -> Capabilities {
 pub fn ec2() -> Capabilities {
     Capabilities {
         host: HostIsolation::H3,
-        networks: vec![Network::N0, Network::N2],
+        networks: vec![Network::N0, Network::N1, Network::N2],
         kill_domain: KillDomain::Cgroup,
         users: UserSupport::Any,
         streaming_output: true,

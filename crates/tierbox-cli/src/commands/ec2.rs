@@ -109,6 +109,9 @@ async fn setup(context: &mut Context, args: Ec2Setup) -> Result<u8, Failure> {
     let mut wanted = Wanted::new(&args.account.stack);
     wanted.internet = args.internet;
     wanted.instance = args.instance.then_some(args.r#type);
+    if args.gateway {
+        wanted.gateway = Some(args.gateway_program.map_or_else(tierbox::egress::installed, Ok)?);
+    }
     let (backend, settings) = (Ec2Backend::new(), of_account(&args.account));
     let shown = progress::for_terminal(&context.global);
     let steps: &dyn Progress = shown.as_deref().unwrap_or(&Silent);
