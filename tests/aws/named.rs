@@ -88,12 +88,8 @@ async fn reached(world: World) -> Outcome {
     }
     let asked = "python3 -c 'import socket; print(socket.gethostbyname(\"secret.canary.test\"))'";
     ensure!(!sandbox.run(ExecRequest::shell(asked)).await.map_err(text)?.success(), "another name has an address");
-    let instance = world
-        .server
-        .instances()
-        .into_iter()
-        .map(|(id, _)| id)
-        .find(|id| Some(id.as_str()) != made.stack.output("GatewayInstance").ok());
+    let gateway = made.stack.output("GatewayInstance").map_err(text)?.to_owned();
+    let instance = world.server.instances().into_keys().find(|id| *id != gateway);
     let seen = world.server.of("seen", &instance.ok_or("no instance")?, json!({}));
     let told = seen["seen"].as_array().ok_or("nothing is told")?;
     let outside: Vec<&Value> =

@@ -77,6 +77,7 @@ pub(crate) async fn gateway(
     let link = Arc::new(Link::new(aws.clone(), id, Some(Objects::at(aws.clone(), bucket, &prefix))));
     let sandbox = PlainSandbox::open(link.clone(), config()).await?;
     sandbox.write_bytes(GuestPath::from("/root/tierbox-egress.new"), program).await?;
+    sandbox.remove().await?;
     sandbox.close();
     let printed = link.script(START.to_owned(), Duration::from_secs(240)).await?;
     let said = String::from_utf8_lossy(&printed.stdout).into_owned();

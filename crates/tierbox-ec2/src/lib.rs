@@ -69,6 +69,8 @@ pub use settings::{Mode, Settings};
 pub use setup::{SetUp, Wanted};
 pub use stack::{IDLE_COST, Stack};
 pub use task::Status;
+/// The program of N1's gateway on this host, for [`Wanted::gateway`].
+pub use tierbox_egress::installed as gateway_program;
 
 /// The backend's name.
 pub const BACKEND: &str = "ec2";

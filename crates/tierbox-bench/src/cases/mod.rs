@@ -2,6 +2,8 @@
 
 #[cfg(feature = "docker")]
 mod docker;
+#[cfg(feature = "ec2")]
+mod ec2;
 pub(crate) mod egress;
 mod files;
 mod idle;
@@ -71,6 +73,8 @@ pub(crate) const ALL: &[Case] = &[
     case("plain exec", 20.0, plain::exec),
     case("program size", 1.0, program::size),
     case("tierbox --help", 1.0, program::help),
+    #[cfg(feature = "ec2")]
+    case("EC2", 1.0, ec2::all),
     #[cfg(feature = "vagrant")]
     case("vagrant", 1.0, vagrant::all),
     Case { name: "release build", bar: 1.0, needs_build: true, measure: program::build },

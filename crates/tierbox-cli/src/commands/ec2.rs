@@ -110,7 +110,7 @@ async fn setup(context: &mut Context, args: Ec2Setup) -> Result<u8, Failure> {
     wanted.internet = args.internet;
     wanted.instance = args.instance.then_some(args.r#type);
     if args.gateway {
-        wanted.gateway = Some(args.gateway_program.map_or_else(tierbox::egress::installed, Ok)?);
+        wanted.gateway = Some(args.gateway_program.map_or_else(tierbox::ec2::gateway_program, Ok)?);
     }
     let (backend, settings) = (Ec2Backend::new(), of_account(&args.account));
     let shown = progress::for_terminal(&context.global);

@@ -18,6 +18,7 @@ pub fn home(state: &Path) -> PathBuf {
 }
 
 /// Whether this host can start sandboxes; if not, a line goes into the list of skipped tests.
+#[allow(dead_code, reason = "every test program uses a part")]
 pub fn able(state: &Path) -> bool {
     let tried = tierbox(state).args(["run", "--", "/bin/true"]).output().unwrap();
     if tried.status.code() != Some(69) {

@@ -187,9 +187,17 @@ def outside(listening, vpc, port):
     while True:
         connection, (address, _) = listening.accept()
         record(vpc.machine_at(address), "outside", port=port)
-        with contextlib.suppress(OSError), connection:
-            connection.settimeout(2)
-            connection.sendall(b"HTTP/1.0 200 OK\r\nContent-Length: 8\r\n\r\noutside\n")
+        background(answer_outside, connection)
+
+
+def answer_outside(connection):
+    """The same to whatever is said, also to nothing."""
+    with contextlib.suppress(OSError), connection:
+        connection.settimeout(0.5)
+        with contextlib.suppress(TimeoutError):
+            connection.recv(65536)
+        connection.settimeout(2)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 8\r\nConnection: close\r\n\r\noutside\n")
 
 
 def vpc_of(machine):
