@@ -76,8 +76,14 @@ pub(crate) fn all(bench: &Bench) -> Result<Vec<Row>, Failure> {
     let running: Running = bench.wait(bench.client.start_spec(server.spec(&bucket)?, StartOptions::new()))?;
     let sandbox = running.sandbox();
     let count = if bench.quick { 5 } else { 25 };
-    let exec = rounds(&server, count, || Ok(drop(bench.wait(sandbox.run(ExecRequest::new([TRUE])))?)))?;
-    let write = rounds(&server, count, || Ok(bench.wait(sandbox.write_bytes("small", "0123456789"))?))?;
+    let exec = rounds(&server, count, || {
+        bench.wait(sandbox.run(ExecRequest::new([TRUE])))?;
+        Ok(())
+    })?;
+    let write = rounds(&server, count, || {
+        bench.wait(sandbox.write_bytes("small", "0123456789"))?;
+        Ok(())
+    })?;
     bench.wait(running.stop())?;
     let peer = "Inspect's plugin";
     let rows = [("EC2: exec", exec, EXEC), ("EC2: write of 10 bytes", write, WRITE)].into_iter().map(|(name, own, other)| {
