@@ -203,20 +203,19 @@ async fn check_group(aws: &Aws, settings: &Settings, endpoints: &[VpcEndpoint], 
         .filter_map(|group| group.group_id)
         .collect();
     let list = prefix_list(aws).await?;
-    let passed = |rule: &&IpPermission| !gateway.is_some_and(|gateway| leads_to(rule, gateway));
-    match rules.iter().filter(passed).find_map(|rule| leads_out(rule, &theirs, &list)) {
+    match rules.iter().find_map(|rule| leads_out(rule, &theirs, &list, gateway)) {
         Some(way) => Err(open(format!("{group} lets out to {way}"), fix)),
         None => Ok(group.clone()),
     }
 }
 
-/// Where a rule leads that is not an endpoint.
-fn leads_out(rule: &IpPermission, groups: &[String], list: &str) -> Option<String> {
+/// Where a rule leads that is neither an endpoint nor the gateway. EC2 shows as one what has the same protocol and ports.
+fn leads_out(rule: &IpPermission, groups: &[String], list: &str, gateway: Option<&Facts>) -> Option<String> {
     let https = rule.ip_protocol.as_deref() == Some("tcp") && rule.from_port == Some(443) && rule.to_port == Some(443);
     let mut ways: Vec<String> = rule.ip_ranges.iter().flatten().filter_map(|range| range.cidr_ip.clone()).collect();
     ways.extend(rule.ipv6_ranges.iter().flatten().filter_map(|range| range.cidr_ipv6.clone()));
     // A rule that leads to this host itself leads nowhere.
-    ways.retain(|way| way != "127.0.0.1/32");
+    ways.retain(|way| way != "127.0.0.1/32" && !gateway.is_some_and(|gateway| leads_to(rule, way, gateway)));
     let pairs = || rule.user_id_group_pairs.iter().flatten().filter_map(|pair| pair.group_id.clone());
     let lists = || rule.prefix_list_ids.iter().flatten().filter_map(|list| list.prefix_list_id.clone());
     ways.extend(pairs().filter(|group| !https || !groups.contains(group)));
@@ -224,23 +223,15 @@ fn leads_out(rule: &IpPermission, groups: &[String], list: &str) -> Option<Strin
     ways.into_iter().next()
 }
 
-/// Whether a rule leads to the gateway's own ports at its own address and nowhere else.
-fn leads_to(rule: &IpPermission, gateway: &Facts) -> bool {
+/// Whether what a rule names is the gateway's own address, and its ports are ports of the gateway.
+fn leads_to(rule: &IpPermission, way: &str, gateway: &Facts) -> bool {
     let ports: &[i32] = match rule.ip_protocol.as_deref() {
         Some("tcp") => &gateway::TCP,
         Some("udp") => &gateway::UDP,
         _ => &[],
     };
-    let address = format!("{}/32", gateway.address);
-    let others = rule.ipv6_ranges.iter().flatten().count()
-        + rule.user_id_group_pairs.iter().flatten().count()
-        + rule.prefix_list_ids.iter().flatten().count();
-    let mut ranges = rule.ip_ranges.iter().flatten().peekable();
-    others == 0
-        && rule.from_port == rule.to_port
-        && rule.from_port.is_some_and(|port| ports.contains(&port))
-        && ranges.peek().is_some()
-        && ranges.all(|range| range.cidr_ip.as_deref() == Some(&address))
+    let is_its = rule.from_port == rule.to_port && rule.from_port.is_some_and(|port| ports.contains(&port));
+    is_its && way == format!("{}/32", gateway.address)
 }
 
 /// The region's prefix list of S3.
@@ -326,7 +317,7 @@ mod unit {
         let groups = ["sg-endpoints".to_owned()];
         let pair = |id: &str| UserIdGroupPair::builder().group_id(id).build();
         let list = |id: &str| PrefixListId::builder().prefix_list_id(id).build();
-        let way = |rule: aws_sdk_ec2::types::builders::IpPermissionBuilder| leads_out(&rule.build(), &groups, "pl-s3");
+        let way = |rule: aws_sdk_ec2::types::builders::IpPermissionBuilder| leads_out(&rule.build(), &groups, "pl-s3", None);
         assert_eq!(way(rule("tcp", 443).user_id_group_pairs(pair("sg-endpoints"))), None);
         assert_eq!(way(rule("tcp", 443).prefix_list_ids(list("pl-s3"))), None);
         for open in [
@@ -344,9 +335,20 @@ mod unit {
     fn only_the_gateways_own_ports_are_let_through() {
         let gateway = Facts { instance: "i-1".to_owned(), vpc: "vpc-1".to_owned(), address: "10.117.2.10".parse().unwrap() };
         let to = |cidr: &str| IpRange::builder().cidr_ip(cidr).build();
+        let pair = |id: &str| UserIdGroupPair::builder().group_id(id).build();
+        let groups = ["sg-endpoints".to_owned()];
+        let way = |rule: aws_sdk_ec2::types::builders::IpPermissionBuilder, gateway| {
+            leads_out(&rule.build(), &groups, "pl-s3", gateway)
+        };
         let good = "10.117.2.10/32";
-        assert!(leads_to(&rule("tcp", 3128).ip_ranges(to(good)).build(), &gateway));
-        assert!(leads_to(&rule("udp", 53).ip_ranges(to(good)).build(), &gateway));
+        for closed in [
+            rule("tcp", 3128).ip_ranges(to(good)),
+            rule("udp", 53).ip_ranges(to(good)),
+            rule("tcp", 443).ip_ranges(to(good)).user_id_group_pairs(pair("sg-endpoints")),
+        ] {
+            assert_eq!(way(closed.clone(), Some(&gateway)), None, "{closed:?}");
+            assert!(way(closed, None).is_some(), "without a gateway it is another address");
+        }
         for open in [
             rule("tcp", 22).ip_ranges(to(good)),
             rule("udp", 3128).ip_ranges(to(good)),
@@ -354,10 +356,10 @@ mod unit {
             rule("tcp", 3128).to_port(4000).ip_ranges(to(good)),
             rule("tcp", 3128).ip_ranges(to("10.117.2.0/24")),
             rule("tcp", 3128).ip_ranges(to(good)).ip_ranges(to("10.117.2.11/32")),
-            rule("tcp", 3128).ip_ranges(to(good)).user_id_group_pairs(UserIdGroupPair::builder().group_id("sg-1").build()),
-            rule("tcp", 3128),
+            rule("tcp", 3128).ip_ranges(to(good)).user_id_group_pairs(pair("sg-endpoints")),
+            rule("tcp", 443).ip_ranges(to(good)).user_id_group_pairs(pair("sg-other")),
         ] {
-            assert!(!leads_to(&open.clone().build(), &gateway), "{open:?}");
+            assert!(way(open.clone(), Some(&gateway)).is_some(), "{open:?}");
         }
     }
 
