@@ -146,6 +146,7 @@ async fn live(world: World) -> Outcome {
         let between = pair[1] - pair[0];
         ensure!(between > Duration::from_millis(800), "line {number} came together with the next: {between:?}");
     }
-    ensure!(total(&calls) <= 36, "twelve seconds with output took {calls:?}");
+    // Four looks a second: on a busy machine the ends of what waits there come late, and are looked for longer.
+    ensure!(total(&calls) <= 48, "twelve seconds with output took {calls:?}");
     started.environment.stop().await.map_err(text)
 }

@@ -125,14 +125,15 @@ class Invocation:
 
     def view(self):
         """What GetCommandInvocation tells: nothing of the output before the end."""
-        done = self.status in TERMINAL
+        status = self.status  # once: it may end while this is written
+        done = status in TERMINAL
         return {
             "CommandId": self.command["CommandId"], "InstanceId": self.machine.id, "Comment": self.command["Comment"],
             "DocumentName": self.command["DocumentName"], "DocumentVersion": "$DEFAULT", "PluginName": "aws:runShellScript",
             "ResponseCode": self.code if done else -1,
             "ExecutionStartDateTime": iso(self.started), "ExecutionEndDateTime": iso(self.ended),
             "ExecutionElapsedTime": f"PT{(self.ended or now()) - self.started:.3f}S" if self.started else "",
-            "Status": self.status, "StatusDetails": self.details,
+            "Status": status, "StatusDetails": self.details if done else status,
             "StandardOutputContent": cut(self.out) if done else "",
             "StandardErrorContent": cut(self.err)[:ERR_LIMIT] if done else "",
             "StandardOutputUrl": self.url("stdout") if done else "", "StandardErrorUrl": self.url("stderr") if done else "",
