@@ -104,13 +104,13 @@ mod aws {
         assert!(told.contains("usual chain"), "{told}");
 
         // The server's machines have this host's kernel, and so are no machines: whoever verifies sees that.
-        let refused = account.tierbox(&["run", "./made.toml", "--", "true"]);
+        let refused = account.tierbox(&["run", "--profile", "./made.toml", "--", "true"]);
         assert!(refused.status.code() != Some(0) && text(&refused).contains("h.kernel.boot"), "{}", text(&refused));
         write(
             &account.at("unverified.toml"),
             "extends = \"./made.toml\"\nverify = \"off\"\nreason = \"the server's machines are none\"\n",
         );
-        let ran = account.tierbox(&["run", "./unverified.toml", "--", "echo", "here"]);
+        let ran = account.tierbox(&["run", "--quiet", "--profile", "./unverified.toml", "--", "echo", "here"]);
         assert_eq!(succeeds(&ran), "here\n", "{}", text(&ran));
 
         let told = succeeds(&account.tierbox(&["ec2", "cleanup", "./made.toml", "--yes"]));
