@@ -148,14 +148,68 @@ impl fmt::Debug for Secrets {
 
 /// Whether a variable's name says that its value is a secret: a part of it is TOKEN, SECRET, PASSWORD, KEY or the like.
 pub fn names_a_secret(key: &str) -> bool {
-    const PARTS: &[&str] = &["KEY", "KEYS", "CREDENTIAL", "CREDENTIALS", "PASSPHRASE", "PASSWD", "PWD", "PAT"];
+    const PARTS: &[&str] = &[
+        "KEY",
+        "KEYS",
+        "CREDENTIAL",
+        "CREDENTIALS",
+        "PASSPHRASE",
+        "PASSWD",
+        "PWD",
+        "PAT",
+        "AUTHORIZATION",
+        "BEARER",
+        "COOKIE",
+        "COOKIES",
+    ];
+    // `SSH_AUTH_SOCK` is a path, and `PASS_THROUGH` no secret.
+    const LAST: &[&str] = &["AUTH", "PASS"];
     const ENDS: &[&str] = &["TOKEN", "TOKENS", "SECRET", "SECRETS", "PASSWORD", "PASSWORDS", "APIKEY", "ACCESSKEY", "PRIVATEKEY"];
     let key = key.to_uppercase();
     // These two are directories, and every shell knows them.
     if key == "PWD" || key == "OLDPWD" {
         return false;
     }
-    key.split(['_', '-', '.']).any(|part| PARTS.contains(&part) || ENDS.iter().any(|end| part.ends_with(end)))
+    let mut parts = key.split(['_', '-', '.']);
+    parts.clone().next_back().is_some_and(|last| LAST.contains(&last))
+        || parts.any(|part| PARTS.contains(&part) || ENDS.iter().any(|end| part.ends_with(end)))
+}
+
+/// Whether a value is a secret by its look, whatever its name: a token of a well-known issuer, a private key, or an address with a
+/// password in it. What it knows is what issuers made to be found; a secret of another form is not seen.
+pub fn looks_like_a_secret(value: &str) -> bool {
+    const BEGINNINGS: &[&str] = &[
+        "ghp_",
+        "gho_",
+        "ghu_",
+        "ghs_",
+        "ghr_",
+        "github_pat_",
+        "glpat-",
+        "xoxb-",
+        "xoxp-",
+        "xapp-",
+        "AKIA",
+        "ASIA",
+        "sk-",
+        "hf_",
+        "npm_",
+        "pypi-",
+    ];
+    const SHORTEST: usize = 20;
+    let is_token = value.len() >= SHORTEST
+        && value.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-'))
+        && value.bytes().any(|byte| byte.is_ascii_digit())
+        && BEGINNINGS.iter().any(|beginning| value.starts_with(beginning));
+    is_token || (value.contains("-----BEGIN ") && value.contains("PRIVATE KEY-----")) || has_password(value)
+}
+
+/// Whether an address names a user with a password.
+fn has_password(address: &str) -> bool {
+    let Some((_, rest)) = address.split_once("://") else { return false };
+    let place = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    let Some((user, _)) = place.rsplit_once('@') else { return false };
+    user.split_once(':').is_some_and(|(_, password)| !password.is_empty())
 }
 
 #[cfg(test)]
@@ -198,11 +252,55 @@ mod unit {
 
     #[test]
     fn names_tell() {
-        for key in ["API_KEY", "github_token", "DB_PASSWORD", "AWS_SECRET_ACCESS_KEY", "OPENAI_APIKEY", "PGPASSWORD", "SECRET"] {
+        for key in [
+            "API_KEY",
+            "github_token",
+            "DB_PASSWORD",
+            "AWS_SECRET_ACCESS_KEY",
+            "OPENAI_APIKEY",
+            "PGPASSWORD",
+            "SECRET",
+            "DB_PASS",
+            "NPM_AUTH",
+            "AUTHORIZATION",
+            "SESSION_COOKIE",
+        ] {
             assert!(names_a_secret(key), "{key}");
         }
-        for key in ["PATH", "KEYBOARD", "TOKENIZERS_PARALLELISM", "MONKEY", "PWD", "LANG", "PYTHONPATH"] {
+        for key in [
+            "PATH",
+            "KEYBOARD",
+            "TOKENIZERS_PARALLELISM",
+            "MONKEY",
+            "PWD",
+            "LANG",
+            "PYTHONPATH",
+            "SSH_AUTH_SOCK",
+            "PASS_THROUGH",
+            "AUTHOR",
+        ] {
             assert!(!names_a_secret(key), "{key}");
+        }
+    }
+
+    #[test]
+    fn values_tell() {
+        let token = |beginning: &str| format!("{beginning}{}", "a1".repeat(12));
+        for value in ["ghp_", "sk-", "AKIA", "glpat-"].map(token) {
+            assert!(looks_like_a_secret(&value), "{value}");
+        }
+        for value in ["postgres://app:hunter2@db/x", "-----BEGIN RSA PRIVATE KEY-----\nx", "https://u:p@h"] {
+            assert!(looks_like_a_secret(value), "{value}");
+        }
+        for value in [
+            "sk-learn",
+            "https://example.org/a:b@c",
+            "https://user@example.org",
+            "a plain value",
+            "AKIA",
+            "sk-a-name-of-some-thing-else",
+        ] {
+            assert!(!looks_like_a_secret(value), "{value}");
         }
     }
 }

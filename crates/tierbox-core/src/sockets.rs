@@ -13,6 +13,8 @@ pub const ENGINE_SOCKETS: &[&str] = &[
     "virtqemud-sock",
     "buildkitd.sock",
     "system_bus_socket",
+    "lxd.socket",
+    "incus.socket",
 ];
 
 /// How many entries of a tree are looked at, the upper ones first: some ten milliseconds.

@@ -4,7 +4,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use serde_json::Value;
-use tierbox_core::{AgentPolicy, AllowRule, Error, ErrorKind, HostIsolation, Limits, Network, Tooling, names_a_secret};
+use tierbox_core::{
+    AgentPolicy, AllowRule, Error, ErrorKind, HostIsolation, Limits, Network, Tooling, looks_like_a_secret, names_a_secret,
+};
 
 use crate::diagnostic::Diagnostic;
 use crate::hostpath;
@@ -275,7 +277,8 @@ pub(crate) fn settle_marks(
             Mark::HostPath => settle_path(node, path, base, surroundings, &mut problems),
             Mark::Env => {
                 for (key, entry) in node.table_mut().into_iter().flatten() {
-                    if names_a_secret(key) && entry.node.text() != Some("") {
+                    let by_value = entry.node.text().is_some_and(looks_like_a_secret);
+                    if by_value || (names_a_secret(key) && entry.node.text() != Some("")) {
                         let path: Vec<String> = path.iter().chain([key]).cloned().collect();
                         settle_secret(&mut entry.node, &path, base, surroundings, &mut problems);
                     }

@@ -4,45 +4,12 @@ use std::ffi::OsStr;
 use std::fs::File;
 use std::path::{Component, Path, PathBuf};
 
-use tierbox_core::{Error, ErrorKind, Result};
+use tierbox_core::{ENGINE_SOCKETS, Error, ErrorKind, Result, holds_keys, homes_of_people};
 
 use crate::surroundings::Surroundings;
 
-/// Directories under a home that hold keys, or the sockets by which other sandboxes are commanded.
-const KEY_DIRECTORIES: &[&str] = &[
-    ".ssh",
-    ".gnupg",
-    ".aws",
-    ".azure",
-    ".kube",
-    ".docker",
-    ".config/gcloud",
-    ".config/gh",
-    ".config/containers",
-    ".password-store",
-    ".local/share/keyrings",
-    ".local/state/tierbox",
-    ".netrc",
-    ".git-credentials",
-    ".pki",
-    ".vault-token",
-    ".mozilla",
-];
-
 /// Parts of the host that are its own business.
 const SYSTEM_DIRECTORIES: &[&str] = &["/proc", "/sys", "/dev", "/etc", "/boot", "/run", "/var/run"];
-
-/// Names of the sockets by which engines are commanded.
-const ENGINE_SOCKETS: &[&str] = &[
-    "docker.sock",
-    "podman.sock",
-    "containerd.sock",
-    "crio.sock",
-    "buildkitd.sock",
-    "libvirt-sock",
-    "lxd.socket",
-    "incus.socket",
-];
 
 /// Makes a path absolute: `~/` is the home directory, anything else relative starts from `base`.
 pub(crate) fn absolute(text: &str, base: &Path, surroundings: &Surroundings) -> Result<PathBuf, &'static str> {
@@ -80,7 +47,8 @@ fn tidy(path: &Path) -> PathBuf {
 /// `InvalidProfile` that names the rule.
 pub fn check_exposed(path: &Path, home: Option<&Path>) -> Result<()> {
     let real = path.canonicalize().ok();
-    let why = [Some(path), real.as_deref()].into_iter().flatten().find_map(|path| forbidden(path, home));
+    let homes: Vec<PathBuf> = home.map(Path::to_path_buf).into_iter().chain(homes_of_people()).collect();
+    let why = [Some(path), real.as_deref()].into_iter().flatten().find_map(|path| forbidden(path, &homes));
     match why {
         None => Ok(()),
         Some(why) => Err(Error::new(
@@ -92,7 +60,7 @@ pub fn check_exposed(path: &Path, home: Option<&Path>) -> Result<()> {
     }
 }
 
-fn forbidden(path: &Path, home: Option<&Path>) -> Option<String> {
+fn forbidden(path: &Path, homes: &[PathBuf]) -> Option<String> {
     let parts: Vec<_> = path.components().collect();
     if parts.len() <= 1 {
         return Some("it is the root of the host".to_owned());
@@ -104,12 +72,10 @@ fn forbidden(path: &Path, home: Option<&Path>) -> Option<String> {
     {
         return Some(format!("{system} is the host's own"));
     }
-    if home.is_some_and(|home| home.starts_with(path)) || is_home_root(path) {
+    if homes.iter().any(|home| home.starts_with(path)) || is_home_root(path) {
         return Some("it holds a whole home directory".to_owned());
     }
-    let inner = below_home(path, home)?;
-    let key = KEY_DIRECTORIES.iter().find(|key| inner.starts_with(key) || Path::new(key).starts_with(&inner))?;
-    Some(format!("~/{key} holds keys"))
+    holds_keys(path, below_home(path, homes).as_deref())
 }
 
 /// `/home`, `/home/NAME`, `/Users/NAME`, `/root`.
@@ -121,8 +87,8 @@ fn is_home_root(path: &Path) -> bool {
 }
 
 /// What a path is called below the home directory that holds it.
-fn below_home(path: &Path, home: Option<&Path>) -> Option<PathBuf> {
-    if let Some(inner) = home.and_then(|home| path.strip_prefix(home).ok()) {
+fn below_home(path: &Path, homes: &[PathBuf]) -> Option<PathBuf> {
+    if let Some(inner) = homes.iter().find_map(|home| path.strip_prefix(home).ok()) {
         return Some(inner.to_path_buf());
     }
     if let Ok(inner) = path.strip_prefix("/root") {
@@ -177,6 +143,9 @@ mod unit {
             "/home/bob/.config",
             "/home/bob/.local/state",
             "/srv/people/ann/.local/state/tierbox/env",
+            "/srv/people/ann/.npmrc",
+            "/srv/people/ann/.config/tierbox",
+            "/x/homes/bob/.ssh",
             "/root/.gnupg",
             "/run/docker.sock",
             "/var/run/docker.sock",

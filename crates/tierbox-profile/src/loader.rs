@@ -230,7 +230,12 @@ impl<'a> Reading<'a> {
         let Some((from, _)) = chain.last() else { return Err(Error::new(ErrorKind::Internal, "extend profile", "no profile")) };
         let found = find::find_extended(reference, from, &self.loader.surroundings)?;
         let same = |source: &Source| source.is_ready == found.is_ready && source.base == found.base && source.name == found.name;
-        if chain.iter().any(|(source, _)| same(source)) || chain.len() >= MAX_EXTENDS {
+        if chain.len() >= MAX_EXTENDS {
+            let message = format!("{} profiles extend one another, more than {MAX_EXTENDS}", chain.len() + 1);
+            return Err(Error::new(ErrorKind::InvalidProfile, "extend profile", message)
+                .with_help("write what some of them say into one"));
+        }
+        if chain.iter().any(|(source, _)| same(source)) {
             let mut names: Vec<&str> = chain.iter().map(|(source, _)| source.name.as_str()).collect();
             names.push(&found.name);
             return Err(Error::new(

@@ -225,7 +225,7 @@ pub(crate) struct Malformed {
 
 /// Reads a TOML document.
 pub(crate) fn parse_document(text: &str, path: &Arc<PathBuf>) -> Result<Node, Malformed> {
-    let lines = Lines { text, path };
+    let lines = Lines::new(text, path);
     match DeTable::parse(text) {
         Ok(table) => lines.table(table.get_ref()).map(|table| Node::new(lines.place(&table_start()), Content::Table(table))),
         Err(error) => Err(Malformed {
@@ -239,7 +239,7 @@ pub(crate) fn parse_document(text: &str, path: &Arc<PathBuf>) -> Result<Node, Ma
 pub(crate) fn parse_value(text: &str, place: &Place) -> Option<Node> {
     let value = DeValue::parse(text).ok()?;
     let path = Arc::new(PathBuf::new());
-    let mut node = Lines { text, path: &path }.node(value.get_ref(), value.span()).ok()?;
+    let mut node = Lines::new(text, &path).node(value.get_ref(), value.span()).ok()?;
     node.set_place(place);
     Some(node)
 }
@@ -262,18 +262,45 @@ fn table_start() -> Range<usize> {
     0..0
 }
 
-/// Turns byte ranges of a text into places.
+/// Turns byte ranges of a text into places, each in the same time, however long the text is.
 struct Lines<'a> {
     text: &'a str,
     path: &'a Arc<PathBuf>,
+    /// Where each line begins.
+    starts: Vec<usize>,
+    /// How many characters stand before each block of bytes.
+    characters: Vec<usize>,
 }
 
-impl Lines<'_> {
+/// So many bytes are counted anew for a place.
+const BLOCK: usize = 256;
+
+impl<'a> Lines<'a> {
+    fn new(text: &'a str, path: &'a Arc<PathBuf>) -> Self {
+        let starts = std::iter::once(0).chain(text.match_indices('\n').map(|(at, _)| at + 1)).collect();
+        let mut before = 0;
+        let characters = text.as_bytes().chunks(BLOCK).map(|block| {
+            let here = before;
+            before += begun(block);
+            here
+        });
+        let characters = characters.collect();
+        Self { text, path, starts, characters }
+    }
+
     fn place(&self, span: &Range<usize>) -> Place {
-        let before = self.text.get(..span.start).unwrap_or(self.text);
-        let line = before.matches('\n').count() + 1;
-        let column = before.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
+        let at = span.start.min(self.text.len());
+        let line = self.starts.partition_point(|start| *start <= at);
+        let column = self.characters_before(at) - self.characters_before(self.starts[line - 1]) + 1;
         Place::File { path: self.path.clone(), line: line as u32, column: column as u32 }
+    }
+
+    fn characters_before(&self, at: usize) -> usize {
+        let block = at / BLOCK;
+        let counted = self.characters.get(block).copied();
+        // Behind the last block, which is full, there is none.
+        let (counted, from) = counted.map_or_else(|| (begun(self.text.as_bytes()), at), |counted| (counted, block * BLOCK));
+        counted + begun(&self.text.as_bytes()[from..at])
     }
 
     fn table(&self, table: &DeTable<'_>) -> Result<BTreeMap<String, Entry>, Malformed> {
@@ -303,7 +330,44 @@ impl Lines<'_> {
     }
 }
 
+/// How many characters begin in these bytes.
+fn begun(bytes: &[u8]) -> usize {
+    bytes.iter().filter(|byte| (**byte as i8) >= -0x40).count()
+}
+
 fn read_integer(integer: &DeInteger<'_>, place: &Place) -> Result<i64, Malformed> {
     i64::from_str_radix(integer.as_str(), integer.radix())
         .map_err(|_| Malformed { place: place.clone(), message: "the number is too great".to_owned() })
+}
+
+#[cfg(test)]
+mod unit {
+    use super::*;
+
+    fn naively(text: &str, at: usize) -> (u32, u32) {
+        let before = &text[..at];
+        let line = before.matches('\n').count() + 1;
+        (line as u32, before.rsplit('\n').next().unwrap_or_default().chars().count() as u32 + 1)
+    }
+
+    #[test]
+    fn places_count_lines_and_characters() {
+        let text = format!("# {}\nä = \"ö\"\n\n{}€ = 1\n", "ü".repeat(700), "x".repeat(BLOCK));
+        let path = Arc::new(PathBuf::new());
+        let lines = Lines::new(&text, &path);
+        for (at, _) in text.char_indices().chain([(text.len(), ' ')]) {
+            let Place::File { line, column, .. } = lines.place(&(at..at)) else { panic!("a file's place") };
+            assert_eq!((line, column), naively(&text, at), "byte {at}");
+        }
+    }
+
+    #[test]
+    fn a_long_text_is_read() {
+        let mut text = String::from("[env]\n");
+        (0..50_000).for_each(|number| text.push_str(&format!("A{number} = \"\"\n")));
+        text.push_str(&format!("B = [{}]\n", "1,".repeat(100_000)));
+        let root = parse_document(&text, &Arc::new(PathBuf::new())).map_err(|bad| bad.message).unwrap();
+        let place = |key: &str| root.find(&["env".to_owned(), key.to_owned()]).map(|node| node.place.clone());
+        assert!(matches!(place("A49999"), Some(Place::File { line: 50_001, column: 10, .. })), "{:?}", place("A49999"));
+    }
 }

@@ -60,7 +60,11 @@ fn key_of(name: &str, schema: &Value) -> Result<Option<Vec<String>>, Box<Diagnos
         let path = dashed(rest);
         let bad = || Diagnostic::error(Place::Variable(name.to_owned()), &[], "the variable names no key");
         let help = "write TIERBOX__SECTION__KEY_NAME, such as TIERBOX__LIMITS__FILE_SIZE".to_owned();
-        return if path.iter().any(String::is_empty) { Err(Box::new(bad().with_help(help))) } else { Ok(Some(path)) };
+        return if path.len() > MAX_PARTS || path.iter().any(String::is_empty) {
+            Err(Box::new(bad().with_help(help)))
+        } else {
+            Ok(Some(path))
+        };
     }
     if PLAIN_VARIABLES.iter().any(|(plain, _)| *plain == name) || OWN_PREFIXES.iter().any(|prefix| name.starts_with(prefix)) {
         return Ok(None);
@@ -99,6 +103,9 @@ fn named_variables(schema: &Value) -> Vec<(&str, Vec<String>)> {
     found
 }
 
+/// How deep a key may lie. No key of ours is half as deep, and whatever walks a profile does so by recursion.
+const MAX_PARTS: usize = 16;
+
 /// One `--set` flag.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Assignment {
@@ -118,6 +125,9 @@ impl Assignment {
             Some(("env", variable)) => vec!["env".to_owned(), variable.to_owned()],
             _ => key.split('.').map(str::to_owned).collect(),
         };
+        if path.len() > MAX_PARTS {
+            return Err(bad("the key has too many parts"));
+        }
         if path.iter().any(|part| part.is_empty() || part.len() > 256 || part.contains(char::is_control)) {
             return Err(bad("the key is empty or malformed"));
         }
@@ -172,6 +182,14 @@ mod unit {
         assert_eq!(dashed("LIMITS__FILE_SIZE"), ["limits", "file-size"]);
         assert_eq!(dashed("TIER"), ["tier"]);
         assert_eq!(dashed("ENV__MY__Var"), ["env", "MY__Var"]);
+    }
+
+    #[test]
+    fn keys_have_an_end() {
+        let deep = |separator: &str| vec!["a"; 8000].join(separator);
+        assert!(Assignment::parse(&format!("{}=1", deep("."))).is_err());
+        let name = format!("TIERBOX__{}", deep("__"));
+        assert!(key_of(&name, &Value::Null).is_err());
     }
 
     #[test]

@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use serde_json::Value;
 use tierbox_core::{
-    AgentPolicy, EnvironmentSpec, Error, ErrorKind, Hold, Limits, NetworkSpec, Registry, Result, Secrets, Tier, names_a_secret,
+    AgentPolicy, EnvironmentSpec, Error, ErrorKind, Hold, Limits, NetworkSpec, Registry, Result, Secrets, Tier,
+    looks_like_a_secret, names_a_secret,
 };
 
 use crate::builder::{Overrides, ProfileBuilder};
@@ -262,7 +263,7 @@ fn step_into<'a>(value: &'a mut Value, step: &String) -> Option<&'a mut Value> {
 fn literal_secrets(settings: &Settings, before: &Settings) -> Vec<Diagnostic> {
     let is_literal = |(key, value): &(&String, &EnvValue)| {
         let is_new = before.env.get(*key) != Some(*value);
-        is_new && names_a_secret(key) && matches!(value, EnvValue::Plain(text) if !text.is_empty())
+        is_new && matches!(value, EnvValue::Plain(text) if looks_like_a_secret(text) || (names_a_secret(key) && !text.is_empty()))
     };
     let refuse = |(key, _): (&String, &EnvValue)| {
         let message = format!("`env.{key}` holds a secret that was given as plain text");

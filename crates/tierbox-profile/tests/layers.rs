@@ -50,6 +50,18 @@ mod unit {
     }
 
     #[test]
+    fn a_chain_that_is_too_long_is_called_that() {
+        let world = World::new();
+        (0..17).for_each(|number| {
+            drop(world.write(&format!("here/p{number}.toml"), &format!("extends = \"./p{}.toml\"\n", number + 1)))
+        });
+        world.write("here/p17.toml", BASE);
+        let refused = world.loader().load("./p0.toml").unwrap_err();
+        assert!(refused.to_string().contains("more than 16") && !refused.to_string().contains("circle"), "{refused}");
+        assert!(world.loader().load("./p5.toml").is_ok());
+    }
+
+    #[test]
     fn the_working_directory_configures_nothing() {
         let world = World::new();
         world.write("here/config.toml", "[limits]\nexec = \"1s\"\n");

@@ -38,7 +38,7 @@ pub(crate) async fn start(
     let client = context.client.clone();
     let spec = client.resolve(args.profile.as_str(), &options)?;
     if let Some(request) = for_agent {
-        AgentPolicy::of(&spec).check(request)?;
+        AgentPolicy::of(&spec).check(&with_variables(request, args))?;
     }
     let running = context.interrupts.guard(client.start_spec(spec, options)).await?;
     if !context.global.quiet && !context.global.json {
@@ -55,6 +55,12 @@ pub(crate) async fn start(
         }
     }
     Ok(running)
+}
+
+/// What the agent asks for: the variables of the command line are the environment's, but whoever is to run a command under rules names
+/// them, as with `exec`.
+fn with_variables(request: &ExecRequest, args: &StartArgs) -> ExecRequest {
+    args.env.iter().fold(request.clone(), |request, variable| request.env(variable.key.as_str(), variable.value.as_str()))
 }
 
 /// A sandbox as data.

@@ -147,7 +147,8 @@ fn find_user(passwd: &str, wanted: &str) -> Option<(Agent, String)> {
 fn new_user(wanted: &str, passwd: &str) -> Result<Agent> {
     let taken = |id: u32| passwd.lines().any(|line| line.split(':').nth(2) == Some(&id.to_string()));
     let (name, id) = match wanted.parse::<u32>() {
-        Ok(id) if id < u32::MAX => (format!("user{id}"), id),
+        // Another way to write a number would be another user of the same number: `00` is root.
+        Ok(id) if id < u32::MAX && wanted == id.to_string() => (format!("user{id}"), id),
         _ if is_name(wanted) => (wanted.to_owned(), (AGENT_ID..).find(|id| !taken(*id)).unwrap_or(AGENT_ID)),
         _ => {
             return Err(invalid(format!(
@@ -229,7 +230,7 @@ mod unit {
         assert_eq!(users(Some("root"), None).unwrap().agent.uid, 0);
         let numbered = users(Some("4321"), None).unwrap().agent;
         assert_eq!((numbered.name.as_str(), numbered.uid), ("user4321", 4321));
-        for bad in ["", "a:b", "x\ny", "Ann", "../x", "-x", &"a".repeat(33)] {
+        for bad in ["", "a:b", "x\ny", "Ann", "../x", "-x", "00", "+0", "01000", &"a".repeat(33)] {
             assert!(users(Some(bad), None).is_err(), "{bad:?}");
         }
     }

@@ -76,7 +76,8 @@ pub fn homes() -> Vec<PathBuf> {
     let uid = rustix::process::geteuid().as_raw();
     let own = std::env::var_os("HOME").map(PathBuf::from).filter(|home| home.is_absolute() && home != Path::new("/"));
     let listed = files::host_user(uid).map(|(_, home)| home).filter(|home| home != Path::new("/"));
-    let mut homes: Vec<PathBuf> = own.into_iter().chain(listed).chain([PathBuf::from("/root")]).collect();
+    let mut homes: Vec<PathBuf> =
+        own.into_iter().chain(listed).chain([PathBuf::from("/root")]).chain(tierbox_core::homes_of_people()).collect();
     let real: Vec<PathBuf> = homes.iter().filter_map(|home| home.canonicalize().ok()).collect();
     homes.extend(real);
     homes.dedup();

@@ -3,9 +3,9 @@
 //! A mount opens a hole on purpose, so what is refused here is what would open the whole host: system directories, home
 //! roots, keys, and sockets that take orders.
 
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
-use tierbox_core::{ENGINE_SOCKETS, MountSpec, Result, engine_socket_below, malformed_path};
+use tierbox_core::{ENGINE_SOCKETS, MountSpec, Result, engine_socket_below, holds_keys, malformed_path};
 use tierbox_supervisor::setup::Bind;
 use tierbox_supervisor::wire::Blob;
 
@@ -22,16 +22,6 @@ const MORE_CLOSED_ROOTS: &[&str] = &["/usr", "/var", "/var/lib", "/var/tmp", "/v
 
 /// Directories below which nothing may be writable: the host runs programs from there.
 const READ_ONLY: &[&str] = &["/bin", "/lib", "/lib32", "/lib64", "/libx32", "/opt", "/sbin", "/usr", "/var/lib", "/var/spool"];
-
-/// Names of directories that hold keys, wherever they are.
-const KEY_NAMES: &[&str] = &[".ssh", ".gnupg", ".aws", ".azure", ".kube", ".docker", ".password-store", ".mozilla", ".pki"];
-
-/// Paths below a home directory that hold keys or tokens: they, what is below them and what they are below.
-const KEY_PATHS: &[&str] =
-    &[".config/gcloud", ".config/gh", ".config/containers", ".config/tierbox", ".local/share/keyrings", ".cargo/credentials"];
-
-/// Files that hold tokens, wherever they are: they and a directory that contains one of them are refused.
-const TOKEN_FILES: &[&str] = &["credentials.toml", ".netrc", ".git-credentials", ".npmrc", ".pypirc", ".vault-token"];
 
 /// Where nothing may appear inside: the set-up puts its own things there.
 const GUEST_CLOSED: &[&str] = &[
@@ -126,21 +116,7 @@ fn refusal(path: &Path, homes: &[PathBuf]) -> Option<String> {
     if is_home_root(path) {
         return Some("it is a home directory; name a directory below it".to_owned());
     }
-    let named = |component: Component<'_>| KEY_NAMES.iter().any(|name| component.as_os_str() == *name);
-    if path.components().any(named) {
-        return Some("it holds keys".to_owned());
-    }
-    if path.file_name().is_some_and(|file| TOKEN_FILES.iter().any(|name| file == *name)) {
-        return Some("it holds tokens".to_owned());
-    }
-    let inner = below_home(path, homes)?;
-    // A directory above keys that are not there is harmless, but it cannot be known to stay so. `.cargo` is a toolchain first.
-    let meets = |keys: &&&str| {
-        let above = Path::new(keys).starts_with(&inner);
-        inner.starts_with(keys) || (above && (!keys.starts_with(".cargo/") || path.join("credentials").exists()))
-    };
-    let keys = KEY_PATHS.iter().find(meets)?;
-    Some(format!("~/{keys} holds keys and tokens; name what you need beside it"))
+    holds_keys(path, below_home(path, homes).as_deref())
 }
 
 /// `/home/NAME`, `/Users/NAME`.
@@ -182,7 +158,7 @@ fn contents_refusal(path: &Path) -> Option<String> {
         return Some(format!("it is {what}, not a directory or file"));
     }
     let holds = |name: &&&str| path.join(name).symlink_metadata().is_ok();
-    let found = kind.is_dir().then(|| ENGINE_SOCKETS.iter().chain(TOKEN_FILES).chain(KEY_NAMES).find(holds)).flatten();
+    let found = kind.is_dir().then(|| ENGINE_SOCKETS.iter().find(holds)).flatten();
     if let Some(name) = found {
         return Some(format!("it contains {name}; name a directory without it"));
     }
