@@ -90,11 +90,17 @@ fn locate_with(variable: impl Fn(&str) -> Option<PathBuf>, root: bool) -> Result
 /// Makes a directory of the caller's own, and its parents. One that exists already is fine.
 pub(crate) fn make_directory(path: &Path) -> Result<()> {
     use std::os::unix::fs::DirBuilderExt;
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|error| {
-        Error::io("make state directory", error)
-            .with_context("path", path.display())
-            .with_help(format!("make {} writable, or set TIERBOX_STATE_DIR to a directory of your own", path.display()))
-    })
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
+    made.map_err(|error| unusable("make state directory", path, error))
+}
+
+/// That it cannot be used. A parent that is missing, or is no directory, is the host's state and not something that was asked for.
+fn unusable(operation: &'static str, path: &Path, error: std::io::Error) -> Error {
+    let message = format!("{}: {error}", path.display());
+    let found = Error::io(operation, error);
+    let kind = if found.kind() == ErrorKind::NotFound { ErrorKind::Io } else { found.kind() };
+    Error::new(kind, operation, message)
+        .with_help(format!("make {} a directory that you may write to, or set TIERBOX_STATE_DIR to another", path.display()))
 }
 
 /// Whether the directory exists; an error if it exists and others can write to it.
@@ -103,7 +109,7 @@ fn trusted(path: &Path) -> Result<bool> {
     let directory = match rustix::fs::open(path, flags, Mode::empty()) {
         Ok(directory) => directory,
         Err(rustix::io::Errno::NOENT) => return Ok(false),
-        Err(error) => return Err(Error::io("open state directory", error.into()).with_context("path", path.display())),
+        Err(error) => return Err(unusable("open state directory", path, error.into())),
     };
     let stat = rustix::fs::fstat(&directory).map_err(|error| Error::io("open state directory", error.into()))?;
     let own = rustix::process::geteuid().as_raw();
@@ -125,6 +131,15 @@ mod unit {
     fn locate(set: &[(&str, &str)], root: bool) -> Option<PathBuf> {
         let find = |name: &str| set.iter().find(|(key, _)| *key == name).map(|(_, value)| PathBuf::from(value));
         locate_with(find, root).ok()
+    }
+
+    #[test]
+    fn what_cannot_be_one_is_named() {
+        for bad in ["/dev/null", "/proc/no-such-place"] {
+            let refused = StateDir::open(Path::new(bad)).unwrap_err();
+            assert_eq!(refused.kind(), ErrorKind::Io, "{refused}");
+            assert!(refused.message().contains(bad) && refused.help().is_some_and(|help| help.contains("TIERBOX_STATE_DIR")));
+        }
     }
 
     #[test]
