@@ -542,4 +542,52 @@ mod conformance {
         assert!(tierbox(state.path()).args(["down", "served"]).status().unwrap().success());
         assert_empty(state.path());
     }
+
+    #[test]
+    fn a_sandbox_that_stays_ends_within_a_day() {
+        let Some(state) = fixture() else { return };
+        assert!(tierbox(state.path()).args(["up", "--quiet", "--name", "box"]).stdout(Stdio::null()).status().unwrap().success());
+        let listed = tierbox(state.path()).args(["ls", "--json"]).output().unwrap();
+        let listed: serde_json::Value = serde_json::from_slice(&listed.stdout).unwrap();
+        let one = &listed["environments"][0];
+        assert_eq!(
+            one["ends"].as_u64().zip(one["created"].as_u64()).map(|(end, start)| end - start),
+            Some(24 * 60 * 60),
+            "{one}"
+        );
+        assert!(tierbox(state.path()).args(["down", "box"]).status().unwrap().success());
+        assert_empty(state.path());
+    }
+
+    #[test]
+    fn a_forwarded_connection_is_on_record() {
+        let Some(state) = fixture() else { return };
+        let up = tierbox(state.path()).args(["up", "--quiet", "--log"]).output().unwrap();
+        let id = String::from_utf8(up.stdout).unwrap().trim().to_owned();
+        let mut forward =
+            tierbox(state.path()).args(["forward", &id, "0:81"]).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let mut address = String::new();
+        let mut line = std::io::BufReader::new(forward.stdout.take().unwrap());
+        std::io::BufRead::read_line(&mut line, &mut address).unwrap();
+        let mut nobody = std::net::TcpStream::connect(address.trim()).unwrap();
+        assert_eq!(nobody.read(&mut [0]).unwrap_or(0), 0, "nothing listens there");
+        send(&forward, Signal::INT);
+        assert_eq!(end(&mut forward).code(), Some(0));
+        let shown = tierbox(state.path()).args(["log", "show", &id]).output().unwrap();
+        let shown = String::from_utf8_lossy(&shown.stdout);
+        assert!(shown.lines().any(|line| line.contains("dial") && line.contains("81")), "{shown}");
+        assert!(tierbox(state.path()).args(["down", &id]).status().unwrap().success());
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[test]
+    fn changes_of_files_are_told_inside() {
+        let Some(state) = fixture() else { return };
+        // inotify_init1, inotify_add_watch for IN_CREATE; then the name stands behind the event's sixteen bytes.
+        let watch = "my $f = syscall(294, 0); die if $f < 0; my $d = '.'; syscall(254, $f, $d, 0x100) >= 0 or die; \
+                     open(my $new, '>', 'made') or die; open(my $events, '<&=', $f) or die; \
+                     sysread($events, my $event, 4096) or die; print unpack('x16 Z*', $event)";
+        let told = tierbox(state.path()).args(["run", "--quiet", "--", "/usr/bin/perl", "-e", watch]).output().unwrap();
+        assert_eq!(String::from_utf8_lossy(&told.stdout), "made", "{told:?}");
+    }
 }
