@@ -98,11 +98,11 @@ impl House {
             let lodger = self.read(&id, before);
             self.rooms.insert(id, Let { touched, lodger });
         }
-        let counts = |each: &&Let| {
+        let is_over = |each: &&Let| {
             let life = each.lodger.as_ref().map_or(0, |(lodger, _)| lodger.life);
             now.duration_since(each.touched).is_ok_and(|age| age > Duration::from_secs(life))
         };
-        let mut living: Vec<&Let> = self.rooms.values().filter(|each| !counts(each)).collect();
+        let mut living: Vec<&Let> = self.rooms.values().filter(|each| !is_over(each)).collect();
         living.sort_by_key(|each| each.touched);
         let pairs = living.into_iter().filter_map(|each| each.lodger.as_ref()).flat_map(|(lodger, tenant)| {
             lodger.clients.iter().map(|client| (IpAddr::V4(*client), tenant.clone())).collect::<Vec<_>>()
