@@ -12,7 +12,7 @@ use super::world::{Outcome, Started, World, ensure, text, trial};
 pub fn all() -> Vec<Trial> {
     vec![
         trial("attach::tasks_are_kept_apart_and_leave_the_instance_alone", apart),
-        trial("attach::commands_are_bounded", bounded),
+        trial("slow::attach::commands_are_bounded", bounded),
         trial("attach::a_dead_harness_is_cleaned_up_and_nobody_else", cleanup),
         trial("attach::old_tasks_go_and_young_ones_stay", old),
         trial("attach::what_cannot_be_is_refused", refused),

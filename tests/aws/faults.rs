@@ -11,10 +11,10 @@ use super::world::{Outcome, World, ensure, text, trial};
 pub fn all() -> Vec<Trial> {
     vec![
         trial("faults::three_calls_of_ten_are_throttled", throttled),
-        trial("faults::calls_answer_500_before_and_after_their_effect", errors),
+        trial("slow::faults::calls_answer_500_before_and_after_their_effect", errors),
         trial("faults::what_was_made_shows_late", late),
         trial("faults::an_agent_that_is_gone_for_a_while", agent),
-        trial("faults::an_instance_that_dies_is_lost", dies),
+        trial("slow::faults::an_instance_that_dies_is_lost", dies),
         trial("faults::addresses_that_have_expired_run_nothing", expired),
         trial("faults::slow_answers", slow),
     ]

@@ -18,7 +18,7 @@ pub fn all() -> Vec<Trial> {
         trial("launch::no_capacity_at_all_is_told_and_leaves_nothing", no_capacity),
         trial("launch::an_answer_that_is_lost_makes_no_second_instance", lost_answer),
         trial("launch::several_machines_run_in_one_environment", several),
-        trial("launch::an_agent_that_never_answers_is_diagnosed", no_agent),
+        trial("slow::launch::an_agent_that_never_answers_is_diagnosed", no_agent),
         trial("launch::a_dead_harness_is_cleaned_up", cleanup),
         trial("launch::a_machine_that_nobody_renews_ends_itself", timer),
         trial("launch::credentials_of_the_role_are_out_of_reach", metadata),
