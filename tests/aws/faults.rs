@@ -86,7 +86,7 @@ async fn dies(world: World) -> Outcome {
     let id = world.server.instances().into_keys().next().ok_or("no instance")?;
     let mut handle = sandbox.spawn(ExecRequest::new(["sleep", "1000"])).await.map_err(text)?;
     world
-        .until(Duration::from_secs(20), "the command is on its way", || {
+        .until(Duration::from_secs(60), "the command is on its way", || {
             world.server.calls().get("SendCommand").is_some_and(|sent| *sent >= 4)
         })
         .await?;
