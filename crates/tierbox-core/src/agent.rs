@@ -27,6 +27,9 @@ pub struct ProgramRule {
     pub max_operands: Option<usize>,
     /// Variables that the agent may set for it.
     pub env: Vec<String>,
+    /// Whether it may start programs itself: named ones, and by their loader any other, which the kernel cannot tell apart. Weaker
+    /// than a rule without it, under which the kernel lets it execute nothing.
+    pub children: bool,
     /// Arguments that this rule must allow.
     pub allow: Vec<Vec<String>>,
     /// Arguments that this rule must refuse.

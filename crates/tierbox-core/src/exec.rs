@@ -133,10 +133,9 @@ pub struct ExecRequest {
     pub leftovers: Leftovers,
     /// A pseudo-terminal for all three streams; stderr then carries nothing.
     pub pty: Option<PtySize>,
-    /// The only files that the command, and whatever it starts, may execute, by absolute path: programs and their loaders.
-    /// It can then write no file at all (devices such as `/dev/null` excepted). The machine's kernel enforces this; needs the
-    /// capability [`confined_exec`](crate::Capabilities::confined_exec). No such restriction where `None`.
-    pub confine: Option<Vec<GuestPath>>,
+    /// What the command is kept to. The machine's kernel enforces this; needs the capability
+    /// [`confined_exec`](crate::Capabilities::confined_exec). No such restriction where `None`.
+    pub confine: Option<Confinement>,
 }
 
 impl ExecRequest {
@@ -230,10 +229,17 @@ impl ExecRequest {
         self
     }
 
-    /// Lets it and what it starts execute these files only, and write none.
+    /// Lets it be one of these files, execute nothing more, and write no file.
     #[must_use]
     pub fn confine(mut self, executables: impl IntoIterator<Item = GuestPath>) -> Self {
-        self.confine = Some(executables.into_iter().collect());
+        self.confine = Some(Confinement { executables: executables.into_iter().collect(), children: false });
+        self
+    }
+
+    /// Lets it and what it starts execute these files only, and write none. See [`Confinement::children`] for what that gives up.
+    #[must_use]
+    pub fn confine_with_children(mut self, executables: impl IntoIterator<Item = GuestPath>) -> Self {
+        self.confine = Some(Confinement { executables: executables.into_iter().collect(), children: true });
         self
     }
 
@@ -271,15 +277,26 @@ impl ExecRequest {
         if self.pty.is_some_and(|size| size.rows == 0 || size.cols == 0) {
             return bad("a terminal needs at least one row and one column".to_owned());
         }
-        let executables = self.confine.iter().flatten();
-        if let Some(path) = executables.into_iter().find(|path| path.validate().is_err() || !path.as_bytes().starts_with(b"/")) {
+        let mut executables = self.confine.iter().flat_map(|confinement| &confinement.executables);
+        if let Some(path) = executables.find(|path| path.validate().is_err() || !path.as_bytes().starts_with(b"/")) {
             return bad(format!("{path} cannot name what may be executed: an absolute path is needed"));
         }
-        if self.confine.as_ref().is_some_and(|executables| executables.len() > 256) {
+        if self.confine.as_ref().is_some_and(|confinement| confinement.executables.len() > 256) {
             return bad("at most 256 files can be named as what may be executed".to_owned());
         }
         Ok(())
     }
+}
+
+/// What a command is kept to: files that may be executed. It can write no file at all (devices such as `/dev/null` excepted).
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Confinement {
+    /// The only files that may be executed, by absolute path: programs and their loaders.
+    pub executables: Vec<GuestPath>,
+    /// Whether the command may execute one of them again, in itself or in a child. Among them is the loader, which starts any
+    /// file that it is given, so that this is a promise of the named programs and no longer the kernel's. Without it the kernel
+    /// executes the command itself and refuses it everything after that.
+    pub children: bool,
 }
 
 /// Why a command never ran.

@@ -54,7 +54,7 @@ pub use egress::{AllowRule, AllowScheme, Decision, Protocol, Verdict, host_name}
 pub use elf::elf_loader;
 pub use error::{Error, ErrorKind, Result};
 pub use exec::{
-    Captured, Completed, ExecHandle, ExecId, ExecInfo, ExecRequest, ExecResult, ExecState, KillReason, Leftovers,
+    Captured, Completed, Confinement, ExecHandle, ExecId, ExecInfo, ExecRequest, ExecResult, ExecState, KillReason, Leftovers,
     NotStartedCause, OnExceed, Outcome, OutputLimit, PtySize, Signal, Stdin, Usage,
 };
 pub use ext::{SandboxExt, collect};

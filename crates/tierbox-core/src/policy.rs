@@ -101,6 +101,14 @@ impl AgentPolicy {
         }
     }
 
+    /// Whether a command that T1 allows may start programs itself: if a rule that allows it says so.
+    pub fn allows_children(&self, request: &ExecRequest) -> bool {
+        let program = request.argv.first().map(Vec::as_slice).unwrap_or_default();
+        let arguments = request.argv.get(1..).unwrap_or_default();
+        let means = |rule: &ProgramRule| rule.program.as_bytes() == program && rule.allows(arguments).is_ok();
+        self.rules.iter().any(|rule| rule.children && means(rule))
+    }
+
     fn check_named(&self, request: &ExecRequest) -> Result<()> {
         let program = request.argv.first().map(Vec::as_slice).unwrap_or_default();
         let is_any = self.programs.iter().any(|allowed| allowed.as_bytes() == program);
@@ -193,6 +201,23 @@ mod unit {
         assert!(error.message().contains("-exec") && error.help().unwrap().contains("/usr/bin/find . -name"), "{error}");
         assert!(policy.check_resolved("/usr/bin/find", "/usr/bin/find").is_ok());
         assert!(policy.check_resolved("/usr/bin/find", "/bin/busybox").is_err());
+    }
+
+    #[test]
+    fn only_a_rule_that_allows_the_command_lets_it_start_others() {
+        let rule = |first: &str, children| ProgramRule {
+            program: "/usr/bin/git".into(),
+            first: vec![first.to_owned()],
+            children,
+            ..ProgramRule::default()
+        };
+        let policy = AgentPolicy::new(Tooling::T1, vec!["/usr/bin/ls".into()]);
+        let policy = policy.with_rules(vec![rule("log", true), rule("status", false)]);
+        let allows = |argv: &[&str]| policy.allows_children(&ExecRequest::new(argv));
+        assert!(allows(&["/usr/bin/git", "log"]));
+        for argv in [["/usr/bin/git", "status"].as_slice(), &["/usr/bin/git", "log", "x"], &["/usr/bin/ls"], &["log", "log"]] {
+            assert!(!allows(argv), "{argv:?}");
+        }
     }
 
     #[test]

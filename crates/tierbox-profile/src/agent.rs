@@ -39,6 +39,7 @@ fn rule(written: RuleDocument) -> ProgramRule {
         min_operands: written.min_operands.unwrap_or(0),
         max_operands: written.max_operands,
         env: written.env.unwrap_or_default(),
+        children: written.children.unwrap_or(false),
         allow: written.allow.unwrap_or_default(),
         refuse: written.refuse.unwrap_or_default(),
     }
@@ -151,7 +152,8 @@ pub(crate) fn entries(agent: &AgentSettings, code: &CodeSettings) -> Vec<(&'stat
 /// A rule as people read it.
 pub(crate) fn shown_rule(rule: &ProgramRule) -> String {
     let options = rule.flags.len() + rule.options.len();
-    format!("{} with {options} options and {} patterns", rule.program, rule.operands.len())
+    let children = if rule.children { ", may start programs" } else { "" };
+    format!("{} with {options} options and {} patterns{children}", rule.program, rule.operands.len())
 }
 
 /// A rule on approvals as people read it.

@@ -154,6 +154,9 @@ pub(crate) struct RuleDocument {
     pub max_operands: Option<usize>,
     /// Variables that the agent may set for it.
     pub env: Option<Vec<String>>,
+    /// Whether the program may start programs itself. The kernel then lets it execute the named programs and their loader, and by the
+    /// loader any other file: weaker than without. Default: false, it executes nothing.
+    pub children: Option<bool>,
     /// Examples: arguments that the rule must allow. At least one.
     pub allow: Option<Vec<Vec<String>>>,
     /// Examples: arguments that the rule must refuse. At least one.

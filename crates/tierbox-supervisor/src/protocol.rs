@@ -22,7 +22,7 @@ use crate::wire::{Blob, DecodeError, Reader, Wire};
 use crate::{wire_enum, wire_struct};
 
 /// The version in [`ToSupervisor::Hello`]. Both sides must agree exactly: the host always carries its own supervisor.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// The longest frame, in bytes after its length field. A longer one closes the channel.
 pub const MAX_FRAME: usize = 4 << 20;
@@ -109,8 +109,18 @@ wire_struct! {
         pub kill_leftovers: bool,
         /// Outlive the channel. Output is kept, [`WINDOW`] bytes per stream, oldest dropped.
         pub detached: bool,
-        /// The only files that it, and what it starts, may execute; it can then write none.
-        pub confine: Option<Vec<Blob>>,
+        /// What it is kept to.
+        pub confine: Option<Confinement>,
+    }
+}
+
+wire_struct! {
+    /// The only files that a command may execute; it can then write none.
+    pub struct Confinement {
+        /// Absolute paths.
+        pub executables: Vec<Blob>,
+        /// Whether it may execute after it became the command.
+        pub children: bool,
     }
 }
 

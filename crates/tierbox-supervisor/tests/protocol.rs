@@ -89,11 +89,15 @@ fn any_of<T: Debug + 'static>(choices: Vec<BoxedStrategy<T>>) -> Union<BoxedStra
     Union::new(choices)
 }
 
+fn confinement() -> BoxedStrategy<Confinement> {
+    (blobs(), any::<bool>()).prop_map(|(executables, children)| Confinement { executables, children }).boxed()
+}
+
 fn exec() -> impl Strategy<Value = Exec> {
     let words = (id(), blobs(), env(), any::<bool>(), option(blob()), option(text()));
     let stdin = one_of(&[StdinMode::Null, StdinMode::Passed, StdinMode::Framed]);
     let streams = (stdin, one_of(&[OutputMode::Passed, OutputMode::Framed]), option(size()));
-    let rest = (any::<Option<u64>>(), any::<Option<u64>>(), any::<bool>(), any::<bool>(), option(blobs()));
+    let rest = (any::<Option<u64>>(), any::<Option<u64>>(), any::<bool>(), any::<bool>(), option(confinement()));
     (words, streams, rest).prop_map(
         |(
             (id, argv, env, env_clear, cwd, user),

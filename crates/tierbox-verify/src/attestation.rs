@@ -240,6 +240,7 @@ fn rule(rule: &ProgramRule) -> String {
     parts.extend(rule.flags.iter().map(|flag| format!("[{flag}]")));
     parts.extend(rule.options.iter().map(|(option, value)| format!("[{option} {value}]")));
     parts.extend(rule.operands.iter().map(|operand| format!("<{operand}>")));
+    parts.extend(rule.children.then(|| "(may start programs)".to_owned()));
     parts.join(" ")
 }
 

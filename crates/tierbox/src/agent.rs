@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use tierbox_code::{CodeOutcome, CodeRunner, CodeStatus, CodeTask, SessionInfo, TaskCleanup, TaskFile};
 use tierbox_core::{
-    AgentPolicy, Approver, DirEntry, Error, ErrorKind, ExecHandle, ExecId, ExecRequest, ExecResult, FileMeta, GuestPath, Limits,
-    Result, Sandbox, SandboxExt, Sensitive, Tooling,
+    AgentPolicy, Approver, Confinement, DirEntry, Error, ErrorKind, ExecHandle, ExecId, ExecRequest, ExecResult, FileMeta,
+    GuestPath, Limits, Result, Sandbox, SandboxExt, Sensitive, Tooling,
 };
 use tokio::sync::OnceCell;
 
@@ -237,7 +237,8 @@ impl AgentSandbox {
             return self.gate.refused(machine, Sensitive::Exec, || shown(&request.argv), refused);
         }
         if self.tooling() == Tooling::T1 {
-            request.confine = Some(self.executables().await?.clone());
+            let (executables, children) = (self.executables().await?.clone(), self.policy.allows_children(&request));
+            request.confine = Some(Confinement { executables, children });
         }
         self.gate.pass(machine, Asked::exec(&request)).await?;
         Ok(request)

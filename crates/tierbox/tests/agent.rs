@@ -94,11 +94,16 @@ mod escape {
         let Some(running) = started(fixture.client.start_with(profile, StartOptions::new()).await) else { return };
         running.write_bytes("text", "b\na\n").await.unwrap();
         running.write_bytes("id", "").await.unwrap();
+        let loader = running.run(ExecRequest::shell("ls /lib64/ld-*.so* /lib/ld-*.so* 2>/dev/null | head -n 1")).await.unwrap();
+        let loader = loader.stdout.text().trim().to_owned();
+        assert!(running.run(ExecRequest::new([loader.as_str(), "/usr/bin/id"])).await.unwrap().success(), "{loader}");
         let agent = running.for_agent(AgentOptions::new()).await.unwrap();
         // It looks like `id`, and would be executable, had the harness not put it there as well.
         running.run(ExecRequest::shell("cp /usr/bin/id own; chmod 755 own")).await.unwrap();
         for argv in [
             ["/usr/bin/env", "/usr/bin/id"].as_slice(),
+            &["/usr/bin/find", "text", "-exec", &loader, "/usr/bin/id", ";"],
+            &["/usr/bin/find", "text", "-exec", "/usr/bin/find", "text", "-exec", &loader, "./own", ";"],
             &["/usr/bin/find", "text", "-exec", "/usr/bin/id", ";"],
             &["/usr/bin/find", "text", "-exec", "./own", ";"],
             &["/usr/bin/tee", "made"],
@@ -122,6 +127,26 @@ mod escape {
         // The harness is free.
         assert!(running.run(ExecRequest::new(["/usr/bin/env", "/usr/bin/id"])).await.unwrap().success());
         running.stop().await.unwrap();
+    }
+
+    /// Only where its rule says so, and then no more than named programs by their names.
+    #[tokio::test]
+    async fn a_program_starts_others_only_if_its_rule_says_so() {
+        let fixture = fixture();
+        let counting = |children| ProgramRule {
+            children,
+            ..careless("/usr/bin/env", &[], &["/usr/bin/wc", "/usr/bin/id"], &["/usr/bin/wc"])
+        };
+        for (children, status) in [(true, 0), (false, 126)] {
+            let profile = t1().programs(["/usr/bin/wc"]).rule(counting(children));
+            let Some(running) = started(fixture.client.start_with(profile, StartOptions::new()).await) else { return };
+            let agent = running.for_agent(AgentOptions::new()).await.unwrap();
+            let counted = agent.run(ExecRequest::new(["/usr/bin/env", "/usr/bin/wc"])).await.unwrap();
+            assert_eq!(counted.outcome(), Outcome::Exited(status), "{counted:?}");
+            let other = agent.run(ExecRequest::new(["/usr/bin/env", "/usr/bin/id"])).await.unwrap();
+            assert_eq!(other.outcome(), Outcome::Exited(126), "{other:?}");
+            running.stop().await.unwrap();
+        }
     }
 
     /// A name that the profile allows leads to something else inside.

@@ -91,7 +91,10 @@ fn wire(new: NewExec, plan: &Plan) -> Exec {
         pty: request.pty.map(|size| WinSize { rows: size.rows, cols: size.cols }),
         kill_leftovers: request.leftovers == Leftovers::Kill,
         detached,
-        confine: request.confine.map(|paths| paths.into_iter().map(|path| Blob::from(path.as_bytes())).collect()),
+        confine: request.confine.map(|kept| protocol::Confinement {
+            executables: kept.executables.iter().map(|path| Blob::from(path.as_bytes())).collect(),
+            children: kept.children,
+        }),
     }
 }
 

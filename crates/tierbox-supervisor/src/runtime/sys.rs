@@ -203,6 +203,18 @@ pub fn mount_setattr(mount: BorrowedFd<'_>, recursive: bool, attr: MountAttr) ->
     .map(drop)
 }
 
+/// Two numbers that nobody can guess.
+///
+/// # Errors
+/// As `getrandom(2)`.
+pub fn random_numbers() -> io::Result<[u64; 2]> {
+    let mut numbers = [0_u64; 2];
+    // SAFETY: the buffer lives through the call and has the size that is told; every value of its bytes is a number.
+    let filled = unsafe { libc::getrandom(numbers.as_mut_ptr().cast(), size_of_val(&numbers), 0) };
+    // So few bytes come at once.
+    if filled == size_of_val(&numbers) as isize { Ok(numbers) } else { Err(io::Error::last_os_error()) }
+}
+
 /// One instruction of a socket filter (`struct sock_filter`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(C)]

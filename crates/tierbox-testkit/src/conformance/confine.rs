@@ -8,6 +8,7 @@ use crate::subject::Subject;
 cases! { "confine":
     what_is_named_runs [ConfinedExec, Files] "A command that is kept to its own program runs, reads, and writes to devices.";
     nothing_else_is_executed [ConfinedExec, Files] "What it starts beside the named executables is refused with EACCES.";
+    it_is_executed_once [ConfinedExec, Files] "It executes nothing more, not even what is named, unless it may start children.";
     nothing_named_nothing_runs [ConfinedExec] "Where no executable is named, the command itself cannot be executed.";
     no_file_is_written [ConfinedExec, Files] "It can write, make, rename and remove no file, wherever it may otherwise.";
     children_are_bound_too [ConfinedExec, Files] "What holds for the command holds for its children in the background.";
@@ -23,9 +24,14 @@ async fn shell_only(s: &Subject) -> Verdict<Vec<GuestPath>> {
     Ok([Some(shell.into_bytes()), loader].into_iter().flatten().map(GuestPath::from).collect())
 }
 
-/// A script of builtins, kept to the shell.
+/// A script of builtins, kept to the shell, which may be started again.
 async fn confined(s: &Subject, script: &str) -> Verdict<String> {
-    let request = s.shell(script).confine(shell_only(s).await?);
+    run(s, script, true).await
+}
+
+async fn run(s: &Subject, script: &str, children: bool) -> Verdict<String> {
+    let (request, executables) = (s.shell(script), shell_only(s).await?);
+    let request = if children { request.confine_with_children(executables) } else { request.confine(executables) };
     let result = s.run(request).await?;
     if result.outcome() == (Outcome::NotStarted { cause: NotStartedCause::Unconfined, retryable: false }) {
         return skip("the machine's kernel has no Landlock, or it is turned off");
@@ -47,6 +53,18 @@ async fn nothing_else_is_executed(s: Subject) -> Verdict {
         let expected = if program.starts_with("/proc") { "0" } else { "126" };
         ensure_eq!(confined(&s, &refused).await?.trim(), expected, "the status of {program}");
     }
+    Ok(())
+}
+
+async fn it_is_executed_once(s: Subject) -> Verdict {
+    let executables = shell_only(&s).await?;
+    for path in executables.iter().map(ToString::to_string).chain(["/proc/self/exe".to_owned()]) {
+        let again =
+            format!("{path} -c : </dev/null >/dev/null 2>&1; echo $?; (exec {path} -c :) </dev/null >/dev/null 2>&1; echo $?");
+        ensure_eq!(run(&s, &again, false).await?, "126\n126\n", "the status of {path}");
+    }
+    // Children that execute nothing are free.
+    ensure_eq!(run(&s, "(echo one) & wait; echo two", false).await?, "one\ntwo\n", "the output");
     Ok(())
 }
 

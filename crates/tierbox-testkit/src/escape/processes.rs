@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use tierbox_core::{ExecRequest, KillReason, Leftovers, Limit, Outcome, SandboxExt};
+use tierbox_core::{ExecRequest, GuestPath, KillReason, Leftovers, Limit, NotStartedCause, Outcome, SandboxExt, elf_loader};
 
 use super::{Canary, attacks};
 use crate::attack::{findings, install, nothing_leaked};
-use crate::case::{Fail, Verdict, ensure, ensure_eq};
+use crate::case::{Fail, Verdict, ensure, ensure_eq, skip};
 use crate::subject::{Mark, Subject, number};
 
 attacks! { "processes":
@@ -27,6 +27,29 @@ attacks! { "processes":
     e24_setuid [Isolation] "A setuid file gives nobody's rights.";
     e24_setuid_of_root [Isolation, AnyUser] "Not even one that root inside made.";
     e25_overwrite_the_runner [Isolation, Files] "The supervisor's own executable cannot be overwritten.";
+    e53_loader [ConfinedExec, Files] "A command that is kept to named executables starts no other file by their loader.";
+}
+
+/// The loader starts any file that it is told to, whatever may be executed.
+async fn e53_loader(s: Subject, _: Canary) -> Verdict {
+    s.sh("cp /bin/cat own; chmod 755 own; echo caught > file").await?;
+    let shell = s.text("readlink -f /bin/sh").await?;
+    let head = s.sandbox.read_bytes(shell.as_str(), 64 << 20).await?;
+    let Some(loader) = elf_loader(&head)? else { return skip("the machine's shell has no loader") };
+    let loader = String::from_utf8_lossy(&loader).into_owned();
+    ensure_eq!(s.text(&format!("{loader} ./own file")).await?, "caught", "the same without being kept to anything");
+    let named = [GuestPath::from(shell), GuestPath::from(loader.clone())];
+    let starts = ["", "exec ", "--library-path / ", "--preload ./own ", "--argv0 sh "].map(|with| match with {
+        "exec " => format!("(exec {loader} ./own file)"),
+        with => format!("{loader} {with}./own file"),
+    });
+    let script = starts.map(|start| format!("{start} </dev/null 2>/dev/null & wait; {start} 2>/dev/null; ")).concat();
+    let result = s.run(s.shell(script + "echo end").confine(named)).await?;
+    if result.outcome() == (Outcome::NotStarted { cause: NotStartedCause::Unconfined, retryable: false }) {
+        return skip("the machine's kernel has no Landlock, or it is turned off");
+    }
+    ensure_eq!(result.stdout.text(), "end\n", "what it printed");
+    Ok(())
 }
 
 /// Children that are nobody's: another session, adopted, without any descriptor.

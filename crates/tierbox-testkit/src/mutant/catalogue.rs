@@ -130,8 +130,10 @@ catalogue! {
     /// Keeps no command to named executables.
     IgnoresConfine => [
         "confine::nothing_else_is_executed", "confine::nothing_named_nothing_runs", "confine::no_file_is_written",
-        "confine::children_are_bound_too", "confine::relative_names_are_refused",
+        "confine::children_are_bound_too", "confine::relative_names_are_refused", "confine::it_is_executed_once",
     ];
+    /// Lets every confined command execute named files again.
+    LetsConfinedCommandsExecute => ["confine::it_is_executed_once"];
     /// Keeps confined commands from executing even what is named.
     ConfinesToNothing => ["confine::what_is_named_runs"];
     /// Keeps every later command from executing anything.

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use tierbox_core::{
-    ByteReader, ByteStream, Capabilities, Completed, DialTarget, DirEntry, Error, ErrorKind, ExecHandle, ExecId, ExecInfo,
-    ExecRequest, FileKind, FileMeta, GuestPath, KillDomain, KillReason, Leftovers, LimitCapabilities, Limits, PtySize,
+    ByteReader, ByteStream, Capabilities, Completed, Confinement, DialTarget, DirEntry, Error, ErrorKind, ExecHandle, ExecId,
+    ExecInfo, ExecRequest, FileKind, FileMeta, GuestPath, KillDomain, KillReason, Leftovers, LimitCapabilities, Limits, PtySize,
     ReadOptions, Result, Sandbox, SandboxExt, Signal, Stdin, UserSupport, WriteOptions,
 };
 use tokio::sync::Semaphore;
@@ -95,7 +95,7 @@ impl BrokenSandbox {
             if request.confine.is_some() {
                 remembered.insert(b"confined".to_vec(), Vec::new());
             } else if !remembered.is_empty() {
-                request.confine = Some(Vec::new());
+                request.confine = Some(Confinement::default());
             }
         }
         if let (Fault::ForgetsFiles, Some(cwd)) = (self.fault(), &request.cwd) {
@@ -278,7 +278,8 @@ fn change_rest(fault: Fault, request: &mut ExecRequest) {
         Fault::StartsAtRoot => request.cwd = Some(request.cwd.take().unwrap_or_else(|| "/".into())),
         Fault::RunsAsRoot => request.user = Some("root".into()),
         Fault::IgnoresConfine => request.confine = None,
-        Fault::ConfinesToNothing => request.confine = request.confine.take().map(|_| Vec::new()),
+        Fault::ConfinesToNothing => request.confine = request.confine.take().map(|_| Confinement::default()),
+        Fault::LetsConfinedCommandsExecute => request.confine.iter_mut().for_each(|kept| kept.children = true),
         Fault::IgnoresUser => request.user = None,
         Fault::KnowsNobody => request.user = request.user.take().map(|_| "no-such-user".into()),
         Fault::AcceptsOddUsers

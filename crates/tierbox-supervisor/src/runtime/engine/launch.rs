@@ -6,10 +6,10 @@ use std::os::fd::{OwnedFd, RawFd};
 use std::sync::atomic::Ordering::Release;
 
 use super::board::Stage;
-use super::confine::confine;
+use super::confine::{Bounds, confine};
 use super::environment::{self, Variables};
 use super::sys::{self, Fork, Slot, StringArray};
-use crate::protocol::Exec;
+use crate::protocol::{Confinement, Exec};
 use crate::runtime::identity::Identity;
 use crate::setup::Setup;
 use crate::wire::Blob;
@@ -38,8 +38,8 @@ wire_struct! {
         pub terminal: bool,
         /// Which of stdin, stdout and stderr come along as descriptors; the others are `/dev/null`.
         pub stdio: [u8; 3],
-        /// The only files that may be executed.
-        pub confine: Option<Vec<Blob>>,
+        /// What it is kept to.
+        pub confine: Option<Confinement>,
     }
 }
 
@@ -82,7 +82,10 @@ impl Order {
                 shell: Vec::new(),
             },
             terminal: self.terminal,
-            confine: self.confine.map(texts).map_or(Some(None), |paths| paths.map(Some))?,
+            bounds: match self.confine {
+                Some(kept) => Some(Bounds { executables: texts(kept.executables)?, children: kept.children }),
+                None => None,
+            },
         })
     }
 }
@@ -97,7 +100,7 @@ pub struct Prepared {
     cwd: CString,
     identity: Identity,
     terminal: bool,
-    confine: Option<Vec<CString>>,
+    bounds: Option<Bounds>,
 }
 
 /// What is the same for every command of a machine.
@@ -183,12 +186,14 @@ impl Birth<'_> {
         sys::close_from(3, true);
         self.must(Stage::Identity, command.identity.assume());
         self.must(Stage::Directory, sys::enter(&command.cwd));
-        if let Some(executables) = &command.confine {
-            self.must(Stage::Confine, confine(executables));
-        }
+        let password = match command.bounds.as_ref().map(confine) {
+            Some(Ok(password)) => password,
+            Some(Err(error)) => self.fail(Stage::Confine, &error),
+            None => [0; 2],
+        };
         self.slot.reach(Stage::Ready, 0);
         sys::command_signals();
-        let errno = command.execute();
+        let errno = command.execute(password);
         self.slot.reach(Stage::Execute, errno);
         command.complain(errno);
         sys::exit(if errno == libc::ENOENT { 127 } else { 126 })
@@ -204,10 +209,10 @@ impl Birth<'_> {
 
 impl Prepared {
     /// Tries every candidate; the errno that tells most.
-    fn execute(&self) -> i32 {
+    fn execute(&self, password: [u64; 2]) -> i32 {
         let mut told = libc::ENOENT;
         for candidate in &self.candidates {
-            match sys::execute(candidate, &self.argv, &self.env) {
+            match sys::execute(candidate, &self.argv, &self.env, password) {
                 libc::ENOENT | libc::ENOTDIR if self.candidates.len() > 1 => {}
                 libc::EACCES if self.candidates.len() > 1 => told = libc::EACCES,
                 errno => return errno,

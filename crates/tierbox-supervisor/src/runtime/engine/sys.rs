@@ -276,9 +276,12 @@ impl StringArray {
 }
 
 /// Becomes another program. Returns only if that failed, with the errno. Async-signal-safe.
-pub fn execute(path: &CStr, argv: &StringArray, env: &StringArray) -> i32 {
+///
+/// `password` goes into the two argument registers behind the call's own, which only a filter looks at.
+pub fn execute(path: &CStr, argv: &StringArray, env: &StringArray, password: [u64; 2]) -> i32 {
+    let (argv, env) = (argv.pointers.as_ptr(), env.pointers.as_ptr());
     // SAFETY: the arrays end with a null pointer, and the strings they point to live as long as they do.
-    unsafe { libc::execve(path.as_ptr(), argv.pointers.as_ptr(), env.pointers.as_ptr()) };
+    unsafe { libc::syscall(libc::SYS_execve, path.as_ptr(), argv, env, password[0], password[1]) };
     io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO)
 }
 
