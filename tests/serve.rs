@@ -390,6 +390,32 @@ mod conformance {
     }
 
     #[tokio::test]
+    async fn without_a_log_an_environment_is_verified_and_attested_after_a_restart() {
+        if let Some(absence) = tokio::task::spawn_blocking(support::containers_absent).await.unwrap() {
+            return support::skip("local-container", "serve::conformance::restart", &absence).unwrap();
+        }
+        let mut daemon = Daemon::start(|_| ()).await;
+        let here = daemon.directory.path();
+        std::fs::write(here.join("secret"), "hunter2-hunter2").unwrap();
+        let profile = here.join("secretive.toml");
+        let text = "extends = \"local\"\ntier = \"T0.H1.N2\"\n[env]\nAPI_TOKEN = \"file:secret\"\n";
+        std::fs::write(&profile, text).unwrap();
+        let id = daemon.create(json!({ "profile": profile.to_str().unwrap() })).await;
+        let path = |rest: &str| format!("/v1/environments/{id}/{rest}");
+        let attestation = daemon.get(&path("attestation")).await.value();
+        daemon.end().await;
+        daemon.again(|_| ()).await;
+        let verified = daemon.json("POST", &path("verify"), Value::Null).await;
+        assert_eq!((verified.status, &verified.value()["verdict"]), (200, &json!("verified")), "{}", verified.text());
+        let later = daemon.get(&path("attestation")).await;
+        assert_eq!(later.status, 200, "{}", later.text());
+        let same = |of: &Value| (of["environment"].clone(), of["tier"].clone(), of["profile_sha256"].clone());
+        assert_eq!(same(&later.value()), same(&attestation));
+        assert!(!later.text().contains("hunter2"));
+        daemon.finish().await;
+    }
+
+    #[tokio::test]
     async fn who_follows_hears_of_starts_commands_and_ends() {
         let daemon = Daemon::start(|_| ()).await;
         let mut stream = daemon.connect().await;
@@ -553,6 +579,19 @@ mod escape {
         let shown = |token: &'static str| format!("/v1/environments/{free}{token}");
         assert!(ask(&of_free, "GET", shown(""), Value::Null).await.value()["attestation"].is_null());
         assert!(!daemon.get(&shown("")).await.value()["attestation"].is_null());
+        // A token is for the primary machine, or for those that it names, which exist.
+        let elsewhere = json!({ "argv": ["/bin/true"], "machine": "other" });
+        let denied = ask(&of_free, "POST", exec(&free), elsewhere).await;
+        assert_eq!((denied.status, denied.kind().as_str()), (403, "policy-denied"), "{}", denied.text());
+        assert_eq!(ask(&of_free, "GET", format!("{}&machine=other", file(&free)), json!(1)).await.status, 403);
+        let names = |names: Value| (format!("/v1/environments/{free}/token"), json!({ "machines": names }));
+        let (path, wanted) = names(json!(["default"]));
+        let granted = daemon.json("POST", &path, wanted).await.value();
+        let of_default = format!("Bearer {}", granted["token"].as_str().unwrap());
+        assert_eq!(ask(&of_default, "POST", exec(&free), shell()).await.status, 200);
+        assert_eq!(ask(&of_default.replace(":default", ":other"), "POST", exec(&free), shell()).await.status, 401);
+        let (path, wanted) = names(json!(["default", "other"]));
+        assert_eq!(daemon.json("POST", &path, wanted).await.status, 404);
         // T1: the named programs, and reading.
         let denied = ask(&of_named, "POST", exec(&named), shell()).await;
         assert_eq!((denied.status, denied.kind().as_str()), (403, "policy-denied"));
@@ -585,11 +624,45 @@ mod escape {
         daemon.finish().await;
     }
 
+    /// Over TCP whoever shows no token in time is cut off, whatever he sends; whoever did stays.
+    #[tokio::test]
+    async fn strangers_are_cut_off_soon() {
+        let daemon = on_tcp_with(|options| {
+            options.patience = Duration::from_secs(600);
+            options.greeting = Duration::from_millis(500);
+        })
+        .await;
+        let address = daemon.address.unwrap();
+        let host = address.to_string();
+        let ask = |more: &str| format!("GET /v1 HTTP/1.1\r\nhost: {host}\r\n{more}\r\n");
+        for start in [String::new(), "GET /v1 HTTP/1.1\r\nhost".to_owned(), ask("")] {
+            let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+            stream.write_all(start.as_bytes()).await.unwrap();
+            let mut heard = Vec::new();
+            tokio::time::timeout(LIMIT, stream.read_to_end(&mut heard)).await.expect("the end of the connection").unwrap();
+            assert_eq!(heard.is_empty(), !start.ends_with("\r\n\r\n"), "{}", String::from_utf8_lossy(&heard));
+        }
+        let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+        for _ in 0..2 {
+            stream.write_all(ask(&format!("authorization: Bearer {HARNESS}\r\n")).as_bytes()).await.unwrap();
+            let mut heard = [0; 12];
+            stream.read_exact(&mut heard).await.expect("a known client is heard");
+            assert_eq!(&heard, b"HTTP/1.1 200");
+            // The rest of the answer, and more time than a stranger has.
+            let mut rest = [0; 64 << 10];
+            let silence = async { while stream.read(&mut rest).await.unwrap() > 0 {} };
+            assert!(tokio::time::timeout(Duration::from_millis(900), silence).await.is_err(), "the connection was closed");
+        }
+        drop(stream);
+        daemon.finish().await;
+    }
+
     /// Silence over TCP takes no place from those who come over the socket.
     #[tokio::test]
     async fn who_has_no_token_keeps_nobody_out() {
         let daemon = on_tcp_with(|options| {
             options.patience = Duration::from_secs(600);
+            options.greeting = Duration::from_secs(600);
             options.connections = 4;
         })
         .await;

@@ -1,16 +1,18 @@
 //! Who may start an environment when: a budget for all together, and a queue that is fair between clients.
 //!
-//! Each client has a line of its own, and the lines take turns. Whoever is at the head of a line and does not fit into the
+//! Each client has a line of its own, and the lines take [turns](crate::turns). Whoever is at the head of a line and does not fit into the
 //! memory or CPU that is left holds up everybody behind, so that a big request is not overtaken for ever; one that only waits
 //! for a place on its backend is stepped around.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Instant, SystemTime};
 
 use serde::{Deserialize, Serialize};
 use tierbox::{EnvironmentSpec, Error, ErrorKind, Result};
 use tokio::sync::oneshot;
+
+use crate::turns::{Client, Head, Turns};
 
 /// What all environments of a daemon may have together. `None` is no bound.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -90,8 +92,7 @@ struct State {
     memory: u64,
     cpu_millis: u64,
     backends: BTreeMap<String, u64>,
-    /// The lines, in the order of their turns.
-    lines: VecDeque<(String, VecDeque<Ticket>)>,
+    waiting: Turns<Ticket>,
     next: u64,
     changed: u64,
 }
@@ -135,7 +136,7 @@ impl Admission {
     ///
     /// # Errors
     /// `LimitReached`: at once if the whole budget would not do, retryable when the time is up.
-    pub async fn admit(&self, client: &str, profile: &str, demand: Demand, deadline: Instant) -> Result<Permit> {
+    pub async fn admit(&self, client: &Client, profile: &str, demand: Demand, deadline: Instant) -> Result<Permit> {
         self.refuse_impossible(&demand)?;
         let (admit, admitted) = oneshot::channel();
         let place = self.queue(client, profile, demand, admit);
@@ -158,30 +159,24 @@ impl Admission {
 
     pub fn usage(&self) -> Usage {
         let state = self.lock();
-        // Turn by turn, which is the order in which they will start.
-        let deepest = state.lines.iter().map(|(_, line)| line.len()).max().unwrap_or(0);
-        let turns = (0..deepest).flat_map(|turn| state.lines.iter().filter_map(move |(_, line)| line.get(turn)));
         Usage {
             memory: state.memory,
             cpu_millis: state.cpu_millis,
             backends: state.backends.clone(),
-            waiting: turns.map(|ticket| ticket.waiting.clone()).collect(),
+            waiting: state.waiting.in_order().into_iter().map(|ticket| ticket.waiting.clone()).collect(),
             changed: state.changed,
         }
     }
 
-    fn queue(&self, client: &str, profile: &str, demand: Demand, admit: oneshot::Sender<Permit>) -> Place {
+    fn queue(&self, client: &Client, profile: &str, demand: Demand, admit: oneshot::Sender<Permit>) -> Place {
         let mut state = self.lock();
         state.next += 1;
         state.changed += 1;
         let number = state.next;
         let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        let waiting = Waiting { client: client.to_owned(), profile: profile.to_owned(), backend: demand.backend.clone(), since };
-        let ticket = Ticket { number, demand, waiting, admit };
-        match state.lines.iter_mut().find(|(name, _)| name == client) {
-            Some((_, line)) => line.push_back(ticket),
-            None => state.lines.push_back((client.to_owned(), VecDeque::from([ticket]))),
-        }
+        let waiting =
+            Waiting { client: client.name.clone(), profile: profile.to_owned(), backend: demand.backend.clone(), since };
+        state.waiting.push(client, Ticket { number, demand, waiting, admit });
         Place { admission: self.clone(), number }
     }
 
@@ -190,18 +185,13 @@ impl Admission {
         let mut unwanted = Vec::new();
         {
             let mut state = self.lock();
-            while let Some(index) = state.next_that_fits(&self.budget) {
-                let Some((name, mut line)) = state.lines.remove(index) else { break };
-                if let Some(ticket) = line.pop_front() {
-                    state.add(&ticket.demand);
-                    state.changed += 1;
-                    let permit = Permit { admission: self.clone(), demand: ticket.demand };
-                    // Whoever gave up meanwhile gives the share back, but not under this lock.
-                    unwanted.extend(ticket.admit.send(permit).err());
-                }
-                if !line.is_empty() {
-                    state.lines.push_back((name, line));
-                }
+            while let Some(head) = state.next_that_fits(&self.budget) {
+                let Some(ticket) = state.waiting.take(head) else { break };
+                state.add(&ticket.demand);
+                state.changed += 1;
+                let permit = Permit { admission: self.clone(), demand: ticket.demand };
+                // Whoever gave up meanwhile gives the share back, but not under this lock.
+                unwanted.extend(ticket.admit.send(permit).err());
             }
         }
         drop(unwanted);
@@ -233,9 +223,8 @@ impl Admission {
 }
 
 impl State {
-    fn next_that_fits(&self, budget: &Budget) -> Option<usize> {
-        for (index, (_, line)) in self.lines.iter().enumerate() {
-            let Some(ticket) = line.front() else { continue };
+    fn next_that_fits(&self, budget: &Budget) -> Option<Head> {
+        for (head, ticket) in self.waiting.heads() {
             let demand = &ticket.demand;
             let there = self.backends.get(&demand.backend).copied().unwrap_or(0);
             if budget.backends.get(&demand.backend).is_some_and(|most| there >= *most) {
@@ -245,7 +234,7 @@ impl State {
                 |bound: Option<u64>, used: u64, wanted: u64| bound.is_none_or(|bound| used.saturating_add(wanted) <= bound);
             let room =
                 fits(budget.memory, self.memory, demand.memory) && fits(budget.cpu_millis, self.cpu_millis, demand.cpu_millis);
-            return room.then_some(index);
+            return room.then_some(head);
         }
         None
     }
@@ -276,10 +265,7 @@ impl Drop for Place {
     fn drop(&mut self) {
         {
             let mut state = self.admission.lock();
-            for (_, line) in &mut state.lines {
-                line.retain(|ticket| ticket.number != self.number);
-            }
-            state.lines.retain(|(_, line)| !line.is_empty());
+            state.waiting.retain(|ticket| ticket.number != self.number);
             state.changed += 1;
         }
         // Whoever stood behind may fit.
@@ -295,6 +281,10 @@ mod unit {
 
     fn demand(backend: &str, memory: u64) -> Demand {
         Demand { backend: backend.into(), memory, cpu_millis: 0 }
+    }
+
+    fn client(name: &str) -> Client {
+        Client { owner: "uid-0".into(), name: name.into() }
     }
 
     fn soon() -> Instant {
@@ -313,23 +303,26 @@ mod unit {
         let first = admission.take(demand("a", 10));
         let order = Arc::new(Mutex::new(Vec::new()));
         let mut tasks = Vec::new();
-        for (count, client) in ["greedy", "greedy", "greedy", "modest"].into_iter().enumerate() {
+        // Whoever gives himself many names has no more turns by that.
+        let greedy = |name: &str| Client { owner: "token-0".into(), name: name.into() };
+        let modest = Client { owner: "token-1".into(), name: "modest".into() };
+        for (count, client) in [greedy("a"), greedy("b"), greedy("c"), modest].into_iter().enumerate() {
             let (admission, order) = (admission.clone(), order.clone());
             let task = admission.clone();
             tasks.push(tokio::spawn(async move {
-                let permit = task.admit(client, "p", demand("a", 10), soon()).await.unwrap();
-                order.lock().unwrap().push(client);
+                let permit = task.admit(&client, "p", demand("a", 10), soon()).await.unwrap();
+                order.lock().unwrap().push(client.name);
                 drop(permit);
             }));
             until_waiting(&admission, count + 1).await;
         }
         let shown: Vec<String> = admission.usage().waiting.into_iter().map(|waiting| waiting.client).collect();
-        assert_eq!(shown, ["greedy", "modest", "greedy", "greedy"]);
+        assert_eq!(shown, ["a", "modest", "b", "c"]);
         drop(first);
         for task in tasks {
             task.await.unwrap();
         }
-        assert_eq!(*order.lock().unwrap(), ["greedy", "modest", "greedy", "greedy"]);
+        assert_eq!(*order.lock().unwrap(), ["a", "modest", "b", "c"]);
         assert_eq!(admission.usage().memory, 0);
     }
 
@@ -339,13 +332,13 @@ mod unit {
         let admission = Admission::new(budget);
         let _place = admission.take(demand("full", 1));
         let other = admission.clone();
-        let waits = tokio::spawn(async move { other.admit("one", "p", demand("full", 1), soon()).await });
+        let waits = tokio::spawn(async move { other.admit(&client("one"), "p", demand("full", 1), soon()).await });
         until_waiting(&admission, 1).await;
-        let free = admission.admit("two", "p", demand("free", 1), soon()).await.unwrap();
+        let free = admission.admit(&client("two"), "p", demand("free", 1), soon()).await.unwrap();
         let other = admission.clone();
-        let big = tokio::spawn(async move { other.admit("three", "p", demand("free", 9), soon()).await });
+        let big = tokio::spawn(async move { other.admit(&client("three"), "p", demand("free", 9), soon()).await });
         until_waiting(&admission, 2).await;
-        let late = admission.admit("four", "p", demand("free", 1), Instant::now() + Duration::from_millis(30)).await;
+        let late = admission.admit(&client("four"), "p", demand("free", 1), Instant::now() + Duration::from_millis(30)).await;
         let refused = late.err().unwrap();
         assert!(refused.kind() == ErrorKind::LimitReached && refused.is_retryable(), "{refused}");
         drop(free);
@@ -356,11 +349,11 @@ mod unit {
     #[tokio::test]
     async fn what_can_never_fit_is_refused_at_once_and_who_gives_up_leaves_the_queue() {
         let admission = Admission::new(Budget { memory: Some(10), ..Budget::default() });
-        let refused = admission.admit("c", "p", demand("a", 11), soon()).await.err().unwrap();
+        let refused = admission.admit(&client("c"), "p", demand("a", 11), soon()).await.err().unwrap();
         assert!(!refused.is_retryable());
         let all = admission.take(demand("a", 10));
         let other = admission.clone();
-        let waits = tokio::spawn(async move { other.admit("c", "p", demand("a", 1), soon()).await });
+        let waits = tokio::spawn(async move { other.admit(&client("c"), "p", demand("a", 1), soon()).await });
         until_waiting(&admission, 1).await;
         waits.abort();
         until_waiting(&admission, 0).await;

@@ -23,9 +23,10 @@ enum Coder {
 
 impl Coder {
     async fn of(asked: &Asked, environment: &Busy) -> Result<Self> {
+        let primary = exec::machine(&asked.principal, environment, None)?;
         match asked.principal {
             Principal::Harness => Ok(Self::Harness(environment.running().code()?)),
-            Principal::Agent(_) => Ok(Self::Agent(environment.agent(None).await?)),
+            Principal::Agent(_) => Ok(Self::Agent(environment.agent(primary.name()).await?)),
         }
     }
 

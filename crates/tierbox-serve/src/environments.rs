@@ -9,6 +9,7 @@ use tierbox::{AgentOptions, AgentSandbox, Error, ErrorKind, Hold, Listed, Result
 
 use crate::admission::{Demand, Permit};
 use crate::server::Shared;
+use crate::turns::Client;
 use crate::{reaper, wire};
 
 /// The label that names the client of an environment.
@@ -52,16 +53,14 @@ impl Busy {
         &self.0.running
     }
 
-    /// A machine as the agent may use it; the primary one where `None`. Nobody is asked for approval.
-    pub async fn agent(&self, machine: Option<&str>) -> Result<AgentSandbox> {
-        let running = &self.0.running;
-        let name = machine.map_or_else(|| running.sandbox().name().to_owned(), str::to_owned);
+    /// A machine as the agent may use it. Nobody is asked for approval.
+    pub async fn agent(&self, machine: &str) -> Result<AgentSandbox> {
         let mut agents = self.0.agents.lock().await;
-        if let Some(agent) = agents.get(&name) {
+        if let Some(agent) = agents.get(machine) {
             return Ok(agent.clone());
         }
-        let agent = running.for_agent(AgentOptions::new().machine(&name)).await?;
-        agents.insert(name, agent.clone());
+        let agent = self.0.running.for_agent(AgentOptions::new().machine(machine)).await?;
+        agents.insert(machine.to_owned(), agent.clone());
         Ok(agent)
     }
 }
@@ -108,7 +107,7 @@ impl Held {
 
 impl Shared {
     /// Starts an environment for a client, when there is room for it.
-    pub async fn create(self: &Arc<Self>, client: &str, asked: wire::Create) -> Result<wire::Environment> {
+    pub async fn create(self: &Arc<Self>, client: &Client, asked: wire::Create) -> Result<wire::Environment> {
         let ttl = self.ttl(asked.ttl)?;
         let wait = asked.wait.map_or(Ok(WAIT), |wait| seconds("wait", wait))?;
         let mut options = StartOptions::new();
@@ -126,11 +125,11 @@ impl Shared {
         let spec = self.client.resolve(asked.profile.as_str(), &options)?;
         let detachable = self.client.check(&spec)?.detached;
         let demand = Demand::of(&spec);
-        options.labels.insert(CLIENT_LABEL.into(), client.into());
+        options.labels.insert(CLIENT_LABEL.into(), client.name.clone());
         options.labels.extend(demand.labels().map(|(key, value)| (key.to_owned(), value)));
         let told = |event: &mut wire::Event| {
             (event.backend, event.profile) = (Some(spec.backend.clone()), Some(spec.profile.clone()));
-            event.client = Some(client.to_owned());
+            event.client = Some(client.name.clone());
         };
         self.events.tell(wire::EventKind::Asked, "", told);
         let permit = self.admission.admit(client, &spec.profile, demand, Instant::now() + wait).await?;
@@ -139,7 +138,7 @@ impl Shared {
         let began = Instant::now();
         let (backend, profile) = (spec.backend.clone(), spec.profile.clone());
         let told = |event: &mut wire::Event| {
-            (event.backend, event.profile, event.client) = (Some(backend), Some(profile), Some(client.to_owned()));
+            (event.backend, event.profile, event.client) = (Some(backend), Some(profile), Some(client.name.clone()));
         };
         let running = match self.client.start_spec(spec, options).await {
             Ok(running) => {
@@ -158,7 +157,7 @@ impl Shared {
         let id = running.id().to_owned();
         let held = Held {
             running,
-            client: client.to_owned(),
+            client: client.name.clone(),
             busy: AtomicUsize::new(0),
             end: Mutex::new((!detachable).then(|| SystemTime::now() + ttl)),
             agents: Default::default(),

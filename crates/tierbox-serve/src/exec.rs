@@ -63,14 +63,14 @@ struct Plan {
 async fn plan(asked: Asked, environment: &Busy) -> Result<(Plan, Presence)> {
     let Asked { principal, mut intake, presence, json, .. } = asked;
     let head: wire::Exec = if json { intake.document().await? } else { intake.head().await? };
-    let sandbox = machine(environment, head.machine.as_deref())?;
+    let sandbox = machine(&principal, environment, head.machine.as_deref())?;
     let limit = limit(&head, sandbox.as_ref())?;
     if matches!(principal, Principal::Agent(_)) && limit.bytes > sandbox.limits().output {
         return Err(invalid("output_limit is more than the profile's limits.output, which is the most for an agent"));
     }
     let actor = match principal {
         Principal::Harness => Actor::Harness(sandbox),
-        Principal::Agent(_) => Actor::Agent(environment.agent(Some(sandbox.name())).await?),
+        Principal::Agent(_) => Actor::Agent(environment.agent(sandbox.name()).await?),
     };
     let detach = head.detach;
     if json && head.stdin {
@@ -86,10 +86,14 @@ async fn plan(asked: Asked, environment: &Busy) -> Result<(Plan, Presence)> {
     Ok((Plan { actor, request, limit, detach, intake }, presence))
 }
 
-/// A machine by its name, or the primary one.
-pub(crate) fn machine(environment: &Busy, name: Option<&str>) -> Result<Arc<dyn Sandbox>> {
+/// A machine by its name, or the primary one, as far as whoever asks may use it.
+pub(crate) fn machine(principal: &Principal, environment: &Busy, name: Option<&str>) -> Result<Arc<dyn Sandbox>> {
     let running = environment.running();
-    name.map_or_else(|| Ok(running.sandbox()), |name| running.machine(name))
+    let primary = running.sandbox();
+    if let Principal::Agent(grant) = principal {
+        grant.check(name.unwrap_or(primary.name()), primary.name())?;
+    }
+    name.map_or(Ok(primary), |name| running.machine(name))
 }
 
 fn limit(head: &wire::Exec, sandbox: &dyn Sandbox) -> Result<OutputLimit> {
@@ -214,7 +218,7 @@ pub(crate) async fn streamed(asked: Asked, environment: Busy) -> Result<Answer> 
 
 /// Follows a command that runs without a connection.
 pub(crate) async fn output(asked: Asked, environment: Busy, exec: &str) -> Result<Answer> {
-    let sandbox = machine(&environment, asked.query.text("machine")?)?;
+    let sandbox = machine(&asked.principal, &environment, asked.query.text("machine")?)?;
     let from = |name: &str| asked.query.number(name).map(Option::unwrap_or_default);
     let handle = sandbox.attach(exec.parse()?, from("stdout_from")?, from("stderr_from")?).await?;
     let (sender, receiver) = mpsc::channel(AHEAD);

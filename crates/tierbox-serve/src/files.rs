@@ -18,7 +18,7 @@ const AGENT_MOST: u64 = 100 << 20;
 pub(crate) async fn file(asked: Asked, environment: Busy, op: Op) -> Result<Answer> {
     let path = GuestPath::from(asked.query.bytes("path").ok_or_else(|| invalid("the query has no `path`"))?);
     path.validate()?;
-    let sandbox = machine(&environment, asked.query.text("machine")?)?;
+    let sandbox = machine(&asked.principal, &environment, asked.query.text("machine")?)?;
     if let Principal::Agent(_) = asked.principal {
         return agents(asked, &environment, sandbox.name(), op, path).await;
     }
@@ -59,7 +59,7 @@ pub(crate) async fn file(asked: Asked, environment: Busy, op: Op) -> Result<Answ
 
 /// What an agent may do with files; the rest was refused before.
 async fn agents(asked: Asked, environment: &Busy, machine: &str, op: Op, path: GuestPath) -> Result<Answer> {
-    let agent = environment.agent(Some(machine)).await?;
+    let agent = environment.agent(machine).await?;
     if let Some(name) = ["offset", "length", "mode", "create_new"].into_iter().find(|name| asked.query.bytes(name).is_some()) {
         let error = invalid("an agent reads and writes whole files: this part of the query is for harnesses");
         return Err(error.with_context("query", name));

@@ -1,6 +1,7 @@
 //! One request, from its head to its answer.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use hyper::body::Incoming;
 use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue, WWW_AUTHENTICATE};
@@ -9,18 +10,20 @@ use tierbox::{Error, ErrorKind, ExecInfo, ExecState, KillReason, Result};
 
 use crate::answer::{self, Answer, BYTES, JSON, METRICS, TAR, WITH_BYTES};
 use crate::environments::{Busy, invalid};
+use crate::grant::Grant;
 use crate::intake::Intake;
 use crate::presence::Presence;
 use crate::principal::{Origin, Principal, Refusal};
 use crate::routes::{self, Content, Found, Op, Route};
 use crate::server::Shared;
+use crate::turns::Client;
 use crate::{code, exec, files, runs, wire};
 
 /// What a handler works with.
 pub(crate) struct Asked {
     pub shared: Arc<Shared>,
     pub principal: Principal,
-    pub client: String,
+    pub client: Client,
     pub query: Query,
     pub intake: Intake,
     pub presence: Presence,
@@ -75,11 +78,18 @@ impl Query {
     }
 }
 
-/// Answers a request.
-pub(crate) async fn handle(shared: Arc<Shared>, origin: &Origin, presence: Presence, request: Request<Incoming>) -> Answer {
+/// Answers a request. One that is heard makes its connection a `known` one.
+pub(crate) async fn handle(
+    shared: Arc<Shared>,
+    origin: &Origin,
+    presence: Presence,
+    request: Request<Incoming>,
+    known: &AtomicBool,
+) -> Answer {
     let answer = match admitted(&shared, origin, &request) {
-        Ok((route, places, principal)) => {
-            let work = answer(shared.clone(), origin, presence.clone(), request, route, places, principal);
+        Ok(admitted) => {
+            known.store(true, Ordering::Relaxed);
+            let work = answer(shared.clone(), origin, presence.clone(), request, admitted);
             let answered = tokio::select! {
                 answered = work => answered,
                 // What is under way for nobody ends: dropping the work kills its command.
@@ -93,18 +103,22 @@ pub(crate) async fn handle(shared: Arc<Shared>, origin: &Origin, presence: Prese
     answer
 }
 
+/// What is asked, and by whom.
+struct Admitted {
+    route: &'static Route,
+    /// What stands in the places of its path.
+    places: Vec<String>,
+    principal: Principal,
+    owner: String,
+}
+
 /// Whether the request is heard at all. Who has no right learns nothing about what there is.
-#[allow(clippy::type_complexity)]
-fn admitted(
-    shared: &Shared,
-    origin: &Origin,
-    request: &Request<Incoming>,
-) -> std::result::Result<(&'static Route, Vec<String>, Principal), Box<Answer>> {
+fn admitted(shared: &Shared, origin: &Origin, request: &Request<Incoming>) -> std::result::Result<Admitted, Box<Answer>> {
     let refuse = |refusal: Refusal| {
-        shared.metrics.refused.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        shared.metrics.refused.fetch_add(1, Ordering::Relaxed);
         Box::new(refused(&refusal))
     };
-    let principal = origin.principal(request.headers(), &shared.tokens).map_err(refuse)?;
+    let (principal, owner) = origin.principal(request.headers(), &shared.tokens).map_err(refuse)?;
     let (route, places) = match routes::find(request.method(), request.uri().path()) {
         Found::Route(route, places) => (route, places),
         Found::Methods(methods) => return Err(Box::new(no_such_method(&methods))),
@@ -114,10 +128,10 @@ fn admitted(
         }
     };
     match &principal {
-        Principal::Agent(own) if !route.agent || places.first() != Some(own) => {
+        Principal::Agent(own) if !route.agent || places.first() != Some(&own.environment) => {
             Err(refuse(Refusal::Forbidden("an agent may not ask this")))
         }
-        _ => Ok((route, places, principal)),
+        _ => Ok(Admitted { route, places, principal, owner }),
     }
 }
 
@@ -149,11 +163,10 @@ async fn answer(
     origin: &Origin,
     presence: Presence,
     request: Request<Incoming>,
-    route: &'static Route,
-    places: Vec<String>,
-    principal: Principal,
+    admitted: Admitted,
 ) -> Result<Answer> {
-    let client = origin.client(request.headers())?;
+    let Admitted { route, places, principal, owner } = admitted;
+    let client = origin.client(request.headers(), owner)?;
     let query = Query::read(request.uri(), route)?;
     let Some(json) = media(request.headers(), route.takes) else {
         let error = Error::new(ErrorKind::InvalidInput, "read request", "the body is of another media type than the API takes");
@@ -195,7 +208,7 @@ async fn general(mut asked: Asked, op: Op) -> Result<Answer> {
             let create: wire::Create = asked.intake.document().await?;
             answer::json(&shared.create(&asked.client, create).await?)
         }
-        Op::RenewMine => answer::json(&shared.renew_all(&asked.client, &asked.intake.document().await?)?),
+        Op::RenewMine => answer::json(&shared.renew_all(&asked.client.name, &asked.intake.document().await?)?),
         _ => Err(Error::new(ErrorKind::Internal, "answer request", "the table of requests is wrong")),
     }
 }
@@ -217,12 +230,14 @@ async fn in_environment(mut asked: Asked, op: Op, environment: &str, exec: Optio
         Op::AgentToken => {
             // Of the id, whatever name it was asked by: a name may later be somebody else's.
             let found = shared.find(environment).await?;
-            let token = shared.tokens.for_agent(found.running().id());
+            let machines = asked.intake.document::<wire::AskToken>().await?.machines;
+            machines.iter().try_for_each(|name| found.running().machine(name).map(drop))?;
+            let token = shared.tokens.for_agent(&Grant { environment: found.running().id().to_owned(), machines });
             answer::json(&wire::Token { token: token.ok_or_else(|| invalid("the daemon has no harness token"))? })
         }
         Op::Connect => {
             let found = shared.find(environment).await?;
-            let machine = exec::machine(&found, asked.query.text("machine")?)?;
+            let machine = exec::machine(&asked.principal, &found, asked.query.text("machine")?)?;
             let connection = found.running().connection(machine.name())?;
             let state = shared.client.state_path()?.display().to_string();
             answer::json(&wire::Connection { argv: connection.argv, note: connection.note, state })
@@ -243,7 +258,7 @@ async fn in_environment(mut asked: Asked, op: Op, environment: &str, exec: Optio
 }
 
 async fn of_command(mut asked: Asked, environment: Busy, op: Op, exec: &str) -> Result<Answer> {
-    let sandbox = exec::machine(&environment, asked.query.text("machine")?)?;
+    let sandbox = exec::machine(&asked.principal, &environment, asked.query.text("machine")?)?;
     match op {
         Op::Execs => {
             let execs = sandbox.execs().await?.iter().map(describe).collect();

@@ -28,6 +28,7 @@ mod events;
 mod exec;
 mod files;
 mod frames;
+mod grant;
 mod handler;
 mod intake;
 mod listen;
@@ -41,6 +42,7 @@ mod routes;
 mod runs;
 mod server;
 mod tokens;
+mod turns;
 pub mod wire;
 
 pub use admission::{Budget, Waiting};

@@ -6,7 +6,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -108,10 +109,10 @@ pub(crate) async fn accept(shared: Arc<Shared>, listeners: Listeners) -> Result<
         tokio::select! {
             (place, accepted) = placed(&room_of_unix, listeners.unix.accept()) => {
                 let Ok((stream, _)) = accepted else { pause().await; continue };
-                let Some(pid) = peer(&stream, own) else { continue };
+                let Some((pid, uid)) = peer(&stream, own) else { continue };
                 let Some(presence) = presence(&stream) else { continue };
                 tokio::spawn(async move {
-                    connection(shared, Origin::Unix { pid }, presence, stream).await;
+                    connection(shared, Origin::Unix { pid, uid }, presence, stream).await;
                     drop(place);
                 });
             }
@@ -131,6 +132,14 @@ pub(crate) async fn accept(shared: Arc<Shared>, listeners: Listeners) -> Result<
     }
 }
 
+/// Ready when the time is up in which a client must have shown who it is, unless it has.
+async fn stranger(known: &AtomicBool, greeting: Duration) {
+    tokio::time::sleep(greeting).await;
+    if known.load(Ordering::Relaxed) {
+        std::future::pending().await
+    }
+}
+
 /// Waits for room, and then for a connection.
 async fn placed<T>(room: &Arc<Semaphore>, accepted: impl Future<Output = T>) -> (Option<OwnedSemaphorePermit>, T) {
     // It is never closed.
@@ -147,13 +156,13 @@ async fn tcp(listener: Option<&TcpListener>) -> std::io::Result<(tokio::net::Tcp
 
 /// Out of descriptors, most likely: trying again at once would only burn time.
 async fn pause() {
-    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    tokio::time::sleep(Duration::from_millis(100)).await;
 }
 
-/// The process at the other end, if it is of our own user (or root, who could do everything anyway).
-fn peer(stream: &UnixStream, own: u32) -> Option<i32> {
+/// The process at the other end and its user, if it is our own one (or root, who could do everything anyway).
+fn peer(stream: &UnixStream, own: u32) -> Option<(i32, u32)> {
     let credentials = stream.peer_cred().ok()?;
-    ([own, 0].contains(&credentials.uid())).then(|| credentials.pid().unwrap_or(0))
+    ([own, 0].contains(&credentials.uid())).then(|| (credentials.pid().unwrap_or(0), credentials.uid()))
 }
 
 fn presence(stream: &impl AsFd) -> Option<Presence> {
@@ -166,19 +175,24 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     shared.metrics.connections.fetch_add(1, Ordering::Relaxed);
+    let known = Arc::new(AtomicBool::new(matches!(origin, Origin::Unix { .. })));
     let service = service_fn(|request| {
-        let (shared, presence, origin) = (shared.clone(), presence.clone(), origin.clone());
-        async move { Ok::<_, Infallible>(handler::handle(shared, &origin, presence, request).await) }
+        let (shared, presence, origin, known) = (shared.clone(), presence.clone(), origin.clone(), known.clone());
+        async move { Ok::<_, Infallible>(handler::handle(shared, &origin, presence, request, &known).await) }
     });
-    let served = http1::Builder::new()
+    let serving = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(shared.options.patience)
         .max_headers(HEADERS)
         .max_buf_size(HEAD)
-        .serve_connection(TokioIo::new(stream), service)
-        .await;
-    if let Err(error) = served {
-        tracing::debug!(target: "tierbox::serve", %error, "a connection broke off");
+        .serve_connection(TokioIo::new(stream), service);
+    tokio::select! {
+        served = serving => if let Err(error) = served {
+            tracing::debug!(target: "tierbox::serve", %error, "a connection broke off");
+        },
+        () = stranger(&known, shared.options.greeting) => {
+            tracing::debug!(target: "tierbox::serve", "a connection without a valid token was closed");
+        }
     }
     shared.metrics.connections.fetch_sub(1, Ordering::Relaxed);
 }

@@ -46,8 +46,8 @@ fn operation(route: &Route) -> Value {
     if route.takes != Content::Nothing {
         let takes = if route.takes == Content::Tar { Content::Bytes } else { route.takes };
         operation["requestBody"] = body("", takes);
-        // What renews a lease has a default for everything.
-        let optional = [Content::Json("Renew"), Content::Json("CleanCode")].contains(&route.takes);
+        // These have a default for everything.
+        let optional = [Content::Json("Renew"), Content::Json("CleanCode"), Content::Json("AskToken")].contains(&route.takes);
         operation["requestBody"]["required"] = (!optional).into();
     }
     operation
@@ -123,6 +123,7 @@ fn schemas() -> Value {
     }
     all!(
         About,
+        AskToken,
         Event,
         CleanCode,
         Code,

@@ -29,6 +29,8 @@ pub struct Options {
     pub connections: usize,
     /// The time for a request's head to arrive, and the longest silence in the middle of a body. 30 s.
     pub patience: Duration,
+    /// The time in which a connection over TCP must have sent a request with a valid token. 5 s.
+    pub greeting: Duration,
     /// End the daemon after this time without clients and environments. Never by default.
     pub idle: Option<Duration>,
 }
@@ -44,6 +46,7 @@ impl Default for Options {
             task_sweep: Duration::from_secs(3600),
             connections: 1024,
             patience: Duration::from_secs(30),
+            greeting: Duration::from_secs(5),
             idle: None,
         }
     }

@@ -4,7 +4,9 @@ use hyper::HeaderMap;
 use hyper::header::{AUTHORIZATION, HOST, ORIGIN};
 use tierbox::{Error, ErrorKind, Result};
 
+use crate::grant::Grant;
 use crate::tokens::Tokens;
+use crate::turns::Client;
 
 /// The header by which a client names itself, so that its leases and its place in the queue are its own.
 pub(crate) const CLIENT: &str = "tierbox-client";
@@ -14,8 +16,8 @@ pub(crate) const CLIENT: &str = "tierbox-client";
 pub(crate) enum Principal {
     /// Sets up and scores: may do everything.
     Harness,
-    /// May do in this environment what its tier's tooling axis allows.
-    Agent(String),
+    /// May do in the machines of this grant what the tier's tooling axis allows.
+    Agent(Grant),
 }
 
 /// How a connection came in.
@@ -25,6 +27,8 @@ pub(crate) enum Origin {
     Unix {
         /// Its process id.
         pid: i32,
+        /// Its user: ours, or root.
+        uid: u32,
     },
     /// Over TCP, to this port of ours.
     Tcp {
@@ -43,8 +47,8 @@ pub(crate) enum Refusal {
 }
 
 impl Origin {
-    /// Whose request it is.
-    pub fn principal(&self, headers: &HeaderMap, tokens: &Tokens) -> std::result::Result<Principal, Refusal> {
+    /// Whose request it is, and by what one knows: the token or the user.
+    pub fn principal(&self, headers: &HeaderMap, tokens: &Tokens) -> std::result::Result<(Principal, String), Refusal> {
         // Whatever a browser sends on its own account carries one of these. No client of ours does.
         if headers.contains_key(ORIGIN) || headers.contains_key("sec-fetch-site") {
             return Err(Refusal::Forbidden("requests from browsers are refused"));
@@ -57,21 +61,26 @@ impl Origin {
         match (headers.get(AUTHORIZATION), self) {
             (Some(value), _) => {
                 let token = value.to_str().ok().and_then(|text| text.strip_prefix("Bearer "));
-                token.and_then(|token| tokens.principal(token.trim())).ok_or(Refusal::Unauthorized)
+                let (principal, index) = token.and_then(|token| tokens.principal(token.trim())).ok_or(Refusal::Unauthorized)?;
+                Ok((principal, format!("token-{index}")))
             }
-            (None, Self::Unix { .. }) => Ok(Principal::Harness),
+            (None, Self::Unix { uid, .. }) => Ok((Principal::Harness, format!("uid-{uid}"))),
             (None, Self::Tcp { .. }) => Err(Refusal::Unauthorized),
         }
     }
 
-    /// The name of the client, for the queue and for `renew`: what it calls itself, else its process.
+    /// The client, for the queue and for `renew`: whose it is, and what it calls itself, else its process.
     ///
     /// # Errors
     /// `InvalidInput` for what cannot be a name.
-    pub fn client(&self, headers: &HeaderMap) -> Result<String> {
+    pub fn client(&self, headers: &HeaderMap, owner: String) -> Result<Client> {
+        Ok(Client { owner, name: self.name(headers)? })
+    }
+
+    fn name(&self, headers: &HeaderMap) -> Result<String> {
         let Some(value) = headers.get(CLIENT) else {
             return Ok(match self {
-                Self::Unix { pid } => format!("pid-{pid}"),
+                Self::Unix { pid, .. } => format!("pid-{pid}"),
                 Self::Tcp { .. } => "tcp".to_owned(),
             });
         };
@@ -99,7 +108,7 @@ mod unit {
 
     fn ask(origin: &Origin, headers: &[(&'static str, &str)]) -> std::result::Result<Principal, Refusal> {
         let headers = headers.iter().map(|(name, value)| (hyper::header::HeaderName::from_static(name), value.parse().unwrap()));
-        origin.principal(&headers.collect(), &Tokens::ephemeral().unwrap())
+        origin.principal(&headers.collect(), &Tokens::ephemeral().unwrap()).map(|(principal, _)| principal)
     }
 
     #[test]
@@ -116,7 +125,7 @@ mod unit {
 
     #[test]
     fn a_browser_is_refused_on_every_socket() {
-        let unix = Origin::Unix { pid: 1 };
+        let unix = Origin::Unix { pid: 1, uid: 0 };
         assert_eq!(ask(&unix, &[]), Ok(Principal::Harness));
         for header in [("origin", "null"), ("origin", "http://localhost"), ("sec-fetch-site", "none")] {
             assert!(matches!(ask(&unix, &[header]), Err(Refusal::Forbidden(_))));

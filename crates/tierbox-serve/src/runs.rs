@@ -30,7 +30,7 @@ async fn found(shared: &std::sync::Arc<Shared>, environment: &str) -> Result<Att
         Err(error) => return Err(error),
     };
     known.ok_or_else(|| {
-        let message = "another process started it, and kept no log of it";
+        let message = "another process started it, kept no log of it, and could not note its profile, which has secrets in it";
         Error::new(ErrorKind::NotFound, "find attestation", message).with_help("start it with `log` to have its attestation kept")
     })
 }

@@ -8,6 +8,7 @@ use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 use tierbox::{Error, ErrorKind, Result};
 
+use crate::grant::Grant;
 use crate::principal::Principal;
 
 /// The fewest characters of a token: 128 bits as hex.
@@ -30,7 +31,8 @@ impl fmt::Debug for Tokens {
 }
 
 impl Tokens {
-    /// Reads a file of lines `harness TOKEN` and `agent TOKEN ENVIRONMENT`. Empty lines and lines with `#` are skipped.
+    /// Reads a file of lines `harness TOKEN` and `agent TOKEN ENVIRONMENT [MACHINE…]`, where an agent without machines has the
+    /// primary one. Empty lines and lines with `#` are skipped.
     ///
     /// # Errors
     /// `PermissionDenied` if others can read the file or it belongs to somebody else; `InvalidInput` naming the line that
@@ -74,8 +76,11 @@ impl Tokens {
                 [] => continue,
                 [first, ..] if first.starts_with('#') => continue,
                 ["harness", token] => (*token, Principal::Harness),
-                ["agent", token, environment] => (*token, Principal::Agent((*environment).to_owned())),
-                _ => return Err(bad_line(index, "is neither `harness TOKEN` nor `agent TOKEN ENVIRONMENT`")),
+                ["agent", token, environment, machines @ ..] => {
+                    let machines = machines.iter().map(|name| (*name).to_owned()).collect();
+                    (*token, Principal::Agent(Grant { environment: (*environment).to_owned(), machines }))
+                }
+                _ => return Err(bad_line(index, "is neither `harness TOKEN` nor `agent TOKEN ENVIRONMENT [MACHINE…]`")),
             };
             if token.len() < SHORTEST || token.len() > 512 || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
                 return Err(bad_line(index, "has a token of fewer than 32 characters, or one with odd characters"));
@@ -97,28 +102,33 @@ impl Tokens {
         Ok(Self { known: Vec::new(), key: Some(hash(&[random()?.as_bytes()])) })
     }
 
-    /// A token for an agent in one environment. The same one for the same environment, as long as the harness token stands.
-    pub(crate) fn for_agent(&self, environment: &str) -> Option<String> {
-        let proof = hash(&[&self.key?, environment.as_bytes()]);
-        Some(format!("{environment}.{}", hex(&proof)))
+    /// A token for an agent. The same one for the same grant, as long as the harness token stands.
+    pub(crate) fn for_agent(&self, grant: &Grant) -> Option<String> {
+        self.signed(&grant.claim())
     }
 
-    /// Whose token it is. Takes the same time for every wrong one of the same form.
-    pub(crate) fn principal(&self, token: &str) -> Option<Principal> {
+    fn signed(&self, claim: &str) -> Option<String> {
+        let proof = hash(&[&self.key?, claim.as_bytes()]);
+        Some(format!("{claim}.{}", hex(&proof)))
+    }
+
+    /// Whose token it is, and the token's place among those that are known. Takes the same time for every wrong one of the same
+    /// form.
+    pub(crate) fn principal(&self, token: &str) -> Option<(Principal, usize)> {
         let given = hash(&[token.as_bytes()]);
         let mut found = None;
-        for (known, principal) in &self.known {
+        for (index, (known, principal)) in self.known.iter().enumerate() {
             if bool::from(known.ct_eq(&given)) {
-                found = Some(principal.clone());
+                found = Some((principal.clone(), index));
             }
         }
-        found.or_else(|| self.derived(token))
+        found.or_else(|| Some((self.derived(token)?, self.known.len())))
     }
 
     fn derived(&self, token: &str) -> Option<Principal> {
-        let (environment, _) = token.rsplit_once('.')?;
-        let expected = self.for_agent(environment)?;
-        bool::from(expected.as_bytes().ct_eq(token.as_bytes())).then(|| Principal::Agent(environment.to_owned()))
+        let (claim, _) = token.rsplit_once('.')?;
+        let expected = self.signed(claim)?;
+        bool::from(expected.as_bytes().ct_eq(token.as_bytes())).then(|| Grant::read(claim).map(Principal::Agent))?
     }
 }
 
@@ -155,15 +165,20 @@ mod unit {
     const HARNESS: &str = "0123456789abcdef0123456789abcdef";
     const AGENT: &str = "fedcba9876543210fedcba9876543210";
 
+    fn grant(environment: &str, machines: &[&str]) -> Grant {
+        Grant { environment: environment.to_owned(), machines: machines.iter().map(|name| (*name).to_owned()).collect() }
+    }
+
     #[test]
     fn a_token_is_its_principal_and_nothing_near_it_is() {
-        let tokens = Tokens::parse(&format!("# who\n\nharness {HARNESS}\nagent {AGENT} local-abc\n")).unwrap();
-        assert_eq!(tokens.principal(HARNESS), Some(Principal::Harness));
-        assert_eq!(tokens.principal(AGENT), Some(Principal::Agent("local-abc".into())));
-        let made = tokens.for_agent("local-x").unwrap();
-        assert_eq!(tokens.principal(&made), Some(Principal::Agent("local-x".into())));
+        let tokens = Tokens::parse(&format!("# who\n\nharness {HARNESS}\nagent {AGENT} local-abc db web\n")).unwrap();
+        assert_eq!(tokens.principal(HARNESS), Some((Principal::Harness, 0)));
+        assert_eq!(tokens.principal(AGENT), Some((Principal::Agent(grant("local-abc", &["db", "web"])), 1)));
+        let made = tokens.for_agent(&grant("local-x", &["db"])).unwrap();
+        assert_eq!(tokens.principal(&made), Some((Principal::Agent(grant("local-x", &["db"])), 2)));
         let stolen = made.replace("local-x", "local-y");
-        for wrong in ["", ".", "local-x.", &HARNESS[1..], &stolen, &made[..made.len() - 1]] {
+        let (wider, other) = (made.replace(":db", ""), made.replace(":db", ":db,web"));
+        for wrong in ["", ".", "local-x.", &HARNESS[1..], &stolen, &wider, &other, &made[..made.len() - 1]] {
             assert_eq!(tokens.principal(wrong), None, "{wrong}");
         }
         assert!(!format!("{tokens:?}").contains(&HARNESS[..8]));
@@ -171,7 +186,7 @@ mod unit {
 
     #[test]
     fn a_bad_line_is_named_without_its_token() {
-        for bad in ["harness short", &format!("root {HARNESS}"), &format!("agent {AGENT}"), ""] {
+        for bad in ["harness short", &format!("root {HARNESS}"), &format!("harness {HARNESS} x"), &format!("agent {AGENT}"), ""] {
             let error = Tokens::parse(bad).unwrap_err();
             assert!(error.kind() == ErrorKind::InvalidInput && !error.to_string().contains(HARNESS), "{error}");
         }
@@ -185,7 +200,7 @@ mod unit {
         let made = Tokens::read_or_make(&path).unwrap();
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         let again = Tokens::read_or_make(&path).unwrap();
-        assert_eq!(made.for_agent("e"), again.for_agent("e"));
+        assert_eq!(made.for_agent(&grant("e", &[])), again.for_agent(&grant("e", &[])));
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o640)).unwrap();
         assert_eq!(Tokens::read(&path).unwrap_err().kind(), ErrorKind::PermissionDenied);
         std::fs::remove_dir_all(&directory).unwrap();

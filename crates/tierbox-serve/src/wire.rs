@@ -116,6 +116,15 @@ pub struct Removed {
     pub removed: Vec<String>,
 }
 
+/// For what a token is.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AskToken {
+    /// The machines that the agent may use, by name. The primary one alone where there are none.
+    #[serde(default)]
+    pub machines: Vec<String>,
+}
+
 /// A token.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct Token {

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
-use tierbox_core::{AgentSettings, CodeSettings, EnvironmentSpec, Hold};
+use serde_json::Value;
+use tierbox_core::{AgentSettings, CodeSettings, EnvironmentSpec, Hold, Secrets};
 
 /// What outlives the process that started an environment. What is not noted allows nothing.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -21,8 +22,8 @@ pub(crate) struct Memo {
     pub secrets: bool,
     /// Notes of whoever started it.
     pub labels: BTreeMap<String, String>,
-    /// What it was started from, without values of variables and what was copied in; `None` if that would hold secrets, or nobody
-    /// will find it again.
+    /// What it was started from, without values of variables and what was copied in; `None` if secrets stand elsewhere in it, or
+    /// nobody will find it again.
     pub spec: Option<Box<EnvironmentSpec>>,
 }
 
@@ -49,25 +50,38 @@ impl Memo {
     }
 
     /// As a lease keeps it.
-    pub fn to_value(&self) -> serde_json::Value {
+    pub fn to_value(&self) -> Value {
         serde_json::to_value(self).unwrap_or_default()
     }
 
     /// What a lease says.
-    pub fn from_value(value: &serde_json::Value) -> Self {
+    pub fn from_value(value: &Value) -> Self {
         serde_json::from_value(value.clone()).unwrap_or_default()
     }
 }
 
 /// What verification and attestation need of it later.
 fn noted(spec: &EnvironmentSpec) -> Option<EnvironmentSpec> {
-    if spec.hold == Hold::Process || !spec.secrets.is_empty() {
+    if spec.hold == Hold::Process {
         return None;
     }
     let mut spec = spec.clone();
     spec.env.values_mut().for_each(String::clear);
     spec.files.clear();
-    Some(spec)
+    let secrets = std::mem::take(&mut spec.secrets);
+    (!holds(&secrets, &serde_json::to_value(&spec).ok()?)).then_some(spec)
+}
+
+/// Whether a secret stands in a document.
+fn holds(secrets: &Secrets, document: &Value) -> bool {
+    let text = |text: &str| secrets.redact_text(text) != text;
+    match document {
+        Value::String(string) => text(string),
+        Value::Array(items) => items.iter().any(|item| holds(secrets, item)),
+        Value::Object(members) => members.iter().any(|(name, value)| text(name) || holds(secrets, value)),
+        Value::Number(number) => text(&number.to_string()),
+        Value::Bool(_) | Value::Null => false,
+    }
 }
 
 #[cfg(test)]
@@ -84,13 +98,17 @@ mod unit {
         assert!(!value.to_string().contains("hunter2"));
         let noted = Memo::from_value(&value).spec.unwrap();
         assert_eq!(crate::runs::profile_hash(&noted), crate::runs::profile_hash(&spec));
+        // A secret is a variable's value most of the time, and then it is not noted anyway.
         spec.secrets.add("hunter2");
+        let noted = Memo::of(&spec);
+        assert!(noted.secrets && noted.spec.is_some() && !noted.to_value().to_string().contains("hunter2"));
+        spec.settings = serde_json::json!({ "registry": { "login": ["robot:hunter2\n"] } });
         assert!(Memo::of(&spec).spec.is_none());
     }
 
     #[test]
     fn a_note_that_says_nothing_allows_nothing() {
-        for value in [serde_json::Value::Null, serde_json::json!({ "programs": 7 })] {
+        for value in [Value::Null, serde_json::json!({ "programs": 7 })] {
             let memo = Memo::from_value(&value);
             assert!(memo.programs.is_empty() && memo.code.runtimes.is_empty());
             assert_eq!(memo.agent.preset, tierbox_core::Preset::Prod);

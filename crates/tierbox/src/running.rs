@@ -108,7 +108,8 @@ impl Running {
     }
 
     /// What is known of it: what was declared, enforced and shown, and what was granted. Where there is a log, as it was
-    /// written beside it at the start. `None` where another process started it without a log.
+    /// written beside it at the start. `None` where another process started it without a log, from a profile with secrets elsewhere
+    /// than in variables.
     pub fn attestation(&self) -> Option<Attestation> {
         if let Some(written) = self.log.as_ref().and_then(|log| runs::attestation(log.directory())) {
             return Some(written);
@@ -225,14 +226,14 @@ impl Running {
     /// Carries all probes out in it now.
     ///
     /// # Errors
-    /// `Unsupported` where another process started it from a profile with secrets; if they could not be carried out. What they
+    /// `Unsupported` where another process started it from a profile with secrets elsewhere than in variables; if they could not be carried out. What they
     /// found is in the result, failures too.
     #[cfg(target_os = "linux")]
     pub async fn verify(&self) -> Result<Verification> {
         let unknown = || {
             Error::unsupported(
                 "verify",
-                "verification of an environment that another process started from a profile with secrets",
+                "verification of an environment that another process started from a profile with secrets in the backend's settings",
             )
         };
         let spec = self.spec.as_deref().ok_or_else(unknown)?;
