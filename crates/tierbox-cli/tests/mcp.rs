@@ -3,8 +3,9 @@
 
 mod support;
 
+use std::io::{BufRead, Write};
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 /// A Python with both clients, as `tests/engines/python.sh start` makes it.
 fn python() -> Option<PathBuf> {
@@ -66,9 +67,111 @@ fn client(case: &str, profile: &str, settings: &[&str]) {
     }
 }
 
+/// A server, and a client that writes lines.
+struct Typed {
+    child: std::process::Child,
+    answers: std::io::Lines<std::io::BufReader<std::process::ChildStdout>>,
+}
+
+impl Typed {
+    fn start(state: &std::path::Path, arguments: &[&str]) -> Self {
+        let mut command = support::tierbox(state);
+        command.args(["--quiet", "mcp"]).args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let answers = std::io::BufReader::new(child.stdout.take().unwrap()).lines();
+        let mut typed = Self { child, answers };
+        let about = r#"{"protocolVersion":"2025-06-18","capabilities":{},"clientInfo":{"name":"typed","version":"1"}}"#;
+        let hello = typed.ask(&format!(r#"{{"jsonrpc":"2.0","id":1,"method":"initialize","params":{about}}}"#));
+        assert_eq!(hello["result"]["serverInfo"]["name"], "tierbox", "{hello}");
+        typed.say(r#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#);
+        typed
+    }
+
+    fn say(&mut self, line: &str) {
+        let input = self.child.stdin.as_mut().unwrap();
+        input.write_all(line.as_bytes()).and_then(|()| input.write_all(b"\n")).and_then(|()| input.flush()).unwrap();
+    }
+
+    /// Says something and hears the next line.
+    fn ask(&mut self, line: &str) -> serde_json::Value {
+        self.say(line);
+        serde_json::from_str(&self.answers.next().expect("an answer").unwrap()).unwrap()
+    }
+
+    fn end(mut self) {
+        drop(self.child.stdin.take());
+        assert!(self.child.wait().unwrap().success());
+    }
+}
+
 mod conformance {
     mod mcp {
-        use crate::client;
+        use crate::{Typed, client, support};
+
+        /// Nobody waits for an answer that never comes, and what is wrong is told apart.
+        #[test]
+        fn what_cannot_be_understood_is_answered() {
+            let state = tempfile::tempdir().unwrap();
+            let mut typed = Typed::start(state.path(), &["--profile", "local-process"]);
+            let too_long = format!(
+                r#"{{"jsonrpc":"2.0","id":"long","method":"tools/call","params":{{"name":"write_file","arguments":{{"path":"x","contents":"{}"}}}}}}"#,
+                "x".repeat(17 << 20)
+            );
+            for (line, id, code, part) in [
+                (too_long.as_str(), serde_json::json!("long"), -32600, "longer than 16777216 bytes"),
+                (r#"{"jsonrpc":"2.0","id":2,"method":"tools/call","params":{"arguments":{}}}"#, 2.into(), -32602, "name"),
+                (
+                    r#"{"jsonrpc":"2.0","id":3,"method":"tools/call","params":{"name":"exec","arguments":[1]}}"#,
+                    3.into(),
+                    -32602,
+                    "arguments",
+                ),
+                (r#"{"jsonrpc":"2.0","id":4,"method":"tools/call","params":{"name":"nothing"}}"#, 4.into(), -32602, "run_code"),
+                (r#"{"jsonrpc":"2.0","id":5,"method":"nothing"}"#, 5.into(), -32601, "nothing"),
+            ] {
+                let answer = typed.ask(line);
+                assert_eq!((&answer["id"], &answer["error"]["code"]), (&id, &code.into()), "{answer}");
+                assert!(answer["error"]["message"].as_str().unwrap().contains(part), "{answer}");
+            }
+            let many = r#"{"argv":["/bin/sh","-c","mkdir many && cd many && seq 1003 | xargs touch"]}"#;
+            let call = |id: u32, name: &str, arguments: &str| {
+                format!(
+                    r#"{{"jsonrpc":"2.0","id":{id},"method":"tools/call","params":{{"name":"{name}","arguments":{arguments}}}}}"#
+                )
+            };
+            assert_eq!(typed.ask(&call(6, "exec", many))["result"]["structuredContent"]["success"], true);
+            let listed = typed.ask(&call(7, "list_directory", r#"{"path":"many"}"#))["result"]["structuredContent"].take();
+            assert_eq!((listed["entries"].as_array().unwrap().len(), &listed["left_out"]), (1000, &3.into()));
+            assert!(listed["note"].as_str().unwrap().contains("1000 of 1003"), "{}", listed["note"]);
+            typed.end();
+        }
+
+        /// A sandbox that was started without a log has one from then on.
+        #[test]
+        fn a_sandbox_that_it_is_given_is_logged() {
+            let state = tempfile::tempdir().unwrap();
+            let run = |arguments: &[&str]| {
+                let output = support::tierbox(state.path()).args(arguments).output().unwrap();
+                assert!(output.status.success(), "{arguments:?}: {output:?}");
+                String::from_utf8_lossy(&output.stdout).into_owned()
+            };
+            run(&["up", "--profile", "local-process", "--name", "mine"]);
+            assert!(!state.path().join("runs").exists());
+            let mut typed = Typed::start(state.path(), &["--sandbox", "mine"]);
+            let call = r#"{"jsonrpc":"2.0","id":2,"method":"tools/call","params":{"name":"exec","arguments":{"argv":["/bin/echo","seen"]}}}"#;
+            assert_eq!(typed.ask(call)["result"]["structuredContent"]["stdout"], "seen\n");
+            typed.end();
+            let runs: Vec<_> = std::fs::read_dir(state.path().join("runs")).unwrap().flatten().collect();
+            let id = runs[0].file_name().into_string().unwrap();
+            let shown = run(&["log", "show", &id]);
+            assert!(shown.contains("decision") && shown.contains("/bin/echo seen"), "{shown}");
+            assert!(runs[0].path().join("attestation.json").exists());
+            // Whoever uses it later goes on with it.
+            run(&["exec", "mine", "--", "/bin/echo", "later"]);
+            run(&["down", "mine"]);
+            assert!(run(&["log", "show", &id]).contains("/bin/echo later"));
+            run(&["log", "verify", &id]);
+        }
 
         #[test]
         fn every_tool_does_what_it_says() {

@@ -19,6 +19,10 @@ const MOST_FILES: usize = 1000;
 const MOST_INPUT: usize = 64 << 20;
 /// Bytes of a session's name.
 const LONGEST_SESSION: usize = 200;
+/// The highest limits that can be asked for: beyond them machines count wrong.
+const MOST_BYTES: u64 = 1 << 50;
+const MOST_OPEN: u64 = 1 << 30;
+const MOST_SECONDS: u64 = 366 * 86400;
 /// Files that are listed.
 const MOST_LISTED: usize = 10_000;
 
@@ -228,6 +232,8 @@ impl CodeRunner {
             return Err(invalid(OPERATION, message).with_help("upload what is larger before the task"));
         }
         task.files.keys().try_for_each(|name| check_name(OPERATION, name.as_bytes()))?;
+        check_names(OPERATION, task)?;
+        self.check_limits(OPERATION, task)?;
         if let Some(session) = &task.session {
             let plain = !session.is_empty() && session.len() <= LONGEST_SESSION && !session.contains('\0');
             if !plain {
@@ -240,6 +246,23 @@ impl CodeRunner {
         // Arguments and variables are checked here, before anything is made inside.
         self.request(task, runtime, &Prepared::default(), None).validate()?;
         Ok(runtime)
+    }
+
+    /// A limit that no machine can count up to would come out as another one there.
+    fn check_limits(&self, operation: &'static str, task: &CodeTask) -> Result<()> {
+        let (limits, settings) = (&task.limits, &self.settings);
+        for (name, limit, least, most) in [
+            ("cpu time", limits.cpu.map(|cpu| cpu.as_secs()), 0, MOST_SECONDS),
+            ("memory", limits.memory.or(settings.memory), 1, MOST_BYTES),
+            ("file size", limits.file_size.or(settings.file_size), 0, MOST_BYTES),
+            ("open files", limits.open_files.or(settings.open_files), 1, MOST_OPEN),
+        ] {
+            if limit.is_some_and(|limit| !(least..=most).contains(&limit)) {
+                return Err(invalid(operation, format!("the limit on {name} is not between {least} and {most}"))
+                    .with_help("leave a limit out to have what the profile and the machine say"));
+            }
+        }
+        Ok(())
     }
 
     fn time(&self, task: &CodeTask) -> Result<Option<Duration>> {
@@ -297,6 +320,7 @@ impl CodeRunner {
             "no-base" => error(ErrorKind::PermissionDenied, format!("the directory of tasks, {base}, cannot be made or used"))
                 .map_err(|error| error.with_help("set code.base-dir to a directory that the sandbox's user can write to")),
             "no-space" => error(ErrorKind::NoSpace, format!("the task's files cannot be written below {base}")),
+            "is-file" => error(ErrorKind::AlreadyExists, "a file stands where an input file needs a directory".to_owned()),
             "is-directory" => error(ErrorKind::IsADirectory, "an input file has the name of a directory".to_owned()),
             _ => Err(unclear("run code")),
         }
@@ -460,6 +484,18 @@ fn check_name(operation: &'static str, name: &[u8]) -> Result<()> {
         return Err(invalid(operation, message).with_help("use a relative path without `..`"));
     }
     Ok(())
+}
+
+/// No file can be in another one.
+fn check_names(operation: &'static str, task: &CodeTask) -> Result<()> {
+    let above = |name: &str| name.match_indices('/').any(|(end, _)| task.files.contains_key(&name[..end]));
+    match task.files.keys().find(|name| above(name)) {
+        Some(name) => {
+            let shown: String = name.escape_debug().take(80).collect();
+            Err(invalid(operation, format!("\"{shown}\" is below another input file")).with_help("give one of them another name"))
+        }
+        None => Ok(()),
+    }
 }
 
 fn invalid(operation: &'static str, message: impl Into<String>) -> Error {

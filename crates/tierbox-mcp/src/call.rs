@@ -16,8 +16,8 @@ const MOST_OUTPUT: u64 = 64 << 10;
 pub(crate) const MOST_READ: u64 = 256 << 10;
 /// Bytes of files that are ever sent in one answer.
 const MOST_FILES: u64 = 8 << 20;
-/// Entries of a directory that are listed.
-const MOST_ENTRIES: usize = 1000;
+/// Items of a list that a model gets to see.
+const MOST_LISTED: usize = 1000;
 
 /// Calls a tool. `None` if there is no such tool.
 pub(crate) async fn call(agent: &AgentSandbox, tool: &str, arguments: Value) -> Option<Result<Value>> {
@@ -63,7 +63,23 @@ async fn run_code(agent: &AgentSandbox, arguments: Value) -> Result<Value> {
         ..TaskLimits::default()
     };
     let report = agent.run_code(&task).await?.report();
-    serde_json::to_value(report).map_err(|error| Error::new(ErrorKind::Internal, "run code", error.to_string()))
+    let mut shown = value(&report)?;
+    cut(&mut shown, "files_created", "list the task's directory, or parts of it");
+    Ok(shown)
+}
+
+fn value(document: &impl serde::Serialize) -> Result<Value> {
+    serde_json::to_value(document).map_err(|error| Error::new(ErrorKind::Internal, "write answer", error.to_string()))
+}
+
+/// Shortens a list to what a model can make use of, and says so: `left_out` counts the rest, `note` tells how to see it.
+fn cut(shown: &mut Value, list: &str, how: &str) {
+    let Some(items) = shown[list].as_array_mut().filter(|items| items.len() > MOST_LISTED) else { return };
+    let (all, left_out) = (items.len(), items.len() - MOST_LISTED);
+    items.truncate(MOST_LISTED);
+    let earlier = shown["note"].as_str().map_or_else(String::new, |note| format!("{note}; "));
+    shown["left_out"] = json!(shown["left_out"].as_u64().unwrap_or(0) + left_out as u64);
+    shown["note"] = json!(format!("{earlier}{list} shows {MOST_LISTED} of {all}: {how}"));
 }
 
 async fn exec(agent: &AgentSandbox, arguments: Value) -> Result<Value> {
@@ -108,13 +124,17 @@ async fn get_files(agent: &AgentSandbox, arguments: Value) -> Result<Value> {
         shown["size"] = json!(file.contents.len());
         shown
     });
-    Ok(json!({ "files": shown.collect::<Vec<_>>() }))
+    let mut shown = json!({ "files": shown.collect::<Vec<_>>() });
+    cut(&mut shown, "files", "ask for one by its name");
+    Ok(shown)
 }
 
 async fn cleanup(agent: &AgentSandbox, arguments: Value) -> Result<Value> {
     let asked: Cleanup = arguments::read("cleanup", arguments)?;
     let report = agent.cleanup_tasks(seconds(asked.older_than_hours.map(|hours| hours * 3600.0))?).await?;
-    Ok(json!({ "removed_tasks": report.tasks, "removed_sessions": report.sessions, "failed": report.failed }))
+    let mut shown = json!({ "removed_tasks": report.tasks, "removed_sessions": report.sessions, "failed": report.failed });
+    ["removed_tasks", "removed_sessions", "failed"].iter().for_each(|list| cut(&mut shown, list, "the rest was treated alike"));
+    Ok(shown)
 }
 
 async fn read_file(agent: &AgentSandbox, arguments: Value) -> Result<Value> {
@@ -148,10 +168,12 @@ async fn list_directory(agent: &AgentSandbox, arguments: Value) -> Result<Value>
         FileKind::Symlink => "link",
         FileKind::Other => "other",
     };
-    let shown = entries.iter().take(MOST_ENTRIES).map(
+    let shown = entries.iter().map(
         |entry| json!({ "name": String::from_utf8_lossy(&entry.name), "kind": kind(entry.meta.kind), "size": entry.meta.size }),
     );
-    Ok(json!({ "entries": shown.collect::<Vec<_>>(), "left_out": entries.len().saturating_sub(MOST_ENTRIES) }))
+    let mut shown = json!({ "entries": shown.collect::<Vec<_>>(), "left_out": 0 });
+    cut(&mut shown, "entries", "list a directory below it, or have a program print a part");
+    Ok(shown)
 }
 
 async fn status(agent: &AgentSandbox, arguments: Value) -> Result<Value> {
@@ -159,10 +181,27 @@ async fn status(agent: &AgentSandbox, arguments: Value) -> Result<Value> {
     let tooling = agent.tooling();
     let mut status = json!({ "tooling": tooling.to_string(), "meaning": tooling.meaning() });
     if tooling == Tooling::T0 {
-        status["code"] = serde_json::to_value(agent.code_status().await?).unwrap_or_default();
-        status["sessions"] = serde_json::to_value(agent.sessions().await?).unwrap_or_default();
+        status["code"] = value(&agent.code_status().await?)?;
+        status["sessions"] = value(&agent.sessions().await?)?;
+        cut(&mut status, "sessions", "clean up those that are idle");
     } else {
         status["programs"] = json!(agent.policy().programs());
     }
     Ok(status)
+}
+
+#[cfg(test)]
+mod unit {
+    use super::*;
+
+    #[test]
+    fn a_long_list_is_cut_and_says_so() {
+        let mut shown = json!({ "a": vec![0; MOST_LISTED], "b": vec![0; MOST_LISTED + 5], "c": vec![0; MOST_LISTED + 2] });
+        cut(&mut shown, "a", "how");
+        assert!(shown.get("note").is_none() && shown.get("left_out").is_none());
+        cut(&mut shown, "b", "ask");
+        cut(&mut shown, "c", "look");
+        assert_eq!((shown["b"].as_array().unwrap().len(), shown["left_out"].as_u64()), (MOST_LISTED, Some(7)));
+        assert_eq!(shown["note"], "b shows 1000 of 1005: ask; c shows 1000 of 1002: look");
+    }
 }

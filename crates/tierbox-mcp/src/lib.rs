@@ -15,6 +15,7 @@
 
 mod arguments;
 mod call;
+mod lines;
 mod offer;
 mod server;
 

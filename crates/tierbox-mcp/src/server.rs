@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rmcp::model::{
-    CallToolRequestParams, CallToolResponse, CallToolResult, ContentBlock, Implementation, ListToolsResult,
-    PaginatedRequestParams, ProgressNotificationParam, ServerCapabilities, ServerConfig, Tool,
+    CallToolRequestParams, CallToolResponse, CallToolResult, ContentBlock, CustomRequest, CustomResult, ErrorCode,
+    Implementation, ListToolsResult, PaginatedRequestParams, ProgressNotificationParam, ServerCapabilities, ServerConfig, Tool,
 };
 use rmcp::service::RequestContext;
 use rmcp::{ErrorData, RoleServer, ServerHandler, ServiceExt};
@@ -15,6 +15,7 @@ use tierbox::code::CodeSettings;
 use tierbox::{AgentSandbox, Error, ErrorKind, Result};
 use tokio::io::{AsyncRead, AsyncWrite};
 
+use crate::lines::{self, Lines};
 use crate::{call, offer};
 
 /// How often a running call reports.
@@ -116,6 +117,35 @@ impl ServerHandler for Server {
         };
         Ok(answered.into())
     }
+
+    /// What the library could not read as a request that it knows.
+    async fn on_custom_request(
+        &self,
+        request: CustomRequest,
+        _context: RequestContext<RoleServer>,
+    ) -> Result<CustomResult, ErrorData> {
+        Err(misunderstood(&request.method, request.params))
+    }
+}
+
+/// Why a request was not understood: it is too long, its parameters are not those of its method, or there is no such method.
+fn misunderstood(method: &str, params: Option<Value>) -> ErrorData {
+    match method {
+        lines::TOO_LONG => {
+            let message = format!("the message is longer than {} bytes; pass large contents in several calls", lines::LONGEST);
+            ErrorData::invalid_request(message, None)
+        }
+        "tools/call" => {
+            let read = serde_json::from_value::<CallToolRequestParams>(params.unwrap_or(Value::Null));
+            let why = read.err().map_or_else(String::new, |error| format!(": {error}"));
+            let message = format!("tools/call takes an object with the tool's `name` and an object of `arguments`{why}");
+            ErrorData::invalid_params(message, None)
+        }
+        "initialize" | "ping" | "tools/list" => {
+            ErrorData::invalid_params(format!("the parameters are not those of {method}"), None)
+        }
+        _ => ErrorData::new(ErrorCode::METHOD_NOT_FOUND, format!("there is no method {method:?}"), None),
+    }
 }
 
 /// Does the work, and tells the client each second that it goes on.
@@ -149,7 +179,7 @@ where
 {
     let (agent, ended) = (server.agent.clone(), server.ended.clone());
     let failed = |error: String| Error::new(ErrorKind::Protocol, "serve MCP", error);
-    let service = server.serve((input, output)).await.map_err(|error| failed(error.to_string()))?;
+    let service = server.serve((Lines::new(input), output)).await.map_err(|error| failed(error.to_string()))?;
     let stop = service.cancellation_token();
     let waiting = service.waiting();
     tokio::pin!(waiting);

@@ -240,14 +240,30 @@ impl Tierbox {
     /// # Errors
     /// `NotFound`, naming what there is; `TierRefused` if a probe failed and the profile says `"always"`.
     pub async fn attach(&self, id_or_name: &str) -> Result<Running> {
+        self.attach_with(id_or_name, false).await
+    }
+
+    /// The same, with everything on record from now on: in its log, or in one that begins here and is attested where it can be.
+    ///
+    /// # Errors
+    /// As [`attach`](Self::attach); what the file system says.
+    pub async fn attach_logged(&self, id_or_name: &str) -> Result<Running> {
+        let running = self.attach_with(id_or_name, true).await?;
+        if running.logged_run()?.is_some_and(|run| run.attestation.is_none()) {
+            running.attest()?;
+        }
+        Ok(running)
+    }
+
+    async fn attach_with(&self, id_or_name: &str, logged: bool) -> Result<Running> {
         #[allow(unused_mut)]
-        let mut running = self.find(id_or_name).await?;
+        let mut running = self.find(id_or_name, logged).await?;
         #[cfg(target_os = "linux")]
         running.verify_found_again().await?;
         Ok(running)
     }
 
-    async fn find(&self, id_or_name: &str) -> Result<Running> {
+    async fn find(&self, id_or_name: &str, logged: bool) -> Result<Running> {
         let journal = self.journal()?;
         let entry = journal.find(id_or_name)?;
         let backend = self.inner.registry.get(&entry.record.backend)?;
@@ -255,7 +271,7 @@ impl Tierbox {
         let report = environment.report().clone();
         tracing::info!(target: "tierbox::op", id = entry.record.id, "attach");
         let mut memo = Memo::from_value(&entry.memo);
-        let log = runs::reopen(journal, &entry.record.id, &memo)?;
+        let log = runs::reopen(journal, &entry.record.id, &memo, logged)?;
         let (noted, spec) = (Noted::of(journal, &entry.record.id), memo.spec.take());
         let running = Running::new(environment, backend, journal.clone(), None, report, memo, entry.record.expires).logged(log);
         Ok(running.found_again(noted, spec))
@@ -310,7 +326,7 @@ impl Tierbox {
         lease.remove()?;
         Termination::forget(journal.state().path(), &record.id);
         tracing::info!(target: "tierbox::op", id = record.id, "down");
-        if let Some(log) = runs::reopen(journal, &record.id, &Memo::from_value(&entry.memo))? {
+        if let Some(log) = runs::reopen(journal, &record.id, &Memo::from_value(&entry.memo), false)? {
             life::step(Some(&AuditLayer::new(log.clone(), record.id.as_str())), "stopped");
             log.flush(true)?;
         }
@@ -324,7 +340,7 @@ impl Tierbox {
         }
         let kept = async {
             // What is about to end is not verified again.
-            if let Ok(running) = self.find(&entry.record.id).await {
+            if let Ok(running) = self.find(&entry.record.id, false).await {
                 running.keep_decisions().await;
             }
         };

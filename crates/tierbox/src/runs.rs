@@ -18,6 +18,8 @@ const RUNS: &str = "runs";
 const HEADS: &str = "heads";
 /// Runs that are kept. The oldest of those that have ended go first.
 const KEPT: usize = 200;
+/// The log's name.
+const LOG: &str = "log.jsonl";
 /// The attestation's name.
 pub(crate) const ATTESTATION: &str = "attestation.json";
 /// The name of the gateway's decisions.
@@ -128,10 +130,15 @@ impl Audit for Both {
     }
 }
 
-/// The log that was begun by whoever started an environment; `None` if it has none.
-pub(crate) fn reopen(journal: &Journal, id: &str, memo: &Memo) -> Result<Option<Arc<OperationLog>>> {
+/// The log of an environment that another process started, which it began, or somebody since; `None` if it has none, and none is
+/// `wanted`.
+pub(crate) fn reopen(journal: &Journal, id: &str, memo: &Memo, wanted: bool) -> Result<Option<Arc<OperationLog>>> {
+    let is_there = memo.log || directory(journal.state().path(), id)?.join(LOG).is_file();
+    if !is_there && wanted {
+        let _ = prune(journal);
+    }
     // Its secrets are known to that process alone: what may hold one is then withheld.
-    memo.log.then(|| open(journal, id, Secrets::new(), memo.secrets)).transpose()
+    (is_there || wanted).then(|| open(journal, id, Secrets::new(), memo.secrets)).transpose()
 }
 
 /// The attestation in the directory of a run.
@@ -179,7 +186,7 @@ impl Run {
 
     /// Reads what lies beside the log in the directory of a run.
     pub(crate) fn read(directory: PathBuf) -> Result<Self> {
-        if !directory.join("log.jsonl").is_file() {
+        if !directory.join(LOG).is_file() {
             return Err(Error::new(ErrorKind::NotFound, "find run", format!("{} holds no operation log", directory.display()))
                 .with_help("a run is logged if it is asked for: `tierbox run --log`, StartOptions::log"));
         }

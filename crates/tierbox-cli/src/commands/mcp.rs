@@ -14,13 +14,13 @@ use crate::{Context, approve, output};
 /// How often tasks that expired are removed.
 const SWEEP: Duration = Duration::from_secs(3600);
 
+/// What an agent was allowed is on record, whatever the profile says.
 pub(crate) async fn mcp(context: &mut Context, args: McpArgs) -> Result<u8, Failure> {
     if let Some(name) = &args.sandbox {
         let client = context.client.clone();
-        let work = async { serve(&client.attach(name).await?).await };
+        let work = async { serve(&client.attach_logged(name).await?).await };
         return context.interrupts.guard(work).await;
     }
-    // What an agent was allowed is on record, whatever the profile says.
     let options = starting::options(context, &args.start).log();
     let running = starting::start(context, &args.start, options, None).await?;
     let done = context.interrupts.guard(serve(&running)).await;

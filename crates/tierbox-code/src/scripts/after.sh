@@ -3,6 +3,6 @@ hash=$2
 enter_base "$1" || give_up no-base
 touch ".tasks/$hash" 2>/dev/null || :
 [ -z "$4" ] || touch ".sessions/$4" 2>/dev/null || :
-cd "$base/$3" || give_up no-directory
+is_directory "$base/$3" && cd "$base/$3" || give_up no-directory
 answer files
 list

@@ -7,12 +7,47 @@ start=$PWD
 answer() { printf '%s\0' "$@"; }
 give_up() { answer "$1"; exit 0; }
 
+# A directory itself, and no link that a task put into the place of one.
+is_directory() { [ -d "$1" ] && [ ! -L "$1" ]; }
+
+# Makes a directory where none is, whatever else a task left there, and has its owner enter it.
+make_directory() {
+    is_directory "$1" || { rm -f "$1" && mkdir "$1"; } 2>/dev/null || return 1
+    [ -r "$1" ] && [ -w "$1" ] && [ -x "$1" ] || chmod u+rwx "$1" 2>/dev/null || :
+}
+
+# Writes what comes into a file of its own, whatever else a task left there.
+record() {
+    if [ -L "$1" ] || [ ! -f "$1" ]; then remove "$1" || return 1; fi
+    cat >"$1"
+}
+
 # Goes into the directory of the tasks' directories, or says that there is none.
 enter_base() {
-    case $1 in /*) base=$1 ;; *) base=$start/$1 ;; esac
-    [ -d "$base/.tasks" ] && [ -d "$base/.sessions" ] && cd "$base" || return 1
+    # One below the working directory is our own, and no link; the profile may have made another one.
+    case $1 in
+        /*) base=$1 ;;
+        *) base=$start/$1; [ ! -L "$base" ] || return 1 ;;
+    esac
+    is_directory "$base/.tasks" && is_directory "$base/.sessions" && cd "$base" || return 1
     base=$(pwd -P)
     [ "$base" != / ]
+}
+
+# The program of a name, as an absolute path; nothing if there is none. A shell's own `command -v` may name what is built into it.
+locate() {
+    case $1 in
+        /*) [ ! -f "$1" ] || [ ! -x "$1" ] || printf %s "$1" ;;
+        */*) ;;
+        *)
+            rest=${PATH:-/usr/local/bin:/usr/bin:/bin}:
+            while [ -n "$rest" ]; do
+                found=${rest%%:*}/$1
+                rest=${rest#*:}
+                case $found in /*) if [ -f "$found" ] && [ -x "$found" ]; then printf %s "$found"; return; fi ;; esac
+            done
+            ;;
+    esac
 }
 
 is_hash() {
@@ -20,7 +55,7 @@ is_hash() {
     [ ${#1} -eq 16 ]
 }
 
-# Removes a directory of the base, also one whose modes forbid it.
+# Removes something below the base, also a directory whose modes forbid it.
 remove() {
     rm -rf "./$1" 2>/dev/null && return
     chmod -R u+rwx "./$1" 2>/dev/null || :

@@ -8,7 +8,7 @@ case $place in
     s-*) is_hash "${place#s-}" || give_up no-task ;;
     *) give_up no-task ;;
 esac
-cd "$base/$place" 2>/dev/null || give_up no-task
+is_directory "$base/$place" && cd "$base/$place" 2>/dev/null || give_up no-task
 if [ $# -gt 2 ]; then
     [ -f "./$3" ] || give_up no-file
     [ -r "./$3" ] || give_up unreadable

@@ -4,34 +4,42 @@ base=$1 hash=$2 place=$3 session=$4 session_hash=$5 code=$6 expiry=$7 programs=$
 shift 8
 program=
 while [ "$programs" -gt 0 ]; do
-    if [ -z "$program" ]; then
-        found=$(command -v "$1" 2>/dev/null) || found=
-        case $found in /*) program=$found ;; esac
-    fi
+    [ -n "$program" ] || program=$(locate "$1")
     programs=$((programs - 1))
     shift
 done
 [ -n "$program" ] || give_up no-runtime
-case $base in /*) ;; *) base=$start/$base ;; esac
-mkdir -p "$base/.tasks" "$base/.sessions" || give_up no-base
-enter_base "$base" || give_up no-base
+given=$base
+case $given in
+    /*) ;;
+    *)
+        base=$start/$given
+        [ ! -L "$base" ] || rm -f "$base" || give_up no-base
+        ;;
+esac
+mkdir -p "$base" 2>/dev/null || give_up no-base
+for records in .tasks .sessions; do
+    make_directory "$base/$records" || give_up no-base
+done
+enter_base "$given" || give_up no-base
 quiet() { :; }
 # What cannot be removed now is told by a clean-up that somebody asks for.
 [ "$expiry" -eq 0 ] || (expire "$expiry" quiet) </dev/null >/dev/null 2>&1 || :
 
-printf %s "$place" >".tasks/$hash" || give_up no-space
+printf %s "$place" | record ".tasks/$hash" || give_up no-space
 if [ -n "$session_hash" ]; then
-    printf %s "$session" >".sessions/$session_hash" || give_up no-space
+    printf %s "$session" | record ".sessions/$session_hash" || give_up no-space
 fi
 case $place in
     .) own=$base/$hash directory=$start ;;
     *) own=$base/$place directory=$own ;;
 esac
 state=fresh
-[ ! -d "$own" ] || state=used
-mkdir -p "$own" || give_up no-space
+! is_directory "$own" || state=used
+make_directory "$own" || give_up no-space
 input=$base/.input.$$
 part=$own/.part.$$
+rm -f "$input" "$part" || give_up no-space
 trap 'rm -f "$input" "$part"' EXIT
 cat >"$input" || give_up no-space
 
@@ -42,10 +50,19 @@ put() {
     mv -f "$part" "$1" || give_up no-space
     offset=$((offset + $2))
 }
+# Says why no directory can be made for a file.
+blocked() {
+    above=$1
+    while [ "$above" != "${above%/*}" ]; do
+        above=${above%/*}
+        if [ -e "$directory/$above" ] && [ ! -d "$directory/$above" ]; then give_up is-file; fi
+    done
+    give_up no-space
+}
 put "$own/$code" "$1"
 shift
 while [ $# -gt 0 ]; do
-    case $1 in */*) mkdir -p "$directory/${1%/*}" || give_up no-space ;; esac
+    case $1 in */*) mkdir -p "$directory/${1%/*}" 2>/dev/null || blocked "$1" ;; esac
     put "$directory/$1" "$2"
     shift 2
 done

@@ -6,8 +6,8 @@ where() {
     count=$1
     shift
     while [ "$count" -gt 0 ]; do
-        found=$(command -v "$1" 2>/dev/null) || found=
-        case $found in /*) printf %s "$found"; return ;; esac
+        found=$(locate "$1")
+        if [ -n "$found" ]; then printf %s "$found"; return; fi
         count=$((count - 1))
         shift
     done

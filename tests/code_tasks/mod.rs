@@ -1,0 +1,57 @@
+//! Code tasks, as every backend has to run them.
+
+mod conformance;
+mod escape;
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use tierbox_core::{Environment, ExecRequest, SandboxExt};
+
+/// What a case does.
+pub type Done = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// A case, on an environment whose working directory is empty.
+pub type Case = fn(Arc<dyn Environment>) -> Done;
+
+macro_rules! cases {
+    ($($area:ident: $($name:ident),+ $(,)?;)+) => {
+        &[$($((
+            concat!(stringify!($area), "::", stringify!($name)),
+            (|environment| Box::pin($area::$name(environment))) as Case,
+        )),+),+]
+    };
+}
+
+/// All of them.
+pub const ALL: &[(&str, Case)] = cases! {
+    conformance:
+        a_task_has_files_variables_and_an_outcome,
+        python_is_python3_where_only_that_exists,
+        sessions_keep_their_directory_and_can_be_listed,
+        the_same_task_within_the_hour_finds_its_directory,
+        without_a_directory_of_its_own_a_task_starts_where_commands_do,
+        limits_bind_the_task,
+        what_makes_no_sense_is_refused_before_anything_is_made,
+        tasks_expire_and_the_base_directory_never_goes,
+        input_files_that_find_no_place_are_refused_by_what_is_there,
+    ;
+    escape:
+        nothing_that_a_caller_says_is_shell_text,
+        a_program_cannot_forge_its_outcome,
+        a_task_that_removes_its_own_ground_is_survived,
+        what_a_task_puts_into_the_place_of_directories_leads_nobody_astray,
+    ;
+};
+
+/// Runs them one after another in one environment.
+pub async fn run_all(environment: &Arc<dyn Environment>) {
+    for (name, case) in ALL {
+        println!("{name}");
+        case(environment.clone()).await;
+        // What a case left is nobody's: locked directories too.
+        let empty = "chmod -R u+rwx . 2>/dev/null; find . -mindepth 1 -delete && rm -rf /tmp/made";
+        let emptied = environment.primary().run(ExecRequest::shell(empty)).await.expect("a command");
+        assert!(emptied.success(), "after {name}: {emptied:?}");
+    }
+}
