@@ -1,5 +1,6 @@
 """What the provider promises beyond Inspect's own checks."""
 
+import json
 import os
 import shlex
 import subprocess
@@ -58,6 +59,43 @@ async def test_overrides_change_the_profile_and_the_report_says_so() -> None:
     assert any(limit["name"] == "pids" and limit["value"] == "77" for limit in report["limits"])
     await Provider.task_cleanup("task", None, True)
     assert sandbox.environment not in listed()
+
+
+async def test_overrides_let_no_other_layer_weaken_the_profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = tmp_path / "tierbox"
+    home.mkdir()
+    (home / "config.toml").write_text('[limits]\nmemory = "3GiB"\n')
+    state = tmp_path / "state"
+    run = [_daemon.program(), "--state-dir", str(state), "serve", "--background", "--json", "--idle", "2s"]
+    env = os.environ | {"XDG_CONFIG_HOME": str(tmp_path)}
+    done = subprocess.run(run, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True, env=env)
+    monkeypatch.setattr(_daemon, "_socket", json.loads(done.stdout)["socket"])
+    profile = tmp_path / "small.toml"
+    profile.write_text('extends = "local"\ntier = "T0.H1.N2"\n[limits]\nmemory = "1GiB"\npids = 32\n')
+    with pytest.raises(PrerequisiteError, match="user file would weaken `limits.memory`"):
+        await started(TierboxConfig(str(profile), overrides={"limits": {"pids": 77}}))
+    (home / "config.toml").unlink()
+    await started(TierboxConfig(str(profile), overrides={"limits": {"pids": 77}}))
+    await Provider.task_cleanup("task", None, True)
+
+
+async def test_a_clean_up_goes_on_after_a_failure_and_tells_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    good, bad = await started("local"), await started("local")
+    destroy = Provider._destroy
+
+    async def fails(environment: str) -> None:
+        if environment != good.environment:
+            raise SandboxUnavailableError(f"stuck: {environment}")
+        await destroy(environment)
+
+    Provider._leases["gone-1"] = "task"
+    monkeypatch.setattr(Provider, "_destroy", fails)
+    with pytest.raises(SandboxUnavailableError, match=f"{bad.environment}.*; gone-1: stuck"):
+        await Provider.task_cleanup("task", None, True)
+    assert good.environment not in listed() and bad.environment in listed()
+    monkeypatch.undo()
+    await Provider.task_cleanup("task", None, True)
+    assert bad.environment not in listed() and not Provider._leases
 
 
 async def test_what_grants_more_than_the_tier_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,6 +45,7 @@ pub struct Loader {
     surroundings: Arc<Surroundings>,
     assignments: Vec<Assignment>,
     allow_weaker: bool,
+    weaker_set: bool,
     overrides: Option<Overrides>,
 }
 
@@ -83,6 +84,7 @@ impl Loader {
             surroundings: Arc::new(Surroundings::of_process()),
             assignments: Vec::new(),
             allow_weaker: false,
+            weaker_set: false,
             overrides: None,
         }
     }
@@ -107,6 +109,13 @@ impl Loader {
     #[must_use]
     pub fn allow_weaker(mut self, allow: bool) -> Self {
         self.allow_weaker = allow;
+        self
+    }
+
+    /// Lets `--set` alone weaken the profile: those who say it mean it, and it is no leave for the layers below. Default: no.
+    #[must_use]
+    pub fn weaker_set(mut self, allow: bool) -> Self {
+        self.weaker_set = allow;
         self
     }
 
@@ -357,9 +366,11 @@ impl<'a> Reading<'a> {
         let merged = Merged::new(&self.layers[..count])?;
         let changes = weaker(before, after, &self.loader.schema);
         let mut allowed = Vec::new();
+        let is_set = self.layers[..count].last().is_some_and(|values| values.layer == Layer::Set);
+        let may_weaken = self.loader.allow_weaker || (self.loader.weaker_set && is_set);
         for change in changes {
             let provenance = merged.provenance(&split(&change.key));
-            if self.loader.allow_weaker {
+            if may_weaken {
                 allowed.push(Weakening { key: change.key, from: change.from, to: change.to, provenance });
             } else {
                 let message = format!("{} would weaken `{}` from {} to {}", provenance.layer, change.key, change.from, change.to);

@@ -128,6 +128,20 @@ mod unit {
     }
 
     #[test]
+    fn what_is_set_may_weaken_without_leave_for_the_layers_below() {
+        let world = World::new();
+        world.write("here/p.toml", "tier = \"T0.H1.N2\"\n[limits]\npids = 32\nexec = \"10s\"\n");
+        let loader = || world.loader().set("limits.pids=64").unwrap();
+        assert_eq!(loader().load("./p.toml").unwrap_err().kind(), ErrorKind::WeakerRefused);
+        let weakened = loader().weaker_set(true).load("./p.toml").unwrap().weakened().to_vec();
+        assert_eq!((weakened.len(), weakened[0].key.as_str()), (1, "limits.pids"));
+        world.write(USER, "[limits]\nexec = \"1m\"\n");
+        let refused = loader().weaker_set(true).load("./p.toml").unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::WeakerRefused);
+        assert!(refused.to_string().contains("limits.exec"), "{refused}");
+    }
+
+    #[test]
     fn relative_paths_start_from_the_file_that_states_them() {
         let world = World::new();
         world.write("base/data/x", "");

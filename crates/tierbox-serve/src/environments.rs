@@ -113,6 +113,7 @@ impl Shared {
         let mut options = StartOptions::new();
         options.set = asked.set.into_iter().collect();
         options.allow_weaker = asked.allow_weaker;
+        options.weaker_set = asked.weaker_set;
         options.env = asked.env;
         options.name = asked.name;
         options.lifetime = asked.lifetime.map(|lifetime| seconds("lifetime", lifetime)).transpose()?;

@@ -20,6 +20,9 @@ pub struct Create {
     /// Permit what weakens the profile. The report lists it.
     #[serde(default)]
     pub allow_weaker: bool,
+    /// Permit `set` to weaken the profile, and nothing else: neither the user's file nor the environment of the daemon.
+    #[serde(default)]
+    pub weaker_set: bool,
     /// Variables of every command.
     #[serde(default)]
     pub env: BTreeMap<String, String>,

@@ -1,5 +1,7 @@
 //! What the agent asks for, as rules, people and the log look at it.
 
+use std::borrow::Cow;
+
 use tierbox_code::CodeTask;
 use tierbox_core::{Approval, ApprovalRule, ExecRequest, GuestPath, Sensitive, Stdin, fits, is_harmless_variable};
 
@@ -7,84 +9,84 @@ use tierbox_core::{Approval, ApprovalRule, ExecRequest, GuestPath, Sensitive, St
 const SHOWN: usize = 2000;
 
 /// A sensitive action with all that comes along.
-pub(crate) struct Asked {
+pub(crate) struct Asked<'a> {
     pub tool: Sensitive,
     /// What a rule is compared with: the arguments joined by spaces, the runtime, the path.
-    text: Vec<u8>,
+    text: Cow<'a, [u8]>,
     /// What a rule that does not allow is compared with as well: variables, the user, the directory, input, code, files.
-    along: Vec<Vec<u8>>,
+    along: Vec<Cow<'a, [u8]>>,
     /// Whether what comes along may make something else of the text, so that no rule that allows the text means it.
     altered: bool,
     /// For people.
     pub what: String,
 }
 
-impl Asked {
+impl<'a> Asked<'a> {
     /// A command. Variables can make any program do anything, and another user may do more than the one that a rule was
     /// written for.
-    pub fn exec(request: &ExecRequest) -> Self {
+    pub fn exec(request: &'a ExecRequest) -> Self {
         let mut what = shown(&request.argv);
         let mut along = Vec::new();
         let odd = request.env.iter().filter(|(name, _)| !is_harmless_variable(name));
         for (name, value) in odd {
             let pair = [name.as_slice(), b"=", value].concat();
             what += &format!("; with {}", head(&pair));
-            along.push(pair);
+            along.push(Cow::from(pair));
         }
         let altered = !along.is_empty() || request.user.is_some();
         if let Some(user) = &request.user {
             what += &format!("; as {user}");
-            along.push(user.clone().into_bytes());
+            along.push(user.as_bytes().into());
         }
         if let Some(cwd) = &request.cwd {
             what += &format!("; in {cwd}");
-            along.push(cwd.as_bytes().to_vec());
+            along.push(cwd.as_bytes().into());
         }
         match &request.stdin {
             Stdin::Bytes(bytes) if !bytes.is_empty() => {
                 what += &format!("; given {}", head(bytes));
-                along.push(bytes.to_vec());
+                along.push(bytes.as_ref().into());
             }
             _ => {}
         }
-        Self { tool: Sensitive::Exec, text: request.argv.join(&b' '), along, altered, what }
+        Self { tool: Sensitive::Exec, text: request.argv.join(&b' ').into(), along, altered, what }
     }
 
     /// A piece of code. Whoever allows a runtime allows all code in it, so that nothing that comes along can add to it.
-    pub fn code(task: &CodeTask) -> Self {
+    pub fn code(task: &'a CodeTask) -> Self {
         let mut what = format!("{}: {}", task.runtime, task.code);
-        let mut along = vec![task.code.clone().into_bytes()];
+        let mut along = vec![Cow::from(task.code.as_bytes())];
         for (name, value) in &task.env {
             let pair = format!("{name}={value}").into_bytes();
             what += &format!("; with {}", head(&pair));
-            along.push(pair);
+            along.push(pair.into());
         }
         for (name, contents) in &task.files {
             what += &format!("; and the file {name}: {}", head(contents));
-            along.extend([name.clone().into_bytes(), contents.clone()]);
+            along.extend([Cow::from(name.as_bytes()), contents.into()]);
         }
         if let Some(stdin) = &task.stdin {
             what += &format!("; given {}", head(stdin));
-            along.push(stdin.clone());
+            along.push(stdin.into());
         }
-        Self { tool: Sensitive::Code, text: task.runtime.clone().into_bytes(), along, altered: false, what }
+        Self { tool: Sensitive::Code, text: task.runtime.as_bytes().into(), along, altered: false, what }
     }
 
     /// A change of a file, with what is to be in it.
-    pub fn write(path: &GuestPath, contents: Option<&[u8]>) -> Self {
-        let along = contents.map(<[u8]>::to_vec).into_iter().collect();
-        Self { tool: Sensitive::Write, text: path.as_bytes().to_vec(), along, altered: false, what: path.to_string() }
+    pub fn write(path: &'a GuestPath, contents: Option<&'a [u8]>) -> Self {
+        let along = contents.map(Cow::from).into_iter().collect();
+        Self { tool: Sensitive::Write, text: path.as_bytes().into(), along, altered: false, what: path.to_string() }
     }
 
     /// The removal of old tasks.
     pub fn cleanup(what: String) -> Self {
-        Self { tool: Sensitive::Write, text: b"tasks".to_vec(), along: Vec::new(), altered: false, what }
+        Self { tool: Sensitive::Write, text: b"tasks".as_slice().into(), along: Vec::new(), altered: false, what }
     }
 
     /// Whether a rule speaks of this. One that allows speaks of the text alone, and of nothing that alters it; every other one
     /// speaks of what comes along too.
     pub fn is_meant_by(&self, rule: &ApprovalRule) -> bool {
-        let means = |text: &Vec<u8>| fits(&rule.pattern, text);
+        let means = |text: &Cow<'_, [u8]>| fits(&rule.pattern, text);
         rule.tool.is_none_or(|tool| tool == self.tool)
             && match rule.action {
                 Approval::Allow => !self.altered && means(&self.text),
@@ -136,6 +138,10 @@ mod unit {
         let code = CodeTask::new("python", "import json").file("json.py", "print('secret')");
         assert!(Asked::code(&code).is_meant_by(&refuse) && Asked::code(&code).is_meant_by(&rule("python", Approval::Allow)));
         assert!(Asked::code(&code).what.contains("and the file json.py: 'print("), "{}", Asked::code(&code).what);
-        assert!(Asked::write(&"x".into(), Some(b"secret")).is_meant_by(&refuse));
+        let contents = b"secret".to_vec();
+        let path = GuestPath::from("x");
+        let write = Asked::write(&path, Some(&contents));
+        assert!(write.is_meant_by(&refuse));
+        assert!(matches!(write.along.as_slice(), [Cow::Borrowed(_)]), "what may be large is not copied");
     }
 }

@@ -31,7 +31,7 @@ impl Gate {
     ///
     /// # Errors
     /// `PolicyDenied` with the reason.
-    pub async fn pass(&self, machine: &str, asked: Asked) -> Result<()> {
+    pub async fn pass(&self, machine: &str, asked: Asked<'_>) -> Result<()> {
         self.check_alive()?;
         let tool = asked.tool;
         let rule = self.settings.approvals.iter().find(|rule| asked.is_meant_by(rule));

@@ -39,6 +39,8 @@ pub struct StartOptions {
     pub lifetime: Option<Duration>,
     /// Permit what weakens the profile.
     pub allow_weaker: bool,
+    /// Permit [`set`](Self::set) to weaken the profile, and nothing else: neither the user's file nor the environment.
+    pub weaker_set: bool,
     /// Notes of the caller's own, kept with the lease and shown in [`Listed::labels`](crate::Listed::labels). Never a secret.
     pub labels: BTreeMap<String, String>,
     /// Hears of the steps.
@@ -117,6 +119,12 @@ impl StartOptions {
         self.allow_weaker = true;
         self
     }
+    /// Permits the settings by name to weaken the profile, and nothing else.
+    #[must_use]
+    pub fn weaker_set(mut self) -> Self {
+        self.weaker_set = true;
+        self
+    }
     /// Notes something with the environment, for [`Tierbox::list`](crate::Tierbox::list). Never a secret.
     #[must_use]
     pub fn label(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
@@ -157,6 +165,7 @@ impl fmt::Debug for StartOptions {
             .field("keepable", &self.keepable)
             .field("lifetime", &self.lifetime)
             .field("allow_weaker", &self.allow_weaker)
+            .field("weaker_set", &self.weaker_set)
             .field("log", &self.log)
             .field("labels", &self.labels)
             .finish_non_exhaustive()

@@ -87,7 +87,7 @@ impl Profiles {
     pub fn load(&self, registry: &Registry, source: ProfileSource, options: &StartOptions) -> Result<Profile> {
         let profile = match source {
             ProfileSource::Name(name) => {
-                let mut loader = self.loader(registry)?.allow_weaker(options.allow_weaker);
+                let mut loader = self.loader(registry)?.allow_weaker(options.allow_weaker).weaker_set(options.weaker_set);
                 for (key, value) in &options.set {
                     loader = loader.set(&format!("{key}={value}"))?;
                 }

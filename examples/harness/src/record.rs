@@ -48,7 +48,7 @@ pub struct Record {
     pub seconds: f64,
     /// The profile.
     pub profile: String,
-    /// The tier that was enforced, as `T0.H1.N2`; null if no sandbox was ever started.
+    /// The tier, as `T0.H1.N2`: what was enforced; without an attestation, what the profile asks for. Null if there is no such profile.
     pub tier: Option<String>,
     /// What the tier rested on, in the form of `docs/attestation.schema.json`; null if no sandbox was ever started.
     pub attestation: Option<Attestation>,

@@ -57,11 +57,29 @@ struct Work {
     records: Arc<Records>,
 }
 
-/// What one attempt came to.
-struct Attempt {
-    verdict: Verdict,
+/// What a sample ran in, as far as it got: of the last attempt that had a sandbox.
+#[derive(Default)]
+struct Place {
     tier: Option<String>,
     attestation: Option<Attestation>,
+}
+
+/// Attempts at something that a sandbox's failure may spoil.
+struct Attempts {
+    made: u32,
+    retries: u32,
+}
+
+impl Attempts {
+    /// Whether another attempt makes sense after this error. Waits before it says so.
+    async fn again(&mut self, error: &Error) -> bool {
+        if !is_transient(error) || self.made > self.retries {
+            return false;
+        }
+        tokio::time::sleep(Duration::from_millis(200) * self.made).await;
+        self.made += 1;
+        true
+    }
 }
 
 impl Work {
@@ -88,16 +106,18 @@ impl Work {
         Ok(records)
     }
 
+    fn attempts(&self) -> Attempts {
+        Attempts { made: 1, retries: self.plan.retries }
+    }
+
     /// The same with further attempts where a sandbox failed, as for samples.
     async fn prepare_again(&self, task: &Task, slots: &Semaphore) -> Result<Arc<Tree>> {
-        let mut attempts = 0;
+        let mut attempts = self.attempts();
         loop {
-            attempts += 1;
             match self.prepare(task, slots).await {
-                Err(error) if is_transient(&error) && attempts <= self.plan.retries => {
-                    tokio::time::sleep(Duration::from_millis(200) * attempts).await;
-                }
-                other => return other,
+                Ok(tree) => return Ok(tree),
+                Err(error) if attempts.again(&error).await => {}
+                Err(error) => return Err(error),
             }
         }
     }
@@ -129,50 +149,45 @@ impl Work {
     async fn sample(&self, task: &str, sample: &Sample, given: Result<Arc<Tree>, String>) -> Result<Record> {
         self.progress.began();
         let started = Instant::now();
-        let mut attempts = 0;
-        let attempt = loop {
-            attempts += 1;
-            let failed = match &given {
-                Ok(tree) => match self.attempt(sample, tree).await {
-                    Ok(attempt) => break attempt,
-                    Err(error) => error,
-                },
-                Err(error) => Error::new(ErrorKind::Internal, "set up task", error.clone()),
+        let (mut attempts, mut place) = (self.attempts(), Place::default());
+        let verdict = loop {
+            let attempt = match &given {
+                Ok(tree) => self.attempt(sample, tree, &mut place).await,
+                Err(error) => Err(Error::new(ErrorKind::Internal, "set up task", error.clone())),
             };
-            if !is_transient(&failed) || attempts > self.plan.retries {
-                break Attempt {
-                    verdict: Verdict::Invalid(format!("{}: {failed}", failed.kind())),
-                    tier: None,
-                    attestation: None,
-                };
+            match attempt {
+                Ok(verdict) => break verdict,
+                Err(error) if attempts.again(&error).await => {}
+                Err(error) => break Verdict::Invalid(format!("{}: {error}", error.kind())),
             }
-            tokio::time::sleep(Duration::from_millis(200) * attempts).await;
         };
+        // What no sandbox was had for is told by what its profile promises; there is no attestation of it.
+        let declared = || self.client.load(self.plan.profile.as_str(), &StartOptions::new()).ok();
+        let tier = place.tier.or_else(|| declared().map(|profile| profile.tier().to_string()));
         let record = Record {
             task: task.to_owned(),
             sample: sample.name.to_owned(),
-            verdict: attempt.verdict,
-            attempts,
+            verdict,
+            attempts: attempts.made,
             seconds: started.elapsed().as_secs_f64(),
             profile: self.plan.profile.clone(),
-            tier: attempt.tier,
-            attestation: attempt.attestation,
+            tier,
+            attestation: place.attestation,
         };
         self.records.write(&record).map_err(|error| Error::io("write result", error))?;
         self.progress.ended(&record);
         Ok(record)
     }
 
-    async fn attempt(&self, sample: &Sample, given: &Tree) -> Result<Attempt> {
+    async fn attempt(&self, sample: &Sample, given: &Tree, place: &mut Place) -> Result<Verdict> {
         let running = self.client.start_with(self.plan.profile.as_str(), StartOptions::new()).await?;
-        let (tier, attestation) = (Some(running.report().tier.to_string()), running.attestation());
+        *place = Place { tier: Some(running.report().tier.to_string()), attestation: running.attestation() };
         let left = self.live(&running, sample, given).await;
         running.stop().await?;
-        let verdict = match left? {
-            Ok(tree) => score::score(&self.client, &self.plan.profile, sample, &tree).await?,
-            Err(verdict) => verdict,
-        };
-        Ok(Attempt { verdict, tier, attestation })
+        match left? {
+            Ok(tree) => score::score(&self.client, &self.plan.profile, sample, &tree).await,
+            Err(verdict) => Ok(verdict),
+        }
     }
 
     /// One life of a sample's sandbox: what the agent left, or why it left nothing to score.

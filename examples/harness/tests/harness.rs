@@ -114,6 +114,22 @@ mod conformance {
         evaluate_with("local-container", &profile.display().to_string(), "T0.H1.N2", &["--concurrency", "1", "--retries", "0"]);
     }
 
+    /// Where no sandbox can be had every sample is invalid, and says by its tier what it should have run in.
+    #[test]
+    fn invalid_samples_carry_their_tier() {
+        let directory = tempfile::tempdir().unwrap();
+        let profile = directory.path().join("never.toml");
+        std::fs::write(&profile, "extends = \"local\"\ntier = \"T0.H3.N2\"\n").unwrap();
+        let output = harness(&directory.path().join("state")).args(["run", "--profile"]).arg(&profile).output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        let records: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!(records.len(), 6, "{text}");
+        for record in records {
+            assert_eq!((&record["verdict"], &record["tier"]), (&"invalid".into(), &"T0.H3.N2".into()), "{record}");
+            assert!(record["attestation"].is_null() && record["attempts"] == 1, "{record}");
+        }
+    }
+
     #[test]
     fn the_same_tasks_run_as_plain_processes() {
         evaluate("local-process", "local-process", "T0.H0.N0");

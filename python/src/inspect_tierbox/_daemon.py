@@ -33,8 +33,7 @@ class Refused(Exception):
     def __init__(self, problem: dict[str, Any]) -> None:
         self.kind: str = problem.get("kind", "internal")
         self.path: str = problem.get("context", {}).get("path", "")
-        help = problem.get("help")
-        super().__init__(problem.get("message", "no reason given") + (f" ({help})" if help else ""))
+        super().__init__(problem.get("message", "no reason given") + (f" ({problem['help']})" if problem.get("help") else ""))
 
     def error(self, what: str) -> Exception:
         """The exception that Python has for it; `what` is the path as it was given, or the program."""

@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 import anyio
@@ -19,14 +20,11 @@ from ._daemon import COMMAND, Leases, Refused, ask, ask_now, program
 # What Inspect's switches grant, and from which level of T on they grant too much.
 SWITCHES = {"INSPECT_ENABLE_EXEC": 1, "INSPECT_ENABLE_WEB_SEARCH": 2, "INSPECT_ENABLE_WEB_BROWSER": 2}
 OFF = {"", "0", "false", "no", "off"}
-# The daemon queues a start fairly; Inspect has no limit for it either.
-WAIT = 86400
+WAIT = 86400  # The daemon queues a start fairly; Inspect has no limit for it either.
+TOOLING = "declared; enforced by Inspect's tools and approvals"
 STATUS_NEVER_RAN = 125
-NEVER_RAN = {
-    "bad-cwd": "the working directory does not exist or cannot be entered",
-    "unknown-user": "no such user: {user}",
-    "too-big": "Argument list too long",
-}
+NEVER_RAN = {"bad-cwd": "the working directory does not exist or cannot be entered", "too-big": "Argument list too long"}
+NEVER_RAN |= {"unknown-user": "no such user: {user}"}
 
 
 @sandboxenv(name="tierbox")
@@ -69,10 +67,8 @@ class TierboxSandboxEnvironment(SandboxEnvironment):
         tier = dict(wanted.overrides).get("tier", about["tier"])
         on = [name for name in SWITCHES if os.environ.get(name, "").lower() not in OFF]
         if granted := [name for name in on if int(tier[1]) >= SWITCHES[name]]:
-            raise PrerequisiteError(
-                f"{' and '.join(granted)} grants more than {tier} allows the agent. "
-                f'Run: eval "$(tierbox env {shlex.quote(wanted.profile)})"'
-            )
+            advice = f'Run: eval "$(tierbox env {shlex.quote(wanted.profile)})"'
+            raise PrerequisiteError(f"{' and '.join(granted)} grants more than {tier} allows the agent. {advice}")
 
     @classmethod
     async def sample_init(cls, task_name: str, config: Config | None, metadata: dict[str, str]) -> dict[str, SandboxEnvironment]:
@@ -83,8 +79,8 @@ class TierboxSandboxEnvironment(SandboxEnvironment):
         request = {
             "profile": next(iter(places)),
             "set": dict(wanted.overrides),
-            # Code that overrides a value means it; the report lists what it weakens.
-            "allow_weaker": bool(wanted.overrides),
+            # Code that overrides a value means it; the report lists what it weakens. No other layer may weaken anything.
+            "weaker_set": True,
             "wait": WAIT,
             "labels": {"task": task_name[:200], "sample": str(metadata.get("__sample_id__", ""))[:200]},
         }
@@ -100,8 +96,7 @@ class TierboxSandboxEnvironment(SandboxEnvironment):
             cls._leases.add(started["id"], task_name, started["ttl"])
             # The sample's log says what it runs in.
             told = {key: started[key] for key in ("tier", "profile", "backend", "report", "attestation")}
-            told |= {"environment": started["id"], "principal": "harness"}
-            told["tooling"] = "declared; enforced by Inspect's tools and approvals"
+            told |= {"environment": started["id"], "principal": "harness", "tooling": TOOLING}
             transcript().info(told, source="tierbox")
             return {name: cls(started["id"], name) for name in machines}
         except BaseException:
@@ -119,23 +114,33 @@ class TierboxSandboxEnvironment(SandboxEnvironment):
         cls._leases.pop(environment, None)
 
     @classmethod
+    async def _each(cls, environments: Iterable[str], work: Callable[[str], Awaitable[None]], done: str = "") -> None:
+        """Does something to each of them, whatever becomes of the others, and tells what failed."""
+        failed = []
+        for environment in environments:
+            try:
+                await work(environment)
+                print(done.format(environment), end="\n" if done else "")
+            except (Refused, OSError, SandboxUnavailableError) as error:
+                failed.append(f"{environment}: {error}")
+        if failed:
+            raise SandboxUnavailableError(f"tierbox could not clean up. {'; '.join(failed)}")
+
+    @classmethod
     async def sample_cleanup(
         cls, task_name: str, config: Config | None, environments: dict[str, SandboxEnvironment], interrupted: bool
     ) -> None:
         if not interrupted:
-            for environment in {env.as_type(cls).environment for env in environments.values()}:
-                await cls._destroy(environment)
+            await cls._each({env.as_type(cls).environment for env in environments.values()}, cls._destroy)
 
     @classmethod
     async def task_cleanup(cls, task_name: str, config: Config | None, cleanup: bool) -> None:
-        for environment in list(cls._leases):
-            if cleanup:
-                await cls._destroy(environment)
-                continue
-            await ask("POST", f"/v1/environments/{environment}/renew", json={"keep": True})
-            task, own = cls._leases.pop(environment), shlex.quote(program())
-            print(f"{environment} ({task}) is kept.\n  login:   {own} shell {environment}\n  cleanup: {own} down {environment}")
+        async def keep(id: str) -> None:
+            await ask("POST", f"/v1/environments/{id}/renew", json={"keep": True})
+            task, own = cls._leases.pop(id), shlex.quote(program())
+            print(f"{id} ({task}) is kept.\n  login:   {own} shell {id}\n  cleanup: {own} down {id}")
         cls._places.clear()
+        await cls._each(list(cls._leases), cls._destroy if cleanup else keep)
 
     @classmethod
     async def cli_cleanup(cls, id: str | None) -> None:
@@ -143,9 +148,7 @@ class TierboxSandboxEnvironment(SandboxEnvironment):
         ours = [env["id"] for env in listed if env["client"].startswith("inspect-")]
         if id is not None and id not in ours:
             print(f"{id} is not an environment of Inspect's; there are: {', '.join(ours) or 'none'}")
-        for environment in ours if id is None else [id] if id in ours else []:
-            await cls._destroy(environment)
-            print(f"removed {environment}")
+        await cls._each(ours if id is None else [id] if id in ours else [], cls._destroy, "removed {}")
 
     async def connection(self, *, user: str | None = None) -> SandboxConnection:
         try:
@@ -198,17 +201,15 @@ class TierboxSandboxEnvironment(SandboxEnvironment):
             raise error
         if end["cannot_execute"] is not None and status == 126:
             raise PermissionError(end["cannot_execute"], os.strerror(end["cannot_execute"]), cmd[0])
-        for stream in (end["stdout"], end["stderr"]):
-            if stream["total"] > stream["head"] + stream["tail"]:
-                raise OutputLimitExceededError(Limits.MAX_EXEC_OUTPUT_SIZE_STR, stdout + stderr)
+        if any(stream["total"] > stream["head"] + stream["tail"] for stream in (end["stdout"], end["stderr"])):
+            raise OutputLimitExceededError(Limits.MAX_EXEC_OUTPUT_SIZE_STR, stdout + stderr)
         if killed is not None:
             stderr += f"killed by tierbox: {killed}\n"
         return ExecResult(status == 0, status, stdout, stderr)
 
     async def write_file(self, file: str, contents: str | bytes) -> None:
-        body = contents.encode() if isinstance(contents, str) else contents
         try:
-            await ask("PUT", f"{self._url}/files", params={"path": file, "machine": self.machine}, content=body)
+            await ask("PUT", f"{self._url}/files", params={"path": file, "machine": self.machine}, content=contents)
         except Refused as refused:
             raise refused.error(file) from refused
 
