@@ -4,6 +4,10 @@
 mod support;
 
 #[cfg(target_os = "linux")]
+#[path = "support/aws.rs"]
+mod aws;
+
+#[cfg(target_os = "linux")]
 #[path = "code_tasks/mod.rs"]
 mod cases;
 
@@ -65,6 +69,7 @@ mod linux {
             ("docker", support::engines::docker("docker", "docker")),
             ("docker::plain", support::engines::docker_plain("docker", "docker")),
             ("docker::podman", support::engines::docker("podman", "docker")),
+            ("aws", crate::aws::factory()),
         ]
     }
 

@@ -16,6 +16,9 @@ mod engine;
 #[path = "docker/failing.rs"]
 mod failing;
 #[cfg(target_os = "linux")]
+#[path = "serve/http.rs"]
+mod http;
+#[cfg(target_os = "linux")]
 #[path = "docker/images.rs"]
 mod images;
 #[cfg(target_os = "linux")]
@@ -30,6 +33,9 @@ mod plain;
 #[cfg(target_os = "linux")]
 #[path = "../crates/tierbox/tests/sabotaged/mod.rs"]
 mod sabotaged;
+#[cfg(target_os = "linux")]
+#[path = "docker/served.rs"]
+mod served;
 #[cfg(target_os = "linux")]
 #[path = "docker/streams.rs"]
 mod streams;
@@ -61,6 +67,7 @@ fn main() -> std::process::ExitCode {
         plain::all(),
         streams::all(),
         detached::all(),
+        served::all(),
         verified::all(),
     ];
     libtest_mimic::run(&libtest_mimic::Arguments::from_args(), trials.into_iter().flatten().collect()).exit_code()

@@ -1,4 +1,5 @@
 //! A daemon in this process, and a client that speaks plain HTTP to it.
+#![allow(dead_code, reason = "every suite uses a part")]
 
 use std::path::PathBuf;
 use std::time::Duration;
