@@ -47,8 +47,8 @@ pub const ALL: &[(&str, Case)] = cases! {
 /// Runs them one after another in one environment.
 pub async fn run_all(environment: &Arc<dyn Environment>) {
     for (name, case) in ALL {
-        println!("{name}");
-        case(environment.clone()).await;
+        let done = tokio::spawn(case(environment.clone())).await;
+        assert!(done.is_ok(), "{name} failed");
         // What a case left is nobody's: locked directories too.
         let empty = "chmod -R u+rwx . 2>/dev/null; find . -mindepth 1 -delete && rm -rf /tmp/made";
         let emptied = environment.primary().run(ExecRequest::shell(empty)).await.expect("a command");
