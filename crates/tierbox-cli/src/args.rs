@@ -480,7 +480,7 @@ Examples:
   tierbox serve --memory 16GiB --max vagrant=2
 
 Environments live on when the daemon ends, until their leases do; the next daemon finds them.
-The tokens' file has lines `harness TOKEN` and `agent TOKEN ENVIRONMENT`; it is made with one new
+The tokens' file has lines `harness TOKEN` and `agent TOKEN ENVIRONMENT [MACHINE…]`; it is made with one new
 harness token if it does not exist. Only its owner may be able to read it.")]
 pub(crate) struct ServeArgs {
     /// The Unix socket (default: serve/serve.sock in the state directory)

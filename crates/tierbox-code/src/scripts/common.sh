@@ -12,7 +12,8 @@ is_directory() { [ -d "$1" ] && [ ! -L "$1" ]; }
 
 # Makes a directory where none is, whatever else a task left there, and has its owner enter it.
 make_directory() {
-    is_directory "$1" || { rm -f "$1" && mkdir "$1"; } 2>/dev/null || return 1
+    # A task beside this one may make it at the same time.
+    is_directory "$1" || { rm -f "$1" && mkdir "$1"; } 2>/dev/null || is_directory "$1" || return 1
     [ -r "$1" ] && [ -w "$1" ] && [ -x "$1" ] || chmod u+rwx "$1" 2>/dev/null || :
 }
 
