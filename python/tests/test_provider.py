@@ -71,7 +71,7 @@ async def test_overrides_let_no_other_layer_weaken_the_profile(tmp_path: Path, m
     done = subprocess.run(run, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True, env=env)
     monkeypatch.setattr(_daemon, "_socket", json.loads(done.stdout)["socket"])
     profile = tmp_path / "small.toml"
-    profile.write_text('extends = "local"\ntier = "T0.H1.N2"\n[limits]\nmemory = "1GiB"\npids = 32\n')
+    profile.write_text('extends = "local"\ntier = "T0.H1.N2"\n[limits]\nmemory = "2GiB"\npids = 32\n')
     with pytest.raises(PrerequisiteError, match="user file would weaken `limits.memory`"):
         await started(TierboxConfig(str(profile), overrides={"limits": {"pids": 77}}))
     (home / "config.toml").unlink()

@@ -159,7 +159,7 @@ pub async fn tasks_expire_and_the_base_directory_never_goes(environment: Arc<dyn
     let session = runner.run_code(&CodeTask::new("sh", "echo > f").session("s")).await.unwrap();
     sandbox.write_bytes(".tierbox-code/mine", "mine").await.unwrap();
     assert_eq!(runner.cleanup_tasks(None).await.unwrap(), Default::default(), "nothing is old yet");
-    let age = "cd .tierbox-code; for r in .tasks/* .sessions/*; do touch -d '3 days ago' $r; done";
+    let age = "cd .tierbox-code; for r in .tasks/* .sessions/*; do touch -d @$(($(date +%s) - 259200)) $r; done";
     assert!(sandbox.run(ExecRequest::shell(age)).await.unwrap().success());
     // Each task makes room first; an attach does too.
     let fresh = runner.run_code(&CodeTask::new("sh", "echo fresh")).await.unwrap();
