@@ -6,9 +6,6 @@
 use std::process::ExitCode;
 
 #[cfg(target_os = "linux")]
-#[path = "support/aws.rs"]
-mod aws;
-#[cfg(target_os = "linux")]
 mod support;
 
 #[cfg(not(target_os = "linux"))]
@@ -59,7 +56,6 @@ mod python {
         let local = absence().or_else(support::containers_absent);
         let mut backends: Vec<(&str, &str, Option<Absence>, Place)> = vec![("local", "python", local, local_profile)];
         backends.push(("docker", "docker", absence().or_else(|| support::engines::address("docker").err()), docker_profile));
-        backends.push(("aws", "aws", absence().or_else(crate::aws::absent), ec2_profile));
         backends.push(("vm_required", "vagrant", absence().or_else(vagrant_absent), vagrant_profile));
         let trials = backends.into_iter().map(|(marker, engine, missing, place)| {
             let name = match marker {
@@ -114,25 +110,6 @@ mod python {
         // Nothing bounds a root that can be written to, which the checks need for users of their own.
         let limits = "[limits]\ndisk = { max = \"1GiB\", enforce = \"best\" }\n";
         written(directory, &format!("extends = \"docker\"\ntier = \"T0.H1.N2\"\n{limits}[docker]\n{settings}"))
-    }
-
-    /// An instance of the server that imitates AWS. Its keys are nobody's, and stand in files as real ones do.
-    fn ec2_profile(directory: &Path) -> Result<String, Failed> {
-        let settings = crate::aws::Server::new().settings();
-        let mut lines = String::new();
-        for (key, value) in settings.as_object().into_iter().flatten() {
-            if key.contains("access-key") {
-                std::fs::write(directory.join(key), value.as_str().unwrap_or_default())?;
-                lines += &format!("{key} = \"file:{key}\"\n");
-            } else {
-                lines += &format!("{key} = {value}\n");
-            }
-        }
-        // The server's machines share this host's kernel, as a verification would tell.
-        written(
-            directory,
-            &format!("tier = \"T0.H3.N0\"\nverify = \"off\"\nbackend = \"ec2\"\n[limits]\nstartup = \"2m\"\n[ec2]\n{lines}"),
-        )
     }
 
     fn vagrant_absent() -> Option<Absence> {
