@@ -21,6 +21,7 @@ from ._daemon import COMMAND, Leases, Refused, ask, ask_now, program
 SWITCHES = {"INSPECT_ENABLE_EXEC": 1, "INSPECT_ENABLE_WEB_SEARCH": 2, "INSPECT_ENABLE_WEB_BROWSER": 2}
 OFF = {"", "0", "false", "no", "off"}
 WAIT = 86400  # The daemon queues a start fairly; Inspect has no limit for it either.
+GONE = ("has ended: its lifetime is over", "went away; the command may have run")
 TOOLING = "declared; enforced by Inspect's tools and approvals"
 STATUS_NEVER_RAN = 125
 NEVER_RAN = {"bad-cwd": "the working directory does not exist or cannot be entered", "too-big": "Argument list too long"}
@@ -94,10 +95,9 @@ class TierboxSandboxEnvironment(SandboxEnvironment):
                 raise PrerequisiteError(f"no machine is named {wanted.primary}; there are {', '.join(machines)}")
             machines.sort(key=lambda name: name != wanted.primary)
             cls._leases.add(started["id"], task_name, started["ttl"])
-            # The sample's log says what it runs in.
             told = {key: started[key] for key in ("tier", "profile", "backend", "report", "attestation")}
             told |= {"environment": started["id"], "principal": "harness", "tooling": TOOLING}
-            transcript().info(told, source="tierbox")
+            transcript().info(told, source="tierbox")  # The sample's log says what it runs in.
             return {name: cls(started["id"], name) for name in machines}
         except BaseException:
             with anyio.CancelScope(shield=True):
@@ -182,8 +182,8 @@ class TierboxSandboxEnvironment(SandboxEnvironment):
         end = json.loads(line)
         cut = end["stdout"]["head"] + end["stdout"]["tail"]
         stdout, stderr = rest[:cut].decode(errors="replace"), rest[cut:].decode(errors="replace")
-        if end["outcome"] == "lost":
-            raise SandboxUnavailableError(f"{self.environment} went away; the command may have run")
+        if end["outcome"] in ("lost", {"killed": "lifetime"}):
+            raise SandboxUnavailableError(f"{self.environment} {GONE[end['outcome'] == 'lost']}")
         if "not-started" in end["outcome"]:
             cause = end["outcome"]["not-started"]["cause"]
             if cause == "user-not-mapped":
@@ -193,8 +193,6 @@ class TierboxSandboxEnvironment(SandboxEnvironment):
             why = NEVER_RAN.get(cause, cause).format(user=user)
             return ExecResult(False, STATUS_NEVER_RAN, "", f"{cmd[0]} never ran: {why}\n")
         status, killed = end["status"], end["outcome"].get("killed")
-        if killed == "lifetime":
-            raise SandboxUnavailableError(f"the lifetime of {self.environment} is over")
         if killed == "timeout":
             error = TimeoutError("the command's time was up")
             error.truncated_output = stdout + stderr  # type: ignore[attr-defined]
