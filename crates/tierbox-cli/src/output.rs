@@ -71,7 +71,14 @@ pub(crate) fn ask(question: &str) -> Result<bool, Error> {
 /// Prints a failure and returns the exit status.
 pub(crate) fn failure(failure: &Failure, json: bool) -> u8 {
     match failure {
-        Failure::Interrupted(signal) => 128 + signal,
+        Failure::Interrupted(signal) => {
+            let status = 128 + signal;
+            if json {
+                let error = Error::new(ErrorKind::Cancelled, "run command", format!("interrupted by signal {signal}"));
+                to_stderr(&format!("{}\n", serde_json::json!({ "error": describe(&error), "status": status })));
+            }
+            status
+        }
         Failure::Error(error) => {
             let status = exit::of_error(error.kind());
             if json {

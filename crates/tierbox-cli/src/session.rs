@@ -12,7 +12,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::actor::Actor;
 use crate::args::CommandArgs;
 use crate::parse::{self, EnvArg};
-use crate::streams::{self, Target};
+use crate::streams::{self, InputEnd, Target};
 use crate::terminal::{self, RawMode};
 use crate::{exit, output};
 
@@ -34,16 +34,22 @@ pub(crate) fn request(args: CommandArgs, env: Vec<EnvArg>) -> ExecRequest {
 
 /// Runs a command with this process's streams.
 pub(crate) async fn stream(actor: &Actor, request: ExecRequest) -> Result<Completed> {
-    let is_terminal = request.pty.is_some();
-    let mut handle = actor.spawn(request).await?;
-    follow(handle.as_mut(), is_terminal).await
+    follow(actor, request, InputEnd::AsItIs).await
 }
 
-/// Connects this process's streams with a command that runs, until it ends.
-pub(crate) async fn follow(handle: &mut dyn ExecHandle, is_terminal: bool) -> Result<Completed> {
+/// Runs a shell with this process's streams.
+pub(crate) async fn shell(actor: &Actor, request: ExecRequest) -> Result<Completed> {
+    follow(actor, request, InputEnd::OfALine).await
+}
+
+/// Connects this process's streams with a command, until it ends.
+async fn follow(actor: &Actor, request: ExecRequest, input_end: InputEnd) -> Result<Completed> {
+    let is_terminal = request.pty.is_some();
+    let mut handle = actor.spawn(request).await?;
+    let handle = handle.as_mut();
     let raw_mode = if is_terminal { RawMode::enter() } else { None };
     if let Some(stdin) = handle.take_stdin() {
-        streams::forward_input(stdin);
+        streams::forward_input(stdin, input_end);
     }
     let stdout = streams::forward_output(handle.take_stdout(), Target::Stdout, is_terminal);
     let stderr = streams::forward_output(handle.take_stderr(), Target::Stderr, is_terminal);
@@ -114,7 +120,7 @@ async fn follow_size(handle: &dyn ExecHandle) -> Error {
 pub(crate) async fn collect(actor: &Actor, request: ExecRequest, about: serde_json::Value) -> Result<u8> {
     let mut handle = actor.spawn(request).await?;
     if let Some(stdin) = handle.take_stdin() {
-        streams::forward_input(stdin);
+        streams::forward_input(stdin, InputEnd::AsItIs);
     }
     collected(handle.as_mut(), actor.output_limit(), about).await
 }

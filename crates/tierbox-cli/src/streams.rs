@@ -127,9 +127,18 @@ fn is_null(descriptor: BorrowedFd<'_>) -> bool {
     FileType::from_raw_mode(input.st_mode) == FileType::CharacterDevice && input.st_rdev == null.st_rdev
 }
 
+/// What is made of the end of this process's input.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum InputEnd {
+    /// The end.
+    AsItIs,
+    /// The end of its last line first: a shell that edits a line waits for it.
+    OfALine,
+}
+
 /// Copies this process's input to a command, in the background. A thread reads it, because reading a terminal blocks;
 /// the thread ends with the process.
-pub(crate) fn forward_input(mut to: ByteWriter) {
+pub(crate) fn forward_input(mut to: ByteWriter, end: InputEnd) {
     let (sender, mut receiver) = mpsc::channel::<Vec<u8>>(4);
     let reading = std::thread::Builder::new().name("stdin".into()).spawn(move || {
         let mut stdin = std::io::stdin().lock();
@@ -144,10 +153,15 @@ pub(crate) fn forward_input(mut to: ByteWriter) {
     });
     if reading.is_ok() {
         tokio::spawn(async move {
+            let mut last = b'\n';
             while let Some(bytes) = receiver.recv().await {
+                last = bytes.last().copied().unwrap_or(last);
                 if to.write_all(&bytes).await.and(to.flush().await).is_err() {
                     return;
                 }
+            }
+            if end == InputEnd::OfALine && last != b'\n' && to.write_all(b"\n").await.is_err() {
+                return;
             }
             let _ = to.shutdown().await;
         });

@@ -451,6 +451,80 @@ mod conformance {
         assert_empty(state.path());
     }
 
+    /// However far a verification has come when it is given up.
+    #[test]
+    fn an_interrupted_verification_leaves_no_twins() {
+        let Some(state) = fixture() else { return };
+        let state = state.path().join("s");
+        let leases = || std::fs::read_dir(state.join("leases")).map_or(0, |files| files.flatten().count());
+        for round in 0..16 {
+            let mut child = tierbox(&state)
+                .args(["run", "--quiet", "--set", "verify=always", "--", "/bin/true"])
+                .stdin(Stdio::null())
+                .stderr(Stdio::null())
+                .spawn()
+                .unwrap();
+            let started = Instant::now();
+            while leases() < 2 + round % 4 && child.try_wait().unwrap().is_none() && started.elapsed() < LIMIT {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            if round == 3 {
+                let shown = tierbox(&state).args(["ls", "--json"]).output().unwrap();
+                let shown: serde_json::Value = serde_json::from_slice(&shown.stdout).unwrap();
+                assert!(shown["environments"].as_array().unwrap().len() <= 1, "twins are shown: {shown}");
+            }
+            // At each stage of the twins, from their beginning to their end.
+            std::thread::sleep(Duration::from_millis(3 * round as u64));
+            send(&child, Signal::INT);
+            assert!(matches!(end(&mut child).code(), Some(0 | 130)));
+            assert_empty(&state);
+        }
+    }
+
+    #[test]
+    fn an_interrupt_is_data_too() {
+        let Some(state) = fixture() else { return };
+        let mut child = tierbox(&state.path().join("s"))
+            .args(["--json", "run", "--copy-in", "/etc/hostname:there", "--", "/bin/sh", "-c", "sleep 1000"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let started = Instant::now();
+        while !std::fs::read_dir(state.path().join("s/leases")).is_ok_and(|mut files| files.next().is_some()) {
+            assert!(started.elapsed() < LIMIT, "it does not start");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        send(&child, Signal::TERM);
+        assert_eq!(end(&mut child).code(), Some(143));
+        let mut said = String::new();
+        child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+        let said: serde_json::Value = serde_json::from_str(said.lines().last().unwrap_or_default()).unwrap();
+        assert_eq!((&said["error"]["kind"], &said["status"]), (&"cancelled".into(), &143.into()), "{said}");
+        assert_empty(&state.path().join("s"));
+    }
+
+    /// Also where the last line is not ended, and where the end comes before the shell reads.
+    #[test]
+    fn a_shell_ends_with_its_input() {
+        let Some(state) = fixture() else { return };
+        for (input, said) in [("", ""), ("echo $((6*7))", "42"), ("echo $((6*7))\n", "42")] {
+            let mut child = tierbox(&state.path().join("s"))
+                .args(["shell", "--quiet"])
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .stderr(Stdio::null())
+                .spawn()
+                .unwrap();
+            child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+            end(&mut child);
+            let mut shown = String::new();
+            child.stdout.take().unwrap().read_to_string(&mut shown).unwrap();
+            assert!(shown.contains(said), "{input:?}: {shown}");
+        }
+    }
+
     #[test]
     fn every_shell_has_completions() {
         for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {

@@ -8,13 +8,13 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use tierbox_core::{Error, ErrorKind, Result};
-use tierbox_supervisor::protocol::{self, Frame, FromSupervisor, ToSupervisor, VERSION};
+use tierbox_supervisor::protocol::{self, Frame, FromSupervisor, TOO_MANY, ToSupervisor, VERSION};
 use tierbox_supervisor::setup::Setup;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Notify, oneshot};
 
 use crate::calls::{Sink, Step, Table, end_all};
-use crate::errors::{Closed, lock};
+use crate::errors::{Closed, lock, printable};
 use crate::handshake::{Ready, SetupReply};
 use crate::line::{Line, Reconnect};
 use crate::outgoing::Outgoing;
@@ -59,6 +59,8 @@ pub(crate) struct Shared {
 #[derive(Default)]
 struct Control {
     setup: Option<oneshot::Sender<SetupReply>>,
+    /// Whether a greeting was answered.
+    welcomed: bool,
     hellos: u32,
     /// In the order of the pings; `None` where only the sign of life matters.
     pings: VecDeque<Option<oneshot::Sender<()>>>,
@@ -197,6 +199,24 @@ impl Channel {
             None => ToSupervisor::Hello { version: VERSION, grace_ms },
         };
         shared.must_send(0, &greeting, "greet supervisor")
+    }
+
+    /// Greets a machine that is met again, and waits for its answer, whatever that is.
+    ///
+    /// # Errors
+    /// `LimitReached` if it has as many clients as it takes; as [`hello`](Self::hello) and [`ping`](Self::ping).
+    pub async fn meet(&self, grace: Duration, limit: Duration) -> Result<()> {
+        let answered = match self.hello(grace) {
+            Ok(()) => self.ping(limit).await,
+            failed => failed,
+        };
+        match answered {
+            // What it said before it went away says more.
+            Err(error) if error.kind() == ErrorKind::Lost => {
+                Err(tokio::time::timeout(limit, self.closed()).await.unwrap_or(error))
+            }
+            other => other,
+        }
     }
 
     /// Waits until the supervisor has taken in everything that was sent before.
@@ -338,7 +358,7 @@ impl Shared {
         self.heard.fetch_add(1, Ordering::Relaxed);
         let Frame { call, message } = frame;
         if call == 0 || matches!(message, FromSupervisor::Pong) {
-            return self.control(message).map_err(Closed::protocol);
+            return self.control(message);
         }
         let sink = {
             let mut table = lock(&self.table);
@@ -358,23 +378,30 @@ impl Shared {
         }
     }
 
-    fn control(&self, message: FromSupervisor) -> Result<(), &'static str> {
+    fn control(&self, message: FromSupervisor) -> Result<(), Closed> {
         let mut control = lock(&self.control);
         match message {
             FromSupervisor::Pong => {
-                let waiting = control.pings.pop_front().ok_or("it answers a ping that was never sent")?;
+                let waiting = control.pings.pop_front().ok_or(Closed::protocol("it answers a ping that was never sent"))?;
                 if let Some(waiting) = waiting {
                     let _ = waiting.send(());
                 }
                 Ok(())
             }
             FromSupervisor::Welcome { version } => {
-                control.hellos = control.hellos.checked_sub(1).ok_or("it answers a greeting that was never sent")?;
-                if version == VERSION { Ok(()) } else { Err("it speaks another version of the protocol") }
+                let awaited = control.hellos.checked_sub(1);
+                control.hellos = awaited.ok_or(Closed::protocol("it answers a greeting that was never sent"))?;
+                control.welcomed = true;
+                if version == VERSION { Ok(()) } else { Err(Closed::protocol("it speaks another version of the protocol")) }
+            }
+            // Whoever was let in is not turned away any more.
+            FromSupervisor::Refused { step, detail, .. } if step == TOO_MANY && control.setup.is_none() && !control.welcomed => {
+                Err(Closed::busy(printable(&detail, 300)))
             }
             message => {
-                let reply = SetupReply::from_message(message)?;
-                let waiting = control.setup.take().ok_or("it speaks of a set-up that was not asked for")?;
+                let reply = SetupReply::from_message(message).map_err(Closed::protocol)?;
+                let waiting = control.setup.take();
+                let waiting = waiting.ok_or(Closed::protocol("it speaks of a set-up that was not asked for"))?;
                 let _ = waiting.send(reply);
                 Ok(())
             }

@@ -43,32 +43,53 @@ pub(crate) fn printable(text: &str, max: usize) -> String {
 /// Why a channel ended.
 #[derive(Debug, Clone)]
 pub(crate) struct Closed {
-    /// Whether the other side broke the protocol, rather than going away.
-    protocol: bool,
+    how: How,
     message: Cow<'static, str>,
+}
+
+/// How a channel ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum How {
+    /// The other side went away.
+    Lost,
+    /// The other side broke the protocol.
+    Protocol,
+    /// The other side did not let it begin, since it has too many.
+    Busy,
 }
 
 impl Closed {
     pub(crate) fn lost(message: impl Into<Cow<'static, str>>) -> Self {
-        Self { protocol: false, message: message.into() }
+        Self { how: How::Lost, message: message.into() }
     }
 
     pub(crate) fn protocol(message: impl Into<Cow<'static, str>>) -> Self {
-        Self { protocol: true, message: message.into() }
+        Self { how: How::Protocol, message: message.into() }
+    }
+
+    pub(crate) fn busy(message: impl Into<Cow<'static, str>>) -> Self {
+        Self { how: How::Busy, message: message.into() }
     }
 
     pub(crate) fn error(&self, operation: &'static str) -> Error {
-        let kind = if self.protocol { ErrorKind::Protocol } else { ErrorKind::Lost };
-        Error::new(kind, operation, self.to_string())
+        match self.how {
+            How::Lost => Error::new(ErrorKind::Lost, operation, self.to_string()),
+            How::Protocol => Error::new(ErrorKind::Protocol, operation, self.to_string()),
+            How::Busy => Error::new(ErrorKind::LimitReached, operation, self.to_string())
+                .with_help("nothing was asked of it yet; try again when others are done")
+                .retryable(),
+        }
     }
 }
 
 impl fmt::Display for Closed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.protocol {
-            write!(f, "the machine's supervisor broke the protocol and its channel was closed: {}", self.message)
-        } else {
-            f.write_str(&self.message)
+        match self.how {
+            How::Lost => f.write_str(&self.message),
+            How::Protocol => {
+                write!(f, "the machine's supervisor broke the protocol and its channel was closed: {}", self.message)
+            }
+            How::Busy => write!(f, "the machine's supervisor takes no more clients now: {}", self.message),
         }
     }
 }

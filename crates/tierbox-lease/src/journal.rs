@@ -10,6 +10,7 @@ use rustix::io::Errno;
 use tierbox_core::{Error, ErrorKind, Hold, LeaseRecord, Result};
 
 use crate::lease::Lease;
+use crate::lines::Whole;
 use crate::lock::Gate;
 use crate::unpublished::{UNFINISHED, Unpublished};
 use crate::{StateDir, id, lines, lock, owner};
@@ -29,6 +30,8 @@ pub struct NewLease {
     pub lifetime: Option<Duration>,
     /// Leases of this backend that may exist at once in this state directory. Unlimited by default.
     pub max_environments: Option<u64>,
+    /// Whether it is for a twin, which a verification makes and ends: no environment of anybody's, counted by no limit. Not by default.
+    pub twin: bool,
     /// What the creator wants to find again; backends never see it. Never a secret. Null by default.
     pub memo: serde_json::Value,
 }
@@ -43,6 +46,7 @@ impl NewLease {
             name: None,
             lifetime: None,
             max_environments: None,
+            twin: false,
             memo: serde_json::Value::Null,
         }
     }
@@ -53,6 +57,8 @@ impl NewLease {
 pub struct Entry {
     /// What it says.
     pub record: LeaseRecord,
+    /// Whether it is for a verification's twin.
+    pub twin: bool,
     /// What its creator noted.
     pub memo: serde_json::Value,
     /// Whether a living process has it locked.
@@ -188,7 +194,7 @@ impl Journal {
         let entries = self.list()?.entries;
         let named = entries.iter().find(|entry| entry.record.name.as_deref() == Some(id_or_name));
         named.cloned().ok_or_else(|| {
-            let there: Vec<&str> = entries.iter().map(|entry| entry.record.id.as_str()).collect();
+            let there: Vec<&str> = entries.iter().filter(|entry| !entry.twin).map(|entry| entry.record.id.as_str()).collect();
             let there = if there.is_empty() { "none is running".to_owned() } else { format!("there is: {}", there.join(", ")) };
             Error::new(ErrorKind::NotFound, "find environment", format!("no environment is called {id_or_name:?}; {there}"))
                 .with_help("`tierbox ls` lists them")
@@ -236,16 +242,19 @@ impl Journal {
         let path = self.path_of(id)?;
         let file = open_lease(&path).map_err(|problem| unreadable(&path, problem))?.ok_or_else(|| not_found(id))?;
         if !lock::try_exclusive_past_tests(&file)? {
-            let owner = self.get(id).map(|entry| entry.record.owner);
-            let who = owner.map_or_else(|_| "a living process".to_owned(), |owner| format!("process {}", owner.pid));
-            return Err(Error::new(ErrorKind::LimitReached, "take lease over", format!("{id} is in use by {who}"))
-                .with_help("end it where it was started"));
+            // It may have vanished just now.
+            let holder = owner::holder(&self.get(id)?.record);
+            let error = Error::new(ErrorKind::LimitReached, "take lease over", format!("{id}: {holder}"));
+            return Err(match holder {
+                owner::Holder::Owner(_) => error.with_help("end it where it was started"),
+                owner::Holder::Another => error.with_help("try again in a moment").retryable(),
+            });
         }
         // Whoever held the lock may have removed the lease: then this file has no name any more.
         if !is_same_file(&file, &path) {
             return Err(not_found(id));
         }
-        let (record, _) = read_record(&file, &path).map_err(|problem| unreadable(&path, problem))?;
+        let Whole { record, .. } = read_record(&file, &path).map_err(|problem| unreadable(&path, problem))?;
         Ok(Lease::held(self.clone(), record, file))
     }
 
@@ -279,7 +288,7 @@ impl Journal {
         let entries = self.list()?.entries;
         let there: Vec<String> = entries
             .iter()
-            .filter(|entry| entry.record.backend == backend)
+            .filter(|entry| entry.record.backend == backend && !entry.twin)
             .map(|entry| format!("{} ({} old)", entry.record.id, age(&entry.record)))
             .collect();
         if (there.len() as u64) < max {
@@ -311,7 +320,7 @@ impl Journal {
             data: serde_json::Value::Null,
         };
         let failed = |error: std::io::Error| Error::io("write lease", error).with_context("path", self.state.leases().display());
-        let line = lines::first_line(&record, &new.memo).map_err(|error| failed(error.into()))?;
+        let line = lines::first_line(&record, &new.memo, new.twin).map_err(|error| failed(error.into()))?;
         let new = Unpublished::make(&self.state.leases(), &record.id).map_err(failed)?;
         let written = (|| {
             if !lock::try_exclusive(&new.file)? {
@@ -331,12 +340,12 @@ impl Journal {
     fn read(&self, path: &Path) -> Result<Option<Entry>, String> {
         let Some(file) = open_lease(path)? else { return Ok(None) };
         let locked = lock::is_held(&file).map_err(|error| error.message().to_owned())?;
-        let (record, memo) = read_record(&file, path)?;
+        let Whole { record, memo, twin } = read_record(&file, path)?;
         // An owner removes its lease before it lets go of the lock, so what looks orphaned may just have ended.
         if !locked && !is_same_file(&file, path) {
             return Ok(None);
         }
-        Ok(Some(Entry { record, memo, locked }))
+        Ok(Some(Entry { record, twin, memo, locked }))
     }
 }
 
@@ -383,16 +392,17 @@ fn open_lease(path: &Path) -> Result<Option<File>, String> {
     }
 }
 
-fn read_record(mut file: &File, path: &Path) -> Result<(LeaseRecord, serde_json::Value), String> {
+fn read_record(mut file: &File, path: &Path) -> Result<Whole, String> {
     use std::io::Seek;
     let mut contents = Vec::new();
     file.rewind().and_then(|()| file.take(lines::MAX + 1).read_to_end(&mut contents)).map_err(|error| error.to_string())?;
-    let (record, memo) = lines::parse(&contents)?;
+    let whole = lines::parse(&contents)?;
+    let record = &whole.record;
     id::check_id(&record.id).map_err(|error| error.message().to_owned())?;
     if path.file_name() != Some(format!("{}.json", record.id).as_ref()) {
         return Err(format!("it says that it is {:?}", record.id));
     }
-    Ok((record, memo))
+    Ok(whole)
 }
 
 pub(crate) fn is_same_file(file: &File, path: &Path) -> bool {

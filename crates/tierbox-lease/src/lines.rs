@@ -14,6 +14,8 @@ pub(crate) const MAX: u64 = 16 << 20;
 struct First<R, M> {
     tierbox_lease: u32,
     record: R,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    twin: bool,
     #[serde(default)]
     memo: M,
 }
@@ -47,8 +49,8 @@ impl Change {
 }
 
 /// The first line, newline included.
-pub(crate) fn first_line(record: &LeaseRecord, memo: &serde_json::Value) -> serde_json::Result<Vec<u8>> {
-    line(&First { tierbox_lease: VERSION, record, memo })
+pub(crate) fn first_line(record: &LeaseRecord, memo: &serde_json::Value, twin: bool) -> serde_json::Result<Vec<u8>> {
+    line(&First { tierbox_lease: VERSION, record, twin, memo })
 }
 
 fn line(value: &impl Serialize) -> serde_json::Result<Vec<u8>> {
@@ -57,9 +59,16 @@ fn line(value: &impl Serialize) -> serde_json::Result<Vec<u8>> {
     Ok(line)
 }
 
+/// What a file says.
+pub(crate) struct Whole {
+    pub record: LeaseRecord,
+    pub memo: serde_json::Value,
+    pub twin: bool,
+}
+
 /// Reads a file's contents. A last line without a newline was cut off by a crash and is ignored; anything else that is not
 /// as written by tierbox is an error, in words.
-pub(crate) fn parse(contents: &[u8]) -> Result<(LeaseRecord, serde_json::Value), String> {
+pub(crate) fn parse(contents: &[u8]) -> Result<Whole, String> {
     let whole = &contents[..whole_length(contents)];
     let mut lines = whole.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
     let first = lines.next().ok_or("it has no complete first line")?;
@@ -73,7 +82,7 @@ pub(crate) fn parse(contents: &[u8]) -> Result<(LeaseRecord, serde_json::Value),
         let change: Change = serde_json::from_slice(line).map_err(|error| format!("line {}: {error}", index + 2))?;
         change.apply(&mut record);
     }
-    Ok((record, first.memo))
+    Ok(Whole { record, memo: first.memo, twin: first.twin })
 }
 
 /// The length of all complete lines.
@@ -112,7 +121,7 @@ mod unit {
 
     #[test]
     fn changes_are_applied_in_order() {
-        let mut file = first_line(&record(), &serde_json::Value::Null).unwrap();
+        let mut file = first_line(&record(), &serde_json::Value::Null, false).unwrap();
         for change in [
             Change::Resources(vec![resource("/a")]),
             Change::Hold(Hold::Kept),
@@ -121,31 +130,31 @@ mod unit {
         ] {
             file.extend(change.line().unwrap());
         }
-        let (read, _) = parse(&file).unwrap();
+        let Whole { record: read, .. } = parse(&file).unwrap();
         assert_eq!(read.resources, [resource("/a"), resource("/b")]);
         assert_eq!((read.hold, &read.data["socket"]), (Hold::Kept, &serde_json::json!("/s\n")));
     }
 
     #[test]
     fn a_newer_format_is_named() {
-        let text = String::from_utf8(first_line(&record(), &serde_json::Value::Null).unwrap())
+        let text = String::from_utf8(first_line(&record(), &serde_json::Value::Null, false).unwrap())
             .unwrap()
             .replace("\"tierbox_lease\":1", "\"tierbox_lease\":2");
-        assert!(parse(text.as_bytes()).unwrap_err().contains("version 2"));
+        assert!(parse(text.as_bytes()).err().unwrap().contains("version 2"));
     }
 
     proptest! {
         /// However much of the last append reached the file, everything before it stands.
         #[test]
         fn a_torn_append_costs_only_itself(count in 1usize..6, cut in 0usize..400) {
-            let mut file = first_line(&record(), &serde_json::Value::Null).unwrap();
+            let mut file = first_line(&record(), &serde_json::Value::Null, false).unwrap();
             let mut lengths = vec![file.len()];
             for number in 0..count {
                 file.extend(Change::Resources(vec![resource(&format!("/r{number}"))]).line().unwrap());
                 lengths.push(file.len());
             }
             let cut = file.len().saturating_sub(cut).max(lengths[0]);
-            let (read, _) = parse(&file[..cut]).unwrap();
+            let Whole { record: read, .. } = parse(&file[..cut]).unwrap();
             let complete = lengths.iter().filter(|length| **length <= cut).count() - 1;
             prop_assert_eq!(read.resources.len(), complete);
         }
@@ -153,9 +162,9 @@ mod unit {
         #[test]
         fn hostile_bytes_get_an_answer(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
             let _ = parse(&bytes);
-            let mut file = first_line(&record(), &serde_json::Value::Null).unwrap();
+            let mut file = first_line(&record(), &serde_json::Value::Null, false).unwrap();
             file.extend(&bytes);
-            if let Ok((read, _)) = parse(&file) {
+            if let Ok(Whole { record: read, .. }) = parse(&file) {
                 prop_assert_eq!(read.id, "local-000000");
             }
         }

@@ -5,7 +5,7 @@ use std::time::SystemTime;
 use serde::Serialize;
 use tierbox_core::{ErrorKind, LeaseHandle, Registry, Result};
 
-use crate::{Entry, Journal, Standing};
+use crate::{Entry, Journal, Standing, owner};
 
 /// What is cleaned up beside environments that nobody wants. What a living process holds is never touched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -67,12 +67,12 @@ async fn clean_one(journal: &Journal, registry: &Registry, options: CleanupOptio
     let lease = match journal.adopt(&id) {
         Ok(lease) => lease,
         Err(error) if error.kind() == ErrorKind::NotFound => return,
-        Err(error) if error.kind() == ErrorKind::LimitReached => return report.kept.push(format!("{id}: {}", error.message())),
+        Err(error) if error.kind() == ErrorKind::LimitReached => return report.kept.push(error.message().to_owned()),
         Err(error) => return report.failed.push(format!("{id}: {}", error.message())),
     };
     // What was read before the lock was taken may be old.
     let record = lease.snapshot();
-    let standing = Entry { record: record.clone(), memo: serde_json::Value::Null, locked: false }.standing(SystemTime::now());
+    let standing = Entry { record: record.clone(), locked: false, ..entry.clone() }.standing(SystemTime::now());
     if !options.covers(standing) {
         report.kept.push(format!("{id}: {}", why_kept(&entry, standing)));
         return;
@@ -98,7 +98,7 @@ async fn clean_one(journal: &Journal, registry: &Registry, options: CleanupOptio
 
 fn why_kept(entry: &Entry, standing: Standing) -> String {
     match standing {
-        Standing::Held => format!("in use by process {}", entry.record.owner.pid),
+        Standing::Held => owner::holder(&entry.record).to_string(),
         Standing::Until => "detached, and its time is not over (`--all` removes it)".into(),
         Standing::Kept => "kept on request (`--kept` removes it)".into(),
         Standing::Orphaned | Standing::Expired => "changed meanwhile".into(),

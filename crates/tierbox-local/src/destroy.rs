@@ -79,7 +79,7 @@ pub fn remove_directory(path: &Path) -> Result<bool, String> {
         Err(error) => return Err(error.to_string()),
         Ok(metadata) => metadata.file_type(),
     };
-    let removed = if kind.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+    let removed = if kind.is_dir() { tierbox_lease::remove_tree(path) } else { fs::remove_file(path) };
     match removed {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(true),
@@ -222,6 +222,24 @@ mod unit {
         fs::create_dir_all(own.join("a/b")).unwrap();
         assert_eq!(remove_cgroup(&own), Ok(true));
         assert!(!own.exists());
+    }
+
+    /// What a command can make in the directory of a process: deeper than a thread's stack, more levels than descriptors, closed.
+    #[test]
+    fn a_hostile_directory_is_removed() {
+        use std::os::unix::fs::PermissionsExt;
+        let outer = tempfile::tempdir().unwrap();
+        let dir = outer.path().join("work");
+        fs::create_dir_all(dir.join("closed/inner")).unwrap();
+        fs::set_permissions(dir.join("closed"), fs::Permissions::from_mode(0)).unwrap();
+        let mut levels = rustix::fs::open(&dir, rustix::fs::OFlags::DIRECTORY, rustix::fs::Mode::empty()).unwrap();
+        for _ in 0..30_000 {
+            rustix::fs::mkdirat(&levels, "d", rustix::fs::Mode::RWXU).unwrap();
+            levels = rustix::fs::openat(&levels, "d", rustix::fs::OFlags::DIRECTORY, rustix::fs::Mode::empty()).unwrap();
+        }
+        drop(levels);
+        assert_eq!(remove_directory(&dir), Ok(true));
+        assert!(!dir.exists());
     }
 
     #[test]

@@ -173,11 +173,10 @@ impl LocalEnvironment {
         let socket = std::os::unix::net::UnixStream::connect(&detached.socket)
             .map_err(|error| gone(format!("{} has ended: {}: {error}", lease.id, detached.socket.display())))?;
         let channel = Channel::socket(socket)?;
-        channel.hello(Duration::ZERO)?;
-        channel
-            .ping(DETACH_PATIENCE)
-            .await
-            .map_err(|error| gone(format!("{} does not answer: {}", lease.id, error.message())))?;
+        channel.meet(Duration::ZERO, DETACH_PATIENCE).await.map_err(|error| match error.kind() {
+            ErrorKind::LimitReached => error.with_backend(BACKEND).with_context("id", &lease.id),
+            _ => gone(format!("{} does not answer: {}", lease.id, error.message())),
+        })?;
         let Detached { capabilities, limits, agent, mut report, decisions, .. } = *detached;
         if report.tier.host() == HostIsolation::H1 {
             // Nobody lives whose number is all that is known of him: what is looked at must be what was started.

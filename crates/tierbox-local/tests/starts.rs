@@ -138,6 +138,34 @@ async fn a_detached_machine_is_found_again_and_destroyed() {
 }
 
 #[tokio::test]
+async fn a_client_too_many_of_a_detached_machine_may_come_again() {
+    let state = State::new();
+    let lease = state.lease(Hold::Kept);
+    let mut spec = spec("T0.H1.N2");
+    spec.hold = Hold::Kept;
+    let backend = LocalBackend::new();
+    let name = "a_client_too_many_of_a_detached_machine_may_come_again";
+    let Some(environment) = start_or_skip(name, &spec, &lease).await else { return };
+    environment.detach().await.unwrap();
+    drop(environment);
+    let record = lease.snapshot();
+    let socket = record.resources_of("socket").next().unwrap().to_owned();
+    let others: Vec<_> = (0..256).map(|_| std::os::unix::net::UnixStream::connect(&socket).unwrap()).collect();
+    for _ in 0..20 {
+        let error = backend.attach(&record).await.err().expect("as many as it takes are there");
+        assert_eq!((error.kind(), error.is_retryable()), (ErrorKind::LimitReached, true), "{error}");
+    }
+    drop(others);
+    let again = async {
+        while backend.attach(&record).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), again).await.expect("there is room again");
+    assert!(backend.destroy(&record).await.unwrap().failed.is_empty());
+}
+
+#[tokio::test]
 async fn dropping_everything_ends_an_attached_machine() {
     let state = State::new();
     let lease = state.lease(Hold::Process);

@@ -21,6 +21,9 @@
 use crate::wire::{Blob, DecodeError, Reader, Wire};
 use crate::{wire_enum, wire_struct};
 
+/// The step of a `Refused` that answers a client instead of `Welcome`: the machine has as many as it takes.
+pub const TOO_MANY: &str = "clients";
+
 /// The version in [`ToSupervisor::Hello`]. Both sides must agree exactly: the host always carries its own supervisor.
 pub const VERSION: u32 = 3;
 
@@ -546,7 +549,7 @@ wire_enum! {
             /// Whether root and other users of the machine can be used.
             users: bool,
         } = 0,
-        /// The machine could not be set up; the channel ends.
+        /// The machine could not be set up, or takes no more clients ([`TOO_MANY`]); the channel ends.
         Refused {
             /// What was tried: `user namespace`, `uid map`, `mount /proc`, …
             step: String,

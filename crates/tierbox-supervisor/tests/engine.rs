@@ -6,7 +6,7 @@ use std::io::Read;
 
 use engine_support::*;
 use tierbox_supervisor::protocol::{
-    End, Exec, FileOp, FromSupervisor, Kill, Killed, NotStarted, StdinMode, ToSupervisor, WinSize,
+    End, Exec, FileOp, FromSupervisor, Kill, Killed, NotStarted, StdinMode, TOO_MANY, ToSupervisor, VERSION, WinSize,
 };
 use tierbox_supervisor::setup::Mode;
 
@@ -186,6 +186,23 @@ mod streams {
         let rest = machine.client.collect(call);
         assert!(rest.out().contains("over"), "{}", rest.out());
         assert_eq!((rest.end(), rest.ends), (End::Exited { code: 0 }, 1), "the end of stderr came first");
+    }
+}
+
+mod ends {
+    use super::*;
+
+    /// A reader that takes the end of input for a byte, as a shell does that is about to edit a line, is told again.
+    #[test]
+    fn the_end_of_a_terminals_input_is_not_lost() {
+        let mut machine = Machine::start_guest(|_| {}, 0);
+        let mut command = sh("stty raw -echo; echo raw; head -c 1 | od -An -tx1; stty sane; cat; cat; echo over");
+        command.pty = Some(WinSize { rows: 30, cols: 100 });
+        let call = machine.client.launch(&command);
+        machine.client.read_until(call, "raw");
+        machine.client.send(call, &ToSupervisor::InputEnd);
+        let rest = machine.client.collect(call);
+        assert!(rest.out().contains("04") && rest.out().contains("over"), "{}", rest.out());
     }
 }
 
@@ -451,6 +468,29 @@ mod detached {
         assert_eq!((collected.out().as_str(), collected.end()), ("one\ntwo more\n", End::Exited { code: 5 }));
         other.send(0, &ToSupervisor::Shutdown);
         assert_eq!(machine.wait_end(), 0);
+    }
+
+    #[test]
+    fn a_client_too_many_is_told_so() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut path = std::path::PathBuf::new();
+        let machine = Machine::start_with(Mode::Process, |setup| path = listening(dir.path(), setup));
+        // Its own channel is the first.
+        let mut clients: Vec<Client> = (1..256).map(|_| Client::connect(&path, 0)).collect();
+        let mut refused = Client::new(Line::Socket(std::os::unix::net::UnixStream::connect(&path).unwrap()));
+        let FromSupervisor::Refused { step, detail, .. } = refused.next().message else { panic!("it was let in") };
+        assert!(step == TOO_MANY && detail.contains("256"), "{step}: {detail}");
+        assert!(refused.try_next().is_none(), "the line ends");
+        let last = clients.pop().unwrap();
+        drop(last);
+        // Its place is free once the machine noticed.
+        let again = || {
+            let mut client = Client::new(Line::Socket(std::os::unix::net::UnixStream::connect(&path).unwrap()));
+            let _ = client.try_send(0, &ToSupervisor::Hello { version: VERSION, grace_ms: 0 });
+            client.try_next().is_some_and(|frame| matches!(frame.message, FromSupervisor::Welcome { .. }))
+        };
+        eventually("a place becomes free", again);
+        drop(machine);
     }
 
     #[test]

@@ -296,7 +296,9 @@ impl Tierbox {
     pub async fn list(&self) -> Result<Listing> {
         let found = self.journal()?.list()?;
         let mut listing = Listing { foreign: found.foreign, environments: Vec::new() };
-        for entry in found.entries {
+        // What a verification makes and ends is nobody's environment, unless it was left behind.
+        let shown = found.entries.into_iter().filter(|entry| !(entry.twin && entry.locked));
+        for entry in shown {
             listing.environments.push(self.listed(entry).await);
         }
         Ok(listing)
@@ -427,7 +429,7 @@ impl Tierbox {
     async fn make_room(&self, spec: &EnvironmentSpec) -> Result<()> {
         let Some(max) = spec.limits.max_environments else { return Ok(()) };
         let entries = self.journal()?.list()?.entries;
-        if (entries.iter().filter(|entry| entry.record.backend == spec.backend).count() as u64) < max {
+        if (entries.iter().filter(|entry| entry.record.backend == spec.backend && !entry.twin).count() as u64) < max {
             return Ok(());
         }
         self.cleanup(CleanupOptions::default()).await.map(|_| ())

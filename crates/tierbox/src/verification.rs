@@ -10,7 +10,7 @@ use tierbox_lease::{Journal, NewLease};
 use tierbox_verify::{ProbeResult, Twin, Twins, Verification, Verified};
 
 use crate::records::Record;
-use crate::undertaker::{Burial, bury};
+use crate::undertaker::{Awaited, Burial, bury};
 
 /// When an environment is verified.
 pub(crate) fn mode(spec: &EnvironmentSpec, report: &Report) -> Verify {
@@ -103,12 +103,14 @@ impl Twins for Siblings {
     async fn start(&self, lifted: &Lifted) -> Result<Box<dyn Twin>> {
         let spec = &self.spec;
         let profile = format!("{} (twin without {})", spec.profile, lifted.name());
-        let lease = Arc::new(self.journal.create(NewLease::new(&spec.backend, profile, spec.tier.to_string()))?);
-        let mut sibling =
-            Sibling(Mutex::new(Some(Burial { backend: self.backend.clone(), lease: lease.clone(), environment: None })), None);
+        let lease = Arc::new(
+            self.journal.create(NewLease { twin: true, ..NewLease::new(&spec.backend, profile, spec.tier.to_string()) })?,
+        );
+        let burial = Burial { backend: self.backend.clone(), lease: lease.clone(), environment: None };
+        let mut sibling = Sibling { burial: Mutex::new(Some(burial)), sandbox: None, _awaited: Awaited::new() };
         match self.backend.twin(spec, lifted, lease).await {
             Ok(environment) => {
-                sibling.1 = Some(environment.primary());
+                sibling.sandbox = Some(environment.primary());
                 if let Some(burial) = sibling.burial().as_mut() {
                     burial.environment = Some(environment);
                 }
@@ -123,18 +125,23 @@ impl Twins for Siblings {
 }
 
 /// A twin, and what ends it.
-struct Sibling(Mutex<Option<Burial>>, Option<Arc<dyn Sandbox>>);
+struct Sibling {
+    burial: Mutex<Option<Burial>>,
+    sandbox: Option<Arc<dyn Sandbox>>,
+    /// From its beginning on: the tasks of a verification that is given up are dropped some time later.
+    _awaited: Awaited,
+}
 
 impl Sibling {
     fn burial(&self) -> std::sync::MutexGuard<'_, Option<Burial>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.burial.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 #[async_trait]
 impl Twin for Sibling {
     fn sandbox(&self) -> Arc<dyn Sandbox> {
-        self.1.clone().expect("a twin that was started has a machine")
+        self.sandbox.clone().expect("a twin that was started has a machine")
     }
 
     async fn end(self: Box<Self>) {

@@ -54,6 +54,26 @@ mod conformance {
         fixture.assert_empty().await;
     }
 
+    /// All of them are looked at, so that none is taken for one that the profile does not name.
+    #[tokio::test]
+    async fn a_container_with_many_mounts_is_verified() {
+        let fixture = fixture();
+        let host = tempfile::tempdir().unwrap();
+        let long = "a-directory-with-quite-a-long-name".repeat(3);
+        let mounts = |overrides: tierbox::Overrides, number: usize| {
+            let directory = host.path().join(format!("{long}-{number}"));
+            std::fs::create_dir(&directory).unwrap();
+            overrides.mount(directory, format!("/mnt/{long}-{number}"), false)
+        };
+        let overrides = (0..200).fold(tierbox::Overrides::new(), mounts);
+        let Some(running) = started(fixture.client.start_with("local", StartOptions::new().overrides(overrides)).await) else {
+            return;
+        };
+        assert!(running.verification().unwrap().verification.verified);
+        running.stop().await.unwrap();
+        fixture.assert_empty().await;
+    }
+
     /// With named hosts, every rule of the gateway is shown too.
     #[tokio::test]
     async fn a_container_with_named_hosts_is_verified() {

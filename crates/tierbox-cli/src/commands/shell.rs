@@ -33,5 +33,5 @@ async fn terminal_in(running: &Running, args: &ShellArgs) -> Result<u8> {
         request = request.env("TERM", kind);
     }
     request.user = args.user.clone();
-    Ok(session::conclude(&session::stream(&actor, request).await?))
+    Ok(session::conclude(&session::shell(&actor, request).await?))
 }

@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use tierbox_core::{Applied, ErrorKind, KillDomain};
-use tierbox_supervisor::protocol::{FromSupervisor, Mechanism, ToSupervisor, VERSION};
+use tierbox_supervisor::protocol::{FromSupervisor, Mechanism, TOO_MANY, ToSupervisor, VERSION};
 use tierbox_supervisor::setup::{Agent, Mode, Setup};
 use tierbox_supervisor::wire::{Blob, Wire};
 
@@ -97,4 +97,30 @@ async fn the_line_ends_with_its_last_handle() {
     assert_eq!(peer.hear(), (0, ToSupervisor::Shutdown));
     let mut rest = Vec::new();
     assert_eq!(std::io::Read::read_to_end(&mut peer.socket, &mut rest).unwrap(), 0);
+}
+
+fn too_many() -> FromSupervisor {
+    FromSupervisor::Refused { step: TOO_MANY.to_owned(), errno: 0, detail: "256 are\nconnected".to_owned() }
+}
+
+/// Whoever is turned away has asked for nothing, and may come again: whether it was heard before or after it greeted.
+#[tokio::test]
+async fn a_client_that_is_turned_away_may_come_again() {
+    for greets_first in [false, true] {
+        let (mut peer, channel) = pair();
+        peer.say(0, &too_many());
+        if greets_first {
+            assert!(channel.hello(Duration::ZERO).is_ok() || channel.is_closed());
+        }
+        drop(peer);
+        let error = soon(channel.meet(Duration::ZERO, LIMIT)).await.unwrap_err();
+        assert_eq!((error.kind(), error.is_retryable()), (ErrorKind::LimitReached, true), "{error}");
+        assert!(error.message().contains("256 are\\nconnected"), "{error}");
+    }
+    // Who was let in is not turned away: nobody may be told that nothing was asked of a machine that was asked.
+    let (mut peer, channel) = pair();
+    channel.hello(Duration::ZERO).unwrap();
+    peer.say(0, &FromSupervisor::Welcome { version: VERSION });
+    peer.say(0, &too_many());
+    assert_eq!(soon(channel.closed()).await.kind(), ErrorKind::Protocol);
 }

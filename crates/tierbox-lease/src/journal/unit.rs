@@ -126,6 +126,36 @@ fn no_more_than_the_limit_exist_however_many_ask() {
     journal.create(limited).unwrap();
 }
 
+/// A verification's twins are nobody's environments: no limit counts them.
+#[test]
+fn twins_are_told_apart_and_not_counted() {
+    let Fixture { journal, _dir } = fixture();
+    let twins: Vec<_> = (0..4).map(|_| journal.create(NewLease { twin: true, ..new() }).unwrap()).collect();
+    let limited = NewLease { max_environments: Some(1), ..new() };
+    let lease = journal.create(limited.clone()).unwrap();
+    let marked = |id: &str| journal.get(id).unwrap().twin;
+    assert!(twins.iter().all(|twin| marked(twin.id())) && !marked(lease.id()));
+    let refused = journal.create(limited).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::LimitReached);
+    assert!(!refused.message().contains(twins[0].id()), "{refused}");
+}
+
+/// Who made a lease is not blamed for what somebody else does with it.
+#[test]
+fn who_holds_a_lease_is_told_as_it_is() {
+    let Fixture { journal, _dir } = fixture();
+    let lease = journal.create(new()).unwrap();
+    let refused = journal.adopt(lease.id()).unwrap_err();
+    assert_eq!(refused.message(), format!("{}: in use by process {}", lease.id(), std::process::id()));
+    lease.set_hold(Hold::Until(SystemTime::UNIX_EPOCH)).unwrap();
+    let id = lease.id().to_owned();
+    drop(lease);
+    let _cleaning = journal.adopt(&id).unwrap();
+    let refused = journal.adopt(&id).unwrap_err();
+    assert!(refused.is_retryable() && refused.message().contains("another tierbox process"), "{refused}");
+    assert_eq!(refused.message().matches(&id).count(), 1, "{refused}");
+}
+
 #[test]
 fn hostile_ids_never_become_paths() {
     let Fixture { journal, _dir } = fixture();

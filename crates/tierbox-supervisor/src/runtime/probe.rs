@@ -15,9 +15,9 @@ const PATIENCE: Duration = Duration::from_millis(300);
 /// Bytes of an answer that are read.
 const MOST: usize = 4096;
 /// Bytes of an answer that are reported.
-const LONGEST: usize = 8192;
-/// Mounts that are listed.
-const MOUNTS: usize = 80;
+const LONGEST: usize = 256 << 10;
+/// Bytes of names of mounts that are listed: escaped, as they are reported, each may become four.
+const MOUNTS: usize = LONGEST / 4 - 256;
 /// Requests that are taken.
 const REQUESTS: usize = 256;
 /// What canaries answer to.
@@ -166,10 +166,12 @@ fn mounts(devices: &str) -> Answer {
             found.push(format!("{} ({kind})", unescaped(point)));
         }
     }
-    if found.len() > MOUNTS {
+    let mut room = MOUNTS;
+    let fit = found.iter().take_while(|mount| room.checked_sub(mount.len() + 2).inspect(|left| room = *left).is_some()).count();
+    if fit < found.len() {
         // Never taken for one that is known.
-        let more = format!("{} more", found.len() - MOUNTS);
-        found.truncate(MOUNTS);
+        let more = format!("and {} more, too many to be looked at", found.len() - fit);
+        found.truncate(fit);
         found.push(more);
     }
     if found.is_empty() { Err("none".to_owned()) } else { Ok(found.join(", ")) }

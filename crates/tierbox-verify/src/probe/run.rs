@@ -18,7 +18,7 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 const MOST: u64 = 1 << 20;
 
 /// The most of an answer that is looked at, which is what the probe program gives.
-const LONGEST: usize = 8192;
+const LONGEST: usize = 256 << 10;
 
 /// Makes twins.
 #[async_trait]

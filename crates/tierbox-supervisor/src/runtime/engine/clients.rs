@@ -2,17 +2,24 @@
 
 use std::time::Duration;
 
-use rustix::net::SocketFlags;
+use rustix::net::{SendFlags, SocketFlags};
 
 use super::Engine;
 use super::connection::Call;
 use super::timers::Timer;
-use crate::protocol::{Failure, FromSupervisor, Killed};
+use crate::protocol::{Failure, FromSupervisor, Killed, TOO_MANY, encode};
 use crate::runtime::machine::Channel;
 use crate::setup::Mode;
 
 /// Clients at once.
 const MAX_CLIENTS: usize = 256;
+
+/// Tells a client why it is not let in. A new socket has room for that.
+fn turn_away(socket: &std::os::fd::OwnedFd) {
+    let detail = format!("{MAX_CLIENTS} are connected, which is the most");
+    let refused = FromSupervisor::Refused { step: TOO_MANY.to_owned(), errno: 0, detail };
+    let _ = rustix::net::send(socket, &encode(0, &refused), SendFlags::NOSIGNAL);
+}
 
 impl Engine {
     /// Somebody connects to the machine's socket.
@@ -20,11 +27,14 @@ impl Engine {
         let Some(listener) = &self.listener else { return };
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let Ok(socket) = rustix::net::accept_with(listener, flags) else { return };
-        let welcome = self.connections.count() < MAX_CLIENTS && self.is_harness(&socket);
-        if welcome {
-            // A socket that cannot be watched is closed again; the client sees the end.
-            let _ = self.connections.add(&self.poller, Channel::Socket(socket), false);
+        if !self.is_harness(&socket) {
+            return;
         }
+        if self.connections.count() >= MAX_CLIENTS {
+            return turn_away(&socket);
+        }
+        // A socket that cannot be watched is closed again; the client sees the end.
+        let _ = self.connections.add(&self.poller, Channel::Socket(socket), false);
     }
 
     /// Whether a client is the machine's owner. The socket lies in a directory that nobody else can enter; this is the

@@ -267,6 +267,7 @@ impl Engine {
         match timer {
             Timer::Timeout(key) => self.begin_kill(key, crate::protocol::Killed::Timeout),
             Timer::Idle(key) => self.check_idle(key),
+            Timer::InputEnd(key) => self.repeat_end(key),
             Timer::Look(key) => self.look(key),
             Timer::Drained(key) => self.close_streams(key),
             Timer::Grace(key) => self.end_grace(key),

@@ -31,6 +31,10 @@ pub fn passed(exec: &Exec) -> (bool, bool) {
     (stdin, output)
 }
 
+/// How soon a terminal is told again that its input is at its end, and how often that pause doubles: up to some seconds.
+const FIRST_PAUSE: std::time::Duration = std::time::Duration::from_millis(100);
+const DOUBLINGS: u32 = 5;
+
 impl Engine {
     /// Makes what a command's descriptors are, from passed ones, pipes or a terminal.
     pub(super) fn stdio(&self, exec: &Exec, passed_fds: Vec<OwnedFd>, user: &Identity) -> io::Result<(Stdio, Option<Framed>)> {
@@ -204,6 +208,8 @@ impl Engine {
         let Some(command) = self.commands.get(key) else { return true };
         let limit = (command.followers.len() + 1) * WINDOW as usize;
         let Some(input) = command.framed.as_mut().and_then(|framed| framed.input.as_mut()) else { return true };
+        // Another client may go on where one ended.
+        input.told_ends = 0;
         if !input.push(data, limit) {
             return false;
         }
@@ -215,12 +221,36 @@ impl Engine {
     pub(super) fn end_input(&mut self, key: u32) {
         let Some(framed) = self.commands.get(key).and_then(|command| command.framed.as_mut()) else { return };
         let Some(input) = &mut framed.input else { return };
-        match framed.terminal {
-            // The terminal itself stays; its reader sees the end of a file.
-            Some(_) => drop(input.push(&[super::pty::END_OF_INPUT], usize::MAX)),
-            None => input.end(),
+        if framed.terminal.is_some() {
+            return self.tell_end(key);
         }
+        input.end();
         self.pump_input(key, None);
+    }
+
+    /// Tells the reader of a terminal that the input is at its end. The terminal itself stays, and may lose the news: a shell that is
+    /// about to edit a line changes its mode, with which the end that waits there becomes a byte that means nothing. So it is told again,
+    /// ever more rarely, as long as the command lives: whoever reads after the end finds the end.
+    fn tell_end(&mut self, key: u32) {
+        let Some(command) = self.commands.get(key) else { return };
+        let Some(input) = command.framed.as_mut().and_then(|framed| framed.input.as_mut()) else { return };
+        if !input.blocked {
+            input.push(&[super::pty::END_OF_INPUT], usize::MAX);
+        }
+        let pause = FIRST_PAUSE * (1 << input.told_ends.min(DOUBLINGS));
+        input.told_ends += 1;
+        self.set_timer(key, pause, Timer::InputEnd(key));
+        self.pump_input(key, None);
+    }
+
+    /// Tells the end once more, unless that is over.
+    pub(super) fn repeat_end(&mut self, key: u32) {
+        let Some(command) = self.commands.get(key) else { return };
+        command.timers.retain(|(_, timer)| *timer != Timer::InputEnd(key));
+        let input = command.framed.as_ref().and_then(|framed| framed.input.as_ref());
+        if command.reaped.is_none() && input.is_some_and(|input| input.fd.is_some() && input.told_ends > 0) {
+            self.tell_end(key);
+        }
     }
 
     /// A command's stdin takes more, or nobody reads it any more.

@@ -144,6 +144,8 @@ pub struct Inlet {
     pub fd: Option<OwnedFd>,
     queue: VecDeque<u8>,
     ended: bool,
+    /// How often a terminal was told of the end.
+    pub told_ends: u32,
     consumed: u32,
     /// Whether the descriptor is watched for room.
     pub blocked: bool,
@@ -154,7 +156,7 @@ pub struct Inlet {
 impl Inlet {
     /// Input for a descriptor that does not block.
     pub fn new(fd: OwnedFd) -> Self {
-        Self { fd: Some(fd), queue: VecDeque::new(), ended: false, consumed: 0, blocked: false, writer: None }
+        Self { fd: Some(fd), queue: VecDeque::new(), ended: false, told_ends: 0, consumed: 0, blocked: false, writer: None }
     }
 
     /// Takes data from a client. False if more is there than clients may send in all.

@@ -10,6 +10,8 @@ pub enum Timer {
     Timeout(u32),
     /// A command's limit on silence.
     Idle(u32),
+    /// Tell a command's terminal once more that the input is at its end.
+    InputEnd(u32),
     /// Look again whether a killed tree is gone, or whether a launch succeeded.
     Look(u32),
     /// A command ended a while ago, and its pipes are still open.
