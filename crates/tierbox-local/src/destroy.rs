@@ -231,7 +231,7 @@ mod unit {
         let outer = tempfile::tempdir().unwrap();
         let dir = outer.path().join("work");
         fs::create_dir_all(dir.join("closed/inner")).unwrap();
-        fs::set_permissions(dir.join("closed"), fs::Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(dir.join("closed"), fs::Permissions::from_mode(0o0)).unwrap();
         let mut levels = rustix::fs::open(&dir, rustix::fs::OFlags::DIRECTORY, rustix::fs::Mode::empty()).unwrap();
         for _ in 0..30_000 {
             rustix::fs::mkdirat(&levels, "d", rustix::fs::Mode::RWXU).unwrap();
