@@ -65,6 +65,7 @@ case $P in */) fail directory;; esac
 if [ -e "$P" ]; then
   [ -f "$P" ] || fail other
   [ -z "$NEW" ] || fail exists
+  [ -w "$P" ] || fail denied
 fi
 case $P in */*) dir=${P%/*}; [ -n "$dir" ] || dir=/;; *) dir=.;; esac
 if [ ! -d "$dir" ]; then

@@ -68,6 +68,8 @@ async fn forbidden_is_permission_denied(s: Subject) -> Verdict {
     s.sh("echo x > closed; chmod 000 closed; mkdir locked; echo x > locked/file; chmod 500 locked; mkdir shut; chmod 000 shut")
         .await?;
     ensure_kind(s.sandbox.read_bytes(s.path("closed"), 10).await, ErrorKind::PermissionDenied, "read of a closed file")?;
+    let write = s.sandbox.write_bytes(s.path("closed"), "y").await;
+    ensure_kind(write, ErrorKind::PermissionDenied, "write of a closed file, in a directory where another could take its place")?;
     ensure_kind(
         s.sandbox.write_bytes(s.path("locked/new"), "x").await,
         ErrorKind::PermissionDenied,
