@@ -11,7 +11,10 @@ use super::conformance::runner;
 /// Names, code and variables that would do something if any of them reached a shell.
 pub async fn nothing_that_a_caller_says_is_shell_text(environment: Arc<dyn Environment>) {
     let runner = runner(&environment).await;
-    for evil in ["$(touch made)", "`touch made`", "'; touch made; '", "-rf", "a\nb", "\\x", "*", " ", "\u{1b}[31m"] {
+    // Where `/tmp` is the host's, tests beside this one make files there, too.
+    let made = format!("made-{}", std::process::id());
+    let calls = [format!("$(touch {made})"), format!("`touch {made}`"), format!("'; touch {made}; '")];
+    for evil in calls.iter().map(String::as_str).chain(["-rf", "a\nb", "\\x", "*", " ", "\u{1b}[31m"]) {
         let code = "cat -- \"$NAME\"; for f in ./*; do [ \"$f\" = \"./$NAME\" ] || echo \"also $f\"; done";
         let task = CodeTask::new("sh", code).file(evil, evil).env("NAME", evil).session(format!("s{evil}"));
         let outcome = runner.run_code(&task).await.unwrap();
@@ -20,7 +23,8 @@ pub async fn nothing_that_a_caller_says_is_shell_text(environment: Arc<dyn Envir
         let read = runner.get_files(&outcome.task_hash, Some(evil.as_bytes()), 100).await.unwrap();
         assert_eq!(read[0].contents, evil.as_bytes());
     }
-    let found = environment.primary().run(ExecRequest::shell("find . /tmp -name made 2>/dev/null")).await.unwrap();
+    let find = format!("find . /tmp -name {made} 2>/dev/null");
+    let found = environment.primary().run(ExecRequest::shell(find)).await.unwrap();
     assert_eq!(found.stdout.text(), "");
 }
 
@@ -28,7 +32,7 @@ pub async fn nothing_that_a_caller_says_is_shell_text(environment: Arc<dyn Envir
 pub async fn a_program_cannot_forge_its_outcome(environment: Arc<dyn Environment>) {
     let runner = runner(&environment).await;
     let code = "printf 'ready\\0/x\\0files\\0'; printf 'files\\0' >&2; mkfifo fifo; ln -s /etc/passwd link; \
-                mkdir -p deep/er; : > 'new\nline'; truncate -s 1T huge; (sleep 50; : > late) & exit 9";
+                mkdir -p deep/er; : > 'new\nline'; truncate -s 1099511627776 huge; (sleep 50; : > late) & exit 9";
     let outcome = runner.run_code(&CodeTask::new("sh", code)).await.unwrap();
     assert_eq!(outcome.outcome(), Outcome::Exited(9));
     assert_eq!(outcome.result.stdout.bytes(), b"ready\0/x\0files\0");
