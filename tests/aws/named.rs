@@ -157,8 +157,7 @@ async fn refused(world: World) -> Outcome {
         ("there is no gateway", change("gateway", "i-0123456789abcdef0".into())),
         ("root", as_root),
     ] {
-        let Err(error) = world.start(&spec).await else { return Err(format!("it started, though {what}")) };
-        ensure!(error.kind() == ErrorKind::TierRefused && error.to_string().contains(what), "{what}: {error}");
+        world.refuses(&spec, what).await?;
     }
     let Err(error) = world.start(&change("gateway", Value::Null)).await else {
         return Err("it started without a gateway".to_owned());
@@ -177,8 +176,7 @@ async fn refused(world: World) -> Outcome {
         };
         let made = rule("Authorize");
         ensure!(made.contains(" 200 "), "{made}");
-        let Err(error) = world.start(&good).await else { return Err(format!("it started with a rule to {what}")) };
-        ensure!(error.kind() == ErrorKind::TierRefused && error.to_string().contains(what), "{what}: {error}");
+        let error = world.refuses(&good, what).await?;
         ensure!(error.to_string().contains("N1 does not hold"), "{error}");
         rule("Revoke");
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use libtest_mimic::Trial;
 use serde_json::{Value, json};
-use tierbox_core::{EnvironmentSpec, ErrorKind, ExecRequest, SandboxExt};
+use tierbox_core::{EnvironmentSpec, ExecRequest, SandboxExt};
 
 use super::world::{Outcome, World, ensure, text, trial};
 
@@ -112,16 +112,14 @@ async fn refused(world: World) -> Outcome {
         ("other buckets", change("bucket", world.server.bucket().into())),
         ("root", as_root),
     ] {
-        let Err(error) = world.start(&spec).await else { return Err(format!("it started, though {what}")) };
-        ensure!(error.kind() == ErrorKind::TierRefused && error.to_string().contains(what), "{what}: {error}");
+        world.refuses(&spec, what).await?;
     }
     // Without the firewall a query carries data.
     let delete = |action: &str, body: Value| world.server.json("route53resolver", &format!("Route53Resolver.{action}"), &body);
     let bound = delete("ListFirewallRuleGroupAssociations", json!({"VpcId": out["VpcId"]}));
     let id = bound["FirewallRuleGroupAssociations"][0]["Id"].as_str().ok_or("no association")?.to_owned();
     delete("DisassociateFirewallRuleGroup", json!({"FirewallRuleGroupAssociationId": id}));
-    let Err(error) = world.start(&good).await else { return Err("it started without a DNS firewall".to_owned()) };
-    ensure!(error.kind() == ErrorKind::TierRefused && error.to_string().contains("DNS firewall"), "{error}");
+    world.refuses(&good, "DNS firewall").await?;
     ensure!(world.server.instances().is_empty(), "something was made: {:?}", world.server.instances());
     Ok(())
 }

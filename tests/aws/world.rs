@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use libtest_mimic::Trial;
-use tierbox_core::{Backend, Environment, EnvironmentSpec, LeaseHandle, Registry, Silent};
+use tierbox_core::{Backend, Environment, EnvironmentSpec, Error, ErrorKind, LeaseHandle, Registry, Silent};
 use tierbox_ec2::Ec2Backend;
 use tierbox_lease::{Journal, Lease, NewLease};
 
@@ -103,6 +103,13 @@ impl World {
         let handle: Arc<dyn LeaseHandle> = lease.clone();
         let environment = backend.start(spec, handle, &Silent).await?;
         Ok(Started { environment, lease })
+    }
+
+    /// Starts an environment whose tier cannot be had, for a reason that is named.
+    pub async fn refuses(&self, spec: &EnvironmentSpec, what: &str) -> Result<Error, String> {
+        let Err(error) = self.start(spec).await else { return Err(format!("it started, though {what}")) };
+        ensure!(error.kind() == ErrorKind::TierRefused && error.to_string().contains(what), "{what}: {error}");
+        Ok(error)
     }
 
     /// Starts the usual environment.

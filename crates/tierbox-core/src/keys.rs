@@ -37,9 +37,9 @@ fn home_of_a_person(line: &str) -> Option<PathBuf> {
     (is_one && home != Path::new("/var/empty")).then(|| home.to_path_buf())
 }
 
-/// Why a path of this host is not for a sandbox, as far as keys go. `below_home` is what it is called below the home directory that
-/// holds it, if one does. A directory that has keys directly in it counts, too; `.cargo` without a token is a toolchain.
-pub fn holds_keys(path: &Path, below_home: Option<&Path>) -> Option<String> {
+/// Why a path of this host is not for a sandbox, as far as keys go. `homes` are home directories beside those below `/home` and
+/// `/Users`, and `/root`. A directory that has keys directly in it counts, too; `.cargo` without a token is a toolchain.
+pub fn holds_keys(path: &Path, homes: &[PathBuf]) -> Option<String> {
     let is_directory_of_keys = |part: Component<'_>| DIRECTORIES.iter().any(|name| part.as_os_str() == *name);
     if path.components().any(is_directory_of_keys) {
         return Some("it holds keys".to_owned());
@@ -50,14 +50,24 @@ pub fn holds_keys(path: &Path, below_home: Option<&Path>) -> Option<String> {
     if let Some(name) = DIRECTORIES.iter().chain(FILES).find(|name| path.join(name).symlink_metadata().is_ok()) {
         return Some(format!("it contains {name}; name a directory without it"));
     }
-    let inner = below_home?;
+    let inner = below_home(path, homes)?;
     // A directory above keys that are not there is harmless, but it cannot be known to stay so.
     let meets = |keys: &&&str| {
-        let above = Path::new(keys).starts_with(inner);
+        let above = Path::new(keys).starts_with(&inner);
         inner.starts_with(keys) || (above && (!keys.starts_with(".cargo/") || path.join("credentials").exists()))
     };
     let keys = BELOW_HOME.iter().find(meets)?;
     Some(format!("~/{keys} holds keys and tokens; name what you need beside it"))
+}
+
+/// What a path is called below the home directory that it is in, anybody's.
+fn below_home(path: &Path, homes: &[PathBuf]) -> Option<PathBuf> {
+    let mut homes = homes.iter().map(PathBuf::as_path).chain([Path::new("/root")]);
+    if let Some(inner) = homes.find_map(|home| path.strip_prefix(home).ok()) {
+        return Some(inner.to_path_buf());
+    }
+    let inner = ["/home", "/Users"].iter().find_map(|all| path.strip_prefix(all).ok())?;
+    Some(inner.components().skip(1).collect())
 }
 
 #[cfg(test)]
@@ -67,22 +77,25 @@ mod unit {
     #[test]
     fn keys_and_tokens_are_known_by_their_names() {
         for bad in ["/x/.ssh", "/x/homes/bob/.ssh/id", "/x/.npmrc", "/x/.pypirc", "/x/a/credentials.toml"] {
-            assert!(holds_keys(Path::new(bad), None).is_some(), "{bad}");
+            assert!(holds_keys(Path::new(bad), &[]).is_some(), "{bad}");
         }
+        let homes = [PathBuf::from("/h")];
         for inner in [".config", ".config/tierbox", ".config/gcloud/x", ".local/state/tierbox/env", ".cargo/credentials"] {
-            assert!(holds_keys(&Path::new("/h").join(inner), Some(Path::new(inner))).is_some(), "{inner}");
+            for home in ["/h", "/root", "/home/bob", "/Users/bob"] {
+                assert!(holds_keys(&Path::new(home).join(inner), &homes).is_some(), "{home}/{inner}");
+            }
         }
         for inner in ["code", ".cargo/bin", ".config/nvim"] {
-            assert_eq!(holds_keys(&Path::new("/h").join(inner), Some(Path::new(inner))), None, "{inner}");
+            assert_eq!(holds_keys(&Path::new("/h").join(inner), &homes), None, "{inner}");
         }
     }
 
     #[test]
     fn what_contains_them_holds_them() {
         let dir = tempfile::tempdir().unwrap();
-        assert_eq!(holds_keys(dir.path(), None), None);
+        assert_eq!(holds_keys(dir.path(), &[]), None);
         std::fs::create_dir(dir.path().join(".ssh")).unwrap();
-        assert!(holds_keys(dir.path(), None).is_some_and(|why| why.contains(".ssh")));
+        assert!(holds_keys(dir.path(), &[]).is_some_and(|why| why.contains(".ssh")));
     }
 
     #[test]

@@ -75,7 +75,7 @@ fn forbidden(path: &Path, homes: &[PathBuf]) -> Option<String> {
     if homes.iter().any(|home| home.starts_with(path)) || is_home_root(path) {
         return Some("it holds a whole home directory".to_owned());
     }
-    holds_keys(path, below_home(path, homes).as_deref())
+    holds_keys(path, homes)
 }
 
 /// `/home`, `/home/NAME`, `/Users/NAME`, `/root`.
@@ -84,18 +84,6 @@ fn is_home_root(path: &Path) -> bool {
         return true;
     }
     ["/home", "/Users"].iter().any(|all| path == Path::new(all) || path.parent() == Some(Path::new(all)))
-}
-
-/// What a path is called below the home directory that holds it.
-fn below_home(path: &Path, homes: &[PathBuf]) -> Option<PathBuf> {
-    if let Some(inner) = homes.iter().find_map(|home| path.strip_prefix(home).ok()) {
-        return Some(inner.to_path_buf());
-    }
-    if let Ok(inner) = path.strip_prefix("/root") {
-        return Some(inner.to_path_buf());
-    }
-    let inner = ["/home", "/Users"].iter().find_map(|all| path.strip_prefix(all).ok())?;
-    Some(inner.components().skip(1).collect())
 }
 
 /// Opens a regular file, and nothing that could block or never end.

@@ -268,7 +268,7 @@ struct Lines<'a> {
     path: &'a Arc<PathBuf>,
     /// Where each line begins.
     starts: Vec<usize>,
-    /// How many characters stand before each block of bytes.
+    /// How many characters stand before each block of bytes, and behind the last.
     characters: Vec<usize>,
 }
 
@@ -278,13 +278,10 @@ const BLOCK: usize = 256;
 impl<'a> Lines<'a> {
     fn new(text: &'a str, path: &'a Arc<PathBuf>) -> Self {
         let starts = std::iter::once(0).chain(text.match_indices('\n').map(|(at, _)| at + 1)).collect();
-        let mut before = 0;
-        let characters = text.as_bytes().chunks(BLOCK).map(|block| {
-            let here = before;
-            before += begun(block);
-            here
-        });
-        let characters = characters.collect();
+        let mut characters = vec![0];
+        for block in text.as_bytes().chunks(BLOCK) {
+            characters.push(characters[characters.len() - 1] + begun(block));
+        }
         Self { text, path, starts, characters }
     }
 
@@ -297,10 +294,7 @@ impl<'a> Lines<'a> {
 
     fn characters_before(&self, at: usize) -> usize {
         let block = at / BLOCK;
-        let counted = self.characters.get(block).copied();
-        // Behind the last block, which is full, there is none.
-        let (counted, from) = counted.map_or_else(|| (begun(self.text.as_bytes()), at), |counted| (counted, block * BLOCK));
-        counted + begun(&self.text.as_bytes()[from..at])
+        self.characters[block] + begun(&self.text.as_bytes()[block * BLOCK..at])
     }
 
     fn table(&self, table: &DeTable<'_>) -> Result<BTreeMap<String, Entry>, Malformed> {

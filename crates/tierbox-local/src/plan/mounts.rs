@@ -116,21 +116,12 @@ fn refusal(path: &Path, homes: &[PathBuf]) -> Option<String> {
     if is_home_root(path) {
         return Some("it is a home directory; name a directory below it".to_owned());
     }
-    holds_keys(path, below_home(path, homes).as_deref())
+    holds_keys(path, homes)
 }
 
 /// `/home/NAME`, `/Users/NAME`.
 fn is_home_root(path: &Path) -> bool {
     ["/home", "/Users"].iter().any(|all| path.parent() == Some(Path::new(all)))
-}
-
-/// What a path is called below the home directory that it is in, anybody's.
-fn below_home(path: &Path, homes: &[PathBuf]) -> Option<PathBuf> {
-    if let Some(inner) = homes.iter().find_map(|home| path.strip_prefix(home).ok()) {
-        return Some(inner.to_path_buf());
-    }
-    let inner = ["/home", "/Users"].iter().find_map(|all| path.strip_prefix(all).ok())?;
-    Some(inner.components().skip(1).collect())
 }
 
 fn writable_refusal(path: &Path) -> Option<String> {
