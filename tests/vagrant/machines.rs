@@ -1,6 +1,7 @@
 //! The examples under `vagrantfiles/`, each with its profile.
 
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use libtest_mimic::Trial;
@@ -25,18 +26,36 @@ fn fetch(address: &str) -> ExecRequest {
     ExecRequest::new(["bash", "-c", script, address]).timeout(Duration::from_secs(15))
 }
 
-/// Whether something on this host hears what a machine sends to one of its addresses.
-pub async fn reaches_host(machine: &dyn Sandbox, address: &str) -> Result<bool, String> {
-    let listener = tokio::net::TcpListener::bind((address, 0)).await.map_err(text)?;
+/// Fails if something on this host hears what a machine sends to one of its addresses.
+pub async fn reaches_no_address_of_the_host(machine: &Arc<dyn Sandbox>) -> Outcome {
+    let mut tries = tokio::task::JoinSet::new();
+    for address in host_addresses() {
+        // Others make and end networks on this host at the same time: an address may be gone already.
+        if let Ok(listener) = tokio::net::TcpListener::bind((address.as_str(), 0)).await {
+            tries.spawn(is_heard(machine.clone(), address, listener));
+        }
+    }
+    if tries.is_empty() {
+        return Err("this host has no address to try".to_owned());
+    }
+    while let Some(tried) = tries.join_next().await {
+        tried.map_err(text)??;
+    }
+    Ok(())
+}
+
+async fn is_heard(machine: Arc<dyn Sandbox>, address: String, listener: tokio::net::TcpListener) -> Outcome {
     let port = listener.local_addr().map_err(text)?.port();
-    let request = ExecRequest::new(["bash", "-c", &format!("exec 3<>/dev/tcp/{address}/{port}")]).timeout(Duration::from_secs(4));
-    let (heard, tried) = tokio::join!(tokio::time::timeout(Duration::from_secs(6), listener.accept()), machine.run(request));
-    let tried = tried.map_err(text)?;
-    Ok(heard.is_ok() || tried.success())
+    let request = ExecRequest::new(["bash", "-c", &format!("exec 3<>/dev/tcp/{address}/{port}")]).timeout(Duration::from_secs(6));
+    let (heard, tried) = tokio::join!(tokio::time::timeout(Duration::from_secs(8), listener.accept()), machine.run(request));
+    if heard.is_ok() || tried.map_err(text)?.success() {
+        return Err(format!("{} reaches this host at {address}", machine.name()));
+    }
+    Ok(())
 }
 
 /// Addresses of this host that something other than loopback could reach.
-pub fn host_addresses() -> Vec<String> {
+fn host_addresses() -> Vec<String> {
     let listed = crate::world::printed("ip", &["-4", "-o", "addr"]);
     let addresses = listed.lines().filter_map(|line| line.split_whitespace().nth(3)?.split('/').next().map(str::to_owned));
     addresses.filter(|address| address != "127.0.0.1").collect()
@@ -61,22 +80,12 @@ async fn pair(world: World) -> Outcome {
     if !missing.message().contains("attacker, victim") {
         return Err(format!("{missing}"));
     }
-    for address in host_addresses() {
-        for machine in [&attacker, &victim] {
-            if reaches_host(machine.as_ref(), &address).await? {
-                return Err(format!("{} reaches this host at {address}", machine.name()));
-            }
-        }
-    }
+    tokio::try_join!(reaches_no_address_of_the_host(&attacker), reaches_no_address_of_the_host(&victim))?;
     // Not even with a route of its own making, as root.
     let routes =
         "ip route add default via $(ip -4 -o addr show eth0 | sed 's/.*inet \\([0-9]*\\.[0-9]*\\.[0-9]*\\).*/\\1.1/'); :";
     attacker.run(ExecRequest::shell(routes).user("root")).await.map_err(text)?;
-    for address in host_addresses() {
-        if reaches_host(attacker.as_ref(), &address).await? {
-            return Err(format!("with a route of its own the attacker reaches this host at {address}"));
-        }
-    }
+    reaches_no_address_of_the_host(&attacker).await.map_err(|why| format!("with a route of its own {why}"))?;
     ends_without_remains(&world, running).await
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use libtest_mimic::Trial;
 use tierbox::{ExecRequest, Hold, Sandbox, SandboxExt, StartOptions, Verdict};
 
-use crate::machines::{host_addresses, reaches_host};
+use crate::machines::reaches_no_address_of_the_host;
 use crate::support::again;
 use crate::world::{self, Outcome, World, remains, text, tokens, trial};
 
@@ -122,11 +122,7 @@ async fn inside(world: &World) -> Outcome {
     if page(machine.as_ref(), SERVER).await?.contains("from the named host") {
         return Err("a route of its own leads out".to_owned());
     }
-    for address in host_addresses() {
-        if reaches_host(machine.as_ref(), &address).await? {
-            return Err(format!("the machine reaches this host at {address}"));
-        }
-    }
+    reaches_no_address_of_the_host(&machine).await?;
     let proxy = machine.run(ExecRequest::shell("echo $http_proxy")).await.map_err(text)?.stdout.text();
     if !proxy.starts_with("http://10.") || !proxy.contains(":3128") {
         return Err(format!("programs that take proxies are told {proxy:?}"));

@@ -193,6 +193,7 @@ impl Suite {
         if absent.is_some() {
             return cases.iter().try_for_each(|case| self.test(case, absent, runtime));
         }
+        let at_once = if cases.iter().any(fills_the_machine) { 1 } else { at_once };
         let places = Arc::new(tokio::sync::Semaphore::new(at_once));
         let verdicts = runtime.block_on(async {
             let tasks: Vec<_> = cases
@@ -276,6 +277,11 @@ impl Suite {
             _ => Ok(()),
         }
     }
+}
+
+/// Whether a case takes all that a machine has, so that another beside it would meet its limits.
+fn fills_the_machine(case: &Case) -> bool {
+    case.local_name().starts_with("concurrency::") || case.local_name().starts_with("load::")
 }
 
 /// Holds a sandbox to its backend's minimum: a case is listed because of that, so it must be declared.

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use async_trait::async_trait;
 use tierbox_core::{
-    Capabilities, Environment, EnvironmentSpec, ExecHandle, ExecRequest, ExecResult, GuestPath, Outcome, ReadOptions, Sandbox,
-    SandboxExt,
+    Capabilities, Environment, EnvironmentSpec, ExecHandle, ExecRequest, ExecResult, GuestPath, HostIsolation, Outcome,
+    ReadOptions, Sandbox, SandboxExt,
 };
 
 use crate::case::{Fail, Need, Verdict};
@@ -97,6 +97,11 @@ impl Subject {
     /// The capabilities of the sandbox under test.
     pub fn capabilities(&self) -> &Capabilities {
         self.sandbox.capabilities()
+    }
+
+    /// Whether it is a virtual machine, or more.
+    pub fn has_own_kernel(&self) -> bool {
+        self.capabilities().host >= HostIsolation::H3
     }
 
     /// Whether the sandbox can do this.

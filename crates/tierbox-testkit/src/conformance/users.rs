@@ -1,6 +1,6 @@
 //! As whom a command runs.
 
-use tierbox_core::{ErrorKind, ExecRequest, HostIsolation, NotStartedCause, Outcome, SandboxExt};
+use tierbox_core::{ErrorKind, ExecRequest, NotStartedCause, Outcome, SandboxExt};
 
 use crate::case::{Need, Verdict, ensure, ensure_eq, ensure_kind, skip};
 use crate::subject::Subject;
@@ -41,7 +41,7 @@ async fn default_has_no_capability(s: Subject) -> Verdict {
     for key in ["CapInh", "CapPrm", "CapEff", "CapAmb"] {
         ensure_eq!(u64::from_str_radix(&status(&s, key, read_status()).await?, 16), Ok(0), "{key}");
     }
-    if s.capabilities().host < HostIsolation::H3 {
+    if !s.has_own_kernel() {
         ensure_eq!(status(&s, "NoNewPrivs", read_status()).await?, "1", "NoNewPrivs");
     }
     Ok(())

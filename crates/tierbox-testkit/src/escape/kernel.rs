@@ -1,10 +1,10 @@
 //! The kernel's surface, and what of the host shows.
 
-use tierbox_core::{ExecRequest, HostIsolation, PtySize};
+use tierbox_core::{ExecRequest, PtySize};
 
-use super::{Canary, attacks};
+use super::{Canary, attacks, needs_the_hosts_kernel};
 use crate::attack::{findings, install, nothing_leaked};
-use crate::case::{Verdict, ensure, ensure_eq, skip};
+use crate::case::{Verdict, ensure, ensure_eq};
 use crate::subject::Subject;
 
 attacks! { "kernel":
@@ -103,15 +103,6 @@ const SOCKETS: &[&str] = &[
     "netlink_generic",
     "netlink_connector",
 ];
-
-/// A virtual machine has a kernel of its own, and with it `/proc`, `/sys`, `/dev` and daemons: root there may use all of it.
-fn needs_the_hosts_kernel(s: &Subject) -> Verdict {
-    if has_own_kernel(s) { skip("the machine has a kernel of its own") } else { Ok(()) }
-}
-
-fn has_own_kernel(s: &Subject) -> bool {
-    s.capabilities().host >= HostIsolation::H3
-}
 
 async fn closed(s: &Subject, probes: &[&str], user: Option<&str>) -> Verdict {
     needs_the_hosts_kernel(s)?;
@@ -245,14 +236,14 @@ async fn e39_sockets_of_the_host(s: Subject, _: Canary) -> Verdict {
 
 async fn e39_mounts(s: Subject, canary: Canary) -> Verdict {
     for mount in s.text("cat /proc/self/mountinfo").await?.lines().filter_map(Mount::parse) {
-        let is_own = if has_own_kernel(&s) { !mount.is_shared_folder() } else { mount.is_own() };
+        let is_own = if s.has_own_kernel() { !mount.is_shared_folder() } else { mount.is_own() };
         ensure!(is_own || mount.is_read_only, "what may be the host's can be written: {mount:?}");
-        ensure!(has_own_kernel(&s) || mount.kind != "devtmpfs" || mount.is_one_device(), "the host's /dev shows: {mount:?}");
+        ensure!(s.has_own_kernel() || mount.kind != "devtmpfs" || mount.is_one_device(), "the host's /dev shows: {mount:?}");
     }
     let listed = s.run(ExecRequest::new(["ls", canary.directory().as_str()])).await?;
     ensure!(!listed.success(), "a directory of the host's /tmp shows");
     // A machine's own home directories may be called as the host's are.
-    if has_own_kernel(&s) {
+    if s.has_own_kernel() {
         return Ok(());
     }
     for home in ["/root", "/home"] {
@@ -304,6 +295,7 @@ impl<'a> Mount<'a> {
 }
 
 async fn e40_tiocsti(s: Subject, _: Canary) -> Verdict {
+    needs_the_hosts_kernel(&s)?;
     let size = PtySize { rows: 24, cols: 80 };
     let found = findings(&s, |request| request.pty(size), &["probe", "tiocsti", "tioclinux"]).await?;
     ensure!(found.iter().all(|finding| finding.errno != 25), "standard input is no terminal, so nothing was tried: {found:?}");

@@ -7,7 +7,7 @@ use std::future::Future;
 
 use tierbox_core::Capabilities;
 
-use crate::case::{Case, Need, Verdict, ensure_eq};
+use crate::case::{Case, Need, Verdict, ensure_eq, skip};
 use crate::subject::Subject;
 
 mod between;
@@ -48,6 +48,12 @@ where
             Ok(())
         }
     })
+}
+
+/// A virtual machine has a kernel of its own, and with it `/proc`, `/sys`, `/dev` and daemons: root there may use all of it, and its
+/// terminals are its own.
+fn needs_the_hosts_kernel(s: &Subject) -> Verdict {
+    if s.has_own_kernel() { skip("the machine has a kernel of its own") } else { Ok(()) }
 }
 
 /// Every attack there is.

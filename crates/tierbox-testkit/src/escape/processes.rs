@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tierbox_core::{ExecRequest, GuestPath, KillReason, Leftovers, Limit, NotStartedCause, Outcome, SandboxExt, elf_loader};
 
-use super::{Canary, attacks};
+use super::{Canary, attacks, needs_the_hosts_kernel};
 use crate::attack::{findings, install, nothing_leaked};
 use crate::case::{Fail, Verdict, ensure, ensure_eq, skip};
 use crate::subject::{Mark, Subject, number};
@@ -149,6 +149,7 @@ async fn e19_kill_everything(s: Subject, _: Canary) -> Verdict {
 }
 
 async fn e19_kill_everything_as_root(s: Subject, _: Canary) -> Verdict {
+    needs_the_hosts_kernel(&s)?;
     kill_everything(&s, Some("root")).await
 }
 
@@ -178,6 +179,7 @@ async fn e20_spy_on_pid_1(s: Subject, _: Canary) -> Verdict {
 }
 
 async fn e20_spy_on_pid_1_as_root(s: Subject, _: Canary) -> Verdict {
+    needs_the_hosts_kernel(&s)?;
     nothing_leaked(&findings(&s, |request| request.user("root"), &["pid1"]).await?)
 }
 
@@ -251,6 +253,7 @@ async fn e24_setuid(s: Subject, _: Canary) -> Verdict {
 }
 
 async fn e24_setuid_of_root(s: Subject, _: Canary) -> Verdict {
+    needs_the_hosts_kernel(&s)?;
     let name = format!("/tmp/tierbox-setuid-{}", crate::subject::number());
     let made = s
         .run(ExecRequest::shell(format!("cp /usr/bin/id {name}; chown root:root {name}; chmod 6755 {name}")).user("root"))
