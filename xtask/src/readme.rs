@@ -60,7 +60,7 @@ fn run_book() -> Result<(), String> {
     missing.map_or(Ok(()), |name| Err(format!("docs/book/src/SUMMARY.md names {name}, which does not exist")))
 }
 
-/// The blocks of a page that can run here. On CI every engine but Vagrant must be there.
+/// The blocks of a page that can run here. On CI every engine must be there.
 fn runnable(name: &str, text: &str, there: impl Fn(&str) -> bool) -> Result<Vec<String>, String> {
     let mut runnable = Vec::new();
     for (kind, block) in fenced(text) {
@@ -70,7 +70,7 @@ fn runnable(name: &str, text: &str, there: impl Fn(&str) -> bool) -> Result<Vec<
                 return Err(format!("{name}: no engine is called {engine}"));
             }
             Some(("sh", engine)) if there(engine) => runnable.push(block),
-            Some(("sh", engine)) if std::env::var_os("CI").is_some() && engine != "vagrant" => {
+            Some(("sh", engine)) if std::env::var_os("CI").is_some() => {
                 return Err(format!("{name}: a command needs {engine}, which was not started"));
             }
             Some(("sh", engine)) => println!("xtask: {name}: a block was left out, since {engine} was not started"),
