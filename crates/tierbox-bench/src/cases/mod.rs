@@ -76,6 +76,12 @@ pub(crate) const ALL: &[Case] = &[
     #[cfg(feature = "ec2")]
     case("EC2", 1.0, ec2::all),
     #[cfg(feature = "vagrant")]
-    case("vagrant", 1.0, vagrant::all),
+    case("vagrant: exec", 0.5, vagrant::commands),
+    #[cfg(feature = "vagrant")]
+    case("vagrant: exec by scripts", 1.2, vagrant::scripts),
+    #[cfg(feature = "vagrant")]
+    case("vagrant: 100 MiB", 1.5, vagrant::files),
+    #[cfg(feature = "vagrant")]
+    case("vagrant: start", 1.15, vagrant::starts),
     Case { name: "release build", bar: 1.0, needs_build: true, measure: program::build },
 ];

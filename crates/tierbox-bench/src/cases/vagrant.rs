@@ -84,23 +84,35 @@ fn start(bench: &Bench, client: &Tierbox, pool: bool) -> Result<Running, Failure
     Ok(bench.wait(client.start_with("vagrant-basic", options))?)
 }
 
-/// Everything that one machine can show.
-pub(crate) fn all(bench: &Bench) -> Result<Vec<Row>, Failure> {
+/// A client, where there is a Vagrant.
+fn able_client(bench: &Bench) -> Result<Tierbox, Failure> {
     if !std::env::var("TIERBOX_TEST_VAGRANT").is_ok_and(|there| there.contains("libvirt")) {
         return Err("there is no Vagrant for it: tests/engines/vagrant.sh start prints what to set".into());
     }
-    let client = client(bench)?;
-    let mut rows = starts(bench, &client)?;
-    let running = start(bench, &client, false)?;
-    let measured = on_machine(bench, &running);
-    bench.wait(running.stop())?;
-    rows.extend(measured?);
-    Ok(rows)
+    client(bench)
 }
 
-/// A start against `vagrant up` of the same Vagrantfile, and one from the pool against the same.
-fn starts(bench: &Bench, client: &Tierbox) -> Result<Vec<Row>, Failure> {
-    let samples = if bench.quick { 1 } else { 5 };
+/// Measures on a machine, which is ended whatever comes of it.
+fn on_machine(
+    bench: &Bench,
+    options: StartOptions,
+    measure: impl FnOnce(&Running, &Mux) -> Result<Vec<Row>, Failure>,
+) -> Result<Vec<Row>, Failure> {
+    let client = able_client(bench)?;
+    let running = bench.wait(client.start_with("vagrant-basic", options))?;
+    let measured = Mux::new(bench, &running).and_then(|mux| {
+        let rows = measure(&running, &mux);
+        mux.end(bench);
+        rows
+    });
+    bench.wait(running.stop())?;
+    measured
+}
+
+/// A start against `vagrant up` of the same Vagrantfile, and one from the pool, which is restored to a snapshot, against the same.
+pub(crate) fn starts(bench: &Bench) -> Result<Vec<Row>, Failure> {
+    let client = &able_client(bench)?;
+    let samples = if bench.quick { 1 } else { 3 };
     let ours = || -> Result<Duration, Failure> {
         let begin = Instant::now();
         let running = start(bench, client, false)?;
@@ -117,7 +129,7 @@ fn starts(bench: &Bench, client: &Tierbox) -> Result<Vec<Row>, Failure> {
     // The first one of a pool boots, and what it leaves is taken.
     bench.wait(start(bench, client, true)?.stop())?;
     let mut warm = Vec::new();
-    for _ in 0..samples * 3 {
+    for _ in 0..samples * 2 {
         let begin = Instant::now();
         let running = start(bench, client, true)?;
         warm.push(begin.elapsed());
@@ -130,28 +142,35 @@ fn starts(bench: &Bench, client: &Tierbox) -> Result<Vec<Row>, Failure> {
     ])
 }
 
-fn on_machine(bench: &Bench, running: &Running) -> Result<Vec<Row>, Failure> {
-    let mux = Mux::new(bench, running)?;
-    let measured = commands(bench, running, &mux).and_then(|mut rows| {
-        rows.extend(files(bench, running, &mux)?);
-        Ok(rows)
-    });
-    mux.end(bench);
-    measured
+/// The time of a command that does nothing.
+fn exec(bench: &Bench, running: &Running) -> Result<Duration, Failure> {
+    let begin = Instant::now();
+    let result = bench.wait(running.sandbox().run(ExecRequest::new(["/bin/true"])))?;
+    if result.success() { Ok(begin.elapsed()) } else { Err(format!("/bin/true {}", result.outcome()).into()) }
 }
 
-fn commands(bench: &Bench, running: &Running, mux: &Mux) -> Result<Vec<Row>, Failure> {
-    let sandbox = running.sandbox();
-    let ours = || -> Result<Duration, Failure> {
-        let begin = Instant::now();
-        let result = bench.wait(sandbox.run(ExecRequest::new(["/bin/true"])))?;
-        if result.success() { Ok(begin.elapsed()) } else { Err(format!("/bin/true {}", result.outcome()).into()) }
-    };
+/// Commands by scripts alone, where no supervisor may run.
+pub(crate) fn scripts(bench: &Bench) -> Result<Vec<Row>, Failure> {
+    let options = StartOptions::new().set("vagrant.supervisor", "never").set("tier", "T0.H0.N0");
+    on_machine(bench, options, |running, mux| {
+        let (ours, plain) = in_turns(bench.samples(), || exec(bench, running), || timed(&mut mux.run(bench, "/bin/true")))?;
+        let (ours, plain) = (Summary::of_times(&ours), Summary::of_times(&plain));
+        Ok(vec![Row::less_is_better("vagrant: exec by scripts", "ms", ours, "multiplexed ssh", plain, 1.2)])
+    })
+}
+
+/// Commands over the supervisor, and a verification.
+pub(crate) fn commands(bench: &Bench) -> Result<Vec<Row>, Failure> {
+    on_machine(bench, StartOptions::new(), |running, mux| on_supervisor(bench, running, mux))
+}
+
+fn on_supervisor(bench: &Bench, running: &Running, mux: &Mux) -> Result<Vec<Row>, Failure> {
+    let ours = || exec(bench, running);
     let (fast, plain) = in_turns(bench.samples(), ours, || timed(&mut mux.run(bench, "/bin/true")))?;
     // `vagrant ssh` needs a machine of Vagrant's own making.
     let alone = Alone::new(bench);
     timed(&mut alone.call(&["up"]))?;
-    let few = if bench.quick { 3 } else { 10 };
+    let few = if bench.quick { 3 } else { 5 };
     let (ours, slow) = in_turns(few, ours, || timed(&mut alone.call(&["ssh", "-c", "/bin/true"])))?;
     let summary = Summary::of_times;
     let mut proofs = Vec::new();
@@ -167,7 +186,12 @@ fn commands(bench: &Bench, running: &Running, mux: &Mux) -> Result<Vec<Row>, Fai
     ])
 }
 
-fn files(bench: &Bench, running: &Running, mux: &Mux) -> Result<Vec<Row>, Failure> {
+/// A hundred MiB up and down.
+pub(crate) fn files(bench: &Bench) -> Result<Vec<Row>, Failure> {
+    on_machine(bench, StartOptions::new(), |running, mux| in_and_out(bench, running, mux))
+}
+
+fn in_and_out(bench: &Bench, running: &Running, mux: &Mux) -> Result<Vec<Row>, Failure> {
     let data: Bytes = (0..BYTES).map(|index| (index % 251) as u8).collect();
     let local = bench.directory().join("large");
     std::fs::write(&local, &data)?;
