@@ -15,6 +15,13 @@ pub struct Failure<'a> {
 }
 
 impl Failure<'_> {
+    /// Whether something that ran in a machine failed: what it said is of that machine, and hostile besides.
+    fn is_guests(&self) -> bool {
+        let (class, message) = (self.class.to_lowercase(), self.message.to_lowercase());
+        ["ansible", "chef", "puppet", "salt", "provision"].iter().any(|tool| class.contains(tool))
+            || message.contains("ssh command responded with a non-zero exit status")
+    }
+
     /// Whether another call of Vagrant works on the machine.
     pub fn is_locked(&self) -> bool {
         self.class.ends_with("MachineLocked") || self.class.ends_with("MachineActionLockedError")
@@ -28,8 +35,8 @@ pub fn failure(records: &[Record]) -> Option<Failure<'_>> {
 }
 
 /// The last lines that were said, each on a line of its own after a newline; empty if nothing was said.
-pub fn last_lines(records: &[Record]) -> String {
-    let said = records.iter().filter_map(Record::message).flat_map(str::lines).map(shown).filter(|line| !line.is_empty());
+pub fn last_lines<'a>(records: impl IntoIterator<Item = &'a Record>) -> String {
+    let said = records.into_iter().filter_map(Record::message).flat_map(str::lines).map(shown).filter(|line| !line.is_empty());
     let mut lines: Vec<String> = said.collect();
     lines.dedup();
     let from = lines.len().saturating_sub(LAST_LINES);
@@ -112,16 +119,27 @@ const KNOWN: &[Known] = &[
     },
 ];
 
+/// What a machine says of a disk or a port is not this host's.
+const GUESTS: Known = Known {
+    signs: &[],
+    kind: ErrorKind::HostUnable,
+    what: "a command in the machine failed, such as one of a provisioner",
+    remedy: "mend the provisioner, and mind that at N2 it has no network; what it said is below",
+};
+
 /// The error for a call that failed.
 pub fn explain(verb: &str, records: &[Record]) -> Error {
     let failure = failure(records);
-    let (class, message) = failure.map_or(("", ""), |failure| (failure.class, failure.message));
+    let (class, message) = failure.as_ref().map_or(("", ""), |failure| (failure.class, failure.message));
     // The error's own words decide; what was said before only where they say nothing.
     let own = format!("{class} {message}").to_lowercase();
-    let all = last_lines(records).to_lowercase();
+    let all = last_lines(records.iter().filter(|record| !record.is_of_guest())).to_lowercase();
     let signs_in = |text: &str| KNOWN.iter().find(|known| known.signs.iter().any(|sign| text.contains(sign)));
     // Whatever goes wrong, a Vagrantfile is spoken of on the way.
-    let known = signs_in(&own).or_else(|| signs_in(&all).filter(|known| known.signs != VAGRANTFILE));
+    let known = match failure.as_ref().is_some_and(Failure::is_guests) {
+        true => Some(&GUESTS),
+        false => signs_in(&own).or_else(|| signs_in(&all).filter(|known| known.signs != VAGRANTFILE)),
+    };
     let kind = known.map_or(ErrorKind::HostUnable, |known| known.kind);
     let what = known.map_or_else(|| "it says why below".to_owned(), |known| known.what.to_owned());
     let remedy = known.map_or("run it by hand to see more: vagrant up --debug", |known| known.remedy);
@@ -160,6 +178,28 @@ mod unit {
             assert_eq!(error.kind(), kind, "{class}: {error}");
             assert!(error.message().contains(what) && error.message().contains("Creating domain"), "{class}: {error}");
         }
+    }
+
+    #[test]
+    fn what_a_machine_says_is_no_cause_on_this_host() {
+        let said = Record::read("1795524438,default,ui,detail,    default: cp: No space left on device");
+        let end = |class: &str, message: &str| Record {
+            machine: String::new(),
+            kind: "error-exit".into(),
+            data: vec![class.into(), message.into()],
+        };
+        let status = "The following SSH command responded with a non-zero exit status.\n\necho; address already in use";
+        for end in [
+            end("Vagrant::Errors::VagrantError", status),
+            end("VagrantPlugins::Ansible::Errors::AnsibleCommandFailed", "no space left"),
+        ] {
+            let error = explain("up", &[said.clone(), end]);
+            assert!(error.kind() == ErrorKind::HostUnable && error.message().contains("in the machine failed"), "{error}");
+        }
+        // Nor where the reason of the end is another.
+        assert_eq!(explain("up", &[said.clone(), end("Odd", "something else")]).kind(), ErrorKind::HostUnable);
+        let host = Record::read("1795524438,default,ui,error,No space left on device @ io_write");
+        assert_eq!(explain("up", &[said, host, end("Odd", "something else")]).kind(), ErrorKind::NoSpace);
     }
 
     #[test]

@@ -1,24 +1,19 @@
 //! Removes an environment, whatever state it is in and whoever began it.
 
-use std::collections::HashSet;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use rustix::process::{Pid, Signal, getpgid, getpgrp, kill_process_group, test_kill_process_group};
 use tierbox_core::{DestroyReport, LeaseRecord, Result};
 
-use crate::isolation;
 use crate::libvirt::{self, tool};
-use crate::place::{MARK, Place, Source, prefix};
+use crate::{groups, index, isolation};
+use crate::place::{Place, Source, prefix};
 use crate::program::run;
 use crate::provider::find_program;
 use crate::start::Memory;
 
 /// How long `vagrant destroy` may take.
 const PATIENCE: Duration = Duration::from_secs(300);
-
-/// How long a `vagrant up` that lost its harness may take to undo what it began.
-const INTERRUPTED: Duration = Duration::from_secs(20);
 
 /// Removes everything that a lease names. What could not be removed is in the report.
 pub async fn lease(lease: &LeaseRecord) -> DestroyReport {
@@ -32,22 +27,28 @@ pub async fn lease(lease: &LeaseRecord) -> DestroyReport {
 /// Removes everything of a place.
 pub async fn place(place: &Place) -> DestroyReport {
     let mut report = DestroyReport::default();
-    if end_processes(&place.token).await {
+    if groups::end(place).await {
         report.removed.push("a running vagrant".to_owned());
     }
     let manual =
         format!("cd {} && VAGRANT_DOTFILE_PATH={} vagrant destroy -f", place.directory.display(), place.dotfile().display());
+    let mut why = String::new();
     if has_machines(place) {
         match vagrant_destroy(place).await {
             Ok(()) => report.removed.push("machines of Vagrant".to_owned()),
             // What it could not do may be done without it; if not, that is said.
-            Err(error) => tracing::warn!(target: "tierbox::vagrant", token = place.token, "{}", error.message()),
+            Err(error) => {
+                tracing::warn!(target: "tierbox::vagrant", token = place.token, "{}", error.message());
+                why = format!(": {}", error.message());
+            }
         }
     }
     sweep(place, &mut report).await;
     if has_machines(place) && !has_sweep(place) {
-        report.failed.push(format!("machines of {}", place.directory.display()));
+        report.failed.push(format!("machines of {}{why}", place.directory.display()));
         report.manual.push(manual);
+    } else if let Err(error) = index::forget(place) {
+        report.failed.push(format!("rows of vagrant global-status: {}", error.message()));
     }
     if report.failed.is_empty() {
         remove_directory(&place.directory, &mut report);
@@ -112,41 +113,6 @@ async fn sweep_containers(prefix: &str) -> Result<Vec<String>> {
         removed.push(format!("container {name}"));
     }
     Ok(removed)
-}
-
-/// Ends processes of Vagrant's that outlived their harness. Returns whether there was any.
-async fn end_processes(token: &str) -> bool {
-    let groups = groups_of(token);
-    for group in &groups {
-        let _ = kill_process_group(*group, Signal::INT);
-    }
-    let started = Instant::now();
-    let lives = |group: &&Pid| test_kill_process_group(**group).is_ok();
-    while groups.iter().any(|group| lives(&group)) {
-        if started.elapsed() > INTERRUPTED {
-            for group in groups.iter().filter(lives) {
-                let _ = kill_process_group(*group, Signal::KILL);
-            }
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    !groups.is_empty()
-}
-
-/// The process groups of processes that bear an environment's mark. None where there is no `/proc`.
-fn groups_of(token: &str) -> HashSet<Pid> {
-    let wanted = format!("{MARK}={token}");
-    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-    processes
-        .filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok())
-        .filter(|pid| {
-            std::fs::read(format!("/proc/{pid}/environ"))
-                .is_ok_and(|text| text.split(|byte| *byte == 0).any(|variable| variable == wanted.as_bytes()))
-        })
-        .filter_map(|pid| getpgid(Pid::from_raw(pid)).ok())
-        .filter(|group| *group != getpgrp())
-        .collect()
 }
 
 fn remove_directory(path: &Path, report: &mut DestroyReport) {

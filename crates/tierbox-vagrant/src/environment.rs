@@ -175,6 +175,10 @@ impl Environment for VagrantEnvironment {
             return Ok(());
         }
         let _alone = self.busy.lock().await;
+        // Another call may have done it meanwhile: by now it may even be somebody else's, from the pool.
+        if self.stopped.load(Ordering::Acquire) {
+            return Ok(());
+        }
         self.leave().await;
         drop(self.egress.lock().unwrap_or_else(PoisonError::into_inner).take());
         match self.park().await {

@@ -38,6 +38,8 @@ mod destroy;
 mod doctor;
 mod egress;
 mod environment;
+mod groups;
+mod index;
 mod isolation;
 mod libvirt;
 mod line;

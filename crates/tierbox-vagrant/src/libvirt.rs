@@ -1,7 +1,10 @@
 //! libvirt without Vagrant: what it knows of an environment, and what a start that was killed left in it.
 
-use std::time::Duration;
+use std::os::unix::process::CommandExt;
+use std::process::Output;
+use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process_group};
 use tierbox_core::{Error, ErrorKind, Result};
 
 use crate::BACKEND;
@@ -15,21 +18,42 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Runs a tool of this host and returns what it prints. `stdin` is what it reads.
 ///
 /// # Errors
-/// `MissingEngine` if it is not installed; `HostUnable` with what it complained of.
+/// `MissingEngine` if it is not installed; `HostUnable` with what it complained of; `Timeout`.
 pub async fn tool(program: &'static str, arguments: &[&str], stdin: &[u8]) -> Result<String> {
+    tool_within(program, arguments, stdin, PATIENCE).await
+}
+
+/// The same with another limit, at which the tool and all that it began are killed.
+///
+/// # Errors
+/// As [`tool`].
+pub async fn tool_within(program: &'static str, arguments: &[&str], stdin: &[u8], limit: Duration) -> Result<String> {
     let found = crate::provider::find_program(program).ok_or_else(|| {
         Error::new(ErrorKind::MissingEngine, "run tool", format!("{program} is not installed"))
             .with_backend(BACKEND)
             .with_help("`tierbox doctor` says what is missing")
     })?;
-    let expression = duct::cmd(found, arguments).stdin_bytes(stdin).stdout_capture().stderr_capture().unchecked();
+    let own_group = |command: &mut std::process::Command| {
+        command.process_group(0);
+        Ok(())
+    };
+    let expression = duct::cmd(found, arguments)
+        .stdin_bytes(stdin)
+        .stdout_capture()
+        .stderr_capture()
+        .unchecked()
+        // What it says is read here.
+        .env("LC_ALL", "C")
+        .env_remove("LANGUAGE")
+        .before_spawn(own_group);
     let shown = format!("{program} {}", arguments.join(" "));
-    let work = tokio::task::spawn_blocking(move || expression.run());
-    let late = |_| Error::new(ErrorKind::Timeout, "run tool", format!("`{shown}` did not end within {PATIENCE:?}"));
-    let done = tokio::time::timeout(PATIENCE, work).await.map_err(late)?;
-    let output = done
-        .map_err(|error| Error::new(ErrorKind::Internal, "run tool", error.to_string()))?
-        .map_err(|error| Error::io("run tool", error).with_context("tool", program))?;
+    let failed = |error: std::io::Error| Error::io("run tool", error).with_context("tool", program);
+    let done = tokio::task::spawn_blocking(move || ended(&expression, limit)).await;
+    let done = done.map_err(|error| Error::new(ErrorKind::Internal, "run tool", error.to_string()))?.map_err(failed)?;
+    let Some(output) = done else {
+        return Err(Error::new(ErrorKind::Timeout, "run tool", format!("`{shown}` did not end within {limit:?}"))
+            .with_backend(BACKEND));
+    };
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
@@ -37,13 +61,39 @@ pub async fn tool(program: &'static str, arguments: &[&str], stdin: &[u8]) -> Re
     Err(Error::new(ErrorKind::HostUnable, "run tool", format!("`{shown}` failed: {said}")).with_backend(BACKEND))
 }
 
+/// Runs it to its end, or to that of its time: then its group is killed.
+fn ended(expression: &duct::Expression, limit: Duration) -> std::io::Result<Option<Output>> {
+    let handle = expression.start()?;
+    let started = Instant::now();
+    while started.elapsed() < limit {
+        if let Some(output) = handle.try_wait()? {
+            return Ok(Some(output.clone()));
+        }
+        // Most take some ten milliseconds.
+        std::thread::sleep((started.elapsed() / 8).clamp(Duration::from_millis(1), Duration::from_millis(100)));
+    }
+    if let Some(group) = handle.pids().first().and_then(|pid| Pid::from_raw(*pid as i32)) {
+        let _ = kill_process_group(group, Signal::KILL);
+    }
+    handle.kill()?;
+    Ok(None)
+}
+
 /// Runs virsh.
 ///
 /// # Errors
 /// As [`tool`].
 pub async fn virsh(arguments: &[&str]) -> Result<String> {
+    virsh_within(arguments, PATIENCE).await
+}
+
+/// The same with another limit.
+///
+/// # Errors
+/// As [`tool`].
+pub async fn virsh_within(arguments: &[&str], limit: Duration) -> Result<String> {
     let all: Vec<&str> = ["-q", "-c", URI].into_iter().chain(arguments.iter().copied()).collect();
-    tool("virsh", &all, b"").await
+    tool_within("virsh", &all, b"", limit).await
 }
 
 /// The lines of a listing that begin with a prefix, or are the prefix without its dash.
@@ -105,7 +155,27 @@ pub async fn sweep(prefix: &str) -> Result<Vec<String>> {
 
 #[cfg(test)]
 mod unit {
-    use super::of;
+    use super::*;
+
+    #[tokio::test]
+    async fn a_tool_that_hangs_is_killed_with_what_it_began() {
+        let dir = tempfile::tempdir().unwrap();
+        let script = format!("sleep 1234.5 & echo $! >{}/pid; wait", dir.path().display());
+        let error = tool_within("sh", &["-c", &script], b"", Duration::from_millis(300)).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Timeout, "{error}");
+        let pid = std::fs::read_to_string(dir.path().join("pid")).unwrap();
+        let started = std::time::Instant::now();
+        let state = || std::fs::read_to_string(format!("/proc/{}/stat", pid.trim())).unwrap_or_default();
+        while !state().is_empty() && !state().contains(") Z ") {
+            assert!(started.elapsed() < Duration::from_secs(10), "its child lives: {}", state());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn tools_speak_one_language() {
+        assert_eq!(tool("sh", &["-c", "echo $LC_ALL; cat"], b"in").await.unwrap(), "C\nin");
+    }
 
     #[test]
     fn only_its_own_names_are_an_environments() {

@@ -121,9 +121,18 @@ impl Login {
     }
 }
 
-/// Whether a machine is known to be gone. Only libvirt can be asked; for others `false`.
+/// Whether a machine is known to be gone: libvirt says that it is off, or that there is none. A libvirt that does not answer says
+/// nothing, and a paused machine goes on.
 pub async fn is_gone(domain: &str) -> bool {
-    virsh(&["domstate", domain]).await.map_or_else(|error| !error.is_retryable(), |state| state.trim() != "running")
+    match virsh(&["domstate", domain]).await {
+        Ok(state) => matches!(state.trim(), "shut off" | "crashed"),
+        Err(error) => says_missing(error.message()),
+    }
+}
+
+/// Whether libvirt says that there is no such domain.
+fn says_missing(said: &str) -> bool {
+    ["Domain not found", "no domain with matching name"].iter().any(|sign| said.contains(sign))
 }
 
 /// A machine's domain in libvirt, where there is one.
@@ -288,5 +297,23 @@ fn actual(declared: Capabilities, ready: &Ready, root: bool) -> Capabilities {
         memory_outcome: ready.memory_outcome,
         users: if root && ready.users { UserSupport::Any } else { UserSupport::DefaultOnly },
         ..declared
+    }
+}
+
+#[cfg(test)]
+mod unit {
+    use super::says_missing;
+
+    #[test]
+    fn only_a_libvirt_that_answers_says_that_a_machine_is_gone() {
+        assert!(says_missing("`virsh …` failed: error: failed to get domain 'x'\nerror: Domain not found: no domain with matching name 'x'"));
+        for silent in [
+            "virsh is not installed",
+            "error: failed to connect to the hypervisor\nerror: Failed to connect socket to '/var/run/libvirt/libvirt-sock'",
+            "error: authentication unavailable: no polkit agent available to authenticate action 'org.libvirt.unix.manage'",
+            "error: Cannot recv data: Connection reset by peer",
+        ] {
+            assert!(!says_missing(silent), "{silent}");
+        }
     }
 }

@@ -93,7 +93,12 @@ impl Place {
             "directory": self.directory,
         });
         write_private(&self.file("shim.json"), settings.to_string().as_bytes())?;
-        write_private(&self.file("env.json"), serde_json::json!(env).to_string().as_bytes())?;
+        let mut kept = env.clone();
+        // Who removes it may have another home than who made it.
+        if let Some(home) = vagrant_home() {
+            kept.entry(VAGRANT_HOME.to_owned()).or_insert(home);
+        }
+        write_private(&self.file("env.json"), serde_json::json!(kept).to_string().as_bytes())?;
         write_private(&self.file("Vagrantfile"), SHIM.as_bytes())
     }
 
@@ -105,18 +110,26 @@ impl Place {
         }
     }
 
+    fn kept_variables(&self) -> Result<BTreeMap<String, String>> {
+        let failed = |error| Error::io("read variables of the Vagrantfile", error).with_backend(BACKEND);
+        let text = std::fs::read_to_string(self.file("env.json")).map_err(failed)?;
+        serde_json::from_str(&text).map_err(|_| {
+            Error::new(ErrorKind::Internal, "read variables of the Vagrantfile", "they are not as they were written")
+        })
+    }
+
+    /// Vagrant's own home, as it was when the environment was made; `None` if that is not known.
+    pub fn home(&self) -> Option<PathBuf> {
+        self.kept_variables().ok()?.remove(VAGRANT_HOME).map(PathBuf::from)
+    }
+
     /// The variables that Vagrant gets beside this process's own.
     ///
     /// # Errors
     /// What the file system says.
     pub fn variables(&self, source: Source) -> Result<Vec<(String, OsString)>> {
-        let failed = |error| Error::io("read variables of the Vagrantfile", error).with_backend(BACKEND);
-        let text = std::fs::read_to_string(self.file("env.json")).map_err(failed)?;
-        let kept: BTreeMap<String, String> = serde_json::from_str(&text).map_err(|_| {
-            Error::new(ErrorKind::Internal, "read variables of the Vagrantfile", "they are not as they were written")
-        })?;
         let mut variables: Vec<(String, OsString)> =
-            kept.into_iter().map(|(name, value)| (name, OsString::from(value))).collect();
+            self.kept_variables()?.into_iter().map(|(name, value)| (name, OsString::from(value))).collect();
         let own: [(&str, OsString); 10] = [
             ("VAGRANT_CWD", self.working_directory(source).into()),
             ("VAGRANT_VAGRANTFILE", self.file("Vagrantfile").into()),
@@ -127,7 +140,7 @@ impl Place {
             ("TIERBOX_VM_SUFFIX", self.suffix().into()),
             ("INSPECT_VM_SUFFIX", self.suffix().into()),
             (MARK, self.token.clone().into()),
-            ("TIERBOX_VAGRANT_GONE", "1".into()),
+            (GONE, "1".into()),
         ];
         let count = if source == Source::Gone { own.len() } else { own.len() - 1 };
         variables.extend(own.into_iter().take(count).map(|(name, value)| (name.to_owned(), value)));
@@ -137,6 +150,18 @@ impl Place {
 
 /// The variable by which a process of Vagrant's that outlived its harness is known.
 pub const MARK: &str = "TIERBOX_VAGRANT_TOKEN";
+
+/// The variable that says where Vagrant's home is.
+const VAGRANT_HOME: &str = "VAGRANT_HOME";
+
+/// Where Vagrant's home is for this process.
+fn vagrant_home() -> Option<String> {
+    let set = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
+    set(VAGRANT_HOME).or_else(|| set("HOME").map(|home| format!("{home}/.vagrant.d")))
+}
+
+/// The variable by which the Vagrantfile is left out.
+pub const GONE: &str = "TIERBOX_VAGRANT_GONE";
 
 /// What begins the names of an environment's things.
 pub fn prefix(token: &str) -> String {
@@ -195,6 +220,9 @@ mod unit {
         let variables = place.variables(Source::Own).unwrap();
         let value = |name: &str| variables.iter().find(|(key, _)| key == name).map(|(_, value)| value.to_str().unwrap());
         assert_eq!(value("API"), Some("hunter2"));
+        // Whoever removes it knows the same home of Vagrant's.
+        assert_eq!(value("VAGRANT_HOME"), place.home().as_deref().and_then(Path::to_str));
+        assert!(place.home().is_some());
         assert_eq!(value("VAGRANT_CWD"), Some("/srv/x"));
         assert_eq!(value("INSPECT_VM_SUFFIX"), Some(place.suffix().as_str()));
         assert_eq!(value("TIERBOX_VAGRANT_GONE"), None);

@@ -1,6 +1,7 @@
 //! Vagrant as a subprocess: in a process group of its own, its output followed in a file, so that nothing waits for a pipe
 //! that somebody else holds.
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io::Read;
 use std::os::unix::process::CommandExt;
@@ -11,9 +12,9 @@ use rustix::process::{Pid, Signal, kill_process_group};
 use tierbox_core::{Error, ErrorKind, Result};
 
 use crate::cause::explain;
-use crate::place::{Place, Source};
+use crate::place::{GONE, Place, Source};
 use crate::record::{Record, shown};
-use crate::{BACKEND, cause};
+use crate::{BACKEND, cause, groups};
 
 /// How often the output is looked at.
 const BEAT: Duration = Duration::from_millis(40);
@@ -23,6 +24,12 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 /// How many records are kept of one call.
 const MAX_RECORDS: usize = 5000;
+
+/// How much is read of its output at a time, so that the clock is looked at in between.
+const MAX_READ: usize = 1 << 20;
+
+/// The most that it may print. Beyond it a provisioner fills this host's disk.
+const MAX_OUTPUT: u64 = 256 << 20;
 
 /// How long a machine that another call of Vagrant works on is waited for.
 const LOCKED: Duration = Duration::from_secs(120);
@@ -63,42 +70,44 @@ async fn once(
     let log = place.file("log").join(format!("{}.log", arguments[0]));
     let mut output = Follower::new(&log)?;
     let mut running = Running::start(place, source, arguments, output.writer()?)?;
-    let mut records = Vec::new();
-    let mut take = |record: Record, records: &mut Vec<Record>| {
+    let mut records = VecDeque::new();
+    let mut take = |record: Record, records: &mut VecDeque<Record>| {
         if let Some(message) = record.message() {
             tracing::debug!(target: "tierbox::vagrant", token = place.token, machine = record.machine, "{}", shown(message));
         }
         hear(&record);
         if records.len() == MAX_RECORDS {
-            records.remove(0);
+            records.pop_front();
         }
-        records.push(record);
+        records.push_back(record);
     };
     let started = Instant::now();
+    let verb = arguments[0];
     let status = loop {
         let ended = running.ended()?;
-        for line in output.lines()? {
-            take(Record::read(&line), &mut records);
+        let is_all = output.lines(&mut |line| take(Record::read(&line), &mut records))?;
+        match ended {
+            Some(status) if is_all => break status,
+            None if is_all => tokio::time::sleep(BEAT).await,
+            // What it said at last is behind the rest.
+            _ => tokio::task::yield_now().await,
         }
-        if let Some(status) = ended {
-            break status;
-        }
-        if started.elapsed() > limit {
-            let verb = arguments[0];
+        let error = if output.read > MAX_OUTPUT {
+            Error::new(ErrorKind::LimitReached, "run vagrant", format!("`vagrant {verb}` printed more than {MAX_OUTPUT} bytes"))
+                .with_help("have the provisioners of the Vagrantfile print less")
+        } else if started.elapsed() > limit {
             let last = cause::last_lines(&records);
-            return Err(Error::new(
-                ErrorKind::Timeout,
-                "run vagrant",
-                format!("`vagrant {verb}` did not end within {limit:?}{last}"),
-            )
-            .with_backend(BACKEND)
-            .with_help("raise limits.startup if the machine is slow to boot, or look at its console"));
-        }
-        tokio::time::sleep(BEAT).await;
+            Error::new(ErrorKind::Timeout, "run vagrant", format!("`vagrant {verb}` did not end within {limit:?}{last}"))
+                .with_help("raise limits.startup if the machine is slow to boot, or look at its console")
+        } else {
+            continue;
+        };
+        return Err(error.with_backend(BACKEND));
     };
+    let mut records = Vec::from(records);
     if !status.success() && cause::failure(&records).is_none() {
         let data = vec!["Ended".to_owned(), format!("vagrant ended with {status}")];
-        take(Record { machine: String::new(), kind: "error-exit".to_owned(), data }, &mut records);
+        records.push(Record { machine: String::new(), kind: "error-exit".to_owned(), data });
     }
     Ok(records)
 }
@@ -107,6 +116,7 @@ async fn once(
 struct Running {
     handle: Option<duct::Handle>,
     group: Option<Pid>,
+    place: Place,
 }
 
 impl Running {
@@ -122,6 +132,8 @@ impl Running {
                 command.process_group(0);
                 Ok(())
             });
+        // It is for us alone to set.
+        expression = expression.env_remove(GONE);
         for (name, value) in place.variables(source)? {
             expression = expression.env(name, value);
         }
@@ -134,7 +146,11 @@ impl Running {
             _ => Error::io("run vagrant", error).with_backend(BACKEND),
         })?;
         let group = handle.pids().first().and_then(|pid| Pid::from_raw(*pid as i32));
-        Ok(Self { handle: Some(handle), group })
+        let running = Self { handle: Some(handle), group, place: place.clone() };
+        if let Some(group) = group {
+            groups::note(place, group)?;
+        }
+        Ok(running)
     }
 
     fn ended(&mut self) -> Result<Option<std::process::ExitStatus>> {
@@ -143,6 +159,7 @@ impl Running {
         let status = waited.map(|output| output.status);
         if status.is_some() {
             self.handle = None;
+            self.group.iter().for_each(|group| groups::forget(&self.place, *group));
         }
         Ok(status)
     }
@@ -151,7 +168,8 @@ impl Running {
 impl Drop for Running {
     fn drop(&mut self) {
         let (Some(handle), Some(group)) = (self.handle.take(), self.group) else { return };
-        let _ = kill_process_group(group, Signal::INT);
+        // Written down, so that whoever removes the environment next does not do it once more: Ruby would end at once.
+        groups::interrupt(&self.place, group);
         std::thread::spawn(move || {
             let started = Instant::now();
             while matches!(handle.try_wait(), Ok(None)) {
@@ -171,13 +189,14 @@ struct Follower {
     path: PathBuf,
     file: File,
     rest: Vec<u8>,
+    read: u64,
 }
 
 impl Follower {
     fn new(path: &std::path::Path) -> Result<Self> {
         crate::place::write_private(path, b"")?;
         let file = File::open(path).map_err(|error| Error::io("open log", error).with_backend(BACKEND))?;
-        Ok(Self { path: path.to_owned(), file, rest: Vec::new() })
+        Ok(Self { path: path.to_owned(), file, rest: Vec::new(), read: 0 })
     }
 
     fn writer(&self) -> Result<File> {
@@ -185,24 +204,53 @@ impl Follower {
         file.map_err(|error| Error::io("open log", error).with_backend(BACKEND))
     }
 
-    /// The lines that are whole by now.
-    fn lines(&mut self) -> Result<Vec<String>> {
-        let failed = |error| Error::io("read log", error).with_backend(BACKEND);
-        let mut lines = Vec::new();
+    /// Passes on lines that are whole by now, as many as one look may take. Returns whether these are all.
+    fn lines(&mut self, hear: &mut dyn FnMut(String)) -> Result<bool> {
         let mut chunk = vec![0; 64 << 10];
-        loop {
-            let count = self.file.read(&mut chunk).map_err(failed)?;
+        let mut taken = 0;
+        while taken < MAX_READ {
+            let count = self.file.read(&mut chunk).map_err(|error| Error::io("read log", error).with_backend(BACKEND))?;
             if count == 0 {
-                return Ok(lines);
+                return Ok(true);
             }
+            taken += count;
+            self.read += count as u64;
             self.rest.extend_from_slice(&chunk[..count]);
-            while let Some(end) = self.rest.iter().position(|byte| *byte == b'\n') {
-                let line: Vec<u8> = self.rest.drain(..=end).collect();
-                lines.push(String::from_utf8_lossy(&line).trim_end().to_owned());
+            let mut whole = 0;
+            while let Some(length) = self.rest[whole..].iter().position(|byte| *byte == b'\n') {
+                hear(String::from_utf8_lossy(&self.rest[whole..whole + length]).trim_end().to_owned());
+                whole += length + 1;
             }
-            if self.rest.len() > 1 << 20 {
+            self.rest.drain(..whole);
+            if self.rest.len() > MAX_READ {
                 self.rest.clear();
             }
         }
+        Ok(false)
+    }
+}
+
+#[cfg(test)]
+mod unit {
+    use std::io::Write;
+
+    use super::*;
+
+    #[test]
+    fn one_look_at_endless_output_ends() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut output = Follower::new(&dir.path().join("log")).unwrap();
+        let mut writer = output.writer().unwrap();
+        writer.write_all("line\n".repeat(500_000).as_bytes()).unwrap();
+        writer.write_all(b"not whole").unwrap();
+        let (mut count, mut looks) = (0, 1);
+        while !output.lines(&mut |line| count += usize::from(line == "line")).unwrap() {
+            looks += 1;
+        }
+        assert!(looks >= 3 && count == 500_000, "{count} lines in {looks} looks");
+        writer.write_all(b" yet\n").unwrap();
+        let mut last = String::new();
+        assert!(output.lines(&mut |line| last = line).unwrap());
+        assert_eq!(last, "not whole yet");
     }
 }

@@ -37,6 +37,11 @@ impl Record {
         }
     }
 
+    /// Whether it passes on what a program in a machine printed.
+    pub fn is_of_guest(&self) -> bool {
+        self.kind == "ui" && self.data.first().is_some_and(|level| level == "detail")
+    }
+
     /// The class of an error that ended Vagrant.
     pub fn error_class(&self) -> Option<&str> {
         (self.kind == "error-exit").then(|| self.data.first().map(String::as_str)).flatten()

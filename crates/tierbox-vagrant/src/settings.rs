@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use tierbox_core::{Error, ErrorKind, Result};
 
 use crate::BACKEND;
+use crate::place::{GONE, MARK};
 use crate::provider::Provider;
 
 /// The `[vagrant]` table of a profile.
@@ -70,13 +71,15 @@ impl std::fmt::Debug for Settings {
 }
 
 /// Variables that decide what tierbox relies on, so that a profile cannot set them.
-const RESERVED: [&str; 6] = [
+const RESERVED: [&str; 8] = [
     "VAGRANT_CWD",
     "VAGRANT_VAGRANTFILE",
     "VAGRANT_DOTFILE_PATH",
     "VAGRANT_DEFAULT_PROVIDER",
     "TIERBOX_VM_SUFFIX",
     "INSPECT_VM_SUFFIX",
+    MARK,
+    GONE,
 ];
 
 impl Settings {
@@ -187,6 +190,8 @@ mod unit {
             r#"{"machines": ["$(id)"]}"#,
             r#"{"env": {"A=B": "1"}}"#,
             r#"{"env": {"VAGRANT_DOTFILE_PATH": "/x"}}"#,
+            r#"{"env": {"TIERBOX_VAGRANT_GONE": "1"}}"#,
+            r#"{"env": {"TIERBOX_VAGRANT_TOKEN": "0a1b2c3d"}}"#,
             r#"{"env": {"A": "\u0000"}}"#,
             r#"{"max-startups": 0}"#,
             "[]",

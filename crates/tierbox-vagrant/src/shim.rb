@@ -67,10 +67,35 @@ unless defined?(TierboxShim)
       end
     end
 
+    UNSET = Vagrant::Plugin::V2::Config::UNSET_VALUE
+    SYSTEM = "qemu:///system"
+
+    # What isolates the machine, and where tierbox looks for it, is this host's own libvirt. A box may choose between KVM and emulation.
+    def self.check_connection(settings)
+      settings.each do |name, value|
+        next if [UNSET, nil, false, ""].include?(value)
+        fine = case name
+               when :driver then %w[kvm qemu].include?(value.to_s)
+               when :uri, :system_uri then value == SYSTEM
+               when :host then value == "localhost"
+               else false
+               end
+        raise Refused, "tierbox uses this host's own libvirt (#{SYSTEM}) alone, and the Vagrantfile sets libvirt.#{name} to #{value}" unless fine
+      end
+    end
+
     module Libvirt
+      CONNECTION = %i[driver uri system_uri host socket connect_via_ssh qemu_use_session].freeze
+
       def finalize!
+        TierboxShim.check_connection(CONNECTION.to_h { |name| [name, instance_variable_get("@#{name}")] })
+        @uri = @system_uri = SYSTEM
+        @host = @socket = UNSET
+        @connect_via_ssh = @qemu_use_session = false
+        @random_hostname = false
         @default_prefix = PREFIX
         @management_network_keep = true
+        @disks.each { |disk| disk[:path] = TierboxShim.unique(disk[:path]) if disk[:path] && !disk[:allow_existing] }
         if ISOLATED
           @management_network_name = ISOLATED.fetch("network")
           @management_network_address = ISOLATED.fetch("address")
@@ -78,9 +103,83 @@ unless defined?(TierboxShim)
           @management_network_guest_ipv6 = "no"
           @management_network_autostart = false
           @mgmt_attach = true
-          @qemu_use_session = false
         end
         super
+      end
+    end
+
+    # What is shared by all environments is made by one process at a time, on this host: the storage pool, the network that Vagrant
+    # itself uses, and the volume of a box. Left to itself, Vagrant takes whatever has the right name for the whole.
+    module Alone
+      def call(env)
+        lock = TierboxShim.shared_lock
+        following = @app
+        @app = lambda do |passed|
+          lock.flock(File::LOCK_UN)
+          following.call(passed)
+        end
+        before_alone(env) if respond_to?(:before_alone, true)
+        super
+      ensure
+        lock&.close
+      end
+    end
+
+    # A file that everybody may lock and nobody needs to write.
+    def self.shared_lock
+      path = File.join(%w[/run/lock /var/lock /tmp].find { |directory| File.directory?(directory) }, "tierbox-vagrant-libvirt")
+      file = begin
+        File.open(path, File::RDONLY | File::NOFOLLOW)
+      rescue Errno::ENOENT
+        File.open(path, File::RDONLY | File::CREAT | File::NOFOLLOW, 0o644)
+      end
+      sleep 0.1 until file.flock(File::LOCK_EX | File::LOCK_NB)
+      file
+    end
+
+    # A volume that a killed process left has fewer bytes than its box.
+    module Volumes
+      PATIENCE = 5
+
+      private
+
+      def before_alone(env)
+        box = env[:machine].box
+        pool = env[:machine].provider.driver.connection.client.lookup_storage_pool_by_name(
+          env[:machine].provider_config.storage_pool_name
+        )
+        images(env, box).each { |name, file| drop_half(pool, name, File.size(file)) if File.file?(file) }
+      end
+
+      # As the action itself names them.
+      def images(env, box)
+        klass = VagrantPlugins::ProviderLibvirt::Action::HandleBoxImage
+        disks = box.metadata.fetch("disks", [])
+        disks = [{ "path" => "box.img", "name" => "box" }] if disks.empty?
+        disks.select { |disk| disk["path"] }.map do |disk|
+          file = klass.get_box_image_path(box, disk["path"])
+          name = disk.fetch("name", disk["path"].sub(/#{File.extname(disk["path"])}$/, ""))
+          [klass.get_volume_name(box, name, file, env[:ui]), file]
+        end
+      end
+
+      # Whoever uploads without tierbox takes no lock, but it grows.
+      def drop_half(pool, name, wanted)
+        last = nil
+        still = 0
+        while (size = size_of(pool, name)) && size < wanted
+          still = size == last ? still + 1 : 0
+          last = size
+          return pool.lookup_volume_by_name(name).delete if still >= PATIENCE
+          sleep 1
+        end
+      end
+
+      def size_of(pool, name)
+        xml = pool.lookup_volume_by_name(name).xml_desc
+        xml[%r{<physical[^>]*>(\d+)</physical>}, 1]&.to_i
+      rescue Libvirt::RetrieveError
+        nil
       end
     end
 
@@ -96,6 +195,28 @@ unless defined?(TierboxShim)
     module Containers
       def generate_container_name(env)
         "#{PREFIX}#{env[:machine].name}"
+      end
+    end
+
+    # Names that a Vagrantfile chose itself.
+    module Container
+      def finalize!
+        @container_name = nil
+        super
+      end
+    end
+
+    module Named
+      def finalize!
+        super
+        @name = TierboxShim.unique(@name) if @name
+      end
+    end
+
+    module Displayed
+      def finalize!
+        super
+        @vmx["displayname"] = TierboxShim.unique(@vmx["displayname"]) if @vmx && @vmx["displayname"]
       end
     end
 
@@ -117,10 +238,18 @@ unless defined?(TierboxShim)
     if PROVIDER == "libvirt"
       manager.provider_configs[:libvirt].prepend(Libvirt)
       require "vagrant-libvirt/action"
-      VagrantPlugins::ProviderLibvirt::Action::CreateNetworks.prepend(Bridges)
+      actions = VagrantPlugins::ProviderLibvirt::Action
+      actions::CreateNetworks.prepend(Bridges, Alone)
+      actions::HandleStoragePool.prepend(Alone)
+      actions::HandleBoxImage.prepend(Volumes, Alone)
     elsif PROVIDER == "lxc"
       require "vagrant-lxc/action/create"
       Vagrant::LXC::Action::Create.prepend(Containers)
+      manager.provider_configs[:lxc].prepend(Container)
+    elsif %w[virtualbox docker].include?(PROVIDER)
+      manager.provider_configs[PROVIDER.to_sym].prepend(Named)
+    elsif PROVIDER.start_with?("vmware")
+      manager.provider_configs[PROVIDER.to_sym]&.prepend(Displayed)
     end
   end
 end

@@ -5,8 +5,9 @@ use std::time::Duration;
 use tierbox_core::{Error, ErrorKind, Result};
 
 use crate::BACKEND;
-use crate::libvirt::virsh;
+use crate::libvirt::{virsh, virsh_within};
 use crate::place::{Place, Source};
+use crate::pool::FIRST;
 use crate::program::run;
 use crate::ssh::Ssh;
 
@@ -19,6 +20,11 @@ const PATIENCE: Duration = Duration::from_secs(300);
 /// `InvalidInput`.
 pub fn check_name(name: &str) -> Result<()> {
     let legal = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
+    if name == FIRST {
+        return Err(Error::new(ErrorKind::InvalidInput, "name snapshot", format!("{FIRST:?} is tierbox's own"))
+            .with_backend(BACKEND)
+            .with_help("choose another name"));
+    }
     if !name.is_empty() && name.len() <= 63 && !name.starts_with('-') && name.bytes().all(legal) {
         return Ok(());
     }
@@ -28,25 +34,56 @@ pub fn check_name(name: &str) -> Result<()> {
         .with_help("names are letters, digits and dashes, at most 63"))
 }
 
-/// Saves machines under a name.
+/// Saves machines under a name: all of them, or none.
 ///
 /// # Errors
 /// `AlreadyExists`; what the provider says.
 pub async fn save(place: &Place, machines: &[String], name: &str) -> Result<()> {
-    for machine in machines {
-        if place.provider != "libvirt" {
-            run(place, Source::Own, &["snapshot", "save", machine, name], PATIENCE, &mut |_| ()).await?;
-            continue;
-        }
-        // Without a process of Ruby's: a second of each call.
-        let domain = format!("{}{machine}", place.prefix());
-        virsh(&["snapshot-create-as", &domain, name]).await.map_err(|error| {
-            match error.message().contains("already exists") {
-                true => Error::new(ErrorKind::AlreadyExists, "save snapshot", format!("a snapshot named {name:?} exists"))
-                    .with_backend(BACKEND),
-                false => error,
+    for (number, machine) in machines.iter().enumerate() {
+        if let Err(error) = save_one(place, machine, name).await {
+            // Half a snapshot would take the name, and could not be restored.
+            for saved in &machines[..number] {
+                let _ = delete(place, saved, name).await;
             }
-        })?;
+            return Err(error);
+        }
+    }
+    Ok(())
+}
+
+async fn save_one(place: &Place, machine: &str, name: &str) -> Result<()> {
+    if place.provider != "libvirt" {
+        return run(place, Source::Own, &["snapshot", "save", machine, name], PATIENCE, &mut |_| ()).await.map(drop);
+    }
+    // Without a process of Ruby's: a second of each call.
+    let domain = format!("{}{machine}", place.prefix());
+    let saved = virsh_within(&["snapshot-create-as", &domain, name], PATIENCE).await;
+    saved.map(drop).map_err(|error| match error.message().contains("already exists") {
+        true => Error::new(ErrorKind::AlreadyExists, "save snapshot", format!("a snapshot named {name:?} exists"))
+            .with_backend(BACKEND),
+        false => error,
+    })
+}
+
+async fn delete(place: &Place, machine: &str, name: &str) -> Result<()> {
+    if place.provider != "libvirt" {
+        return run(place, Source::Own, &["snapshot", "delete", machine, name], PATIENCE, &mut |_| ()).await.map(drop);
+    }
+    let domain = format!("{}{machine}", place.prefix());
+    virsh_within(&["snapshot-delete", &domain, name], PATIENCE).await.map(drop)
+}
+
+/// Deletes all snapshots of a libvirt environment's machines but one.
+///
+/// # Errors
+/// As [`virsh_within`].
+pub async fn delete_all_but(place: &Place, machines: &[String], kept: &str) -> Result<()> {
+    for machine in machines {
+        let domain = format!("{}{machine}", place.prefix());
+        let listed = virsh(&["snapshot-list", &domain, "--name"]).await?;
+        for name in listed.lines().map(str::trim).filter(|name| !name.is_empty() && *name != kept) {
+            virsh_within(&["snapshot-delete", &domain, name], PATIENCE).await?;
+        }
     }
     Ok(())
 }
@@ -63,7 +100,7 @@ pub async fn restore(place: &Place, machines: &[String], name: &str) -> Result<(
             continue;
         }
         let domain = format!("{}{machine}", place.prefix());
-        virsh(&["snapshot-revert", &domain, name, "--running"]).await.map_err(|error| {
+        virsh_within(&["snapshot-revert", &domain, name, "--running"], PATIENCE).await.map_err(|error| {
             let missing = error.message().contains("no domain snapshot");
             if !missing {
                 return error;
@@ -91,7 +128,7 @@ mod unit {
     #[test]
     fn names_reach_a_command_line() {
         check_name("before-run-1").unwrap();
-        for bad in ["", "-rf", "a b", "a/b", "$(id)", "é", &"x".repeat(64)] {
+        for bad in ["", "-rf", "a b", "a/b", "$(id)", "é", "tierbox-first", &"x".repeat(64)] {
             assert!(check_name(bad).is_err(), "{bad}");
         }
     }

@@ -1,6 +1,7 @@
 //! One OpenSSH connection per machine, kept while it is used: keys and host keys in files of the environment's own, nothing
 //! of the user's configuration.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -108,7 +109,7 @@ pub fn configure(place: &Place, machines: &[(String, Reach)]) -> Result<()> {
             let copy = keys.join(format!("{name}-{number}"));
             let bytes = std::fs::read(key).map_err(|error| Error::io("read key", error).with_context("path", key.display()))?;
             write_private(&copy, &bytes)?;
-            text.push_str(&format!("  IdentityFile \"{}\"\n", copy.display()));
+            text.push_str(&format!("  IdentityFile \"{}\"\n", as_value(&copy)?));
         }
         if let Some(command) = &reach.proxy_command {
             text.push_str(&format!("  ProxyCommand {command}\n"));
@@ -118,7 +119,7 @@ pub fn configure(place: &Place, machines: &[(String, Reach)]) -> Result<()> {
         "Host *\n  IdentitiesOnly yes\n  IdentityAgent none\n  UserKnownHostsFile \"{}\"\n  GlobalKnownHostsFile none\n  \
          StrictHostKeyChecking yes\n  UpdateHostKeys no\n  PasswordAuthentication no\n  KbdInteractiveAuthentication no\n  \
          ForwardAgent no\n  ForwardX11 no\n  ConnectTimeout 10\n  ServerAliveInterval 5\n  ServerAliveCountMax 3\n  LogLevel ERROR\n",
-        place.file("known_hosts").display()
+        as_value(&place.file("known_hosts"))?
     ));
     write_private(&place.file("ssh_config"), text.as_bytes())
 }
@@ -190,7 +191,7 @@ impl Ssh {
     }
 
     fn own_socket(&self) -> String {
-        format!("line-{}-{}", std::process::id(), self.machine)
+        format!("line-{}-{}", std::process::id(), short(&self.machine))
     }
 
     fn lent_socket(&self) -> MutexGuard<'_, Option<String>> {
@@ -199,10 +200,9 @@ impl Ssh {
 
     /// Looks for a connection of another process's that lives.
     async fn borrow(&self) -> Option<String> {
-        let end = format!("-{}", self.machine);
         let names = std::fs::read_dir(&self.directory).into_iter().flatten().flatten();
         let names = names.filter_map(|entry| entry.file_name().into_string().ok());
-        for name in names.filter(|name| name.starts_with("line-") && name.ends_with(&end) && *name != self.own_socket()) {
+        for name in names.filter(|name| is_line_to(name, &self.machine) && *name != self.own_socket()) {
             let mut check = Command::new("ssh");
             check.current_dir(&self.directory).args(["-F", "ssh_config", "-S", &name, "-O", "check", &self.machine]);
             check.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
@@ -364,6 +364,35 @@ impl Ssh {
     }
 }
 
+/// Whether a socket's name is that of a connection to a machine: `line-PID-MACHINE`, and no other machine's whose name ends alike.
+fn is_line_to(socket: &str, machine: &str) -> bool {
+    let Some((pid, to)) = socket.strip_prefix("line-").and_then(|rest| rest.split_once('-')) else { return false };
+    !pid.is_empty() && pid.bytes().all(|byte| byte.is_ascii_digit()) && to == short(machine)
+}
+
+/// A machine's name in that of a socket. With it, a socket's path has to stay far below the 108 bytes that one may have: ssh makes
+/// it under a longer name first.
+fn short(machine: &str) -> String {
+    if machine.len() <= 48 {
+        return machine.to_owned();
+    }
+    let mut hasher = DefaultHasher::new();
+    machine.hash(&mut hasher);
+    format!("{}~{:016x}", machine.chars().take(31).collect::<String>(), hasher.finish())
+}
+
+/// A path as a value of ssh's configuration, where `%` begins a token.
+fn as_value(path: &Path) -> Result<String> {
+    let text = path.to_str().filter(|text| !text.contains(['"', '\\']) && !text.contains("${") && !text.chars().any(char::is_control));
+    let text = text.ok_or_else(|| {
+        Error::new(ErrorKind::HostUnable, "configure ssh", "the state directory has a path that ssh cannot be told")
+            .with_backend(BACKEND)
+            .with_context("path", path.display())
+            .with_help("choose a state directory (TIERBOX_STATE_DIR) of plain letters")
+    })?;
+    Ok(text.replace('%', "%%"))
+}
+
 fn no_ssh(error: std::io::Error) -> Error {
     if error.kind() == std::io::ErrorKind::NotFound {
         return Error::new(ErrorKind::MissingEngine, "connect", "ssh is not installed")
@@ -399,6 +428,30 @@ mod unit {
         assert_eq!((read.host.as_str(), read.port, read.username.as_str()), ("10.1.2.3", 2222, "vagrant"));
         assert_eq!(read.keys, [PathBuf::from("/a b/key")]);
         assert!(Reach::from_config("Host x\n").is_none());
+    }
+
+    #[test]
+    fn a_connection_is_borrowed_of_the_same_machine_alone() {
+        assert!(is_line_to("line-123-web", "web") && is_line_to("line-123-my-web", "my-web"));
+        for other in ["line-123-my-web", "line-123-web.xyz", "line-web", "line--web", "line-12x-web", "xline-123-web"] {
+            assert!(!is_line_to(other, "web"), "{other}");
+        }
+    }
+
+    #[test]
+    fn sockets_of_machines_with_long_names_are_short_and_differ() {
+        let (one, other) = ("m".repeat(99) + "1", "m".repeat(99) + "2");
+        let socket = format!("line-4194304-{}", short(&one));
+        assert!(socket.len() + 17 < 100, "{socket}");
+        assert!(is_line_to(&socket, &one) && !is_line_to(&socket, &other));
+    }
+
+    #[test]
+    fn a_state_directory_of_any_name_is_told_to_ssh_as_it_is_or_refused() {
+        assert_eq!(as_value(Path::new("/s/100%h/k")).unwrap(), "/s/100%%h/k");
+        for bad in ["/s/\"x", "/s/${HOME}", "/s/a\nb", "/s/a\\b"] {
+            assert!(as_value(Path::new(bad)).is_err(), "{bad}");
+        }
     }
 
     #[test]
