@@ -5,6 +5,9 @@
 mod support;
 
 #[cfg(target_os = "linux")]
+#[path = "vagrant/around.rs"]
+mod around;
+#[cfg(target_os = "linux")]
 #[path = "vagrant/keeper.rs"]
 mod keeper;
 #[cfg(target_os = "linux")]
@@ -42,6 +45,7 @@ fn main() -> std::process::ExitCode {
         Some("keeper") => return keeper::main(),
         Some("starter") => return lifecycle::starter(),
         Some("named") => return named::main(),
+        Some("around") => return around::main(),
         _ => {}
     }
     let factory = Arc::new(keeper::Shared::default());
@@ -52,7 +56,7 @@ fn main() -> std::process::ExitCode {
         escapes().only(SLOW).variant("slow::vm_required"),
     ]
     .map(|suite| suite.by_area(AT_ONCE).required(support::REQUIRED).expected(include_str!("vagrant/expected.toml")));
-    let others = [machines::all(), lifecycle::all(), named::all(), lxc::all()].concat_trials();
+    let others = [machines::all(), lifecycle::all(), named::all(), lxc::all(), around::all()].concat_trials();
     run_with(&Arguments::from_args(), &suites, others).exit_code()
 }
 

@@ -13,7 +13,7 @@ use crate::place::{Place, prefix};
 use crate::scripts;
 use crate::settings::{Settings, Supervisor};
 use crate::start::{Memory, Plan, check, plan, start};
-use crate::{BACKEND, crash, destroy, doctor, libvirt};
+use crate::{BACKEND, destroy, doctor, libvirt};
 
 /// The backend `vagrant`: machines of any hypervisor that Vagrant drives.
 #[derive(Debug, Clone, Copy, Default)]
@@ -95,7 +95,6 @@ impl Backend for VagrantBackend {
     }
 
     async fn destroy(&self, lease: &LeaseRecord) -> Result<DestroyReport> {
-        crash::point("destroy");
         Ok(destroy::lease(lease).await)
     }
 

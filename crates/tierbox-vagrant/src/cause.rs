@@ -106,7 +106,14 @@ const KNOWN: &[Known] = &[
         remedy: "raise `config.vm.boot_timeout`, or look at the machine's console",
     },
     Known {
-        signs: &["a closed network", "at a very early stage", "syntax error in the following vagrantfile"],
+        signs: &[
+            "tierboxshim::refused",
+            "a closed network",
+            "tierbox uses this host's own libvirt",
+            "cannot be kept in a pool",
+            "at a very early stage",
+            "syntax error in the following vagrantfile",
+        ],
         kind: ErrorKind::InvalidProfile,
         what: "the Vagrantfile cannot be used as it is",
         remedy: "try it by itself: vagrant validate",

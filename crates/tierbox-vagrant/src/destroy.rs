@@ -6,11 +6,11 @@ use std::time::Duration;
 use tierbox_core::{DestroyReport, LeaseRecord, Result};
 
 use crate::libvirt::{self, tool};
-use crate::{groups, index, isolation};
 use crate::place::{Place, Source, prefix};
 use crate::program::run;
 use crate::provider::find_program;
 use crate::start::Memory;
+use crate::{crash, groups, index, isolation};
 
 /// How long `vagrant destroy` may take.
 const PATIENCE: Duration = Duration::from_secs(300);
@@ -43,6 +43,7 @@ pub async fn place(place: &Place) -> DestroyReport {
             }
         }
     }
+    crash::point("destroy");
     sweep(place, &mut report).await;
     if has_machines(place) && !has_sweep(place) {
         report.failed.push(format!("machines of {}{why}", place.directory.display()));

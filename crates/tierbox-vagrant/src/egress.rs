@@ -64,6 +64,11 @@ impl Egress {
         Ok(Self { rules, plan, log: log.to_owned(), _gateway: gateway })
     }
 
+    /// Where it listens.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
     /// The variables that programs inside look at.
     pub fn variables(&self) -> Vec<(String, String)> {
         self.plan.variables()

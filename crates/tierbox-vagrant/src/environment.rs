@@ -118,6 +118,8 @@ impl VagrantEnvironment {
         }
         // Whatever ran in it ends here.
         snapshot::restore(&self.memory.place, &self.memory.names(), pool::FIRST).await?;
+        snapshot::delete_all_but(&self.memory.place, &self.memory.names(), pool::FIRST).await?;
+        pool.empty_expired().await?;
         pool.keep(&self.memory, lease.as_ref())?;
         Ok(true)
     }

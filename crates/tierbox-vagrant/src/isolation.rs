@@ -3,6 +3,7 @@
 //! An isolated bridge alone is not enough: the host has an address on it, and everything that listens on the host listens
 //! there too. The rules stand before the first machine boots, and are bound to the names of bridges, which begin alike.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use tierbox_core::{Error, ErrorKind, ExecRequest, Outcome, Result, Sandbox, Sand
 use tierbox_egress::Plan;
 use tokio::net::UdpSocket;
 
-use crate::libvirt::{domains, networks, tool, virsh};
+use crate::libvirt::{self, domains, networks, tool, virsh};
 use crate::place::{Place, write_private};
 use crate::{BACKEND, crash};
 
@@ -82,7 +83,10 @@ fn rules(place: &Place, network: &Isolated) -> String {
     type filter hook input priority -10; policy accept;
     iifname \"{bridges}*\" jump guest
   }}
+  chain probe {{
+  }}
   chain guest {{
+    jump probe
     ct state established accept
     iifname \"{own}\" udp sport 68 udp dport 67 accept
     counter drop
@@ -98,10 +102,44 @@ fn rules(place: &Place, network: &Isolated) -> String {
     )
 }
 
+/// A chain that is empty but while a machine is probed: it sees a packet before any rule can accept it.
+const PROBE_CHAIN: &str = "probe";
+
+/// The rules in a listing of a table or a ruleset, in order, without what nft counts.
+fn rules_in(listing: &str) -> Vec<String> {
+    let is_rule = |line: &&str| {
+        !line.is_empty() && *line != "}" && !["table ", "chain ", "type "].iter().any(|word| line.starts_with(word))
+    };
+    listing.lines().map(str::trim).filter(is_rule).map(uncounted).collect()
+}
+
+fn uncounted(rule: &str) -> String {
+    let mut words: Vec<&str> = rule.split_whitespace().collect();
+    while let Some(at) = words.iter().position(|word| *word == "packets") {
+        words.drain(at..(at + 4).min(words.len()));
+    }
+    words.join(" ")
+}
+
+/// The rules that have to stand. `gateway` is the one that machines may reach.
+fn expected(place: &Place, network: &Isolated, gateway: Option<&Plan>) -> Vec<String> {
+    let mut expected = rules_in(&rules(place, network));
+    if let Some(gateway) = gateway {
+        let openings = openings(place, network, gateway);
+        let opened = openings.lines().filter_map(|line| line.split_once(" guest ").map(|(_, rule)| uncounted(rule)));
+        // Each is inserted before those that were there.
+        let at = expected.iter().position(|rule| rule == "jump probe").unwrap_or(0);
+        opened.for_each(|rule| expected.insert(at, rule));
+    }
+    expected
+}
+
 /// The rules that let machines reach the gateway's sockets, in front of the ones that drop.
 fn openings(place: &Place, network: &Isolated, gateway: &Plan) -> String {
     let (table, own, address) = (table(&place.token), &network.bridge, gateway.address());
-    let ports: Vec<String> = gateway.tcp().iter().map(|socket| socket.port().to_string()).collect();
+    // In the order in which nft lists them.
+    let ports: BTreeSet<u16> = gateway.tcp().iter().map(|socket| socket.port()).collect();
+    let ports: Vec<String> = ports.iter().map(u16::to_string).collect();
     format!(
         "insert rule inet {table} guest iifname \"{own}\" ip daddr {address} udp dport 53 accept
 insert rule inet {table} guest iifname \"{own}\" ip daddr {address} tcp dport {{ {} }} accept
@@ -159,16 +197,23 @@ fn is_here(network: &Isolated) -> Result<()> {
     .with_help("run tierbox in the network namespace of libvirtd"))
 }
 
-/// Checks that what booted is attached to nothing else, and that the rules stand.
+/// Checks that each machine is where it is looked for, that what booted is attached to nothing else, and that the rules stand and
+/// no other does in their table. `gateway` is the one that machines may reach.
 ///
 /// # Errors
 /// `TierRefused` with what opens the machine.
-pub async fn check(place: &Place, network: &Isolated) -> Result<()> {
-    let listed = tool("nft", &["list", "table", "inet", &table(&place.token)], b"").await?;
-    if listed.matches("drop").count() < 3 {
-        return Err(opened("this host's rules are not as they were made"));
+pub async fn check(place: &Place, network: &Isolated, machines: &[String], gateway: Option<&Plan>) -> Result<()> {
+    let listed = rules_in(&tool("nft", &["list", "table", "inet", &table(&place.token)], b"").await?);
+    let expected = expected(place, network, gateway);
+    if listed != expected {
+        let odd = listed.iter().find(|rule| !expected.contains(rule)).map_or("one is missing", String::as_str);
+        return Err(opened(&format!("this host's rules are not as they were made: {odd}")));
     }
-    for domain in domains(&place.prefix()).await? {
+    let domains = domains(&place.prefix()).await?;
+    if let Some(missing) = libvirt::missing(place, machines, &domains) {
+        return Err(opened(&format!("libvirt does not know {missing}, so nothing can be said of its network")));
+    }
+    for domain in domains {
         let xml = virsh(&["dumpxml", &domain]).await?;
         if let Some(why) = way_out_of_domain(&xml, &place.prefix(), &network.name) {
             return Err(opened(&format!("{domain} {why}")));
@@ -238,38 +283,47 @@ fn way_out_of_network(xml: &str, bridges: &str, is_management: bool) -> Option<S
     (child("ip").is_some() && !is_management).then(|| "has an address on this host".to_owned())
 }
 
-/// How many packets the rules have dropped that came from the environment's machines to this host.
-async fn dropped(token: &str) -> Result<u64> {
-    let listed = tool("nft", &["list", "chain", "inet", &table(token), "guest"], b"").await?;
-    let mut words = listed.split_whitespace().skip_while(|word| *word != "packets");
-    Ok(words.nth(1).and_then(|count| count.parse().ok()).unwrap_or(0))
+/// How many packets a listing of the chain that probes are seen in counts.
+fn counted(listing: &str) -> u64 {
+    let mut words = listing.split_whitespace().skip_while(|word| *word != "packets");
+    words.nth(1).and_then(|count| count.parse().ok()).unwrap_or(0)
 }
 
-/// Sends something from inside to this host's address, and tells how it was seen to be dropped: the counter of the rule is the
-/// control that it was sent at all.
+/// Sends something from inside to this host's address, and tells how it was seen to be dropped: a rule that counts what goes to this
+/// port alone is the control that it was sent at all. It drops as the rules behind it would.
 ///
 /// # Errors
 /// `TierRefused` if it arrived.
 pub async fn probe(place: &Place, network: &Isolated, machine: &dyn Sandbox) -> Result<String> {
     let failed = |error| Error::io("listen for the probe", error).with_backend(BACKEND);
-    let canary = UdpSocket::bind((network.host_address().as_str(), 0)).await.map_err(failed)?;
+    let address = network.host_address();
+    let canary = UdpSocket::bind((address.as_str(), 0)).await.map_err(failed)?;
     let port = canary.local_addr().map_err(failed)?.port().to_string();
-    let before = dropped(&place.token).await?;
-    let script = "if command -v bash >/dev/null; then exec bash -c 'echo probe > /dev/udp/$0/$1' \"$1\" \"$2\"; fi; \
-                  if command -v ping >/dev/null; then exec ping -c 1 -W 1 \"$1\"; fi; exit 77";
-    let request = ExecRequest::new(["/bin/sh", "-c", script, "sh", &network.host_address(), &port]).timeout(PROBE);
-    let sent = machine.run(request).await?;
+    let table = table(&place.token);
+    let chain = ["chain", "inet", table.as_str(), PROBE_CHAIN];
+    let seen = format!(
+        "add rule inet {table} {PROBE_CHAIN} iifname \"{}\" ip daddr {address} udp dport {port} counter\n",
+        network.bridge
+    );
+    tool("nft", &["-f", "-"], seen.as_bytes()).await?;
+    let script = "command -v bash >/dev/null || exit 77; exec bash -c 'echo probe > /dev/udp/$0/$1' \"$1\" \"$2\"";
+    let request = ExecRequest::new(["/bin/sh", "-c", script, "sh", &address, &port]).timeout(PROBE);
+    let sent = machine.run(request).await;
     let mut byte = [0; 16];
     let arrived = tokio::time::timeout(Duration::from_millis(20), canary.recv_from(&mut byte)).await.is_ok();
+    let listed = tool("nft", &[&["list"], chain.as_slice()].concat(), b"").await;
+    tool("nft", &[&["flush"], chain.as_slice()].concat(), b"").await?;
+    let name = machine.name();
     if arrived {
-        return Err(opened("a packet from inside reached this host"));
+        return Err(opened(&format!("a packet from inside {name} reached this host")));
     }
-    if dropped(&place.token).await? > before {
+    let (sent, listed) = (sent?, listed?);
+    if counted(&listed) > 0 {
         return Ok("a packet that was sent from inside was dropped".to_owned());
     }
     match sent.outcome() {
-        Outcome::Exited(77) => Ok("by configuration: the machine has neither bash nor ping to try it".to_owned()),
-        _ => Err(opened("a packet that was sent from inside was not seen by the rules")),
+        Outcome::Exited(77) => Ok("by configuration: the machine has no bash to try it".to_owned()),
+        _ => Err(opened(&format!("a packet that was sent from inside {name} was not seen by the rules"))),
     }
 }
 
@@ -340,6 +394,52 @@ mod unit {
     }
 
     #[test]
+    fn a_rule_that_somebody_added_is_seen_and_counters_are_not() {
+        let network = Isolated { range: [231, 7], ..Isolated::planned("0a1b2c3d") };
+        let place = Place {
+            token: "0a1b2c3d".into(),
+            directory: "/x".into(),
+            vagrantfile: "/y".into(),
+            provider: "libvirt".into(),
+            isolated: Some(network.clone()),
+        };
+        // As nft lists them.
+        let listing = "table inet tierbox_0a1b2c3d {
+\tchain input {
+\t\ttype filter hook input priority filter - 10; policy accept;
+\t\tiifname \"tbx0a1b2c3d*\" jump guest
+\t}
+
+\tchain probe {
+\t}
+
+\tchain guest {
+\t\tiifname \"tbx0a1b2c3dm\" ip daddr 10.231.7.1 tcp dport { 53, 80, 443, 3128 } accept
+\t\tiifname \"tbx0a1b2c3dm\" ip daddr 10.231.7.1 udp dport 53 accept
+\t\tjump probe
+\t\tct state established accept
+\t\tiifname \"tbx0a1b2c3dm\" udp sport 68 udp dport 67 accept
+\t\tcounter packets 12 bytes 960 drop
+\t}
+
+\tchain forward {
+\t\ttype filter hook forward priority filter - 10; policy accept;
+\t\tiifname \"tbx0a1b2c3d*\" oifname \"tbx0a1b2c3d*\" accept
+\t\tiifname \"tbx0a1b2c3d*\" counter packets 0 bytes 0 drop
+\t\toifname \"tbx0a1b2c3d*\" counter packets 3 bytes 180 drop
+\t}
+}
+";
+        let allowed = tierbox_egress::Rules::parse(&["index.test"]).unwrap();
+        let gateway = crate::egress::plan(&network, &allowed).unwrap();
+        assert_eq!(rules_in(listing), expected(&place, &network, Some(&gateway)));
+        assert_ne!(rules_in(listing), expected(&place, &network, None));
+        let more = listing.replace("ct state established accept", "ct state established accept\n\t\tudp dport 5353 accept");
+        assert_ne!(rules_in(&more), expected(&place, &network, Some(&gateway)));
+        assert_eq!((counted(listing), counted("chain probe {\n}\n")), (12, 0));
+    }
+
+    #[test]
     fn the_rules_bind_every_bridge_of_the_environment_and_no_other() {
         let network = Isolated { range: [231, 7], ..Isolated::planned("0a1b2c3d") };
         let place = Place {
@@ -358,7 +458,7 @@ mod unit {
         let openings = openings(&place, &network, &gateway);
         // The gateway's address alone, whatever else this host has.
         assert_eq!(openings.lines().filter(|line| line.contains("iifname \"tbx0a1b2c3dm\" ip daddr 10.231.7.1 ")).count(), 2);
-        assert!(openings.contains("tcp dport { 53, 3128, 80, 443, 8080 } accept"), "{openings}");
+        assert!(openings.contains("tcp dport { 53, 80, 443, 3128, 8080 } accept"), "{openings}");
         assert!(network.xml(true).contains("dhcp-option=6,10.231.7.1") && !network.xml(false).contains("dhcp-option"));
     }
 }

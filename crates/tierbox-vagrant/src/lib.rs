@@ -14,7 +14,9 @@
 //! | libvirt | names of domains and volumes | `tbx-TOKEN-MACHINE` |
 //! | libvirt | names of private networks that the Vagrantfile does not name (N2: of all) | `tbx-TOKEN-NAME` |
 //! | libvirt | names of bridges | `tbxTOKEN` and a number |
+//! | libvirt | names of extra disks (`storage :file, path:`) | `tbx-TOKEN-NAME` |
 //! | lxc | names of containers | `tbx-TOKEN-MACHINE` |
+//! | virtualbox, docker, vmware | names that the Vagrantfile gives to machines | `tbx-TOKEN-NAME` |
 //! | all | forwarded ports that are taken | another port (`auto_correct`) |
 //!
 //! A Vagrantfile can use more of it: `TIERBOX_VM_SUFFIX` (also as `INSPECT_VM_SUFFIX`) is `-TOKEN`, and may end names of
@@ -40,6 +42,7 @@ mod egress;
 mod environment;
 mod groups;
 mod index;
+mod inputs;
 mod isolation;
 mod libvirt;
 mod line;

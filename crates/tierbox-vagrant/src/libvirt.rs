@@ -8,6 +8,7 @@ use rustix::process::{Pid, Signal, kill_process_group};
 use tierbox_core::{Error, ErrorKind, Result};
 
 use crate::BACKEND;
+use crate::place::Place;
 
 /// This host's own libvirt, which vagrant-libvirt uses unless told otherwise.
 const URI: &str = "qemu:///system";
@@ -51,8 +52,9 @@ pub async fn tool_within(program: &'static str, arguments: &[&str], stdin: &[u8]
     let done = tokio::task::spawn_blocking(move || ended(&expression, limit)).await;
     let done = done.map_err(|error| Error::new(ErrorKind::Internal, "run tool", error.to_string()))?.map_err(failed)?;
     let Some(output) = done else {
-        return Err(Error::new(ErrorKind::Timeout, "run tool", format!("`{shown}` did not end within {limit:?}"))
-            .with_backend(BACKEND));
+        return Err(
+            Error::new(ErrorKind::Timeout, "run tool", format!("`{shown}` did not end within {limit:?}")).with_backend(BACKEND)
+        );
     };
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
@@ -109,6 +111,12 @@ fn of(listing: &str, prefix: &str) -> Vec<String> {
 /// As [`virsh`].
 pub async fn domains(prefix: &str) -> Result<Vec<String>> {
     Ok(of(&virsh(&["list", "--all", "--name"]).await?, prefix))
+}
+
+/// A machine that is not among the domains, if there is one: whatever is looked for elsewhere cannot be checked or removed here.
+pub fn missing(place: &Place, machines: &[String], domains: &[String]) -> Option<String> {
+    let names = machines.iter().map(|machine| format!("{}{machine}", place.prefix()));
+    names.into_iter().find(|name| !domains.contains(name))
 }
 
 /// The networks of an environment, active or not.

@@ -306,7 +306,9 @@ mod unit {
 
     #[test]
     fn only_a_libvirt_that_answers_says_that_a_machine_is_gone() {
-        assert!(says_missing("`virsh …` failed: error: failed to get domain 'x'\nerror: Domain not found: no domain with matching name 'x'"));
+        assert!(says_missing(
+            "`virsh …` failed: error: failed to get domain 'x'\nerror: Domain not found: no domain with matching name 'x'"
+        ));
         for silent in [
             "virsh is not installed",
             "error: failed to connect to the hypervisor\nerror: Failed to connect socket to '/var/run/libvirt/libvirt-sock'",

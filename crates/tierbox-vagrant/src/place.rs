@@ -73,11 +73,12 @@ impl Place {
         self.directory.join(name)
     }
 
-    /// Writes what Vagrant reads. `env` are the Vagrantfile's variables, which may be secrets.
+    /// Writes what Vagrant reads. `env` are the Vagrantfile's variables, which may be secrets; `is_pooled` says whether others may be
+    /// given its machines later.
     ///
     /// # Errors
     /// What the file system says.
-    pub fn write(&self, env: &BTreeMap<String, String>) -> Result<()> {
+    pub fn write(&self, env: &BTreeMap<String, String>, is_pooled: bool) -> Result<()> {
         for directory in [self.directory.clone(), self.dotfile(), self.file("ssh"), self.file("log")] {
             make_directory(&directory)?;
         }
@@ -85,6 +86,7 @@ impl Place {
             "prefix": self.prefix(),
             "bridge": self.bridge(),
             "provider": self.provider,
+            "pooled": is_pooled,
             "isolated": self.isolated.as_ref().map(|network| serde_json::json!({
                 "network": network.name,
                 "address": network.subnet(),
@@ -212,7 +214,7 @@ mod unit {
             provider: "libvirt".into(),
             isolated: None,
         };
-        place.write(&BTreeMap::from([("API".to_owned(), "hunter2".to_owned())])).unwrap();
+        place.write(&BTreeMap::from([("API".to_owned(), "hunter2".to_owned())]), false).unwrap();
         for name in ["env.json", "shim.json", "Vagrantfile"] {
             assert_eq!(std::fs::metadata(place.file(name)).unwrap().permissions().mode() & 0o777, 0o600, "{name}");
         }

@@ -2,6 +2,7 @@
 //!
 //! A kept environment has a lease of its own, which nobody holds and which expires: `tierbox cleanup` removes it then.
 
+use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::{Duration, SystemTime};
 
@@ -10,22 +11,27 @@ use tierbox_lease::{Entry, Journal, Lease, NewLease, Standing};
 
 use crate::place::Place;
 use crate::start::{Memory, Plan};
-use crate::{BACKEND, destroy, libvirt};
+use crate::{BACKEND, crash, destroy, inputs, libvirt};
 
 /// The name of the snapshot that a kept environment is put back to.
 pub const FIRST: &str = "tierbox-first";
+
+/// The kind of resource by which a lease says that nobody needs what it names: the facade's word for it, too.
+const SPARE: &str = "spare";
 
 /// How long an environment is kept without use.
 const KEPT: Duration = Duration::from_secs(600);
 
 /// A pool: the journal that its leases are in, and what its environments have in common.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Pool {
     journal: Journal,
     key: String,
     size: usize,
     profile: String,
     tier: String,
+    /// The Vagrantfile's variables.
+    env: BTreeMap<String, String>,
 }
 
 impl Pool {
@@ -41,18 +47,36 @@ impl Pool {
             size: plan.settings.pool as usize,
             profile: spec.profile.clone(),
             tier: spec.tier.to_string(),
+            env: plan.settings.env.clone(),
         }))
     }
 
-    fn kept(&self) -> Result<Vec<Entry>> {
+    fn entries(&self, standing: Standing, of_any: bool) -> Result<Vec<Entry>> {
         let now = SystemTime::now();
         let mut entries = self.journal.list()?.entries;
         entries.retain(|entry| {
+            let kept = Memory::of(&entry.record).and_then(|memory| memory.kept);
             entry.record.backend == BACKEND
-                && entry.standing(now) == Standing::Until
-                && Memory::of(&entry.record).is_some_and(|memory| memory.kept.as_deref() == Some(&self.key))
+                && entry.standing(now) == standing
+                && kept.is_some_and(|key| of_any || key == self.key)
         });
         Ok(entries)
+    }
+
+    fn kept(&self) -> Result<Vec<Entry>> {
+        self.entries(Standing::Until, false)
+    }
+
+    /// Removes what was kept, by whatever pool, and not used in its time.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub async fn empty_expired(&self) -> Result<()> {
+        for entry in self.entries(Standing::Expired, true)? {
+            let Ok(former) = self.journal.adopt(&entry.record.id) else { continue };
+            remove(&former).await?;
+        }
+        Ok(())
     }
 
     /// Takes a kept environment over into a lease; `None` if there is none that lives.
@@ -67,15 +91,18 @@ impl Pool {
             else {
                 continue;
             };
-            if !lives(&memory).await {
-                if destroy::place(&memory.place).await.failed.is_empty() {
-                    former.remove()?;
-                }
+            let is_same = memory.inputs.as_ref().is_some_and(|inputs| inputs.are_unchanged(&self.env));
+            if !is_same || !lives(&memory).await {
+                remove(&former).await?;
                 continue;
             }
             memory.kept = None;
+            // From here on nobody else can take it, and if this process dies, both leases are those of a dead one.
+            former.set_data(memory.to_data()?)?;
+            former.set_hold(Hold::Process)?;
             lease.record(&resources(&memory.place))?;
             lease.set_data(memory.to_data()?)?;
+            crash::point("taken");
             former.set_data(serde_json::Value::Null)?;
             former.remove()?;
             return Ok(Some(memory));
@@ -98,6 +125,8 @@ impl Pool {
     pub fn keep(&self, memory: &Memory, from: &dyn LeaseHandle) -> Result<()> {
         let lease: Lease = self.journal.create(NewLease::new(BACKEND, &self.profile, &self.tier))?;
         lease.record(&resources(&memory.place))?;
+        // Whoever needs room for another environment knows by it that this one may go.
+        lease.record(&[Resource { kind: SPARE.to_owned(), id: self.key.clone() }])?;
         lease.set_data(Memory { kept: Some(self.key.clone()), ..memory.clone() }.to_data()?)?;
         from.set_data(serde_json::Value::Null)?;
         lease.set_hold(Hold::Until(SystemTime::now() + KEPT))?;
@@ -130,6 +159,11 @@ pub fn journal_of(lease: &dyn LeaseHandle) -> Result<Option<Journal>> {
     }
 }
 
+/// Destroys what a lease names, and the lease with it unless something is left.
+async fn remove(lease: &Lease) -> Result<()> {
+    if destroy::lease(&lease.snapshot()).await.failed.is_empty() { lease.remove() } else { Ok(()) }
+}
+
 async fn lives(memory: &Memory) -> bool {
     let prefix = memory.place.prefix();
     if memory.place.provider != "libvirt" {
@@ -144,12 +178,15 @@ async fn lives(memory: &Memory) -> bool {
     !memory.machines.is_empty()
 }
 
-/// What must be the same for one start to take what another left: everything that goes into `vagrant up`.
+/// What must be the same for one start to take what another left: all that goes into `vagrant up` and is known before it. What only
+/// the evaluation tells is in [`inputs`].
 fn key(plan: &Plan, spec: &tierbox_core::EnvironmentSpec) -> Result<String> {
     let contents = std::fs::read(&plan.vagrantfile).map_err(|error| {
         Error::io("read Vagrantfile", error).with_backend(BACKEND).with_context("path", plan.vagrantfile.display())
     })?;
+    let beside = plan.vagrantfile.parent().map(inputs::tree).transpose()?;
     let mut hasher = DefaultHasher::new();
+    (beside, env!("CARGO_PKG_VERSION")).hash(&mut hasher);
     (&plan.vagrantfile, contents, plan.provider.name(), spec.tier.to_string()).hash(&mut hasher);
     (&plan.settings.machines, &plan.settings.primary, &plan.settings.env).hash(&mut hasher);
     // What the rules let through was decided when they were made.

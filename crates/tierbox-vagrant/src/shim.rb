@@ -220,6 +220,74 @@ unless defined?(TierboxShim)
       end
     end
 
+    # What the Vagrantfile reads, for whoever keeps machines that were made from it.
+    FILES = {}
+    VARIABLES = {}
+    LIBRARIES = [*Gem.path, *RbConfig::CONFIG.values_at("rubylibdir", "sitedir", "vendordir", "rubyarchdir"),
+                 "/usr/share/vagrant", "/opt/vagrant", "/usr/lib/ruby", "/usr/share/rubygems-integration", "<internal"].compact.freeze
+
+    def self.foreign?(path)
+      path && path != __FILE__ && LIBRARIES.none? { |library| path.start_with?(library) }
+    end
+
+    module Reads
+      def [](name)
+        TierboxShim.look(name, caller_locations(1, 1))
+        super
+      end
+
+      def fetch(name, *rest, &block)
+        TierboxShim.look(name, caller_locations(1, 1))
+        super
+      end
+
+      %i[key? has_key? include? member?].each do |asked|
+        define_method(asked) do |name|
+          TierboxShim.look(name, caller_locations(1, 1))
+          super(name)
+        end
+      end
+    end
+
+    def self.look(name, from)
+      VARIABLES[name.to_s] = true if foreign?(from&.first&.absolute_path || from&.first&.path)
+    end
+
+    module Loads
+      private
+
+      def load(file, *rest)
+        TierboxShim::FILES[File.expand_path(file)] = true if TierboxShim.foreign?(File.expand_path(file))
+        super
+      end
+    end
+
+    def self.tell_inputs(machine)
+      $LOADED_FEATURES.each { |path| FILES[path] = true if path.start_with?("/") && foreign?(path) }
+      machine.config.vm.provisioners.each do |provisioner|
+        %i[path source playbook].each do |name|
+          path = provisioner.config.respond_to?(name) && provisioner.config.public_send(name)
+          FILES[File.expand_path(path, machine.env.root_path)] = true if path.is_a?(String) && !path.include?("://")
+        end
+      end
+      # A version of the box that is added makes its directory newer.
+      if machine.box
+        FILES[machine.box.directory.to_s] = true
+        FILES[File.expand_path("../..", machine.box.directory.to_s)] = true
+      end
+      path = File.join(SETTINGS.fetch("directory"), "inputs.json")
+      File.write("#{path}.part", JSON.generate(files: FILES.keys, variables: VARIABLES.keys))
+      File.rename("#{path}.part", path)
+    end
+
+    # What a machine writes into a folder of this host is not put back with it.
+    def self.check_pooled(machine)
+      shared = machine.config.vm.synced_folders.reject { |_, options| options[:disabled] }
+      return if shared.empty?
+      raise Refused, "machines with synced folders (#{shared.keys.join(", ")}) cannot be kept in a pool: switch them off " \
+                     "with `disabled: true`, or leave vagrant.pool out"
+    end
+
     # How a machine is reached, told without another process of Vagrant's.
     def self.tell(machine)
       info = machine.ssh_info
@@ -231,6 +299,12 @@ unless defined?(TierboxShim)
       path = File.join(SETTINGS.fetch("directory"), "ssh", "#{machine.name}.json")
       File.write("#{path}.part", JSON.generate(told))
       File.rename("#{path}.part", path)
+      tell_inputs(machine) if SETTINGS.fetch("pooled")
+    end
+
+    if SETTINGS.fetch("pooled")
+      ENV.singleton_class.prepend(Reads)
+      Object.prepend(Loads)
     end
 
     manager = Vagrant.plugin("2").manager
@@ -267,6 +341,12 @@ else
 end
 
 Vagrant.configure("2") do |config|
+  if TierboxShim::SETTINGS.fetch("pooled")
+    config.trigger.before :up do |trigger|
+      trigger.name = "tierbox"
+      trigger.ruby { |_env, machine| TierboxShim.check_pooled(machine) }
+    end
+  end
   config.trigger.after :up do |trigger|
     trigger.name = "tierbox"
     trigger.on_error = :continue

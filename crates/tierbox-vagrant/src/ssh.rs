@@ -383,7 +383,8 @@ fn short(machine: &str) -> String {
 
 /// A path as a value of ssh's configuration, where `%` begins a token.
 fn as_value(path: &Path) -> Result<String> {
-    let text = path.to_str().filter(|text| !text.contains(['"', '\\']) && !text.contains("${") && !text.chars().any(char::is_control));
+    let text =
+        path.to_str().filter(|text| !text.contains(['"', '\\']) && !text.contains("${") && !text.chars().any(char::is_control));
     let text = text.ok_or_else(|| {
         Error::new(ErrorKind::HostUnable, "configure ssh", "the state directory has a path that ssh cannot be told")
             .with_backend(BACKEND)

@@ -9,14 +9,16 @@ use tierbox_core::{
     Applied, Capabilities, EnvironmentSpec, Error, ErrorKind, HostIsolation, KillDomain, LeaseHandle, LeaseRecord, LimitReport,
     Limits, Mechanism, Network, Progress, Report, Resource, Result,
 };
+use tierbox_guest::driver;
 use tokio::task::JoinSet;
 
 use crate::egress::{self, Egress};
 use crate::environment::VagrantEnvironment;
+use crate::inputs::Inputs;
 use crate::isolation::{self, Isolated};
 use crate::line::{self, Connected, Joining};
 use crate::machines::{self, Chosen, Machine};
-use crate::place::{Place, Source, make_directory, new_token};
+use crate::place::{Place, Source, make_directory, new_token, write_private};
 use crate::pool::{self, Pool};
 use crate::program::run;
 use crate::provider::Provider;
@@ -24,10 +26,13 @@ use crate::record::{Record, shown};
 use crate::scripts;
 use crate::settings::{Settings, Supervisor};
 use crate::ssh::{self, Reach, Ssh};
-use crate::{BACKEND, crash, destroy, snapshot, throttle};
+use crate::{BACKEND, crash, destroy, libvirt, snapshot, throttle};
 
 /// How long the evaluation of a Vagrantfile may take.
 const EVALUATION: Duration = Duration::from_secs(120);
+
+/// How much is kept of what a failed `vagrant up` said.
+const MAX_LOG: usize = 1 << 20;
 
 /// What the lease remembers.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -42,6 +47,9 @@ pub struct Memory {
     pub running: Option<Box<Running>>,
     /// The pool that it is kept in, while nobody uses it.
     pub kept: Option<String>,
+    /// What its machines were made from, for a pool.
+    #[serde(default)]
+    pub inputs: Option<Inputs>,
 }
 
 /// An environment that came up.
@@ -151,11 +159,23 @@ pub async fn start(
     match start.cold(&mut place).await {
         Ok(environment) => Ok(environment),
         Err(error) => {
+            let log = keep_log(&place);
             // What this cannot remove stands in the lease.
             destroy::place(&place).await;
-            Err(error)
+            Err(match log {
+                Some(path) => error.with_context("log", path.display()),
+                None => error,
+            })
         }
     }
+}
+
+/// Keeps what `vagrant up` said, in the place of the last one that failed: its directory goes with the environment.
+fn keep_log(place: &Place) -> Option<PathBuf> {
+    let text = std::fs::read(place.file("log").join("up.log")).ok()?;
+    let kept = place.directory.parent()?.join("last-failed-up.log");
+    write_private(&kept, &text[text.len().saturating_sub(MAX_LOG)..]).ok()?;
+    Some(kept)
 }
 
 impl Start<'_> {
@@ -166,6 +186,13 @@ impl Start<'_> {
     /// A kept environment, if there is one that can be used.
     async fn warm(&self) -> Result<Option<VagrantEnvironment>> {
         let Some(pool) = &self.pool else { return Ok(None) };
+        // Beside this start, which it must not delay.
+        let others = pool.clone();
+        drop(driver::handle()?.spawn(async move {
+            if let Err(error) = others.empty_expired().await {
+                tracing::warn!(target: "tierbox::vagrant", "what was kept too long cannot be removed: {}", error.message());
+            }
+        }));
         let Some(memory) = pool.take(self.lease.as_ref()).await? else { return Ok(None) };
         self.progress.step("taking a kept machine");
         let entered = match self.serve(&memory.place).await {
@@ -186,7 +213,8 @@ impl Start<'_> {
     /// A new environment.
     async fn cold(&self, place: &mut Place) -> Result<VagrantEnvironment> {
         self.lease.record(&pool::resources(place))?;
-        let mut memory = Memory { place: place.clone(), machines: Vec::new(), is_guess: false, running: None, kept: None };
+        let mut memory =
+            Memory { place: place.clone(), machines: Vec::new(), is_guess: false, running: None, kept: None, inputs: None };
         self.remember(&memory)?;
         crash::point("lease");
         make_directory(&place.directory)?;
@@ -195,7 +223,7 @@ impl Start<'_> {
         if let (Some(rules), Some(network)) = (&rules, &place.isolated) {
             isolation::open(place, network, &egress::plan(network, rules)?).await?;
         }
-        place.write(&self.plan.settings.env)?;
+        place.write(&self.plan.settings.env, self.pool.is_some())?;
         memory.place = place.clone();
         self.remember(&memory)?;
         crash::point("written");
@@ -215,6 +243,7 @@ impl Start<'_> {
         ssh::configure(place, &named)?;
         memory.machines = reached.into_iter().map(|(machine, _)| machine).collect();
         memory.is_guess = chosen.is_guess;
+        memory.inputs = Inputs::of(place, &self.plan.settings.env);
         if self.pool.is_some() {
             self.progress.step("saving the first moment");
             snapshot::save(place, &memory.names(), pool::FIRST).await?;
@@ -384,11 +413,22 @@ async fn report(
         mechanisms.push(mechanism("virtual machine", format!("Vagrant's provider {}", plan.provider.name())));
     }
     if let Some(network) = &place.isolated {
-        isolation::check(place, network).await?;
-        let dropped = isolation::probe(place, network, machines[0].way.sandbox().as_ref()).await?;
+        isolation::check(place, network, &memory.names(), egress.map(Egress::plan)).await?;
+        let mut dropped = String::new();
+        for machine in machines {
+            dropped = isolation::probe(place, network, machine.way.sandbox().as_ref()).await?;
+        }
         let out = if egress.is_some() { "whose only way out is the gateway" } else { "without a way out" };
         mechanisms.push(mechanism("isolated network", format!("{}, {out}", network.subnet())));
         mechanisms.push(mechanism("host firewall", format!("nftables: guests reach nothing of this host; {dropped}")));
+    }
+    if place.provider == "libvirt" && place.isolated.is_none() {
+        let domains = libvirt::domains(&place.prefix()).await?;
+        if let Some(missing) = libvirt::missing(place, &memory.names(), &domains) {
+            return Err(Error::new(ErrorKind::TierRefused, "check tier", format!("this host's libvirt does not know {missing}"))
+                .with_backend(BACKEND)
+                .with_help("let the Vagrantfile use this host's own libvirt, qemu:///system"));
+        }
     }
     let mut notes: Vec<String> = spec.tier.notes().into_iter().map(str::to_owned).collect();
     if let Some(egress) = egress {

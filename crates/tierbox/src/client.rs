@@ -432,6 +432,21 @@ impl Tierbox {
         if (entries.iter().filter(|entry| entry.record.backend == spec.backend && !entry.twin).count() as u64) < max {
             return Ok(());
         }
+        for spare in entries.iter().filter(|entry| entry.record.backend == spec.backend && is_spare(entry)) {
+            // Whoever takes it at this moment has it; else it is nobody's from here on.
+            if let Ok(lease) = self.journal()?.adopt(&spare.record.id)
+                && lease.snapshot().resources_of(SPARE).next().is_some()
+            {
+                lease.set_hold(Hold::Process)?;
+            }
+        }
         self.cleanup(CleanupOptions::default()).await.map(|_| ())
     }
+}
+
+/// The kind of resource by which a backend says that nobody needs an environment, such as one kept for the next start.
+const SPARE: &str = "spare";
+
+fn is_spare(entry: &tierbox_lease::Entry) -> bool {
+    entry.standing(SystemTime::now()) == Standing::Until && entry.record.resources_of(SPARE).next().is_some()
 }
