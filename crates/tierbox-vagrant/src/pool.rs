@@ -199,3 +199,103 @@ pub fn unsupported(provider: &str) -> Error {
     Error::new(ErrorKind::Unsupported, "save snapshot", format!("the provider {provider} cannot save running machines"))
         .with_backend(BACKEND)
 }
+
+#[cfg(test)]
+mod unit {
+    use std::path::Path;
+
+    use super::*;
+    use crate::inputs::Inputs;
+
+    /// A pool of a provider that needs nothing of this host.
+    fn pool(directory: &Path, key: &str) -> Pool {
+        Pool {
+            journal: Journal::at(&directory.join("state")).unwrap(),
+            key: key.into(),
+            size: 1,
+            profile: "p".into(),
+            tier: "T0.H3.N0".into(),
+            env: BTreeMap::new(),
+        }
+    }
+
+    fn lease(pool: &Pool) -> Lease {
+        pool.journal.create(NewLease::new(BACKEND, "p", "T0.H3.N0")).unwrap()
+    }
+
+    /// What a start left, with a file that it was made from.
+    fn left(directory: &Path, token: &str) -> Memory {
+        let place = Place {
+            token: token.into(),
+            directory: directory.join("state/vagrant").join(token),
+            vagrantfile: directory.join("Vagrantfile"),
+            provider: "virtualbox".into(),
+            isolated: None,
+        };
+        place.write(&BTreeMap::new(), true).unwrap();
+        let told = serde_json::json!({"files": [directory.join("script.sh")], "variables": []});
+        std::fs::write(place.file("inputs.json"), told.to_string()).unwrap();
+        let inputs = Inputs::of(&place, &BTreeMap::new());
+        Memory { place, machines: Vec::new(), is_guess: false, running: None, kept: None, inputs }
+    }
+
+    fn ids(pool: &Pool) -> Vec<String> {
+        pool.journal.list().unwrap().entries.into_iter().map(|entry| entry.record.id).collect()
+    }
+
+    #[tokio::test]
+    async fn what_is_kept_goes_to_the_next_of_its_kind_and_has_one_lease_at_a_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let pool = pool(dir.path(), "one");
+        let memory = left(dir.path(), "0a1b2c3d");
+        let first = lease(&pool);
+        pool.keep(&memory, &first).unwrap();
+        assert!(Memory::of(&first.snapshot()).is_none() && !pool.has_room().unwrap());
+        first.remove().unwrap();
+
+        let next = lease(&pool);
+        assert!(self::pool(dir.path(), "another").take(&next).await.unwrap().is_none());
+        let taken = pool.take(&next).await.unwrap().unwrap();
+        assert_eq!((taken.place.token.as_str(), taken.kept), ("0a1b2c3d", None));
+        assert_eq!(ids(&pool), [next.snapshot().id]);
+        assert!(Memory::of(&next.snapshot()).is_some() && pool.take(&next).await.unwrap().is_none());
+    }
+
+    #[tokio::test]
+    async fn what_would_be_made_differently_today_is_removed_instead() {
+        let dir = tempfile::tempdir().unwrap();
+        let pool = pool(dir.path(), "one");
+        std::fs::write(dir.path().join("script.sh"), "1").unwrap();
+        let memory = left(dir.path(), "0a1b2c3d");
+        let first = lease(&pool);
+        pool.keep(&memory, &first).unwrap();
+        first.remove().unwrap();
+        std::fs::write(dir.path().join("script.sh"), "22").unwrap();
+        let next = lease(&pool);
+        assert!(pool.take(&next).await.unwrap().is_none());
+        assert!(!memory.place.directory.exists());
+        assert_eq!(ids(&pool), [next.snapshot().id]);
+    }
+
+    #[tokio::test]
+    async fn what_nobody_used_in_its_time_is_removed_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let (pool, other) = (pool(dir.path(), "one"), pool(dir.path(), "other"));
+        let hour = Duration::from_secs(3600);
+        let mut places = Vec::new();
+        for (token, kept, until) in [
+            ("0000000a", Some("one"), SystemTime::now() - hour),
+            ("0000000b", Some("one"), SystemTime::now() + hour),
+            ("0000000c", None, SystemTime::now() - hour),
+        ] {
+            let lease = lease(&other);
+            let memory = Memory { kept: kept.map(str::to_owned), ..left(dir.path(), token) };
+            lease.set_data(memory.to_data().unwrap()).unwrap();
+            lease.set_hold(Hold::Until(until)).unwrap();
+            places.push(memory.place.directory);
+        }
+        other.empty_expired().await.unwrap();
+        assert_eq!(places.iter().map(|place| place.exists()).collect::<Vec<_>>(), [false, true, true]);
+        assert_eq!(ids(&pool).len(), 2);
+    }
+}
