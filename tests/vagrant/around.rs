@@ -6,7 +6,7 @@ use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::Duration;
 
 use libtest_mimic::Trial;
-use tierbox::{ErrorKind, ExecRequest, SandboxExt, StartOptions};
+use tierbox::{ErrorKind, ExecRequest, SandboxExt, StartOptions, Tierbox};
 
 use crate::lifecycle::{cleaned, starting};
 use crate::support::again;
@@ -30,11 +30,12 @@ pub fn main() -> ExitCode {
     use std::io::Write;
     let word = |name: &str| std::env::var(name).unwrap_or_default();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
-    let client = world::client(Path::new(&word("AROUND_STATE")));
+    // Variables are layers here, as for everybody.
+    let client = Tierbox::builder().state_dir(word("AROUND_STATE")).build().expect("the facade");
     let changes: Vec<(String, String)> = serde_json::from_str(&word("AROUND_CHANGES")).expect("changes");
     let changes: Vec<(&str, &str)> = changes.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
     let options = changes.iter().fold(StartOptions::new().allow_weaker(), |options, (key, value)| options.set(*key, *value));
-    let said = match runtime.block_on(client.start_with("vagrant", options)) {
+    let said = match runtime.block_on(client.start_with(&word("AROUND_PROFILE"), options)) {
         Ok(running) => {
             let _ = runtime.block_on(running.stop());
             "started".to_owned()
@@ -45,9 +46,14 @@ pub fn main() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// What such a harness prints, in a directory and with variables. A change to nothing takes the profile's setting away.
+/// What such a harness prints, in a directory and with variables.
 async fn said(world: &World, directory: &Path, variables: &[(&str, &str)], changes: &[(&str, &str)]) -> Result<String, String> {
+    // A profile that names neither a Vagrantfile nor a provider.
+    let profile = world.files.join("bare.toml");
+    let bare = "tier = \"T0.H3.N0\"\nbackend = \"vagrant\"\nreason = \"a test\"\n[limits]\nstartup = \"8m\"\n";
+    std::fs::write(&profile, bare).map_err(text)?;
     let mut command = again::this_program_under(&[], "around");
+    command.env("AROUND_PROFILE", profile).env("XDG_CONFIG_HOME", world.files.join("no-config"));
     command.current_dir(directory).env_remove("VAGRANT_DEFAULT_PROVIDER").env_remove("VAGRANTFILE_PATH");
     command.env("AROUND_STATE", &world.state).env("AROUND_CHANGES", serde_json::to_string(changes).map_err(text)?);
     command.envs(variables.iter().copied()).stdout(Stdio::piped()).stderr(Stdio::null());
@@ -342,6 +348,8 @@ async fn kept(world: World) -> Outcome {
         ("vagrant.provider", "libvirt"),
         ("vagrant.vagrantfile", path.as_str()),
         ("vagrant.pool", "1"),
+        // N0 is as the Vagrantfile says, and Vagrant's own network has an address of this host's.
+        ("verify", "off"),
         ("limits.startup", "8m"),
     ];
     let first = world.start("vagrant", &changes).await.map_err(text)?;
