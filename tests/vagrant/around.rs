@@ -10,7 +10,7 @@ use tierbox::{ErrorKind, ExecRequest, SandboxExt, StartOptions, Tierbox};
 
 use crate::lifecycle::{cleaned, starting};
 use crate::support::again;
-use crate::world::{self, Outcome, World, printed, remains, text, tokens, trial, until};
+use crate::world::{Outcome, World, printed, remains, text, tokens, trial, until};
 
 /// All tests.
 pub fn all() -> Vec<Trial> {
@@ -35,7 +35,7 @@ pub fn main() -> ExitCode {
     let changes: Vec<(String, String)> = serde_json::from_str(&word("AROUND_CHANGES")).expect("changes");
     let changes: Vec<(&str, &str)> = changes.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
     let options = changes.iter().fold(StartOptions::new().allow_weaker(), |options, (key, value)| options.set(*key, *value));
-    let said = match runtime.block_on(client.start_with(&word("AROUND_PROFILE"), options)) {
+    let said = match runtime.block_on(client.start_with(PathBuf::from(word("AROUND_PROFILE")), options)) {
         Ok(running) => {
             let _ = runtime.block_on(running.stop());
             "started".to_owned()
