@@ -14,6 +14,8 @@ pub enum Lifted {
     Isolation,
     /// The network is the host's.
     Network,
+    /// The network leads outside, by way of the host.
+    Outside,
     /// The ipc namespace is the host's.
     Ipc,
     /// The uts namespace is the host's.
@@ -50,6 +52,7 @@ impl Lifted {
         match self {
             Self::Isolation => "isolation",
             Self::Network => "network namespace",
+            Self::Outside => "closed network",
             Self::Ipc => "ipc namespace",
             Self::Uts => "uts namespace",
             Self::Capabilities => "capabilities",

@@ -16,6 +16,7 @@ use crate::plan::Plan;
 pub fn spec(spec: &EnvironmentSpec, lifted: &Lifted) -> Result<EnvironmentSpec> {
     match lifted {
         Lifted::Network
+        | Lifted::Outside
         | Lifted::Ipc
         | Lifted::Uts
         | Lifted::Capabilities
@@ -66,6 +67,8 @@ pub fn lift(body: &mut ContainerCreateBody, lifted: &Lifted) {
     let host = || Some("host".to_owned());
     match lifted {
         Lifted::Network => config.network_mode = host(),
+        // The engine's own network, which every container is on that asks for no other.
+        Lifted::Outside => config.network_mode = Some("bridge".to_owned()),
         Lifted::Ipc => config.ipc_mode = host(),
         Lifted::Uts => {
             config.uts_mode = host();
@@ -106,6 +109,7 @@ mod unit {
             body.host_config.unwrap()
         };
         assert_eq!(lifted(&Lifted::Network).network_mode.as_deref(), Some("host"));
+        assert_eq!(lifted(&Lifted::Outside).network_mode.as_deref(), Some("bridge"));
         assert_eq!(lifted(&Lifted::Seccomp).security_opt.unwrap(), ["no-new-privileges", "seccomp=unconfined"]);
         assert_eq!(lifted(&Lifted::NoNewPrivs).security_opt, None);
         let mounted = lifted(&Lifted::Mount { host: "/a".into(), guest: "/b".into() }).mounts.unwrap();

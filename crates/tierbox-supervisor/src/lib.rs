@@ -10,6 +10,8 @@
 
 pub mod archive;
 pub mod calls;
+#[cfg(target_os = "linux")]
+pub mod canary;
 pub mod protocol;
 pub mod setup;
 pub mod wire;

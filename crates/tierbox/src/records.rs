@@ -21,6 +21,10 @@ const RECORDS: &str = "verified";
 const LARGEST: u64 = 1 << 20;
 /// How long one is believed.
 const LIFE: Duration = Duration::from_secs(30 * 24 * 3600);
+/// How long one is believed in which some probe could not tell. What stood in its way may be gone by then.
+const OPEN_LIFE: Duration = Duration::from_secs(24 * 3600);
+/// How often in a row probes must have been unable to tell until they are not tried again at every start. Once may be chance.
+const AGREED: u32 = 2;
 /// How many are kept. The oldest go first.
 const MOST: usize = 200;
 
@@ -35,6 +39,9 @@ pub(crate) struct Record {
 struct Written {
     key: serde_json::Value,
     verification: Verification,
+    /// How many verifications in a row left the same probes open.
+    #[serde(default)]
+    agreed: u32,
 }
 
 impl Record {
@@ -49,31 +56,42 @@ impl Record {
     }
 
     /// What was found. `None`, and all is measured again, if there is no record, if it is old, if somebody else could have written it,
-    /// or if it is not of this configuration, whatever its name says.
+    /// or if it is not of this configuration, whatever its name says. One that left probes open is believed once a second
+    /// verification left the same ones open; it says itself that nothing was verified.
     pub(crate) fn read(&self) -> Option<Verification> {
+        let (written, age) = self.written()?;
+        let life = if open(&written.verification).is_empty() { LIFE } else { OPEN_LIFE };
+        let is_settled = life == LIFE || written.agreed >= AGREED;
+        (age < life && is_settled && is_telling(&written.verification)).then_some(written.verification)
+    }
+
+    /// What stands there of this configuration, and how old it is, if nobody else could have written it.
+    fn written(&self) -> Option<(Written, Duration)> {
         let flags = i32::try_from(OFlags::NOFOLLOW.bits()).ok()?;
         let file = std::fs::File::options().read(true).custom_flags(flags).open(&self.path).ok()?;
         let meta = file.metadata().ok()?;
         let is_ours = meta.is_file() && meta.uid() == rustix::process::geteuid().as_raw() && meta.mode() & 0o077 == 0;
-        let is_fresh = SystemTime::now().duration_since(meta.modified().ok()?).is_ok_and(|age| age < LIFE);
-        if !is_ours || !is_fresh {
+        let age = SystemTime::now().duration_since(meta.modified().ok()?).ok()?;
+        if !is_ours {
             return None;
         }
         let mut text = Vec::new();
         file.take(LARGEST).read_to_end(&mut text).ok()?;
-        let Written { key, mut verification } = serde_json::from_slice(&text).ok()?;
+        let mut written: Written = serde_json::from_slice(&text).ok()?;
         // What it says of itself does not count: its probes do.
-        verification.settle();
-        (key == self.key && is_conclusive(&verification)).then_some(verification)
+        written.verification.settle();
+        (written.key == self.key).then_some((written, age))
     }
 
     /// Keeps what was found for later starts. Where it cannot be kept, or does not tell enough, the next start verifies again.
     pub(crate) fn keep(&self, verification: &Verification) {
-        let Some(directory) = self.path.parent().filter(|_| is_conclusive(verification)) else { return };
+        let Some(directory) = self.path.parent().filter(|_| is_telling(verification)) else { return };
+        let before = self.written().filter(|(known, _)| open(&known.verification) == open(verification));
+        let agreed = before.map_or(0, |(known, _)| known.agreed).saturating_add(1);
         let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory);
         let name = self.path.file_name().unwrap_or_default().to_string_lossy();
         let unfinished = directory.join(format!(".{}-{name}", std::process::id()));
-        let written = Written { key: self.key.clone(), verification: verification.clone() };
+        let written = Written { key: self.key.clone(), verification: verification.clone(), agreed };
         let text = serde_json::to_vec(&written).unwrap_or_default();
         let write = || {
             // One that a process of this number left is not written through.
@@ -89,10 +107,15 @@ impl Record {
     }
 }
 
-/// Whether a later start could rest on it: probes were carried out in every machine, and each told something.
-fn is_conclusive(found: &Verification) -> bool {
-    let tells = |status| matches!(status, ProbeStatus::Pass | ProbeStatus::ByConfiguration);
-    !found.probes.is_empty() && found.unprobed.is_empty() && found.probes.iter().all(|probe| tells(probe.status))
+/// Whether a later start could rest on it: probes were carried out in every machine, and none failed.
+fn is_telling(found: &Verification) -> bool {
+    !found.probes.is_empty() && found.unprobed.is_empty() && found.failed().next().is_none()
+}
+
+/// The probes that could not tell.
+fn open(found: &Verification) -> Vec<(&str, Option<&str>)> {
+    let open = found.probes.iter().filter(|probe| probe.status == ProbeStatus::Inconclusive);
+    open.map(|probe| (probe.id.as_str(), probe.machine.as_deref())).collect()
 }
 
 /// Removes what is too old to be believed, what was never finished, and the oldest of too many.
@@ -215,10 +238,10 @@ mod unit {
         let dir = tempfile::tempdir().unwrap();
         let record = Record::at(&dir.path().join("verified"), serde_json::json!("k"));
         record.keep(&found(ProbeStatus::Pass));
-        for probes in [vec![], found(ProbeStatus::Fail).probes, found(ProbeStatus::Inconclusive).probes] {
+        for probes in [vec![], found(ProbeStatus::Fail).probes] {
             let lie =
                 Verification { verified: true, verdict: tierbox_verify::Verdict::Verified, probes, ..Verification::default() };
-            let text = serde_json::to_vec(&Written { key: record.key.clone(), verification: lie.clone() }).unwrap();
+            let text = serde_json::to_vec(&Written { key: record.key.clone(), verification: lie.clone(), agreed: 9 }).unwrap();
             std::fs::write(&record.path, text).unwrap();
             assert!(record.read().is_none(), "{lie:?}");
             std::fs::remove_file(&record.path).unwrap();
@@ -226,6 +249,30 @@ mod unit {
             assert!(!record.path.exists());
             record.keep(&found(ProbeStatus::Pass));
         }
+    }
+
+    /// A probe that could not tell is tried once more. Then it is known that it cannot, and no start pays for it; it is called verified
+    /// by nobody.
+    #[test]
+    fn what_could_not_be_told_twice_is_known_for_a_day_and_never_verified() {
+        let dir = tempfile::tempdir().unwrap();
+        let record = Record::at(&dir.path().join("verified"), serde_json::json!("k"));
+        let mut inconclusive = found(ProbeStatus::Inconclusive);
+        record.keep(&inconclusive);
+        assert!(record.read().is_none());
+        // Another probe: nothing was confirmed by it.
+        inconclusive.probes[0].id = "h.y".into();
+        record.keep(&inconclusive);
+        assert!(record.read().is_none());
+        record.keep(&inconclusive);
+        let known = record.read().unwrap();
+        assert!(!known.verified && known.verdict == tierbox_verify::Verdict::NotVerified);
+        let file = std::fs::File::options().write(true).open(&record.path).unwrap();
+        file.set_modified(SystemTime::now() - OPEN_LIFE).unwrap();
+        assert!(record.read().is_none());
+        // Once all is told, that counts at once.
+        record.keep(&found(ProbeStatus::Pass));
+        assert!(record.read().unwrap().verified);
     }
 
     #[test]

@@ -148,6 +148,8 @@ mod conformance {
                         names
                     }),
                 ),
+                // There is no such network; it is carried out on Docker.
+                "outside" => continue,
                 // In tests of their own, below.
                 "kernel" | "kernel-of-a-container" | "kernel-of-a-process" | "rules" | "handle" | "unconfined" => continue,
                 other => panic!("{other} is not carried out"),
@@ -181,6 +183,57 @@ mod conformance {
         // The honest one passed.
         assert_eq!(error.message().matches("h.seccomp").count(), 1, "{error}");
         assert!(client.list().await.unwrap().environments.is_empty());
+    }
+
+    /// Whether what such a client starts was verified, and whether that was found before.
+    async fn looked(client: &tierbox::Tierbox) -> Option<(tierbox::verify::Verification, bool)> {
+        let running = started(client.start("local").await)?;
+        let verified = running.verification().unwrap().clone();
+        running.stop().await.unwrap();
+        Some((verified.verification, verified.reused))
+    }
+
+    /// Two twins that claim to be on the host's network, and are each on one of their own: canaries that one opens there are not heard by
+    /// the other, and nothing is called verified by them.
+    #[tokio::test]
+    async fn canaries_that_no_control_hears_show_nothing() {
+        let state = tempfile::tempdir().unwrap();
+        let apart = |lifted: &Lifted| Ok(if *lifted == Lifted::Network { Lifted::Ipc } else { lifted.clone() });
+        let Some((found, _)) = looked(&sabotaged("local", &state, Harm::Twins(apart))).await else { return };
+        for id in ["n.tcp", "n.udp", "n.dns", "n.routes", "n.metadata", "h.namespace.net"] {
+            let probe = found.probes.iter().find(|probe| probe.id == id).unwrap();
+            assert_eq!(probe.status, ProbeStatus::Inconclusive, "{probe:?}");
+        }
+        // They were asked for all the same: the other half of what such a probe takes, this host's own canaries, was heard.
+        let probe = found.probes.iter().find(|probe| probe.id == "n.tcp").unwrap();
+        assert!(probe.control.as_ref().unwrap().lifted.contains("isolation"), "{probe:?}");
+        assert!(!found.verified);
+    }
+
+    /// A host that refuses a twin leaves its probes open. It is asked once more; after that no start pays for what cannot be told.
+    #[tokio::test]
+    async fn what_cannot_be_told_twice_is_not_tried_at_every_start() {
+        let state = tempfile::tempdir().unwrap();
+        let refused = |lifted: &Lifted| match lifted {
+            Lifted::Network => Err(tierbox::Error::new(ErrorKind::HostUnable, "start twin", "it is forbidden here")),
+            other => Ok(other.clone()),
+        };
+        let client = sabotaged("local", &state, Harm::Twins(refused));
+        let Some((first, reused)) = looked(&client).await else { return };
+        let probe = first.probes.iter().find(|probe| probe.id == "n.tcp").unwrap();
+        assert_eq!(probe.status, ProbeStatus::Inconclusive);
+        assert!(probe.control.as_ref().unwrap().detail.contains("it is forbidden here"), "{probe:?}");
+        assert!(!reused && !looked(&client).await.unwrap().1);
+        // On a busy machine another probe may once have been unable to tell, too: then nothing was confirmed yet.
+        let mut last = (first, false);
+        for _ in 0..6 {
+            last = looked(&client).await.unwrap();
+            if last.1 {
+                break;
+            }
+        }
+        let (known, reused) = last;
+        assert!(reused && !known.verified && known.verdict == Verdict::NotVerified, "{known:?}");
     }
 
     #[tokio::test]

@@ -1,5 +1,6 @@
 //! The program: becomes the keeper and pid 1 of a container, or serves the machine it was started in.
 
+pub mod canaries;
 pub mod container;
 pub mod engine;
 pub mod files;

@@ -1,7 +1,6 @@
 //! Canaries on this host: listeners that whoever can reach the host's network or files hears from.
 
-use std::io::Write;
-use std::net::{TcpListener, UdpSocket};
+use std::net::UdpSocket;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
@@ -11,13 +10,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use tierbox_supervisor::canary::{Listeners, Ports, addresses};
 
 use super::pages::Pages;
 
 /// How often the end is looked for.
 const STEP: Duration = Duration::from_millis(100);
-/// The most addresses of this host that are tried from inside. Every bridge has one, and the one of the environment must be among them.
-const MOST_ADDRESSES: usize = 24;
 
 /// What the names of directories and sockets begin with.
 const NAME: &str = "tierbox-canary-";
@@ -59,11 +57,8 @@ pub(crate) struct Canaries {
     pub nonce: String,
     /// A world-readable directory of their own.
     pub directory: PathBuf,
-    pub tcp: u16,
-    pub udp: u16,
-    pub tcp6: Option<u16>,
-    pub udp6: Option<u16>,
-    pub dns: u16,
+    /// Where they listen.
+    pub ports: Ports,
     /// The name of a socket without a path.
     pub nameless: String,
     /// IPv4 addresses of this host, loopback first.
@@ -74,14 +69,6 @@ pub(crate) struct Canaries {
     pages: Pages,
     over: Arc<AtomicBool>,
     thread: Option<std::thread::JoinHandle<()>>,
-}
-
-struct Listeners {
-    nonce: String,
-    tcp: Vec<TcpListener>,
-    udp: Vec<UdpSocket>,
-    dns: UdpSocket,
-    unix: Vec<UnixListener>,
 }
 
 impl Canaries {
@@ -105,36 +92,22 @@ impl Canaries {
         let socket = directory.join("socket");
         let unix = UnixListener::bind(&socket)?;
         std::fs::set_permissions(&socket, std::fs::Permissions::from_mode(0o666))?;
-        let mut tcp = vec![TcpListener::bind("0.0.0.0:0")?];
-        let mut udp = vec![UdpSocket::bind("0.0.0.0:0")?];
-        // A host without IPv6 has nothing to hide there.
-        tcp.extend(TcpListener::bind("[::]:0"));
-        udp.extend(UdpSocket::bind("[::]:0"));
-        let dns = UdpSocket::bind("0.0.0.0:0")?;
-        let port = |address: std::io::Result<std::net::SocketAddr>| address.map(|address| address.port());
+        let listeners = Listeners::open(&nonce, vec![unix, alive])?;
         let (addresses4, addresses6) = addresses();
         let mut canaries = Self {
             directory,
-            tcp: port(tcp[0].local_addr())?,
-            udp: port(udp[0].local_addr())?,
-            tcp6: tcp.get(1).map(|listener| port(listener.local_addr())).transpose()?,
-            udp6: udp.get(1).map(|socket| port(socket.local_addr())).transpose()?,
-            dns: port(dns.local_addr())?,
+            ports: listeners.ports()?,
             nameless,
             addresses4,
             addresses6,
             pages: Pages::new(nonce.clone())?,
             over: Arc::default(),
             thread: None,
-            nonce: nonce.clone(),
+            nonce,
         };
-        let listeners = Listeners { nonce, tcp, udp, dns, unix: vec![unix, alive] };
-        listeners.tcp.iter().try_for_each(|listener| listener.set_nonblocking(true))?;
-        listeners.unix.iter().try_for_each(|listener| listener.set_nonblocking(true))?;
-        listeners.udp.iter().chain([&listeners.dns]).try_for_each(|socket| socket.set_nonblocking(true))?;
         let over = canaries.over.clone();
         let builder = std::thread::Builder::new().name("tierbox-canaries".into());
-        canaries.thread = Some(builder.spawn(move || listeners.serve(&over))?);
+        canaries.thread = Some(builder.spawn(move || serve(&listeners, &over))?);
         Ok(canaries)
     }
 
@@ -148,7 +121,7 @@ impl Drop for Canaries {
     fn drop(&mut self) {
         self.over.store(true, Ordering::Relaxed);
         // Wakes the thread at once.
-        let _ = UdpSocket::bind("127.0.0.1:0").and_then(|socket| socket.send_to(b"", ("127.0.0.1", self.udp)));
+        let _ = UdpSocket::bind("127.0.0.1:0").and_then(|socket| socket.send_to(b"", ("127.0.0.1", self.ports.udp)));
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
@@ -156,43 +129,13 @@ impl Drop for Canaries {
     }
 }
 
-impl Listeners {
-    fn serve(&self, over: &AtomicBool) {
-        let wait = Timespec { tv_sec: 0, tv_nsec: STEP.subsec_nanos().into() };
-        while !over.load(Ordering::Relaxed) {
-            let mut fds: Vec<PollFd<'_>> = Vec::new();
-            fds.extend(self.tcp.iter().map(|listener| PollFd::new(listener, PollFlags::IN)));
-            fds.extend(self.udp.iter().chain([&self.dns]).map(|socket| PollFd::new(socket, PollFlags::IN)));
-            fds.extend(self.unix.iter().map(|listener| PollFd::new(listener, PollFlags::IN)));
-            let _ = poll(&mut fds, Some(&wait));
-            self.answer();
-        }
-    }
-
-    fn answer(&self) {
-        for listener in &self.tcp {
-            while let Ok((mut stream, _)) = listener.accept() {
-                let _ = stream.write_all(self.nonce.as_bytes());
-            }
-        }
-        for listener in &self.unix {
-            while let Ok((mut stream, _)) = listener.accept() {
-                let _ = stream.write_all(self.nonce.as_bytes());
-            }
-        }
-        let mut question = [0; 512];
-        for socket in &self.udp {
-            while let Ok((_, from)) = socket.recv_from(&mut question) {
-                let _ = socket.send_to(self.nonce.as_bytes(), from);
-            }
-        }
-        while let Ok((count, from)) = self.dns.recv_from(&mut question) {
-            if count >= 12 {
-                // The same question, marked as an answer without one.
-                question[2] |= 0x80;
-                let _ = self.dns.send_to(&question[..count], from);
-            }
-        }
+fn serve(listeners: &Listeners, over: &AtomicBool) {
+    let wait = Timespec { tv_sec: 0, tv_nsec: STEP.subsec_nanos().into() };
+    while !over.load(Ordering::Relaxed) {
+        let descriptors = listeners.descriptors();
+        let mut fds: Vec<PollFd<'_>> = descriptors.into_iter().map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)).collect();
+        let _ = poll(&mut fds, Some(&wait));
+        listeners.answer();
     }
 }
 
@@ -202,34 +145,6 @@ pub(crate) fn nonce() -> std::io::Result<String> {
     let mut source = std::fs::File::open("/dev/urandom")?;
     std::io::Read::read_exact(&mut source, &mut bytes)?;
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
-}
-
-/// This host's own addresses as the kernel lists them, loopback first.
-fn addresses() -> (Vec<String>, Vec<String>) {
-    let (mut four, mut six) = (vec!["127.0.0.1".to_owned()], vec!["::1".to_owned()]);
-    let list = std::fs::read_to_string("/proc/net/fib_trie").unwrap_or_default();
-    let mut last = "";
-    for line in list.lines() {
-        if line.contains("/32 host LOCAL") && !last.starts_with("127.") && !four.iter().any(|known| known == last) {
-            four.push(last.to_owned());
-        }
-        if let Some(address) = line.trim().strip_prefix("|-- ") {
-            last = address;
-        }
-    }
-    let list = std::fs::read_to_string("/proc/net/if_inet6").unwrap_or_default();
-    for line in list.lines() {
-        let hex = line.split_whitespace().next().unwrap_or_default();
-        let Ok(bits) = u128::from_str_radix(hex, 16) else { continue };
-        let address = std::net::Ipv6Addr::from(bits);
-        // Link-local ones need an interface, which the machine names differently.
-        if !address.is_loopback() && (bits >> 118) != 0x3fa {
-            six.push(address.to_string());
-        }
-    }
-    four.truncate(MOST_ADDRESSES);
-    six.truncate(MOST_ADDRESSES);
-    (four, six)
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use tierbox_core::{HostIsolation, Lifted, Locality, Network, Report};
 
 use super::canary::Canaries;
+use super::elsewhere::Elsewhere;
 use super::named::named;
 
 /// What the probe program answered, by request: found or not, and what.
@@ -26,6 +27,8 @@ pub(super) enum Finding {
 pub(super) enum Control {
     /// A twin without this rule, in which the probe must find it broken.
     Twin(Lifted),
+    /// Several, each of which must find it broken by some of these requests.
+    Twins(Vec<(Lifted, Vec<String>)>),
     /// None is needed: the probe looks for what must be there.
     Unneeded,
     /// None is possible.
@@ -38,6 +41,39 @@ pub(super) enum Place {
     Machine,
     /// In a sibling of it, whose network knows names of verification's own.
     Twin(Lifted),
+}
+
+/// Where the canaries are that probes ask for, and which twins can tell of them.
+#[derive(Clone, Copy)]
+pub(super) struct Ground<'a> {
+    /// Those of this host.
+    pub canaries: &'a Canaries,
+    /// Those of the engine's host, where that is another network.
+    pub elsewhere: Option<&'a Elsewhere>,
+    /// Whether the twin for the way outside is one whose network leads there, as the host's own does not.
+    pub leads: bool,
+}
+
+impl<'a> Ground<'a> {
+    /// Before anything is known.
+    pub(super) fn new(canaries: &'a Canaries) -> Self {
+        Self { canaries, elsewhere: None, leads: false }
+    }
+
+    /// The twin in which there is a way outside.
+    fn way(&self) -> Control {
+        Control::Twin(if self.leads { Lifted::Outside } else { Lifted::Network })
+    }
+
+    /// What asks this host, and what asks the engine's where that is another network, with the twins that hear each.
+    fn asks(&self, here: Vec<String>, there: Vec<String>) -> (Vec<String>, Control) {
+        if self.elsewhere.is_none() {
+            return (here, Control::Twin(Lifted::Network));
+        }
+        let requests = [here.clone(), there.clone()].concat();
+        let twins = [(Lifted::Isolation, here), (Lifted::Network, there)];
+        (requests, Control::Twins(twins.into_iter().filter(|(_, asked)| !asked.is_empty()).collect()))
+    }
 }
 
 type Judge = Arc<dyn Fn(&Answers) -> Finding + Send + Sync>;
@@ -91,12 +127,12 @@ const INITIAL: [(&str, u64); 5] =
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
 /// The probes of an environment whose profile lists these names.
-pub(super) fn probes(report: &Report, allow: &[String], canaries: &Canaries) -> Vec<Probe> {
-    let tier = report.tier;
+pub(super) fn probes(report: &Report, allow: &[String], ground: &Ground<'_>) -> Vec<Probe> {
+    let (tier, canaries) = (report.tier, ground.canaries);
     let mut probes = Vec::new();
     match tier.host() {
         HostIsolation::H0 => return probes,
-        HostIsolation::H1 | HostIsolation::H2 => container(&mut probes, report.locality),
+        HostIsolation::H1 | HostIsolation::H2 => container(&mut probes, report.locality, ground),
         HostIsolation::H3 => machine(&mut probes, report),
     }
     outside(&mut probes, report.locality, canaries);
@@ -106,16 +142,16 @@ pub(super) fn probes(report: &Report, allow: &[String], canaries: &Canaries) -> 
     }
     probes.push(shares(report, canaries));
     if tier.network() == Network::N0 {
-        probes.push(metadata());
+        probes.push(metadata(ground));
     } else {
-        probes.extend([routes(), metadata()]);
+        probes.extend([routes(ground), metadata(ground)]);
     }
     if report.locality == Locality::Local {
-        host_network(&mut probes, canaries);
+        host_network(&mut probes, ground);
     }
     match tier.network() {
-        Network::N2 => probes.push(resolver(canaries)),
-        Network::N1 => probes.extend(named(allow, canaries)),
+        Network::N2 => probes.push(resolver(ground)),
+        Network::N1 => probes.extend(named(allow, ground)),
         Network::N0 => (),
     }
     probes
@@ -167,7 +203,7 @@ fn settle(finding: Result<Finding, Finding>) -> Finding {
     finding.unwrap_or_else(|unclear| unclear)
 }
 
-fn container(probes: &mut Vec<Probe>, locality: Locality) {
+fn container(probes: &mut Vec<Probe>, locality: Locality, ground: &Ground<'_>) {
     // Inodes of another host's namespaces may be the same as here: there is nothing to compare with.
     if locality == Locality::Local {
         for (id, rule, kind, lifted) in [
@@ -177,7 +213,8 @@ fn container(probes: &mut Vec<Probe>, locality: Locality) {
             ("h.namespace.ipc", "The ipc namespace is not this host's", "ipc", Lifted::Ipc),
             ("h.namespace.uts", "The uts namespace is not this host's", "uts", Lifted::Uts),
         ] {
-            probes.push(namespace(id, rule, kind, lifted));
+            let engines = ground.elsewhere.filter(|_| kind == "net").map(|there| there.namespace.clone());
+            probes.push(namespace(id, rule, kind, lifted, engines));
         }
     }
     probes.push(capabilities());
@@ -185,13 +222,15 @@ fn container(probes: &mut Vec<Probe>, locality: Locality) {
     probes.push(status_field("h.seccomp", "System calls are filtered", "Seccomp", "2", Lifted::Seccomp));
 }
 
-fn namespace(id: &'static str, rule: &'static str, kind: &str, lifted: Lifted) -> Probe {
+/// `engines` is that of the engine's host, where that is another.
+fn namespace(id: &'static str, rule: &'static str, kind: &str, lifted: Lifted, engines: Option<String>) -> Probe {
     let request = format!("link:/proc/self/ns/{kind}");
     let host = std::fs::read_link(format!("/proc/self/ns/{kind}")).map(|path| path.to_string_lossy().into_owned());
     let asked = request.clone();
     probe(id, rule, vec![request], Control::Twin(lifted), move |answers| {
         settle(value(answers, &asked).map(|inside| match &host {
             Ok(host) if host == inside => Finding::Broken(format!("{inside}, which is this host's")),
+            _ if engines.as_deref() == Some(inside) => Finding::Broken(format!("{inside}, which is that of the engine's host")),
             Ok(host) => Finding::Holds(format!("{inside}, here {host}")),
             Err(error) => Finding::Unclear(format!("this host's cannot be read: {error}")),
         }))
@@ -366,43 +405,52 @@ fn host_devices() -> Vec<String> {
 }
 
 /// From the ranges for documentation, which lead nowhere. Nothing is sent.
-fn routes() -> Probe {
+fn routes(ground: &Ground<'_>) -> Probe {
     let requests = ["192.0.2.213:9", "198.51.100.1:9", "[2001:db8::1]:9"].map(|address| format!("route:{address}")).to_vec();
-    none_of("n.routes", "There is no route to the outside", requests, Control::Twin(Lifted::Network))
+    none_of("n.routes", "There is no route to the outside", requests, ground.way())
 }
 
-fn metadata() -> Probe {
+fn metadata(ground: &Ground<'_>) -> Probe {
     let addresses = ["169.254.169.254:80", "169.254.170.2:80", "100.100.100.200:80", "[fd00:ec2::254]:80"];
     let requests = addresses.map(|address| format!("route:{address}")).to_vec();
-    none_of("n.metadata", "There is no route to a metadata service", requests, Control::Twin(Lifted::Network))
+    none_of("n.metadata", "There is no route to a metadata service", requests, ground.way())
 }
 
-fn host_network(probes: &mut Vec<Probe>, canaries: &Canaries) {
-    let each = |kind: &str, addresses: &[String], port: u16, six: bool| -> Vec<String> {
-        let shown = |address: &String| if six { format!("[{address}]") } else { address.clone() };
-        addresses.iter().map(|address| format!("{kind}:{}:{port}", shown(address))).collect()
-    };
-    let network = || Control::Twin(Lifted::Network);
-    let mut listeners = vec![
-        ("n.tcp", "This host's TCP ports cannot be reached", each("tcp", &canaries.addresses4, canaries.tcp, false)),
-        ("n.udp", "This host's UDP ports cannot be reached", each("udp", &canaries.addresses4, canaries.udp, false)),
-    ];
-    if let Some(port) = canaries.tcp6 {
-        listeners.push((
+fn host_network(probes: &mut Vec<Probe>, ground: &Ground<'_>) {
+    let canaries = ground.canaries;
+    let there = |of: fn(&Elsewhere) -> Vec<String>| ground.elsewhere.map(of).unwrap_or_default();
+    let listeners = [
+        (
+            "n.tcp",
+            "This host's TCP ports cannot be reached",
+            each("tcp", &canaries.addresses4, Some(canaries.ports.tcp)),
+            there(|there| each("tcp", &there.addresses4, Some(there.ports.tcp))),
+        ),
+        (
+            "n.udp",
+            "This host's UDP ports cannot be reached",
+            each("udp", &canaries.addresses4, Some(canaries.ports.udp)),
+            there(|there| each("udp", &there.addresses4, Some(there.ports.udp))),
+        ),
+        (
             "n.tcp6",
             "This host's TCP ports cannot be reached by IPv6",
-            each("tcp", &canaries.addresses6, port, true),
-        ));
-    }
-    if let Some(port) = canaries.udp6 {
-        listeners.push((
+            each("tcp", &canaries.addresses6, canaries.ports.tcp6),
+            there(|there| each("tcp", &there.addresses6, there.ports.tcp6)),
+        ),
+        (
             "n.udp6",
             "This host's UDP ports cannot be reached by IPv6",
-            each("udp", &canaries.addresses6, port, true),
-        ));
-    }
-    for (id, rule, requests) in listeners {
-        probes.push(heard(id, rule, requests, network(), &canaries.nonce));
+            each("udp", &canaries.addresses6, canaries.ports.udp6),
+            there(|there| each("udp", &there.addresses6, there.ports.udp6)),
+        ),
+    ];
+    for (id, rule, here, there) in listeners {
+        let (requests, control) = ground.asks(here, there);
+        // A host without IPv6 has nothing to hide there.
+        if !requests.is_empty() {
+            probes.push(heard(id, rule, requests, control, &canaries.nonce));
+        }
     }
     let directory = canaries.directory.to_string_lossy();
     let unix = vec![format!("unix:{directory}/socket")];
@@ -416,6 +464,13 @@ fn host_network(probes: &mut Vec<Probe>, canaries: &Canaries) {
         everything(),
         &canaries.nonce,
     ));
+}
+
+/// Requests for a port at each of these addresses.
+fn each(kind: &str, addresses: &[String], port: Option<u16>) -> Vec<String> {
+    let Some(port) = port else { return Vec::new() };
+    let shown = |address: &String| if address.contains(':') { format!("[{address}]") } else { address.clone() };
+    addresses.iter().map(|address| format!("{kind}:{}:{port}", shown(address))).collect()
 }
 
 /// A rule that is broken if a canary answers. That somebody else answers at the same address does not count.
@@ -432,11 +487,14 @@ pub(super) fn heard(id: &'static str, rule: &'static str, requests: Vec<String>,
     })
 }
 
-fn resolver(canaries: &Canaries) -> Probe {
-    let name = format!("{}.invalid", canaries.nonce);
-    let mut requests: Vec<String> =
-        canaries.addresses4.iter().map(|address| format!("dns:{address}:{}/{name}", canaries.dns)).collect();
+fn resolver(ground: &Ground<'_>) -> Probe {
+    let name = format!("{}.invalid", ground.canaries.nonce);
+    let of = |addresses: &[String], port: u16| -> Vec<String> {
+        addresses.iter().map(|address| format!("dns:{address}:{port}/{name}")).collect()
+    };
+    let there = ground.elsewhere.map(|there| of(&there.addresses4, there.ports.dns)).unwrap_or_default();
+    let (mut requests, control) = ground.asks(of(&ground.canaries.addresses4, ground.canaries.ports.dns), there);
     // Asked only where there is a resolver to ask, which in a twin would be the host's.
     requests.push(format!("dns:/{name}"));
-    none_of("n.dns", "No resolver answers", requests, Control::Twin(Lifted::Network))
+    none_of("n.dns", "No resolver answers", requests, control)
 }

@@ -7,6 +7,10 @@ mod catalogue;
 #[cfg(target_os = "linux")]
 mod confined;
 #[cfg(target_os = "linux")]
+mod elsewhere;
+#[cfg(target_os = "linux")]
+mod lookout;
+#[cfg(target_os = "linux")]
 mod named;
 #[cfg(target_os = "linux")]
 mod pages;

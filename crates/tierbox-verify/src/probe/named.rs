@@ -9,8 +9,7 @@ use std::net::SocketAddr;
 
 use tierbox_core::{AllowRule, CanaryName, Lifted};
 
-use super::canary::Canaries;
-use super::catalogue::{Answers, Control, Finding, Place, Probe, heard, none_of, probe};
+use super::catalogue::{Answers, Control, Finding, Ground, Place, Probe, heard, none_of, probe};
 
 /// The name that mirrors list.
 const LISTED: &str = "listed.tierbox.invalid";
@@ -37,7 +36,8 @@ pub(super) fn has_no_network(probe: &Probe, answers: &Answers) -> bool {
 const MOST_NAMES: usize = 8;
 
 /// The probes of a machine whose profile lists these names.
-pub(super) fn named(allow: &[String], canaries: &Canaries) -> Vec<Probe> {
+pub(super) fn named(allow: &[String], ground: &Ground<'_>) -> Vec<Probe> {
+    let canaries = ground.canaries;
     let pages = canaries.pages();
     let twin = || Control::Twin(Lifted::Names(twins(pages)));
     let mirror = || Place::Twin(Lifted::Names(mirrors(pages)));
@@ -70,7 +70,9 @@ pub(super) fn named(allow: &[String], canaries: &Canaries) -> Vec<Probe> {
     // Without a gateway to ask, a program asks the address itself.
     let ways = words(&[format!("web:{pages}")]);
     let rule = "A request for an address in place of a name is refused";
-    probes.push(heard("n.address", rule, ways, Control::Twin(Lifted::Network), nonce));
+    // The gateway is this host's, and so is the address: where the engine is elsewhere, it is not there.
+    let beside = if ground.elsewhere.is_some() { Lifted::Isolation } else { Lifted::Network };
+    probes.push(heard("n.address", rule, ways, Control::Twin(beside), nonce));
     probes
 }
 

@@ -8,9 +8,9 @@ use async_trait::async_trait;
 use tierbox_core::{Error, ErrorKind, ExecRequest, GuestPath, Lifted, Report, Result, Sandbox, SandboxExt, WriteOptions};
 
 use super::canary::Canaries;
-use super::catalogue::{Answers, Control, Finding, Place, Probe, probes};
+use super::catalogue::{Answers, Control, Finding, Ground, Place, Probe, probes};
 use super::named::has_no_network;
-use super::{ControlResult, ProbeResult, ProbeStatus, Unprobed, Verification};
+use super::{ControlResult, ProbeResult, ProbeStatus, Unprobed, Verification, lookout};
 
 /// How long one machine may take for its probes.
 pub(super) const PATIENCE: Duration = Duration::from_secs(20);
@@ -57,10 +57,23 @@ pub async fn verify(
     let since = Instant::now();
     let failed = |error| Error::io("set canaries up", error);
     let canaries = tokio::task::spawn_blocking(Canaries::new).await.map_err(|_| stopped())?.map_err(failed)?;
-    let probes = probes(report, allow, &canaries);
-    let all = requests(probes.iter().filter(|probe| matches!(probe.place, Place::Machine)));
-    let inside = ask_all(machines, program, &all, &canaries.nonce);
-    let (inside, controls) = tokio::join!(inside, controls(&probes, program, twins, &canaries.nonce));
+    let round = Round { machines, report, allow, program, twins, canaries: &canaries };
+    let first = probes(report, allow, &Ground::new(&canaries));
+    let of_network = |probe: &&Probe| matches!(probe.control, Control::Twin(Lifted::Network));
+    let (network, rest): (Vec<&Probe>, Vec<&Probe>) = first.iter().partition(of_network);
+    let all = requests(first.iter().filter(|probe| matches!(probe.place, Place::Machine)));
+    let (mut inside, mut controls, seen) =
+        tokio::join!(ask_all(&round, &all), controls(&round, &rest), lookout::look(&round, &network));
+    lookout::add(&mut controls, seen.controls);
+    for (answers, more) in inside.iter_mut().zip(seen.inside) {
+        match (answers.as_mut(), more) {
+            (Ok(answers), Ok(more)) => answers.extend(more),
+            (Ok(_), Err(error)) => *answers = Err(error),
+            (Err(_), _) => (),
+        }
+    }
+    let ground = Ground { canaries: &canaries, elsewhere: seen.elsewhere.as_ref(), leads: seen.leads };
+    let probes = probes(report, allow, &ground);
     let mut verification = Verification { time: crate::clock::text(SystemTime::now()), ..Verification::default() };
     for (index, (machine, answers)) in machines.iter().zip(inside).enumerate() {
         match answers {
@@ -103,7 +116,7 @@ pub fn probe_names() -> Result<std::collections::BTreeSet<&'static str>> {
             for locality in [Locality::Local, Locality::Remote] {
                 let Ok(tier) = Tier::new(Tooling::T0, *host, *network) else { continue };
                 let report = Report::bare("", tier, locality, KillDomain::Cgroup);
-                names.extend(probes(&report, &["a.test".to_owned()], &canaries).iter().map(|probe| probe.id));
+                names.extend(probes(&report, &["a.test".to_owned()], &Ground::new(&canaries)).iter().map(|probe| probe.id));
             }
         }
     }
@@ -114,33 +127,54 @@ fn stopped() -> Error {
     Error::new(ErrorKind::Cancelled, "verify", "the runtime is shutting down")
 }
 
-fn requests<'a>(probes: impl Iterator<Item = &'a Probe>) -> Vec<String> {
+/// What all of a verification has in common.
+pub(super) struct Round<'a> {
+    pub machines: &'a [Arc<dyn Sandbox>],
+    pub report: &'a Report,
+    pub allow: &'a [String],
+    pub program: &'static [u8],
+    pub twins: Arc<dyn Twins>,
+    pub canaries: &'a Canaries,
+}
+
+pub(super) fn requests<'a>(probes: impl Iterator<Item = &'a Probe>) -> Vec<String> {
     let mut requests: Vec<String> = probes.flat_map(|probe| probe.requests.iter().cloned()).collect();
     requests.sort();
     requests.dedup();
     requests
 }
 
-type Controls = BTreeMap<Lifted, Result<Answers>>;
+pub(super) type Controls = BTreeMap<Lifted, Result<Answers>>;
 
-/// What the probes find in their twins, which are made at the same time.
-async fn controls(probes: &[Probe], program: &'static [u8], twins: Arc<dyn Twins>, nonce: &str) -> Controls {
-    let mut wanted: BTreeMap<Lifted, Vec<&Probe>> = BTreeMap::new();
+/// What is asked for in which twin.
+pub(super) fn wanted(probes: &[&Probe]) -> BTreeMap<Lifted, Vec<String>> {
+    let mut wanted: BTreeMap<Lifted, Vec<String>> = BTreeMap::new();
+    let mut want = |lifted: &Lifted, asked: &[String]| wanted.entry(lifted.clone()).or_default().extend_from_slice(asked);
     for probe in probes {
-        if let Control::Twin(lifted) = &probe.control {
-            wanted.entry(lifted.clone()).or_default().push(probe);
+        match &probe.control {
+            Control::Twin(lifted) => want(lifted, &probe.requests),
+            Control::Twins(twins) => twins.iter().for_each(|(lifted, asked)| want(lifted, asked)),
+            Control::Unneeded | Control::Impossible => (),
         }
         if let Place::Twin(lifted) = &probe.place {
-            wanted.entry(lifted.clone()).or_default().push(probe);
+            want(lifted, &probe.requests);
         }
     }
-    let mut tasks = tokio::task::JoinSet::new();
-    for (lifted, probes) in wanted {
+    for (lifted, asked) in &mut wanted {
         // Unless it is a gateway, a machine's own resolver is the host's in a twin, and nothing is to be asked there.
         let has_gateway = matches!(lifted, Lifted::Names(_));
-        let asks = |request: &String| has_gateway || !request.starts_with("dns:/");
-        let asked = requests(probes.into_iter()).into_iter().filter(asks).collect();
-        tasks.spawn(control(lifted, asked, program, twins.clone(), nonce.to_owned()));
+        asked.retain(|request| has_gateway || !request.starts_with("dns:/"));
+        asked.sort();
+        asked.dedup();
+    }
+    wanted
+}
+
+/// What the probes find in their twins, which are made at the same time.
+pub(super) async fn controls(round: &Round<'_>, probes: &[&Probe]) -> Controls {
+    let mut tasks = tokio::task::JoinSet::new();
+    for (lifted, asked) in wanted(probes) {
+        tasks.spawn(control(lifted, asked, round.program, round.twins.clone(), round.canaries.nonce.clone()));
     }
     let mut found = BTreeMap::new();
     while let Some(done) = tasks.join_next().await {
@@ -170,16 +204,13 @@ async fn control(
 }
 
 /// Has the probe program answer inside every machine, at the same time.
-async fn ask_all(
-    machines: &[Arc<dyn Sandbox>],
-    program: &'static [u8],
-    requests: &[String],
-    nonce: &str,
-) -> Vec<Result<Answers>> {
-    let tasks: Vec<_> = machines
+pub(super) async fn ask_all(round: &Round<'_>, requests: &[String]) -> Vec<Result<Answers>> {
+    let program = round.program;
+    let tasks: Vec<_> = round
+        .machines
         .iter()
         .map(|machine| {
-            let (machine, requests, nonce) = (machine.clone(), requests.to_vec(), nonce.to_owned());
+            let (machine, requests, nonce) = (machine.clone(), requests.to_vec(), round.canaries.nonce.clone());
             Ended(tokio::spawn(async move { ask(machine.as_ref(), program, &requests, &nonce).await }))
         })
         .collect();
@@ -200,7 +231,7 @@ impl<T> Drop for Ended<T> {
 }
 
 /// Has the probe program answer inside.
-async fn ask(sandbox: &dyn Sandbox, program: &'static [u8], requests: &[String], nonce: &str) -> Result<Answers> {
+pub(super) async fn ask(sandbox: &dyn Sandbox, program: &'static [u8], requests: &[String], nonce: &str) -> Result<Answers> {
     if requests.is_empty() {
         return Ok(Answers::new());
     }
@@ -289,13 +320,24 @@ fn judge(probe: &Probe, inside: &Answers, controls: &Controls, beside: bool) -> 
     result(status, detail, control)
 }
 
+type Shown = (ProbeStatus, Option<ControlResult>);
+
 /// What the control says about a probe that found nothing.
-fn shown(probe: &Probe, control: &Control, controls: &Controls) -> (ProbeStatus, Option<ControlResult>) {
-    let lifted = match control {
-        Control::Unneeded => return (ProbeStatus::Pass, None),
-        Control::Impossible => return (ProbeStatus::ByConfiguration, None),
-        Control::Twin(lifted) => lifted,
-    };
+fn shown(probe: &Probe, control: &Control, controls: &Controls) -> Shown {
+    match control {
+        Control::Unneeded => (ProbeStatus::Pass, None),
+        Control::Impossible => (ProbeStatus::ByConfiguration, None),
+        Control::Twin(lifted) => shown_by(probe, lifted, controls),
+        Control::Twins(twins) => twins
+            .iter()
+            .map(|(lifted, _)| shown_by(probe, lifted, controls))
+            .reduce(both)
+            .unwrap_or((ProbeStatus::Inconclusive, None)),
+    }
+}
+
+/// What one twin says.
+fn shown_by(probe: &Probe, lifted: &Lifted, controls: &Controls) -> Shown {
     let result = |found: bool, detail: String| Some(ControlResult { lifted: lifted.name().to_owned(), found, detail });
     match controls.get(lifted) {
         Some(Ok(answers)) => match (probe.judge)(&with_unasked(probe, answers)) {
@@ -313,15 +355,36 @@ fn shown(probe: &Probe, control: &Control, controls: &Controls) -> (ProbeStatus,
     }
 }
 
+/// What two say together: each must have found it.
+fn both((first, one): Shown, (second, other): Shown) -> Shown {
+    let status = match (first, second) {
+        (ProbeStatus::Pass, ProbeStatus::Pass) => ProbeStatus::Pass,
+        (ProbeStatus::ByConfiguration, ProbeStatus::Pass | ProbeStatus::ByConfiguration)
+        | (ProbeStatus::Pass, ProbeStatus::ByConfiguration) => ProbeStatus::ByConfiguration,
+        _ => ProbeStatus::Inconclusive,
+    };
+    let control = match (one, other) {
+        (Some(one), Some(other)) => Some(ControlResult {
+            lifted: format!("{}; {}", one.lifted, other.lifted),
+            found: one.found && other.found,
+            detail: format!("{}; {}", one.detail, other.detail),
+        }),
+        (one, other) => one.or(other),
+    };
+    (status, control)
+}
+
 /// The requests of a probe that found nothing.
 fn silent<'a>(probe: &'a Probe, answers: &Answers) -> Vec<&'a str> {
     let found = |request: &&String| !answers.get(*request).is_some_and(|(yes, _)| *yes);
     probe.requests.iter().filter(found).map(String::as_str).collect()
 }
 
-fn with_unasked(probe: &Probe, answers: &Answers) -> Answers {
+/// The answers of a twin that was not asked for everything.
+pub(super) fn with_unasked(probe: &Probe, answers: &Answers) -> Answers {
     let mut answers = answers.clone();
-    for request in probe.requests.iter().filter(|request| request.starts_with("dns:/")) {
+    let is_elsewhere = matches!(probe.control, Control::Twins(_));
+    for request in probe.requests.iter().filter(|request| is_elsewhere || request.starts_with("dns:/")) {
         answers.entry(request.clone()).or_insert((false, "not asked".to_owned()));
     }
     answers

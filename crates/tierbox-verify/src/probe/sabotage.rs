@@ -25,6 +25,11 @@ pub const SABOTAGES: &[Sabotage] = &[
         what: "the host's network is shared",
         caught_by: &["h.namespace.net", "n.routes", "n.metadata", "n.tcp", "n.udp", "n.tcp6", "n.udp6", "n.dns"],
     },
+    Sabotage {
+        name: "outside",
+        what: "the machine is on the engine's own network, which leads outside and to its host",
+        caught_by: &["n.routes", "n.metadata", "n.tcp", "n.udp", "n.dns"],
+    },
     Sabotage { name: "ipc", what: "the host's ipc namespace is shared", caught_by: &["h.namespace.ipc"] },
     Sabotage { name: "uts", what: "the host's uts namespace is shared", caught_by: &["h.namespace.uts"] },
     Sabotage { name: "capabilities", what: "capabilities are not reduced", caught_by: &["h.capabilities"] },

@@ -22,6 +22,8 @@ pub enum Harm {
     Beside(Lifted),
     /// Its machines take the list of programs that a command may execute, and do nothing with it.
     Unconfined,
+    /// Another twin is made in place of one, or none at all.
+    Twins(fn(&Lifted) -> Result<Lifted>),
     /// The siblings' gateways list other names than they are told.
     Siblings(fn(Vec<CanaryName>) -> Vec<CanaryName>),
 }
@@ -67,7 +69,9 @@ impl Backend for Sabotaged {
                 spec.network.allow = names.iter().map(|name| (*name).to_owned()).collect();
                 self.honest.start(&spec, lease.clone(), progress).await?
             }
-            Harm::Siblings(_) | Harm::Beside(_) | Harm::Unconfined => self.honest.start(spec, lease.clone(), progress).await?,
+            Harm::Siblings(_) | Harm::Twins(_) | Harm::Beside(_) | Harm::Unconfined => {
+                self.honest.start(spec, lease.clone(), progress).await?
+            }
         };
         let mut report = inner.report().clone();
         report.tier = spec.tier;
@@ -82,6 +86,7 @@ impl Backend for Sabotaged {
         let lifted = match (&self.harm, lifted) {
             // The mirror has one name, the twin that is its control more.
             (Harm::Siblings(change), Lifted::Names(names)) if names.len() == 1 => Lifted::Names(change(names.clone())),
+            (Harm::Twins(other), lifted) => other(lifted)?,
             _ => lifted.clone(),
         };
         self.honest.twin(spec, &lifted, lease).await

@@ -26,6 +26,7 @@ mod serve;
 mod sources;
 mod visit;
 
+pub(super) use join::say;
 use refusal::Refusal;
 
 use super::machine::Channel;
@@ -59,11 +60,12 @@ pub fn main() -> u8 {
         [what, rest @ ..] if what == "listen" => visit::run(rest),
         [what, rest @ ..] if what == "bar" => visit::bar(rest),
         [what, requests @ ..] if what == "probe" => super::probe::run(requests),
+        [what, rest @ ..] if what == "canaries" => super::canaries::run(rest),
         [what] if what == "version" => join::say(1, &format!("tierbox-supervisor {}", crate::protocol::VERSION), 0),
         _ => join::say(
             2,
             "usage: tierbox-supervisor [serve DIR | join DIR | listen PID ADDRESS:PORT... | bar PID ADDRESS/BITS... | probe REQUEST... | \
-             version]",
+             canaries NONCE NAME SECONDS | version]",
             EXIT_USAGE,
         ),
     }
