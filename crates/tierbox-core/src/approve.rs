@@ -14,8 +14,8 @@ pub struct Action {
     pub machine: String,
     /// What kind of action.
     pub tool: Sensitive,
-    /// What exactly: the command's arguments as a shell would be given them, the code, the path, and what comes along
-    /// (variables, user, directory, input, files; of each the first 2,000 bytes). **The agent wrote it**: whoever shows it to a
+    /// What exactly: the command's arguments as a shell would be given them, the code, the change and its path, and what
+    /// comes along (variables, user, directory, input, files, contents; of each the first 2,000 bytes). **The agent wrote it**: whoever shows it to a
     /// person must make control characters harmless.
     pub what: String,
 }

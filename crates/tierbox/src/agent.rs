@@ -161,7 +161,7 @@ impl AgentSandbox {
     /// `PolicyDenied`; else as [`SandboxExt::write_bytes`].
     pub async fn write_bytes(&self, path: impl Into<GuestPath> + Send, contents: Vec<u8>) -> Result<()> {
         let path = path.into();
-        self.change(&path, Some(&contents), "write files").await?;
+        self.change("write", &path, Some(&contents), "write files").await?;
         self.sandbox.write_bytes(path, contents).await
     }
 
@@ -170,7 +170,7 @@ impl AgentSandbox {
     /// # Errors
     /// `PolicyDenied`; else as [`Sandbox::remove`].
     pub async fn remove(&self, path: &GuestPath, recursive: bool) -> Result<()> {
-        self.change(path, None, "remove files").await?;
+        self.change(if recursive { "remove all of" } else { "remove" }, path, None, "remove files").await?;
         self.sandbox.remove(path, recursive).await
     }
 
@@ -179,7 +179,7 @@ impl AgentSandbox {
     /// # Errors
     /// `PolicyDenied`; else as [`Sandbox::make_dir`].
     pub async fn make_dir(&self, path: &GuestPath) -> Result<()> {
-        self.change(path, None, "make directories").await?;
+        self.change("make directory", path, None, "make directories").await?;
         self.sandbox.make_dir(path).await
     }
 
@@ -248,10 +248,10 @@ impl AgentSandbox {
         self.executables.get_or_try_init(|| confinement::executables(self.sandbox.as_ref(), &self.policy)).await
     }
 
-    async fn change(&self, path: &GuestPath, contents: Option<&[u8]>, what: &str) -> Result<()> {
+    async fn change(&self, verb: &str, path: &GuestPath, contents: Option<&[u8]>, what: &str) -> Result<()> {
         path.validate()?;
         self.require(Tooling::T0, Sensitive::Write, what)?;
-        self.gate.pass(self.sandbox.name(), Asked::write(path, contents)).await
+        self.gate.pass(self.sandbox.name(), Asked::change(verb, path, contents)).await
     }
 
     fn code(&self) -> Result<&CodeRunner> {

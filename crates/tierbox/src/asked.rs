@@ -47,7 +47,12 @@ impl<'a> Asked<'a> {
                 what += &format!("; given {}", head(bytes));
                 along.push(bytes.as_ref().into());
             }
+            // Nobody can look at what is not there yet.
+            Stdin::Stream => what += "; given what comes later",
             _ => {}
+        }
+        if request.env_clear {
+            what += "; without the sandbox's own variables";
         }
         Self { tool: Sensitive::Exec, text: request.argv.join(&b' ').into(), along, altered, what }
     }
@@ -73,9 +78,11 @@ impl<'a> Asked<'a> {
     }
 
     /// A change of a file, with what is to be in it.
-    pub fn write(path: &'a GuestPath, contents: Option<&'a [u8]>) -> Self {
+    pub fn change(verb: &str, path: &'a GuestPath, contents: Option<&'a [u8]>) -> Self {
+        let with = contents.map_or_else(String::new, |contents| format!(": {}", head(contents)));
+        let what = format!("{verb} {}{with}", quoted(&path.to_string()));
         let along = contents.map(Cow::from).into_iter().collect();
-        Self { tool: Sensitive::Write, text: path.as_bytes().into(), along, altered: false, what: path.to_string() }
+        Self { tool: Sensitive::Write, text: path.as_bytes().into(), along, altered: false, what }
     }
 
     /// The removal of old tasks.
@@ -140,8 +147,11 @@ mod unit {
         assert!(Asked::code(&code).what.contains("and the file json.py: 'print("), "{}", Asked::code(&code).what);
         let contents = b"secret".to_vec();
         let path = GuestPath::from("x");
-        let write = Asked::write(&path, Some(&contents));
+        let write = Asked::change("write", &path, Some(&contents));
         assert!(write.is_meant_by(&refuse));
         assert!(matches!(write.along.as_slice(), [Cow::Borrowed(_)]), "what may be large is not copied");
+        assert_eq!(write.what, "write x: secret", "whoever is asked sees what is written");
+        let streamed = git().stdin_stream();
+        assert_eq!(Asked::exec(&streamed).what, "/usr/bin/git log; given what comes later");
     }
 }

@@ -36,7 +36,11 @@ impl Gate {
         let tool = asked.tool;
         let rule = self.settings.approvals.iter().find(|rule| asked.is_meant_by(rule));
         let action = Action::new(self.environment.as_str(), machine, tool, asked.what);
-        let decision = self.decide(&action, rule).await;
+        let mut decision = self.decide(&action, rule).await;
+        // Whoever was asked took his time: what ended the run meanwhile ended this too.
+        if let (Consent::Allow, Err(over)) = (&decision.consent, self.check_alive()) {
+            decision.consent = Consent::Reject(over.message().to_owned());
+        }
         self.record(&action, verdict(&decision.consent), &decision.by, reason(&decision.consent));
         match decision.consent {
             Consent::Allow => Ok(()),

@@ -13,6 +13,7 @@ use tierbox::{
     Action, AgentOptions, AgentPolicy, Approval, ApprovalRule, Approver, Audit, AuditEntry, AuditOperation, Consent, ErrorKind,
     ExecRequest, GuestPath, Outcome, Preset, Profile, ProfileBuilder, ProgramRule, SandboxExt, Sensitive, StartOptions, Tooling,
 };
+use tokio::sync::oneshot;
 
 fn words(words: &[&str]) -> Vec<String> {
     words.iter().map(|word| (*word).to_owned()).collect()
@@ -201,6 +202,29 @@ impl Approver for Scripted {
     }
 }
 
+/// Says when it is asked, and answers when it is told what.
+struct Slow(Mutex<Option<(oneshot::Sender<()>, oneshot::Receiver<Consent>)>>);
+
+impl Slow {
+    fn new() -> (Arc<Self>, oneshot::Receiver<()>, oneshot::Sender<Consent>) {
+        let ((tell, asked), (answer, answered)) = (oneshot::channel(), oneshot::channel());
+        (Arc::new(Self(Mutex::new(Some((tell, answered))))), asked, answer)
+    }
+}
+
+#[async_trait]
+impl Approver for Slow {
+    async fn decide(&self, _: &Action) -> tierbox::Result<Consent> {
+        let (tell, answered) = self.0.lock().unwrap().take().expect("one question");
+        tell.send(()).unwrap();
+        Ok(answered.await.unwrap())
+    }
+
+    fn name(&self) -> &str {
+        "slow"
+    }
+}
+
 #[derive(Default)]
 struct Log(Mutex<Vec<AuditEntry>>);
 
@@ -261,7 +285,7 @@ mod conformance {
         assert_eq!(agent.write_bytes("/etc/hosts", Vec::new()).await.unwrap_err().kind(), ErrorKind::PolicyDenied);
         assert!(running.stat(&"silent".into(), false).await.is_err(), "what was refused was done");
         let asked: Vec<String> = approver.asked.lock().unwrap().iter().map(|action| action.what.clone()).collect();
-        assert_eq!(asked, ["text", "sh: echo x", "/bin/echo never 'it'\\''s'", "/bin/sh -c 'touch silent'"]);
+        assert_eq!(asked, ["write text: x", "sh: echo x", "/bin/echo never 'it'\\''s'", "/bin/sh -c 'touch silent'"]);
         // Looking needs no consent; without anybody to ask, what needs it is refused.
         assert_eq!(agent.read_bytes("text", 10).await.unwrap(), b"x");
         let alone = running.for_agent(AgentOptions::new()).await.unwrap();
@@ -332,6 +356,25 @@ mod conformance {
         assert_eq!(std::fs::read_dir(&marks).unwrap().count(), 0);
         let verdicts: Vec<String> = log.decisions().into_iter().map(|(_, verdict, _)| verdict).collect();
         assert_eq!(verdicts, ["allowed", "terminated"]);
+    }
+
+    /// A consent that comes after the run was terminated is none.
+    #[tokio::test]
+    async fn what_was_asked_before_a_run_was_terminated_is_not_done_after_it() {
+        let fixture = fixture();
+        let rules = vec![rule(Some(Sensitive::Exec), "/bin/false", Approval::Terminate)];
+        let Some(running) = started(fixture.client.start_with(t0(Preset::Dev, rules), StartOptions::new()).await) else { return };
+        let (slow, asked, answer) = Slow::new();
+        let agent = running.for_agent(AgentOptions::new().approver(slow)).await.unwrap();
+        let waiting = agent.clone();
+        let waits = tokio::spawn(async move { waiting.write_bytes("made", b"made".to_vec()).await });
+        asked.await.unwrap();
+        agent.run(ExecRequest::new(["/bin/false"])).await.unwrap_err();
+        answer.send(Consent::Allow).unwrap();
+        assert_eq!(waits.await.unwrap().unwrap_err().kind(), ErrorKind::PolicyDenied);
+        let made = running.run(ExecRequest::shell("ls")).await.unwrap();
+        assert_eq!(made.stdout.text(), "");
+        running.stop().await.unwrap();
     }
 
     #[tokio::test]
