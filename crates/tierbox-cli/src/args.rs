@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueHint};
 use tierbox::transfer::UnpackLimits;
 
@@ -110,7 +111,7 @@ pub(crate) enum Command {
     /// Print a logged run as one HTML page
     #[command(after_help = "Example:\n  tierbox report local-0a1b2c -o run.html")]
     Report {
-        /// The id of the run's sandbox, or the directory of the run
+        /// The id or name of the run's sandbox, or the directory of the run
         run: String,
         /// Write it to this file
         #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
@@ -237,7 +238,7 @@ pub(crate) struct Ec2Setup {
 pub(crate) enum LogCommand {
     /// Say whether a log is as it was written
     Verify {
-        /// The id of the run's sandbox, or the directory of the run
+        /// The id or name of the run's sandbox, or the directory of the run
         run: String,
         /// The hash of a line that was noted elsewhere, such as the last one: the log must still have it
         #[arg(long, value_name = "HASH")]
@@ -245,7 +246,7 @@ pub(crate) enum LogCommand {
     },
     /// Print the operations of a run
     Show {
-        /// The id of the run's sandbox, or the directory of the run
+        /// The id or name of the run's sandbox, or the directory of the run
         run: String,
     },
 }
@@ -266,10 +267,10 @@ pub(crate) struct StartArgs {
     #[arg(long, env = "TIERBOX_OPERATION_LOG", hide_env_values = true)]
     pub log: bool,
     /// Copy a host file or directory in (default: to its name in the working directory); may be repeated
-    #[arg(long, value_name = "SRC[:PATH]", value_parser = parse::copy_in, value_hint = ValueHint::AnyPath)]
+    #[arg(long, value_name = "SRC[:PATH]", value_parser = OsStringValueParser::new().try_map(parse::copy_in), value_hint = ValueHint::AnyPath)]
     pub copy_in: Vec<CopyInArg>,
     /// Make a host directory visible inside, read-only unless :rw (default: at /mnt/NAME); may be repeated
-    #[arg(long, value_name = "DIR[:PATH][:rw]", value_parser = parse::mount, value_hint = ValueHint::DirPath)]
+    #[arg(long, value_name = "DIR[:PATH][:rw]", value_parser = OsStringValueParser::new().try_map(parse::mount), value_hint = ValueHint::DirPath)]
     pub mount: Vec<MountArg>,
     /// Set a variable of every command, or pass this shell's on; may be repeated
     #[arg(short, long, value_name = "KEY[=VALUE]", value_parser = parse::env)]
@@ -314,7 +315,7 @@ pub(crate) struct RunArgs {
     #[command(flatten)]
     pub start: StartArgs,
     /// Copy a file or directory out after the command (default: to its name here); may be repeated
-    #[arg(long, value_name = "PATH[:DST]", value_parser = parse::copy_out, value_hint = ValueHint::AnyPath)]
+    #[arg(long, value_name = "PATH[:DST]", value_parser = OsStringValueParser::new().try_map(parse::copy_out), value_hint = ValueHint::AnyPath)]
     pub copy_out: Vec<CopyOutArg>,
     /// Keep the sandbox for a look: always, or only if the command fails
     #[arg(long, value_name = "WHEN", num_args = 0..=1, require_equals = true, default_missing_value = "always")]
@@ -617,7 +618,7 @@ pub(crate) struct CodeRunArgs {
     #[arg(long, value_name = "NAME")]
     pub session: Option<String>,
     /// An input file (default: by its own name below the task's directory); may be repeated
-    #[arg(long, value_name = "SRC[:NAME]", value_parser = parse::copy_in, value_hint = ValueHint::FilePath)]
+    #[arg(long, value_name = "SRC[:NAME]", value_parser = OsStringValueParser::new().try_map(parse::copy_in), value_hint = ValueHint::FilePath)]
     pub file: Vec<CopyInArg>,
     /// Kill it and all its children after this time, such as 90s or 5m
     #[arg(long, value_name = "TIME", value_parser = parse::duration)]

@@ -12,13 +12,13 @@ use tierbox::{DialTarget, Signal};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct CopyInArg {
     pub host: PathBuf,
-    pub guest: String,
+    pub guest: Vec<u8>,
 }
 
 /// `--copy-out PATH[:DST]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct CopyOutArg {
-    pub guest: String,
+    pub guest: Vec<u8>,
     pub host: PathBuf,
 }
 
@@ -112,42 +112,35 @@ pub(crate) fn count(text: &str) -> Result<(String, u64), String> {
     Ok((name.to_owned(), count.parse().map_err(|_| format!("{count:?} is not a count"))?))
 }
 
-pub(crate) fn copy_in(text: &str) -> Result<CopyInArg, String> {
-    let (host, guest) = split_host(text);
-    let guest = match guest {
-        Some(guest) => guest.to_owned(),
-        None => own_name(Path::new(host))?,
-    };
+pub(crate) fn copy_in(arg: OsString) -> Result<CopyInArg, String> {
+    let (host, guest) = split_host(arg.as_bytes());
+    let guest = guest.map_or_else(|| own_name(host), |guest| Ok(guest.to_vec()))?;
     Ok(CopyInArg { host: absolute(host)?, guest })
 }
 
-pub(crate) fn copy_out(text: &str) -> Result<CopyOutArg, String> {
-    let (guest, host) = match text.rsplit_once(':') {
-        Some((guest, host)) if !guest.is_empty() && !host.is_empty() => (guest, Some(host)),
+pub(crate) fn copy_out(arg: OsString) -> Result<CopyOutArg, String> {
+    let (guest, host) = match split_last(arg.as_bytes()) {
+        Some((guest, host)) if !guest.is_empty() && !host.is_empty() => (guest, host),
         Some(_) => return Err("write PATH or PATH:DST".into()),
-        None => (text, None),
-    };
-    let host = match host {
-        Some(host) => host.to_owned(),
-        None => match Path::new(guest).file_name().and_then(OsStr::to_str) {
-            Some(name) => name.to_owned(),
+        None => match path(arg.as_bytes()).file_name() {
+            Some(name) => (arg.as_bytes(), name.as_bytes()),
             None => return Err("it has no last name: write PATH:DST".into()),
         },
     };
-    Ok(CopyOutArg { guest: guest.to_owned(), host: absolute(&host)? })
+    Ok(CopyOutArg { guest: guest.to_vec(), host: absolute(host)? })
 }
 
-pub(crate) fn mount(text: &str) -> Result<MountArg, String> {
-    let (text, writable) = match (text.strip_suffix(":rw"), text.strip_suffix(":ro")) {
+pub(crate) fn mount(arg: OsString) -> Result<MountArg, String> {
+    let all = arg.as_bytes();
+    let (text, writable) = match (all.strip_suffix(b":rw"), all.strip_suffix(b":ro")) {
         (Some(rest), _) => (rest, true),
         (_, Some(rest)) => (rest, false),
-        _ => (text, false),
+        _ => (all, false),
     };
     let (host, guest) = split_host(text);
-    let guest = match guest {
-        Some(guest) => guest.to_owned(),
-        None => format!("/mnt/{}", own_name(Path::new(host))?),
-    };
+    let guest =
+        guest.map_or_else(|| own_name(host).map(|name| [b"/mnt/", name.as_slice()].concat()), |guest| Ok(guest.to_vec()))?;
+    let guest = String::from_utf8(guest).map_err(|_| "the path inside is not UTF-8: write DIR:PATH")?;
     if !guest.starts_with('/') {
         return Err("the path inside must be absolute".into());
     }
@@ -202,26 +195,33 @@ pub(crate) fn argv(args: Vec<OsString>) -> Vec<Vec<u8>> {
     args.into_iter().map(OsString::into_vec).collect()
 }
 
+fn path(bytes: &[u8]) -> &Path {
+    Path::new(OsStr::from_bytes(bytes))
+}
+
+/// What stands before the last colon and behind it.
+fn split_last(text: &[u8]) -> Option<(&[u8], &[u8])> {
+    let colon = text.iter().rposition(|byte| *byte == b':')?;
+    Some((&text[..colon], &text[colon + 1..]))
+}
+
 /// Splits `HOST[:GUEST]` at the last colon, unless the whole text names something that exists here.
-fn split_host(text: &str) -> (&str, Option<&str>) {
-    match text.rsplit_once(':') {
-        Some((host, guest)) if !host.is_empty() && !guest.is_empty() && !Path::new(text).exists() => (host, Some(guest)),
+fn split_host(text: &[u8]) -> (&[u8], Option<&[u8]>) {
+    match split_last(text) {
+        Some((host, guest)) if !host.is_empty() && !guest.is_empty() && !path(text).exists() => (host, Some(guest)),
         _ => (text, None),
     }
 }
 
 /// The last name of a path, also of `.` and `..`.
-fn own_name(path: &Path) -> Result<String, String> {
-    let name = match path.file_name() {
-        Some(name) => Some(name.to_owned()),
-        None => path.canonicalize().ok().and_then(|path| path.file_name().map(OsStr::to_owned)),
-    };
-    let name = name.and_then(|name| name.into_string().ok());
+fn own_name(host: &[u8]) -> Result<Vec<u8>, String> {
+    let name = |path: &Path| path.file_name().map(|name| name.as_bytes().to_vec());
+    let name = name(path(host)).or_else(|| name(&path(host).canonicalize().ok()?));
     name.ok_or_else(|| "it has no name that could be used inside: write HOST:PATH".to_owned())
 }
 
-fn absolute(path: &str) -> Result<PathBuf, String> {
-    std::path::absolute(path).map_err(|error| error.to_string())
+fn absolute(host: &[u8]) -> Result<PathBuf, String> {
+    std::path::absolute(path(host)).map_err(|error| error.to_string())
 }
 
 #[cfg(test)]
@@ -230,18 +230,30 @@ mod unit {
 
     #[test]
     fn copies_and_mounts_have_defaults() {
-        let copied = copy_in("/a/task").unwrap();
-        assert_eq!((copied.host.to_str(), copied.guest.as_str()), (Some("/a/task"), "task"));
-        assert_eq!(copy_in("/a/b:/in").unwrap().guest, "/in");
-        assert!(copy_in("/").is_err());
-        assert_eq!(copy_out("/workspace/out").unwrap().host.file_name().unwrap(), "out");
-        assert_eq!(copy_out("out:/tmp/x").unwrap().host, Path::new("/tmp/x"));
-        assert!(copy_out(":x").is_err() && copy_out("/").is_err());
-        let mounted = mount("/srv/data").unwrap();
+        let copied = copy_in("/a/task".into()).unwrap();
+        assert_eq!((copied.host.to_str(), copied.guest.as_slice()), (Some("/a/task"), b"task".as_slice()));
+        assert_eq!(copy_in("/a/b:/in".into()).unwrap().guest, b"/in");
+        assert!(copy_in("/".into()).is_err());
+        assert_eq!(copy_out("/workspace/out".into()).unwrap().host.file_name().unwrap(), "out");
+        assert_eq!(copy_out("out:/tmp/x".into()).unwrap().host, Path::new("/tmp/x"));
+        assert!(copy_out(":x".into()).is_err() && copy_out("/".into()).is_err());
+        let mounted = mount("/srv/data".into()).unwrap();
         assert_eq!((mounted.guest.as_str(), mounted.writable), ("/mnt/data", false));
-        let mounted = mount("/srv/data:/data:rw").unwrap();
+        let mounted = mount("/srv/data:/data:rw".into()).unwrap();
         assert_eq!((mounted.guest.as_str(), mounted.writable), ("/data", true));
-        assert!(mount("/srv/data:relative").is_err());
+        assert!(mount("/srv/data:relative".into()).is_err());
+    }
+
+    #[test]
+    fn paths_need_not_be_text() {
+        let odd = |bytes: &[u8]| OsString::from_vec(bytes.to_vec());
+        let copied = copy_in(odd(b"/a/\xff")).unwrap();
+        assert_eq!((copied.host.into_os_string(), copied.guest), (odd(b"/a/\xff"), b"\xff".to_vec()));
+        let copied = copy_out(odd(b"a/\xff:/b/\xfe")).unwrap();
+        assert_eq!((copied.guest, copied.host.into_os_string()), (b"a/\xff".to_vec(), odd(b"/b/\xfe")));
+        let mounted = mount(odd(b"/a/\xff:/data:rw")).unwrap();
+        assert_eq!((mounted.host.into_os_string(), mounted.guest.as_str(), mounted.writable), (odd(b"/a/\xff"), "/data", true));
+        assert!(mount(odd(b"/a/\xff")).is_err(), "profiles name paths inside by text");
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::json;
 use tierbox::{
-    ByteReader, Captured, Completed, Error, ErrorKind, ExecHandle, ExecRequest, ExecResult, OutputLimit, Result, Stdin,
+    ByteReader, Captured, Completed, Error, ErrorKind, ExecHandle, ExecRequest, ExecResult, OutputLimit, Result, Stdin, base64,
 };
 use tokio::io::AsyncReadExt;
 use tokio::signal::unix::{SignalKind, signal};
@@ -118,9 +118,18 @@ async fn follow_size(handle: &dyn ExecHandle) -> Error {
 
 /// Runs a command, prints what came of it as JSON, and returns the exit status.
 pub(crate) async fn collect(actor: &Actor, request: ExecRequest, about: serde_json::Value) -> Result<u8> {
+    collect_until(actor, request, about, InputEnd::AsItIs).await
+}
+
+/// The same for a shell.
+pub(crate) async fn collect_shell(actor: &Actor, request: ExecRequest, about: serde_json::Value) -> Result<u8> {
+    collect_until(actor, request, about, InputEnd::OfALine).await
+}
+
+async fn collect_until(actor: &Actor, request: ExecRequest, about: serde_json::Value, input_end: InputEnd) -> Result<u8> {
     let mut handle = actor.spawn(request).await?;
     if let Some(stdin) = handle.take_stdin() {
-        streams::forward_input(stdin, InputEnd::AsItIs);
+        streams::forward_input(stdin, input_end);
     }
     collected(handle.as_mut(), actor.output_limit(), about).await
 }
@@ -163,31 +172,5 @@ fn describe(result: &ExecResult, status: u8, about: serde_json::Value) -> serde_
 /// A stream as data: as text, and if it is not valid UTF-8 as base64 too.
 fn captured(stream: &Captured) -> serde_json::Value {
     let bytes = stream.bytes();
-    let base64 = std::str::from_utf8(&bytes).is_err().then(|| base64(&bytes));
-    json!({ "text": stream.text(), "base64": base64, "bytes": stream.total, "truncated": stream.truncated() })
-}
-
-pub(crate) fn base64(bytes: &[u8]) -> String {
-    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let group = |chunk: &[u8]| {
-        let bits = (0..3).fold(0, |bits, index| bits << 8 | u32::from(chunk.get(index).copied().unwrap_or(0)));
-        let digit = |place: usize| match place <= chunk.len() {
-            true => char::from(ALPHABET[(bits >> (18 - 6 * place)) as usize & 63]),
-            false => '=',
-        };
-        [digit(0), digit(1), digit(2), digit(3)]
-    };
-    bytes.chunks(3).flat_map(group).collect()
-}
-
-#[cfg(test)]
-mod unit {
-    use super::*;
-
-    #[test]
-    fn base64_is_the_standard_one() {
-        let encoded: Vec<String> = ["", "f", "fo", "foo", "foobar"].iter().map(|text| base64(text.as_bytes())).collect();
-        assert_eq!(encoded, ["", "Zg==", "Zm8=", "Zm9v", "Zm9vYmFy"]);
-        assert_eq!(base64(&[0xff, 0xfe]), "//4=");
-    }
+    json!({ "text": stream.text(), "base64": base64::unless_text(&bytes), "bytes": stream.total, "truncated": stream.truncated() })
 }

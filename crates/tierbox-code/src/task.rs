@@ -5,7 +5,7 @@ use std::fmt;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tierbox_core::{Captured, ExecResult, Outcome, OutputLimit};
+use tierbox_core::{Captured, ExecResult, Outcome, OutputLimit, base64};
 
 /// Limits of one task. What is `None` is as the profile says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -166,15 +166,18 @@ impl CodeOutcome {
     /// As plain data, for JSON.
     pub fn report(&self) -> TaskReport {
         let text = |captured: &Captured| captured.text();
+        let base64 = |captured: &Captured| base64::unless_text(&captured.bytes());
         TaskReport {
             task_hash: self.task_hash.clone(),
             success: self.success(),
             outcome: self.outcome(),
             exit_code: self.outcome().shell_status(),
             stdout: text(&self.result.stdout),
+            stdout_base64: base64(&self.result.stdout),
             stdout_bytes: self.result.stdout.total,
             stdout_truncated: self.result.stdout.truncated(),
             stderr: text(&self.result.stderr),
+            stderr_base64: base64(&self.result.stderr),
             stderr_bytes: self.result.stderr.total,
             stderr_truncated: self.result.stderr.truncated(),
             execution_time: self.result.completed.usage.wall.as_secs_f64(),
@@ -200,12 +203,18 @@ pub struct TaskReport {
     pub exit_code: Option<i32>,
     /// What it printed, as text; a gap is marked.
     pub stdout: String,
+    /// The same as bytes, both ends one after the other, where they are no text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stdout_base64: Option<String>,
     /// Bytes that it printed, dropped ones included.
     pub stdout_bytes: u64,
     /// Whether some were dropped.
     pub stdout_truncated: bool,
     /// What it complained, as text; a gap is marked.
     pub stderr: String,
+    /// The same as bytes, both ends one after the other, where they are no text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stderr_base64: Option<String>,
     /// Bytes that it complained, dropped ones included.
     pub stderr_bytes: u64,
     /// Whether some were dropped.

@@ -9,14 +9,15 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    AgentSettings, Capabilities, CodeSettings, Environment, Error, ErrorKind, Hold, LeaseHandle, LeaseRecord, Lifted, Limits,
-    Result, Secrets, Tier,
+    AgentSettings, Capabilities, CodeSettings, Environment, Error, ErrorKind, GuestPath, Hold, LeaseHandle, LeaseRecord, Lifted,
+    Limits, Result, Secrets, Tier,
 };
 
 /// A host directory that is visible inside.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MountSpec {
     /// An absolute path on the host.
+    #[serde(with = "crate::written")]
     pub host: PathBuf,
     /// An absolute path inside.
     pub guest: String,
@@ -28,9 +29,11 @@ pub struct MountSpec {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CopyIn {
     /// An absolute path on the host.
+    #[serde(with = "crate::written")]
     pub host: PathBuf,
     /// A path inside, relative to the working directory unless absolute.
-    pub guest: String,
+    #[serde(with = "crate::written")]
+    pub guest: GuestPath,
 }
 
 /// The network part of a profile.

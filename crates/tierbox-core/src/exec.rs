@@ -445,13 +445,14 @@ impl Captured {
 
     /// All retained bytes as text; invalid UTF-8 is replaced. A gap is marked with its size.
     pub fn text(&self) -> String {
-        let mut text = String::from_utf8_lossy(&self.head).into_owned();
-        if self.truncated() {
-            let kept = (self.head.len() + self.tail.len()) as u64;
-            text.push_str(&format!("\n[… {} bytes dropped …]\n", self.total - kept));
-        }
-        text.push_str(&String::from_utf8_lossy(&self.tail));
-        text
+        String::from_utf8_lossy(&self.marked()).into_owned()
+    }
+
+    /// All retained bytes. A gap is marked with its size.
+    pub fn marked(&self) -> Vec<u8> {
+        let kept = (self.head.len() + self.tail.len()) as u64;
+        let gap = self.truncated().then(|| format!("\n[… {} bytes dropped …]\n", self.total - kept));
+        [self.head.as_slice(), gap.unwrap_or_default().as_bytes(), self.tail.as_slice()].concat()
     }
 }
 

@@ -19,6 +19,7 @@ mod agent;
 mod approve;
 mod audit;
 mod backend;
+pub mod base64;
 mod capability;
 mod code;
 mod egress;
@@ -40,6 +41,7 @@ mod secrets;
 mod sockets;
 mod tier;
 mod twin;
+mod written;
 
 pub use admit::malformed_path;
 pub use agent::{AgentSettings, Approval, ApprovalRule, Preset, ProgramRule, Sensitive};

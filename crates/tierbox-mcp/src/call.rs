@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tierbox::code::{CodeTask, TaskLimits};
 use tierbox::{
-    AgentSandbox, Captured, Error, ErrorKind, ExecRequest, FileKind, GuestPath, OnExceed, OutputLimit, Result, Tooling,
+    AgentSandbox, Captured, Error, ErrorKind, ExecRequest, FileKind, GuestPath, OnExceed, OutputLimit, Result, Tooling, base64,
 };
 
 use crate::arguments::{self, Cleanup, Exec, GetFiles, ListDirectory, Nothing, ReadFile, RunCode, WriteFile};
@@ -62,7 +62,9 @@ async fn run_code(agent: &AgentSandbox, arguments: Value) -> Result<Value> {
         output: Some(output_limit()),
         ..TaskLimits::default()
     };
-    let report = agent.run_code(&task).await?.report();
+    let mut report = agent.run_code(&task).await?.report();
+    // Nothing that a model could read.
+    (report.stdout_base64, report.stderr_base64) = (None, None);
     let mut shown = value(&report)?;
     cut(&mut shown, "files_created", "list the task's directory, or parts of it");
     Ok(shown)
@@ -111,7 +113,7 @@ async fn exec(agent: &AgentSandbox, arguments: Value) -> Result<Value> {
 fn contents(bytes: &[u8]) -> Value {
     match std::str::from_utf8(bytes) {
         Ok(text) => json!({ "text": text }),
-        Err(_) => json!({ "base64": arguments::encode(bytes) }),
+        Err(_) => json!({ "base64": base64::encode(bytes) }),
     }
 }
 

@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde_json::Value;
-use tierbox_core::{AgentSettings, CodeSettings, CopyIn, Limits, MountSpec, Preset, ProgramRule, Registry, Result, Tier};
+use tierbox_core::{
+    AgentSettings, CodeSettings, CopyIn, GuestPath, Limits, MountSpec, Preset, ProgramRule, Registry, Result, Tier,
+};
 
 use crate::find;
 use crate::hostpath;
@@ -262,7 +264,7 @@ macro_rules! setters {
             /// Copies a file or directory of the host in after the start. A relative path starts from the working
             /// directory.
             #[must_use]
-            pub fn file(self, host: impl Into<PathBuf>, guest: impl Into<String>) -> Self {
+            pub fn file(self, host: impl Into<PathBuf>, guest: impl Into<GuestPath>) -> Self {
                 let file = CopyIn { host: host.into(), guest: guest.into() };
                 self.change(move |settings| settings.files.push(file.clone()))
             }
@@ -287,8 +289,7 @@ impl Settings {
     pub(crate) fn settle_host_paths(&mut self, base: &Path, surroundings: &Surroundings) -> Result<()> {
         let hosts = self.mounts.iter_mut().map(|mount| &mut mount.host).chain(self.files.iter_mut().map(|file| &mut file.host));
         for host in hosts {
-            let text = host.to_str().ok_or_else(|| bad_path(host, "is not UTF-8"))?;
-            *host = hostpath::absolute(text, base, surroundings).map_err(|why| bad_path(host, why))?;
+            *host = hostpath::absolute(&*host, base, surroundings).map_err(|why| bad_path(host, why))?;
         }
         Ok(())
     }

@@ -195,8 +195,8 @@ impl Checker<'_> {
         }
         for (index, file) in settings.files.iter().enumerate() {
             self.host_path(&format!("files.{index}.host"), &file.host);
-            if let Err(why) = guest_path(&file.guest, false) {
-                self.error(&format!("files.{index}.guest"), format!("{} {why}", shown(&file.guest)), "");
+            if let Err(why) = guest_path(file.guest.as_bytes(), false) {
+                self.error(&format!("files.{index}.guest"), format!("{:?} {why}", file.guest), "");
             }
         }
     }
@@ -232,14 +232,15 @@ fn zero_limits(limits: &Limits) -> [(&'static str, bool); 10] {
 }
 
 /// A path inside: text without NUL and `..`, at most 4096 bytes.
-fn guest_path(path: &str, absolute: bool) -> Result<(), &'static str> {
-    if path.is_empty() || path.len() > 4096 || path.contains('\0') {
+fn guest_path(path: impl AsRef<[u8]>, absolute: bool) -> Result<(), &'static str> {
+    let path = path.as_ref();
+    if path.is_empty() || path.len() > 4096 || path.contains(&0) {
         return Err("is not a path");
     }
-    if absolute && !path.starts_with('/') {
+    if absolute && !path.starts_with(b"/") {
         return Err("is not an absolute path");
     }
-    if path.split('/').any(|part| part == "..") {
+    if path.split(|byte| *byte == b'/').any(|part| part == b"..") {
         return Err("must not contain `..`");
     }
     Ok(())
@@ -299,7 +300,7 @@ fn settle_secret(node: &mut Node, path: &[String], base: &Path, surroundings: &S
             problems.push(refuse(message).with_help(help.to_owned()));
         }
         Some(SecretRef::Variable(_)) => {}
-        Some(SecretRef::File(file)) => match hostpath::absolute(&file.to_string_lossy(), base, surroundings) {
+        Some(SecretRef::File(file)) => match hostpath::absolute(file, base, surroundings) {
             Ok(file) => node.value = crate::node::Content::Text(format!("file:{}", file.display())),
             Err(why) => problems.push(refuse(format!("the file of `{}` {why}", path.join(".")))),
         },

@@ -12,18 +12,18 @@ use crate::surroundings::Surroundings;
 const SYSTEM_DIRECTORIES: &[&str] = &["/proc", "/sys", "/dev", "/etc", "/boot", "/run", "/var/run"];
 
 /// Makes a path absolute: `~/` is the home directory, anything else relative starts from `base`.
-pub(crate) fn absolute(text: &str, base: &Path, surroundings: &Surroundings) -> Result<PathBuf, &'static str> {
-    if text.is_empty() {
+pub(crate) fn absolute(path: impl AsRef<Path>, base: &Path, surroundings: &Surroundings) -> Result<PathBuf, &'static str> {
+    let path = path.as_ref();
+    if path.as_os_str().is_empty() {
         return Err("is empty");
     }
-    if text.contains('\0') {
+    if path.as_os_str().as_encoded_bytes().contains(&0) {
         return Err("holds a NUL byte");
     }
-    let path = match (text.strip_prefix("~/"), surroundings.home()) {
-        (Some(rest), Some(home)) => home.join(rest),
-        (Some(_), None) => return Err("starts with ~/ and there is no home directory"),
-        (None, _) if text == "~" => surroundings.home().ok_or("is the home directory, and there is none")?.to_path_buf(),
-        (None, _) => base.join(text),
+    let path = match (path.strip_prefix("~"), surroundings.home()) {
+        (Ok(rest), Some(home)) => home.join(rest),
+        (Ok(_), None) => return Err("starts with ~ and there is no home directory"),
+        (Err(_), _) => base.join(path),
     };
     Ok(tidy(&surroundings.directory().join(path)))
 }

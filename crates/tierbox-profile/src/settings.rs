@@ -1,7 +1,7 @@
 //! A profile's values with their types.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -220,8 +220,8 @@ fn read_mount(mount: crate::document::MountDocument) -> MountSpec {
 
 fn read_file(file: crate::document::FileDocument) -> CopyIn {
     let host = PathBuf::from(file.host);
-    let name = || host.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-    CopyIn { guest: file.guest.unwrap_or_else(name), host }
+    let name = || host.file_name().map(Path::new).unwrap_or(Path::new("")).into();
+    CopyIn { guest: file.guest.map_or_else(name, Into::into), host }
 }
 
 struct Reader<'a> {

@@ -150,7 +150,7 @@ mod unit {
         world.write("here/child.toml", "extends = \"../base/base.toml\"\n[[files]]\nhost = \"task\"\n");
         let spec = world.loader().load("./child.toml").unwrap().spec(&registry(), Hold::Process).unwrap();
         assert_eq!(spec.mounts[0].host, world.path("base/data"));
-        assert_eq!((spec.files[0].host.clone(), spec.files[0].guest.as_str()), (world.path("here/task"), "task"));
+        assert_eq!((spec.files[0].host.clone(), spec.files[0].guest.as_bytes()), (world.path("here/task"), b"task".as_slice()));
         let binds = [world.path("base/data"), world.path("home/tools")].map(|path| path.display().to_string());
         assert_eq!(spec.settings["binds"], serde_json::json!(binds));
         assert_eq!(spec.base_dir, world.path("here"));

@@ -277,16 +277,24 @@ impl Tierbox {
         Ok(running.found_again(noted, spec))
     }
 
-    /// A run that was logged ([`StartOptions::log`]), by its environment's id or by its directory.
+    /// A run that was logged ([`StartOptions::log`]), by its environment's id or name, or by its directory. Of several environments
+    /// that had the name one after the other, it is the one that has it now, else the last.
     ///
     /// # Errors
     /// `NotFound`; what the file system says.
-    pub fn run(&self, id_or_directory: &str) -> Result<Run> {
-        let directory = match id_or_directory.contains('/') {
-            true => PathBuf::from(id_or_directory),
-            false => runs::directory(&self.state_path()?, id_or_directory)?,
-        };
-        Run::read(directory)
+    pub fn run(&self, id_name_or_directory: &str) -> Result<Run> {
+        if id_name_or_directory.contains('/') {
+            return Run::read(PathBuf::from(id_name_or_directory));
+        }
+        let state = self.state_path()?;
+        let directory = runs::directory(&state, id_name_or_directory)?;
+        if directory.exists() {
+            return Run::read(directory);
+        }
+        match self.journal()?.find(id_name_or_directory) {
+            Ok(entry) => Run::read(runs::directory(&state, &entry.record.id)?),
+            Err(_) => Run::read(runs::last_named(&state, id_name_or_directory).unwrap_or(directory)),
+        }
     }
 
     /// All environments in the state directory.

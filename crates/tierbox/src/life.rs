@@ -6,6 +6,11 @@ use tierbox_verify::{ProbeStatus, Verified};
 
 use crate::AuditLayer;
 
+/// The step of a start.
+pub(crate) const START: &str = "start";
+/// The argument of a start that says what a person calls the environment.
+pub(crate) const NAME: &str = "name";
+
 fn entry(layer: &AuditLayer, step: &str) -> AuditEntry {
     layer.entry(Principal::Tierbox, AuditOperation::Lifecycle).argument("step", step)
 }
@@ -18,9 +23,10 @@ pub(crate) fn step(layer: Option<&AuditLayer>, step: &str) {
 }
 
 /// The start begins.
-pub(crate) fn start(layer: Option<&AuditLayer>, spec: &EnvironmentSpec) {
+pub(crate) fn start(layer: Option<&AuditLayer>, spec: &EnvironmentSpec, name: Option<&str>) {
     let Some(layer) = layer else { return };
-    let entry = entry(layer, "start")
+    let named = name.into_iter().fold(entry(layer, START), |entry, name| entry.argument(NAME, name));
+    let entry = named
         .argument("profile", spec.profile.as_str())
         .argument("tier", spec.tier.to_string())
         .argument("backend", spec.backend.as_str())
@@ -56,5 +62,5 @@ pub(crate) fn named(layer: Option<&AuditLayer>, step: &str, sha256: &str) {
 /// The start failed, and is undone.
 pub(crate) fn failed(layer: Option<&AuditLayer>, error: &Error) {
     let Some(layer) = layer else { return };
-    layer.record(entry(layer, "start").outcome(AuditOutcome::failed(error)));
+    layer.record(entry(layer, START).outcome(AuditOutcome::failed(error)));
 }

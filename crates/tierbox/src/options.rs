@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tierbox_core::{Audit, CopyIn, Hold, MountSpec, Progress};
+use tierbox_core::{Audit, CopyIn, GuestPath, Hold, MountSpec, Progress};
 use tierbox_profile::Overrides;
 
 /// What one start changes of its profile: the same task with other values per sample.
@@ -79,7 +79,7 @@ impl StartOptions {
     }
     /// Copies a host file or directory in; `guest` is relative to the working directory unless absolute.
     #[must_use]
-    pub fn copy_in(mut self, host: impl Into<PathBuf>, guest: impl Into<String>) -> Self {
+    pub fn copy_in(mut self, host: impl Into<PathBuf>, guest: impl Into<GuestPath>) -> Self {
         self.files.push(CopyIn { host: host.into(), guest: guest.into() });
         self
     }

@@ -171,7 +171,7 @@ fn overrides(options: &StartOptions) -> Overrides {
         changes = changes.mount(&mount.host, &mount.guest, mount.writable);
     }
     for file in &options.files {
-        changes = changes.file(&file.host, &file.guest);
+        changes = changes.file(&file.host, file.guest.clone());
     }
     if let Some(lifetime) = options.lifetime {
         changes = changes.limits(move |limits| limits.lifetime = Some(lifetime));

@@ -10,6 +10,7 @@ use tierbox_lease::{Journal, check_id, remove_tree};
 use tierbox_verify::log::{Against, Problem, Standing, check_against};
 use tierbox_verify::{LogLimits, OperationLog, digest};
 
+use crate::life;
 use crate::memo::Memo;
 
 /// The directory of runs in a state directory.
@@ -29,6 +30,17 @@ pub(crate) const DECISIONS: &str = "egress.jsonl";
 pub(crate) fn directory(state: &Path, id: &str) -> Result<PathBuf> {
     check_id(id)?;
     Ok(state.join(RUNS).join(id))
+}
+
+/// The directory of the last run of an environment that had this name.
+pub(crate) fn last_named(state: &Path, name: &str) -> Option<PathBuf> {
+    let entries = std::fs::read_dir(state.join(RUNS)).ok()?;
+    let began = |run: &PathBuf| {
+        let start = tierbox_verify::log::first(run, |line| line["arguments"]["step"] == life::START)?;
+        (start["arguments"][life::NAME] == name).then(|| start["time"].as_str().map(str::to_owned))?
+    };
+    let named = entries.flatten().map(|entry| entry.path()).filter_map(|run| Some((began(&run)?, run)));
+    named.max().map(|(_, run)| run)
 }
 
 /// Where the end of a run's log is noted; `None` for a directory that is not among runs.

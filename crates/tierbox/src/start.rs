@@ -35,7 +35,7 @@ pub(crate) async fn start(
     // Where the agent is bound, each decision about it is on record.
     let logged = options.log || spec.binds_agent();
     let lease = Arc::new(journal.create(NewLease {
-        name: options.name,
+        name: options.name.clone(),
         lifetime: spec.limits.lifetime,
         max_environments: spec.limits.max_environments,
         memo: Memo { labels: options.labels, log: logged, ..Memo::of(&spec) }.to_value(),
@@ -57,7 +57,7 @@ pub(crate) async fn start(
     };
     let audit = audit.map(|audit| AuditLayer::new(audit, lease.id()));
     tracing::info!(target: "tierbox::op", id = lease.id(), profile = spec.profile, tier = %spec.tier, backend = spec.backend, "start");
-    life::start(audit.as_ref(), &spec);
+    life::start(audit.as_ref(), &spec, options.name.as_deref());
     let mut attempt = Attempt { backend: Some(backend.clone()), lease: lease.clone(), environment: None };
     match run(&backend, journal, &spec, &mut attempt, progress).await {
         Ok(Up { report, verified, probed }) => {
@@ -163,7 +163,7 @@ async fn copy_in(
     let machine = environment.primary();
     for file in &spec.files {
         progress.step(&format!("copying {}", file.host.display().to_string().escape_debug()));
-        let moved = crate::transfer::upload(machine.as_ref(), &file.host, &file.guest.as_str().into()).await?;
+        let moved = crate::transfer::upload(machine.as_ref(), &file.host, &file.guest).await?;
         if let Some(note) = crate::transfer::left_out_note(&file.host, moved) {
             report.notes.push(note);
         }

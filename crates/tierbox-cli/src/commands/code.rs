@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use tierbox::code::{CodeOutcome, CodeTask, TaskLimits};
-use tierbox::{AgentOptions, AgentSandbox, Error, ErrorKind, Result, Running, Tierbox};
+use tierbox::{AgentOptions, AgentSandbox, Error, ErrorKind, Result, Running, Tierbox, base64};
 
 use crate::args::{CodeCommand, CodeRunArgs};
 use crate::commands::starting;
@@ -52,12 +52,11 @@ async fn agent(running: &Running) -> Result<AgentSandbox> {
 }
 
 fn show(outcome: &CodeOutcome) {
-    let (stdout, stderr) = (outcome.result.stdout.text(), outcome.result.stderr.text());
-    let harmless = |text: &str, is_terminal: bool| {
-        if is_terminal { Neutralizer::default().push(text.as_bytes()) } else { text.as_bytes().to_vec() }
+    let harmless = |printed: Vec<u8>, is_terminal: bool| {
+        if is_terminal { Neutralizer::default().push(&printed) } else { printed }
     };
-    output::raw(&harmless(&stdout, std::io::stdout().is_terminal()));
-    let _ = std::io::stderr().write_all(&harmless(&stderr, std::io::stderr().is_terminal()));
+    output::raw(&harmless(outcome.result.stdout.marked(), std::io::stdout().is_terminal()));
+    let _ = std::io::stderr().write_all(&harmless(outcome.result.stderr.marked(), std::io::stderr().is_terminal()));
     if let Some(message) = &outcome.error_message {
         output::remark(message);
     }
@@ -84,9 +83,14 @@ fn task(args: &CodeRunArgs) -> Result<CodeTask> {
     let mut task = CodeTask::new(&args.runtime, code).private_dir(!args.no_private_dir);
     task.session.clone_from(&args.session);
     for file in &args.file {
+        let name = String::from_utf8(file.guest.clone()).map_err(|_| {
+            Error::new(ErrorKind::InvalidInput, "read input file", "the name of an input file is not UTF-8")
+                .with_context("path", file.host.display())
+                .with_help("write SRC:NAME")
+        })?;
         let contents = std::fs::read(&file.host)
             .map_err(|error| Error::io("read input file", error).with_context("path", file.host.display()))?;
-        task.files.insert(file.guest.clone(), contents);
+        task.files.insert(name, contents);
     }
     task.env = args.start.env.iter().map(|variable| (variable.key.clone(), variable.value.clone())).collect();
     task.limits = TaskLimits { time: args.timeout, cpu: args.cpu_time, memory: args.memory, ..TaskLimits::default() };
@@ -133,8 +137,7 @@ async fn files(agent: &AgentSandbox, task: &str, name: Option<&str>, json: bool)
     let files = agent.get_files(task, name.map(str::as_bytes), MOST_BYTES).await?;
     if json {
         let shown = files.iter().map(|file| {
-            let text = std::str::from_utf8(&file.contents).ok();
-            let base64 = text.is_none().then(|| crate::session::base64(&file.contents));
+            let (text, base64) = (std::str::from_utf8(&file.contents).ok(), base64::unless_text(&file.contents));
             serde_json::json!({ "name": String::from_utf8_lossy(&file.name), "size": file.contents.len(), "text": text, "base64": base64 })
         });
         output::json(&shown.collect::<Vec<_>>());

@@ -45,8 +45,7 @@ async fn command(running: &Running, request: ExecRequest, as_harness: bool, copy
     let mut copied = 0;
     for copy in copy_out {
         // The others are still wanted, and so is the command's own status.
-        if let Err(error) = cp::out(running.sandbox().as_ref(), copy.guest.as_bytes(), &copy.host, UnpackLimits::default()).await
-        {
+        if let Err(error) = cp::out(running.sandbox().as_ref(), &copy.guest, &copy.host, UnpackLimits::default()).await {
             let failed = output::failure(&Failure::Error(error), json);
             copied = if copied == 0 { failed } else { copied };
         }

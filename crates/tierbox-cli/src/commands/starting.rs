@@ -14,7 +14,7 @@ pub(crate) fn options(context: &Context, args: &StartArgs) -> StartOptions {
     options.allow_weaker = args.allow_weaker;
     options.log = args.log;
     options.env = args.env.iter().map(|variable| (variable.key.clone(), variable.value.clone())).collect();
-    let copied = args.copy_in.iter().map(|copy| CopyIn { host: copy.host.clone(), guest: copy.guest.clone() });
+    let copied = args.copy_in.iter().map(|copy| CopyIn { host: copy.host.clone(), guest: copy.guest.as_slice().into() });
     options.files = copied.collect();
     let mounts = args.mount.iter().map(|mount| MountSpec {
         host: mount.host.clone(),

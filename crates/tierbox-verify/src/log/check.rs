@@ -55,6 +55,9 @@ impl Standing {
     }
 }
 
+/// How many bytes of a log are its beginning.
+const BEGINNING: u64 = 64 << 10;
+
 /// The most problems that are told.
 const MOST_PROBLEMS: usize = 100;
 
@@ -86,6 +89,13 @@ pub fn read_readable(directory: &Path) -> Result<Vec<Record>> {
         Ok(())
     })?;
     Ok(records)
+}
+
+/// The first line that is wanted, of those with which the log in the directory of a run begins. `None` also if there is no such log.
+pub fn first(directory: &Path, wanted: impl Fn(&Value) -> bool) -> Option<Value> {
+    let file = File::open(directory.join(NAME)).ok()?;
+    let lines = BufReader::new(file.take(BEGINNING)).split(b'\n').map_while(std::io::Result::ok);
+    lines.filter_map(|line| serde_json::from_slice(&line).ok()).find(wanted)
 }
 
 /// What the end of a log is compared with.

@@ -17,7 +17,7 @@ use std::thread::JoinHandle;
 use serde_json::json;
 use tierbox_core::{Audit, AuditEntry, AuditSpill, Error, ErrorKind, Result, Secrets};
 
-pub use check::{Against, Problem, Record, Standing, check, check_against, read, read_readable};
+pub use check::{Against, Problem, Record, Standing, check, check_against, first, read, read_readable};
 pub use file::Head;
 use file::{Chain, NAME, OUTPUTS};
 pub(crate) use line::hash;
