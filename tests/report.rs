@@ -115,6 +115,7 @@ mod conformance {
         let decision = |verdict, name: &str| Decision {
             time: std::time::SystemTime::now(),
             sandbox: id.clone(),
+            machine: None,
             id: 1,
             protocol: Protocol::Http,
             name: name.to_owned(),

@@ -22,6 +22,7 @@ pub fn all() -> Vec<Trial> {
         trial("detached::others_find_it_use_it_and_end_it", others_find_it_use_it_and_end_it),
         trial("detached::every_machine_and_service_lives_on", every_machine_and_service_lives_on),
         trial("detached::the_gateway_lives_on", the_gateway_lives_on),
+        trial("detached::a_killed_gateway_leaves_no_network", a_killed_gateway_leaves_no_network),
         trial("detached::one_that_expired_is_cleaned_up", one_that_expired_is_cleaned_up),
         trial("detached::what_was_not_made_for_it_is_not_attached", what_was_not_made_for_it_is_not_attached),
         trial("detached::one_that_is_gone_is_told", one_that_is_gone_is_told),
@@ -167,6 +168,36 @@ async fn the_gateway_lives_on() -> Result<(), String> {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     Err(format!("its gateway still runs: {:?}", gateways(&id)))
+}
+
+/// Without it there is nobody on the sockets: nothing is known and nothing is reached, and the machine lives on.
+async fn a_killed_gateway_leaves_no_network() -> Result<(), String> {
+    let dir = world()?;
+    let (_client, running) = left(dir.path(), "names").await?;
+    let id = running.id().to_owned();
+    let machine = running.sandbox();
+    ensure(sh(&machine, "getent hosts allowed.example").await?.starts_with("127.98.18.1 "), "the allowed name is not known")?;
+    for gateway in gateways(&id) {
+        let pid = gateway.trim_start_matches("/proc/").to_owned();
+        let killed = std::process::Command::new("kill").args(["-9", &pid]).status().map_err(|error| error.to_string())?;
+        ensure(killed.success(), "it was not killed")?;
+    }
+    for _ in 0..200 {
+        if gateways(&id).is_empty() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let known = machine.run(ExecRequest::shell("timeout 20 getent hosts allowed.example")).await.map_err(text)?;
+    ensure(!known.success(), format!("a name is known without a gateway: {known:?}"))?;
+    for port in [53, 80, 443, 3128] {
+        let reach = format!("timeout 3 /bin/bash -c 'exec 3<>/dev/tcp/127.98.18.1/{port}'");
+        let reached = machine.run(ExecRequest::shell(reach)).await.map_err(text)?;
+        ensure(!reached.success(), format!("somebody listens on {port}"))?;
+    }
+    ensure(sh(&machine, "ls /sys/class/net").await? == "lo", "there is another network")?;
+    running.stop().await.map_err(text)?;
+    nothing_left(&id)
 }
 
 /// Gateways that hold the log of an environment open.

@@ -247,7 +247,11 @@ pub struct Decision {
     pub time: SystemTime,
     /// The environment that asked.
     pub sandbox: String,
-    /// Numbers what was asked within a sandbox: an `ended` record has the number of its `allowed` one.
+    /// The machine that asked, where each has a gateway of its own; `None` where one gateway serves the whole environment. Never in
+    /// a gateway's own log: who reads it there tells.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub machine: Option<String>,
+    /// Numbers what was asked of one gateway: an `ended` record has the number and the machine of its `allowed` one.
     pub id: u64,
     /// How it was asked for.
     pub protocol: Protocol,
@@ -268,6 +272,16 @@ pub struct Decision {
     /// Whether verification asked, and not what runs inside. Never in the gateway's own log: who reads it there tells.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub verification: bool,
+}
+
+impl Decision {
+    /// The rule of the last line of a log that is full.
+    pub const LOG_FULL: &'static str = "the log of decisions is full: nothing more is allowed, and nothing more is recorded";
+
+    /// Whether this is the last line of a log that is full: what was refused after it is not known.
+    pub fn is_log_full(&self) -> bool {
+        self.verdict == Verdict::Refused && self.rule == Self::LOG_FULL
+    }
 }
 
 mod milliseconds {

@@ -249,8 +249,14 @@ impl Environment for DockerEnvironment {
     }
 
     async fn decisions(&self) -> Result<Vec<Decision>> {
-        let logs: Vec<PathBuf> = self.machines.iter().filter_map(|machine| machine.decisions.clone()).collect();
-        let read = move || logs.iter().map(|log| tierbox_egress::read_log(log)).collect::<Result<Vec<_>>>();
+        // Each machine has a gateway of its own, which numbers what it decides by itself.
+        let one = |machine: &Machine| Some((machine.way.sandbox().name().to_owned(), machine.decisions.clone()?));
+        let logs: Vec<(String, PathBuf)> = self.machines.iter().filter_map(one).collect();
+        let named = |(machine, log): &(String, PathBuf)| -> Result<Vec<Decision>> {
+            let decisions = tierbox_egress::read_log(log)?.into_iter();
+            Ok(decisions.map(|decision| Decision { machine: Some(machine.clone()), ..decision }).collect())
+        };
+        let read = move || logs.iter().map(named).collect::<Result<Vec<_>>>();
         let read = tokio::task::spawn_blocking(read).await;
         let read = read.map_err(|error| internal("read egress log", &error.to_string()))??;
         let mut all: Vec<Decision> = read.into_iter().flatten().collect();

@@ -298,7 +298,7 @@ impl Start {
         merge(&mut found.mechanisms, seen.mechanisms, &plan.name);
         let mut machine = Machine { way, agent, gateway: None, decisions: None };
         if let Some(egress) = self.plan.egress.as_ref().filter(|_| !plan.alone) {
-            let log = self.lease.directory()?.join(format!("egress-{}.log", plan.name));
+            let log = tierbox_egress::log_path(&self.lease.directory()?, Some(&plan.name));
             machine.gateway = egress::serve(around, &plan.name, egress, &log).await?;
             machine.decisions = Some(log);
         }

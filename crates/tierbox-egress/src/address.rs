@@ -1,5 +1,6 @@
 //! Addresses that are never dialled, whatever name resolves to them.
 
+use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 
 /// IPv4 networks that are not the public internet's, and why. The networks for documentation are not among them: they lead
@@ -63,14 +64,29 @@ fn special6(address: Ipv6Addr) -> Option<&'static str> {
     }
 }
 
-/// Whether the kernel lets this process be at that address.
+/// Whether the kernel lets this process be at that address. Where it says anything else than that nobody here has it, it is taken for
+/// this host's: want of descriptors must open no way to it.
 fn is_own(address: IpAddr) -> bool {
-    UdpSocket::bind((address, 0)).is_ok()
+    is_taken_for_own(UdpSocket::bind((address, 0)).err().map(|error| error.kind()))
+}
+
+fn is_taken_for_own(refusal: Option<ErrorKind>) -> bool {
+    refusal != Some(ErrorKind::AddrNotAvailable)
 }
 
 #[cfg(test)]
 mod unit {
     use super::*;
+
+    #[test]
+    fn only_an_address_that_nobody_here_has_is_another_hosts() {
+        assert!(!is_own("203.0.113.9".parse().unwrap()));
+        assert!(is_own("127.0.0.1".parse().unwrap()));
+        assert!(!is_taken_for_own(Some(ErrorKind::AddrNotAvailable)));
+        for want in [std::io::Error::from_raw_os_error(24).kind(), ErrorKind::PermissionDenied, ErrorKind::OutOfMemory] {
+            assert!(is_taken_for_own(Some(want)), "{want:?}");
+        }
+    }
 
     #[test]
     fn special_addresses_are_refused_in_every_spelling() {

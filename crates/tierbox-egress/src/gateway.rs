@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use tierbox_core::{AllowRule, CanaryName, Decision, Error, ErrorKind, Result};
 use tokio::runtime::{Builder, Runtime};
@@ -15,7 +16,7 @@ use tokio::sync::watch;
 use crate::budget::Budget;
 use crate::dial::{Dialer, Leads, Resolver, SystemResolver};
 use crate::log::{Log, read};
-use crate::room::Room;
+use crate::room::{Open, Room};
 use crate::rules::Rules;
 use crate::serve::{Guard, connections, datagrams};
 use crate::sockets::{Plan, Sockets};
@@ -23,6 +24,9 @@ use crate::tenant::{Tenant, Tenants};
 
 /// Threads that serve. Names are resolved on threads of each sandbox's own.
 const THREADS: usize = 2;
+
+/// How long what is cut may take to write its end.
+const LAST_LINES: Duration = Duration::from_secs(2);
 
 /// What a gateway is made of.
 #[derive(Clone)]
@@ -68,13 +72,14 @@ impl Config {
     }
 }
 
-/// Serves one sandbox until it is dropped; then its sockets are closed and its connections cut.
+/// Serves one sandbox until it is dropped; then its sockets are closed and its connections cut, and their ends are in the log.
 ///
 /// It runs on threads of its own, whatever the caller's runtime does.
 #[derive(Debug)]
 pub struct Gateway {
     log: PathBuf,
     closing: watch::Sender<bool>,
+    open: Open,
 }
 
 impl Gateway {
@@ -91,6 +96,7 @@ impl Gateway {
         let runtime = runtime().map_err(failed)?;
         let log = config.log.clone();
         let tenant = Arc::new(tenant(config, refused)?);
+        let open = tenant.room.open.clone();
         let (closing, guard) = Guard::new();
         let _inside = runtime.enter();
         serve(&Tenants::One(tenant), sockets, |work| {
@@ -98,7 +104,7 @@ impl Gateway {
             runtime.spawn(async move { guard.until_closed(work).await });
         })
         .map_err(failed)?;
-        Ok(Self { log, closing })
+        Ok(Self { log, closing, open })
     }
 
     /// What was decided so far, oldest first.
@@ -113,19 +119,25 @@ impl Gateway {
 impl Drop for Gateway {
     fn drop(&mut self) {
         self.closing.send_replace(true);
+        // What went on is told how it ended, in the log, before anybody believes that it is complete.
+        self.open.is_over(LAST_LINES);
     }
 }
 
 /// Who is served by a configuration.
 pub(crate) fn tenant(config: Config, refused: fn(IpAddr) -> Option<&'static str>) -> Result<Tenant> {
+    let log = Log::open(&config.log)?;
+    // Beyond every number that the log holds: no line of it is shorter than a byte.
+    let asked = AtomicU64::new(log.length());
     Ok(Tenant::new(Room {
-        log: Log::open(&config.log)?,
+        log,
         sandbox: config.sandbox,
         rules: config.rules,
         address: config.plan.address(),
         dialer: Dialer::new(config.resolver, refused, config.leads),
         share: budget().share(),
-        asked: AtomicU64::new(0),
+        asked,
+        open: Open::default(),
     }))
 }
 

@@ -10,6 +10,8 @@ pub(crate) const LONGEST: usize = 32 << 10;
 const HANDSHAKE: u8 = 22;
 const CLIENT_HELLO: u8 = 1;
 const LONGEST_RECORD: usize = 1 << 14;
+/// The most records that a hello is spread over. Clients need one or two.
+const MOST_RECORDS: usize = 32;
 const SERVER_NAME: u16 = 0;
 const ENCRYPTED_HELLO: u16 = 0xfe0d;
 /// An older form of the same.
@@ -22,8 +24,12 @@ pub enum HelloError {
     NotTls,
     /// It is TLS, and does not keep to the format.
     Malformed,
-    /// It is longer than any client's.
+    /// It is longer, or spread over more records, than any client's.
     TooLong,
+    /// It did not come in time.
+    Late,
+    /// The connection ended before it was whole.
+    Cut,
     /// It names no server, or names an address.
     NoName,
     /// It has an encrypted part, which could name another server.
@@ -36,6 +42,8 @@ impl fmt::Display for HelloError {
             Self::NotTls => "not TLS",
             Self::Malformed => "a malformed client hello",
             Self::TooLong => "a client hello that is too long",
+            Self::Late => "no whole client hello in time",
+            Self::Cut => "a connection that ended before its client hello",
             Self::NoName => "TLS without a server name",
             Self::Encrypted => "TLS with an encrypted client hello",
         })
@@ -53,39 +61,50 @@ pub fn server_name(bytes: &[u8]) -> Result<Option<String>, HelloError> {
     read_hello(&hello).map(Some)
 }
 
-/// The body of the first handshake message, which may be spread over several records.
+/// The body of the first handshake message, which may be spread over several records. Nothing is copied before it is whole, and few
+/// records are looked at: this is done again for every byte that comes.
 fn handshake(bytes: &[u8]) -> Result<Option<Vec<u8>>, HelloError> {
-    let mut message = Vec::new();
+    let (mut parts, mut length) = (Vec::new(), 0);
     let mut rest = bytes;
-    loop {
-        // As early as possible: a client of another protocol may wait for an answer.
-        if rest.first().is_some_and(|kind| *kind != HANDSHAKE) || rest.get(1).is_some_and(|major| *major != 3) {
-            return Err(HelloError::NotTls);
-        }
-        let Some((header, after)) = rest.split_at_checked(5) else { return Ok(None) };
-        let length = usize::from(u16::from_be_bytes([header[3], header[4]]));
-        if length == 0 || length > LONGEST_RECORD {
+    for _ in 0..MOST_RECORDS {
+        let Some((part, whole, after)) = record(rest)? else { return Ok(None) };
+        parts.push(part);
+        length += part.len();
+        let mut start = parts.iter().copied().flatten();
+        if start.next().is_some_and(|kind| *kind != CLIENT_HELLO) {
             return Err(HelloError::Malformed);
         }
-        let part = &after[..length.min(after.len())];
-        message.extend_from_slice(part);
-        if message.first().is_some_and(|kind| *kind != CLIENT_HELLO) {
-            return Err(HelloError::Malformed);
-        }
-        if let [_, a, b, c, body @ ..] = message.as_slice() {
+        if let (Some(a), Some(b), Some(c)) = (start.next(), start.next(), start.next()) {
             let wanted = usize::from(*a) << 16 | usize::from(*b) << 8 | usize::from(*c);
             if wanted > LONGEST {
                 return Err(HelloError::TooLong);
             }
-            if body.len() >= wanted {
-                return Ok(Some(body[..wanted].to_vec()));
+            if length >= 4 + wanted {
+                return Ok(Some(parts.concat()[4..4 + wanted].to_vec()));
             }
         }
-        if part.len() < length {
+        if !whole {
             return Ok(None);
         }
-        rest = &after[length..];
+        rest = after;
     }
+    Err(HelloError::TooLong)
+}
+
+/// What is there of the first record, whether that is all of it, and what follows; `None` if its header is not there yet.
+#[allow(clippy::type_complexity)]
+fn record(bytes: &[u8]) -> Result<Option<(&[u8], bool, &[u8])>, HelloError> {
+    // As early as possible: a client of another protocol may wait for an answer.
+    if bytes.first().is_some_and(|kind| *kind != HANDSHAKE) || bytes.get(1).is_some_and(|major| *major != 3) {
+        return Err(HelloError::NotTls);
+    }
+    let Some((header, after)) = bytes.split_at_checked(5) else { return Ok(None) };
+    let length = usize::from(u16::from_be_bytes([header[3], header[4]]));
+    if length == 0 || length > LONGEST_RECORD {
+        return Err(HelloError::Malformed);
+    }
+    let (part, rest) = after.split_at(length.min(after.len()));
+    Ok(Some((part, part.len() == length, rest)))
 }
 
 /// What is left to read of a message.
@@ -196,7 +215,7 @@ pub(crate) mod unit {
 
     #[test]
     fn the_name_is_found_however_the_records_are_cut() {
-        for record in [1, 2, 5, 17, 4096] {
+        for record in [5, 17, 4096] {
             let bytes = hello(&[(43, vec![2, 3, 4]), named("Index.Example.ORG")], record);
             for end in 0..bytes.len() {
                 assert_eq!(server_name(&bytes[..end]), Ok(None), "{record} {end}");
@@ -225,6 +244,13 @@ pub(crate) mod unit {
         assert_eq!(server_name(&[22, 3, 1, 0, 0]), Err(HelloError::Malformed));
         assert_eq!(server_name(&[22, 3, 1, 0, 4, 1, 0xff, 0xff, 0xff]), Err(HelloError::TooLong));
         assert_eq!(server_name(&[22, 3, 1, 0, 1, 2]), Err(HelloError::Malformed));
+    }
+
+    #[test]
+    fn many_records_are_refused_before_they_cost_anything() {
+        let bytes = hello(&[named("index.example.org")], 1);
+        assert_eq!(server_name(&bytes[..6 * MOST_RECORDS - 1]), Ok(None));
+        assert_eq!(server_name(&bytes), Err(HelloError::TooLong));
     }
 
     proptest! {

@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use hyper::body::Incoming;
 use hyper::client::conn::http1::SendRequest;
@@ -14,14 +15,12 @@ use hyper::{Method, Request, Response, StatusCode, Uri, Version};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tierbox_core::{AllowScheme, Protocol, host_name};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tokio::sync::Mutex;
-use tokio::time::timeout;
 
 use crate::body::{Counted, Way};
 use crate::budget::Place;
-use crate::idle::Felt;
-use crate::room::{Denied, Flow, Room, Target};
+use crate::idle::{Felt, Pulse};
+use crate::room::{Denied, Dialled, Flow, Room, Target};
 use crate::serve::Guard;
 use crate::tunnel::{self, ALERT, IDLE, OPENING};
 
@@ -54,6 +53,10 @@ struct Visit {
     /// Held until tunnels made over this connection have ended too.
     place: Arc<Place>,
     upstream: Mutex<Option<Upstream>>,
+    /// Tells when nothing moves between the client and this gateway.
+    pulse: Pulse,
+    /// Whether a request came.
+    asked: AtomicBool,
 }
 
 /// A connection to a server, kept for the next request to the same name and port.
@@ -68,13 +71,15 @@ pub(crate) async fn serve<C>(room: Arc<Room>, entry: Entry, client: C, guard: Gu
 where
     C: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let asked = room.clone();
-    let visit = Arc::new(Visit { room, entry, guard: guard.clone(), place, upstream: Mutex::new(None) });
+    let (client, pulse) = Felt::new(client);
+    let asked = AtomicBool::new(false);
+    let visit = Visit { room, entry, guard: guard.clone(), place, upstream: Mutex::new(None), pulse: pulse.clone(), asked };
+    let visit = Arc::new(visit);
+    let visited = visit.clone();
     let service = service_fn(move |request| {
         let visit = visit.clone();
         async move { Ok::<_, Infallible>(visit.answer(request).await) }
     });
-    let (client, pulse) = Felt::new(client);
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(OPENING)
@@ -87,13 +92,12 @@ where
     let served = async {
         tokio::select! {
             ended = connection => ended.err(),
-            () = pulse.stopped(IDLE) => None,
+            // Later than who waits for a server tells so.
+            () = pulse.stopped(IDLE + OPENING) => None,
         }
     };
-    let ended = guard.until_closed(served).await.flatten();
-    // A client that breaks the rules of HTTP was told so by the parser; one that went away needs nothing.
-    if let Some(error) = ended.filter(hyper::Error::is_parse) {
-        asked.refuse(Protocol::Http, "", entry.port(), format!("a request that is no HTTP: {error}"));
+    if let Some(error) = guard.until_closed(served).await.flatten() {
+        visited.broke(&error);
     }
 }
 
@@ -107,7 +111,21 @@ impl Entry {
 }
 
 impl Visit {
+    /// Records a client that broke the rules of HTTP, which the parser told it, or kept its first request's head back. One that went
+    /// away needs nothing.
+    fn broke(&self, error: &hyper::Error) {
+        let why = match () {
+            () if error.is_parse() => format!("a request that is no HTTP: {error}"),
+            () if error.is_timeout() && self.pulse.is_felt() && !self.asked.load(Ordering::Relaxed) => {
+                "a request whose head did not come in time".to_owned()
+            }
+            () => return,
+        };
+        self.room.refuse(Protocol::Http, "", self.entry.port(), why);
+    }
+
     async fn answer(self: Arc<Self>, mut request: Request<Incoming>) -> Response<Counted> {
+        self.asked.store(true, Ordering::Relaxed);
         let answer =
             if request.method() == Method::CONNECT { self.tunnel(&mut request).await } else { self.forward(request).await };
         answer.unwrap_or_else(|denied| told(&denied))
@@ -143,6 +161,11 @@ impl Visit {
 
     async fn forward(&self, request: Request<Incoming>) -> Result<Response<Counted>, Denied> {
         let target = self.target(&request)?;
+        if matches!(*request.method(), Method::GET | Method::HEAD) && request.headers().contains_key(TRANSFER_ENCODING) {
+            // It could not be sent on, and a request without it is another request.
+            let why = format!("a {} with a body in chunks", request.method());
+            return Err(self.room.refuse(Protocol::Http, &target.name, target.port, why));
+        }
         let mut upstream = self.upstream.lock().await;
         let (mut sender, flow) = match upstream.take() {
             Some(kept) if kept.target == target && !kept.sender.is_closed() => self.again(kept).await?,
@@ -151,10 +174,10 @@ impl Visit {
         let flow = Arc::new(flow);
         let request = outgoing(request, &target, &flow)?;
         let failed = |error: &dyn std::fmt::Display| Denied::Failed(format!("{} did not answer: {error}", target.name));
-        let answer = match timeout(IDLE, sender.send_request(request)).await {
-            Ok(Ok(answer)) => answer,
-            Ok(Err(error)) => return Err(failed(&error)),
-            Err(_) => return Err(failed(&"no answer in time")),
+        // However long a body takes, as long as it moves.
+        let answer = tokio::select! {
+            answer = sender.send_request(request) => answer.map_err(|error| failed(&error))?,
+            () = self.pulse.stopped(IDLE) => return Err(failed(&"no answer in time")),
         };
         if let Some(address) = flow.address() {
             *upstream = Some(Upstream { target, address, sender });
@@ -215,30 +238,33 @@ impl Visit {
         let raw = self.room.rules.find(&name, port, AllowScheme::Tcp).is_some();
         let scheme = if raw { AllowScheme::Tcp } else { AllowScheme::Https };
         let target = Target { name, port, scheme };
-        let (server, flow) = self.room.connect(&target).await?;
+        let server = self.room.dial(&target).await?;
         let upgrade = hyper::upgrade::on(request);
         let visit = self.clone();
         tokio::spawn(async move {
             let guard = visit.guard.clone();
             let pass = async {
                 let client = TokioIo::new(upgrade.await.map_err(io::Error::other)?);
-                visit.pass(client, server, &target, flow).await
+                visit.pass(client, server, &target).await
             };
             let _ = guard.until_closed(pass).await;
         });
         Ok(Response::new(Counted::own(String::new())))
     }
 
-    async fn pass<C>(&self, mut client: C, server: TcpStream, target: &Target, flow: Flow) -> io::Result<()>
+    async fn pass<C>(&self, mut client: C, server: Dialled, target: &Target) -> io::Result<()>
     where
         C: AsyncRead + AsyncWrite + Unpin,
     {
         let _place = &self.place;
+        let Dialled { stream, address, rule } = server;
+        let unlogged = |_| io::Error::other("the log of decisions cannot be written");
+        let begin = || self.room.begin(target, address, rule).map_err(unlogged);
         if target.scheme == AllowScheme::Tcp {
-            return tunnel::pass(client, &[], server, &flow).await;
+            return tunnel::pass(client, &[], stream, &begin()?).await;
         }
         let refusal = match tunnel::read_hello(&mut client).await {
-            Ok((first, name)) if name == target.name => return tunnel::pass(client, &first, server, &flow).await,
+            Ok((first, name)) if name == target.name => return tunnel::pass(client, &first, stream, &begin()?).await,
             Ok((_, name)) => format!("CONNECT names {}, and the server name is {name}", target.name),
             Err(error) => error.to_string(),
         };

@@ -11,11 +11,16 @@ use tokio::time::{Instant, sleep_until};
 
 /// When something last moved.
 #[derive(Debug, Clone)]
-pub(crate) struct Pulse(Arc<Mutex<Instant>>);
+pub(crate) struct Pulse(Arc<Mutex<Instant>>, Instant);
 
 impl Pulse {
     fn touch(&self) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
+
+    /// Whether anything has moved at all.
+    pub(crate) fn is_felt(&self) -> bool {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) > self.1
     }
 
     /// Returns when nothing has moved for `patience`.
@@ -40,7 +45,8 @@ pub(crate) struct Felt<C> {
 impl<C> Felt<C> {
     /// The stream, and what tells when it stands still.
     pub(crate) fn new(inner: C) -> (Self, Pulse) {
-        let pulse = Pulse(Arc::new(Mutex::new(Instant::now())));
+        let now = Instant::now();
+        let pulse = Pulse(Arc::new(Mutex::new(now)), now);
         (Self { inner, pulse: pulse.clone() }, pulse)
     }
 }

@@ -1,9 +1,9 @@
 //! What the gateway knows of one sandbox, and the decisions about it.
 
 use std::net::{IpAddr, Ipv4Addr};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::SystemTime;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
 
 use tierbox_core::{AllowScheme, Decision, Protocol, Verdict};
 use tokio::net::TcpStream;
@@ -25,6 +25,26 @@ pub(crate) struct Room {
     pub(crate) dialer: Dialer,
     pub(crate) share: Share,
     pub(crate) asked: AtomicU64,
+    pub(crate) open: Open,
+}
+
+/// How much that was allowed goes on.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Open(Arc<(Mutex<usize>, Condvar)>);
+
+impl Open {
+    fn change(&self, change: impl FnOnce(usize) -> usize) {
+        let mut open = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
+        *open = change(*open);
+        self.0.1.notify_all();
+    }
+
+    /// Waits until nothing goes on any more, for at most `limit`.
+    pub(crate) fn is_over(&self, limit: Duration) -> bool {
+        let open = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = self.0.1.wait_timeout_while(open, limit, |open| *open > 0);
+        !waited.unwrap_or_else(PoisonError::into_inner).1.timed_out()
+    }
 }
 
 /// What was asked for.
@@ -34,6 +54,13 @@ pub(crate) struct Target {
     pub(crate) name: String,
     pub(crate) port: u16,
     pub(crate) scheme: AllowScheme,
+}
+
+/// A connection to a server, to which nothing went yet.
+pub(crate) struct Dialled {
+    pub(crate) stream: TcpStream,
+    pub(crate) address: IpAddr,
+    pub(crate) rule: String,
 }
 
 /// Why not, in words for the sandbox.
@@ -63,13 +90,19 @@ impl Room {
 
     /// Connects to what was asked for, if it is allowed.
     pub(crate) async fn connect(self: &Arc<Self>, target: &Target) -> Result<(TcpStream, Flow), Denied> {
+        let Dialled { stream, address, rule } = self.dial(target).await?;
+        self.begin(target, address, rule).map(|flow| (stream, flow))
+    }
+
+    /// Connects to what would be allowed, if what comes is what is said of it. Nothing goes there before [`begin`](Self::begin).
+    pub(crate) async fn dial(&self, target: &Target) -> Result<Dialled, Denied> {
         let protocol = protocol(target.scheme);
         let Some(rule) = self.rules.find(&target.name, target.port, target.scheme) else {
             return Err(self.refuse(protocol, &target.name, target.port, NOT_LISTED));
         };
         let rule = rule.to_string();
         match self.dialer.dial(&target.name, target.port).await {
-            Ok((stream, address)) => self.begin(target, address, rule).map(|flow| (stream, flow)),
+            Ok((stream, address)) => Ok(Dialled { stream, address, rule }),
             Err(error) => Err(self.undialled(target, error)),
         }
     }
@@ -81,6 +114,7 @@ impl Room {
         if !self.log.write(&decision) {
             return Err(Denied::Refused("the log of decisions cannot be written".to_owned()));
         }
+        self.open.change(|open| open + 1);
         Ok(Flow { room: self.clone(), decision, sent: AtomicU64::new(0), received: AtomicU64::new(0) })
     }
 
@@ -106,6 +140,7 @@ impl Room {
         Decision {
             time: SystemTime::now(),
             sandbox: self.sandbox.clone(),
+            machine: None,
             id,
             protocol,
             name,
@@ -163,5 +198,6 @@ impl Drop for Flow {
         self.decision.sent = *self.sent.get_mut();
         self.decision.received = *self.received.get_mut();
         self.room.log.write(&self.decision);
+        self.room.open.change(|open| open.saturating_sub(1));
     }
 }

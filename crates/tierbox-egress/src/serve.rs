@@ -1,7 +1,7 @@
 //! Accepts what a sandbox sends to the gateway's sockets.
 
 use std::future::Future;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use tierbox_core::{AllowScheme, Protocol};
@@ -13,7 +13,7 @@ use tokio::time::timeout;
 use crate::dns;
 use crate::http::{self, Entry};
 use crate::room::{Room, Target};
-use crate::tenant::{Bucket, QUERIES, Tenants};
+use crate::tenant::{Tenant, Tenants};
 use crate::tunnel::{self, ALERT, OPENING};
 
 /// How long to wait when accepting fails for want of descriptors.
@@ -97,11 +97,13 @@ pub(crate) async fn connections(tenants: Tenants, listener: TcpListener, role: R
         };
         let _ = client.set_nodelay(true);
         let (room, guard) = (tenant.room.clone(), tenant.guard.clone());
+        // What is served must not keep its tenant: its connections end with it.
+        let tenant = Arc::downgrade(&tenant);
         tokio::spawn(async move {
             match role {
                 Role::Proxy => http::serve(room, Entry::Proxy, client, guard, place).await,
                 Role::Port(port) => arrival(room, port, client, guard, place).await,
-                Role::Dns => drop(guard.until_closed(queries(room, client)).await),
+                Role::Dns => drop(guard.until_closed(queries(tenant, room, client)).await),
             }
         });
     }
@@ -144,8 +146,7 @@ async fn arrival(room: Arc<Room>, port: u16, mut client: TcpStream, guard: Guard
 }
 
 /// Queries over a stream, each behind its length.
-async fn queries(room: Arc<Room>, mut client: TcpStream) {
-    let mut bucket = Bucket::new(QUERIES);
+async fn queries(tenant: Weak<Tenant>, room: Arc<Room>, mut client: TcpStream) {
     loop {
         let read = async {
             let length = usize::from(client.read_u16().await?);
@@ -154,10 +155,11 @@ async fn queries(room: Arc<Room>, mut client: TcpStream) {
             std::io::Result::Ok((length, query))
         };
         let Ok(Ok((length, query))) = timeout(OPENING, read).await else { return };
-        if length > dns::LONGEST || !bucket.take() {
+        if !tenant.upgrade().is_some_and(|tenant| tenant.may_ask()) {
             return;
         }
-        let Some(answer) = dns::answer(&query, &room.rules, room.address) else {
+        let answer = if length > dns::LONGEST { None } else { dns::answer(&query, &room.rules, room.address) };
+        let Some(answer) = answer else {
             room.refuse(Protocol::Dns, "", 53, NO_QUERY);
             return;
         };

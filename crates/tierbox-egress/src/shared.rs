@@ -98,6 +98,22 @@ impl House {
             let lodger = self.read(&id, before);
             self.rooms.insert(id, Let { touched, lodger });
         }
+        let doors = self.plan_doors(now);
+        self.evict(&doors);
+        let moved = self.deprived(&doors);
+        for id in &moved {
+            // With new rooms, the connections that the client had under the older rules are cut.
+            let lodger = self.read(id, None);
+            if let Some(each) = self.rooms.get_mut(id) {
+                each.lodger = lodger;
+            }
+        }
+        let doors = if moved.is_empty() { doors } else { self.plan_doors(now) };
+        *self.doors.write().unwrap_or_else(PoisonError::into_inner) = doors;
+    }
+
+    /// Whose address is whose: the newer one's.
+    fn plan_doors(&self, now: SystemTime) -> HashMap<IpAddr, Arc<Tenant>> {
         let is_over = |each: &&Let| {
             let life = each.lodger.as_ref().map_or(0, |(lodger, _)| lodger.life);
             now.duration_since(each.touched).is_ok_and(|age| age > Duration::from_secs(life))
@@ -107,9 +123,18 @@ impl House {
         let pairs = living.into_iter().filter_map(|each| each.lodger.as_ref()).flat_map(|(lodger, tenant)| {
             lodger.clients.iter().map(|client| (IpAddr::V4(*client), tenant.clone())).collect::<Vec<_>>()
         });
-        let doors: HashMap<IpAddr, Arc<Tenant>> = pairs.collect();
-        self.evict(&doors);
-        *self.doors.write().unwrap_or_else(PoisonError::into_inner) = doors;
+        pairs.collect()
+    }
+
+    /// Those who keep some of their doors, and lost one to somebody newer.
+    fn deprived(&self, doors: &HashMap<IpAddr, Arc<Tenant>>) -> Vec<String> {
+        let before = self.doors.read().unwrap_or_else(PoisonError::into_inner);
+        let lost = |tenant: &Arc<Tenant>| {
+            let mut had = before.iter().filter(|(_, owner)| Arc::ptr_eq(owner, tenant));
+            had.any(|(door, _)| doors.get(door).is_none_or(|owner| !Arc::ptr_eq(owner, tenant)))
+        };
+        let is_deprived = |each: &Let| each.lodger.as_ref().is_some_and(|(_, tenant)| lost(tenant));
+        self.rooms.iter().filter(|(_, each)| is_deprived(each)).map(|(id, _)| id.clone()).collect()
     }
 
     /// Cuts the connections of those who have no door any more.
@@ -163,6 +188,7 @@ fn is_plain(id: &str) -> bool {
 #[cfg(test)]
 mod unit {
     use super::*;
+    use crate::serve::Guard;
 
     struct Town {
         directory: tempfile::TempDir,
@@ -206,6 +232,31 @@ mod unit {
         assert_eq!(town.at("10.0.0.2").as_deref(), Some("b"), "the newer one has it");
         assert_eq!(town.at("10.0.0.3").as_deref(), Some("b"));
         assert_eq!(town.at("10.0.0.4"), None);
+    }
+
+    #[test]
+    fn a_client_that_moves_leaves_its_connections_behind() {
+        let mut town = Town::new();
+        town.lodger("a", &["10.0.0.1", "10.0.0.2"], 9);
+        town.house.look();
+        let guard_at =
+            |town: &Town, client: &str| town.house.doors.read().unwrap()[&client.parse::<IpAddr>().unwrap()].guard.clone();
+        let before = guard_at(&town, "10.0.0.2");
+        town.lodger("b", &["10.0.0.2"], 1);
+        town.house.look();
+        assert_eq!((town.at("10.0.0.1").as_deref(), town.at("10.0.0.2").as_deref()), (Some("a"), Some("b")));
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let cut = |guard: Guard| {
+            let waited = async move {
+                tokio::time::timeout(Duration::from_millis(50), guard.until_closed(std::future::pending::<()>())).await
+            };
+            runtime.block_on(waited).is_ok()
+        };
+        assert!(cut(before), "connections under the older rules go on");
+        // And nobody is cut again by the next look.
+        let now = guard_at(&town, "10.0.0.1");
+        town.house.look();
+        assert!(!cut(now));
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Instant;
 
+use tierbox_core::Protocol;
 use tokio::sync::watch;
 
 use crate::budget::Place;
@@ -13,13 +14,16 @@ use crate::room::Room;
 use crate::serve::Guard;
 
 /// Queries a second that a sandbox may ask in the long run, and at once.
-pub(crate) const QUERIES: (f64, f64) = (200.0, 1000.0);
+const QUERIES: (f64, f64) = (200.0, 1000.0);
+
+/// Why queries are not answered.
+pub(crate) const TOO_MANY: &str = "too many queries at once: this one and more are not answered";
 
 /// Connections a second that a sandbox may make in the long run, and at once.
 const CONNECTIONS: (f64, f64) = (1000.0, 2000.0);
 
 /// A measure that fills again over time.
-pub(crate) struct Bucket {
+struct Bucket {
     rate: f64,
     most: f64,
     left: f64,
@@ -27,11 +31,11 @@ pub(crate) struct Bucket {
 }
 
 impl Bucket {
-    pub(crate) fn new((rate, most): (f64, f64)) -> Self {
+    fn new((rate, most): (f64, f64)) -> Self {
         Self { rate, most, left: most, since: Instant::now() }
     }
 
-    pub(crate) fn take(&mut self) -> bool {
+    fn take(&mut self) -> bool {
         let now = Instant::now();
         self.left = (self.left + now.duration_since(self.since).as_secs_f64() * self.rate).min(self.most);
         self.since = now;
@@ -51,6 +55,8 @@ pub(crate) struct Tenant {
     queries: Mutex<Bucket>,
     connections: Mutex<Bucket>,
     full: AtomicBool,
+    /// Whether it asks more than it may.
+    asks_too_much: AtomicBool,
 }
 
 impl Tenant {
@@ -63,12 +69,19 @@ impl Tenant {
             queries: Mutex::new(Bucket::new(QUERIES)),
             connections: Mutex::new(Bucket::new(CONNECTIONS)),
             full: AtomicBool::new(false),
+            asks_too_much: AtomicBool::new(false),
         }
     }
 
-    /// Whether one more query in a datagram may be answered.
+    /// Whether one more query may be answered, in a datagram or over a connection. A flood must not fill the log, so that it may not
+    /// is recorded once for each time that it asks too much.
     pub(crate) fn may_ask(&self) -> bool {
-        self.queries.lock().unwrap_or_else(PoisonError::into_inner).take()
+        let may = self.queries.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if self.asks_too_much.swap(!may, Ordering::Relaxed) || may {
+            return may;
+        }
+        self.room.refuse(Protocol::Dns, "", 53, TOO_MANY);
+        false
     }
 
     /// A place for one more connection; without one, whether that is to be recorded. A flood must not fill the log, so that is once

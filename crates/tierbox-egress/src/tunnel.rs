@@ -11,10 +11,10 @@ use crate::hello::{self, HelloError, server_name};
 use crate::room::Flow;
 
 /// How long the first bytes may take.
-pub(crate) const OPENING: Duration = Duration::from_secs(10);
+pub(crate) const OPENING: Duration = Duration::from_secs(if cfg!(test) { 5 } else { 10 });
 
 /// How long a connection may be silent.
-pub(crate) const IDLE: Duration = Duration::from_secs(300);
+pub(crate) const IDLE: Duration = Duration::from_secs(if cfg!(test) { 3 } else { 300 });
 
 /// How long the other direction may go on, silent, after one has ended.
 const HALF_OPEN: Duration = Duration::from_secs(30);
@@ -35,11 +35,11 @@ pub(crate) async fn read_hello(client: &mut (impl AsyncRead + Unpin)) -> Result<
             let mut chunk = [0; 2048];
             match client.read(&mut chunk).await {
                 Ok(count @ 1..) => bytes.extend_from_slice(&chunk[..count]),
-                _ => return Err(HelloError::Malformed),
+                _ => return Err(HelloError::Cut),
             }
         }
     };
-    let name = timeout(OPENING, read).await.unwrap_or(Err(HelloError::Malformed))?;
+    let name = timeout(OPENING, read).await.unwrap_or(Err(HelloError::Late))?;
     debug_assert!(bytes.len() <= hello::LONGEST + 2048);
     Ok((bytes, name))
 }

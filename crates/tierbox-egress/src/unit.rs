@@ -73,6 +73,7 @@ struct Stage {
     http: SocketAddr,
     tls: SocketAddr,
     dns: SocketAddr,
+    dns_stream: SocketAddr,
     names: Arc<Names>,
     _dir: tempfile::TempDir,
 }
@@ -87,19 +88,20 @@ fn stage(rules: &[String], names: &[(&str, &[&str])], refused: fn(IpAddr) -> Opt
     let names = Arc::new(known);
     let rules = Rules::parse(rules).unwrap();
     let listener = || TcpListener::bind("127.0.0.1:0").unwrap();
-    let (proxy, http, tls) = (listener(), listener(), listener());
+    let (proxy, http, tls, queries) = (listener(), listener(), listener(), listener());
     let datagrams = UdpSocket::bind("127.0.0.1:0").unwrap();
     let address = |listener: &TcpListener| listener.local_addr().unwrap();
+    let stream_at = address(&queries);
     let (proxy_at, http_at, tls_at, dns_at) = (address(&proxy), address(&http), address(&tls), datagrams.local_addr().unwrap());
     let sockets = Sockets {
         datagrams,
         // The server's port, as if it were the one that the client came to.
-        listeners: vec![(Role::Proxy, proxy), (Role::Port(port), http), (Role::Port(port), tls)],
+        listeners: vec![(Role::Proxy, proxy), (Role::Port(port), http), (Role::Port(port), tls), (Role::Dns, queries)],
     };
     let plan = Plan::new(Ipv4Addr::LOCALHOST, &rules);
     let config = Config { resolver: names.clone(), ..Config::new("test-0", rules, plan, &dir.path().join("egress.jsonl")) };
     let gateway = Gateway::start_with(config, sockets, refused).unwrap();
-    Stage { gateway, proxy: proxy_at, http: http_at, tls: tls_at, dns: dns_at, names, _dir: dir }
+    Stage { gateway, proxy: proxy_at, http: http_at, tls: tls_at, dns: dns_at, dns_stream: stream_at, names, _dir: dir }
 }
 
 /// Rules for one server on loopback, which this gateway may dial.
@@ -123,6 +125,18 @@ fn text(bytes: &[u8]) -> String {
 }
 
 impl Stage {
+    /// Waits for a decision.
+    fn until(&self, what: &str, is_it: impl Fn(&Decision) -> bool) -> Decision {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match self.gateway.decisions().unwrap().into_iter().rfind(&is_it) {
+                Some(decision) => return decision,
+                None if Instant::now() > deadline => panic!("no {what}: {:?}", self.gateway.decisions()),
+                None => std::thread::sleep(Duration::from_millis(5)),
+            }
+        }
+    }
+
     fn last(&self, verdict: Verdict) -> Decision {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -441,3 +455,5 @@ fn nothing_is_allowed_that_cannot_be_logged() {
     assert!(text(&answer).starts_with("HTTP/1.1 403"), "{}", text(&answer));
     assert!(server.all().is_empty());
 }
+
+mod edges;

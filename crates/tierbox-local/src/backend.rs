@@ -213,7 +213,7 @@ async fn start(
     lease.set_data(to_data(&Memory { keeper, helper: None, detached: None })?)?;
     let log = match (&plan.helper, &plan.gateway) {
         (Some(_), _) => Some(lease.directory()?.join("network.log")),
-        (None, Some(_)) => Some(lease.directory()?.join("egress.jsonl")),
+        (None, Some(_)) => Some(tierbox_egress::log_path(&lease.directory()?, None)),
         (None, None) => None,
     };
     let way = log.as_deref().and_then(|log| match (&plan.helper, &plan.gateway) {
