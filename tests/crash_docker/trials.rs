@@ -33,7 +33,7 @@ volumes: {data: }
 
 pub fn all() -> Vec<Trial> {
     let points = POINTS.iter().map(|point| trial(&format!("points::{point}"), move || at_point(point)));
-    points.chain([trial("building", building), trial("moments", moments)]).collect()
+    points.chain([trial("building", building), trial("verifying", verifying), trial("moments", moments)]).collect()
 }
 
 fn trial(name: &str, test: impl Fn() -> Result<(), String> + Send + 'static) -> Trial {
@@ -193,6 +193,25 @@ fn building() -> Result<(), String> {
     judge(dir.path(), &bystander)?;
     let left = marked(&mark, &[&images, &["ps", "-aq", "--no-trunc"]]);
     if left.is_empty() { Ok(()) } else { Err(format!("{left:?} are left")) }
+}
+
+/// The harness is killed in its first verification, while canaries stand on the engine's own host: the twin that hears them is made once they do.
+fn verifying() -> Result<(), String> {
+    let (dir, bystander) = (world(), Bystander::new());
+    let mut harness = start(dir.path(), None);
+    let begun = Instant::now();
+    let on_the_host = || {
+        let (ids, names) = (leases(dir.path()), docker(&["ps", "--filter", "network=host", "--format", "{{.Names}}"]));
+        names.lines().filter(|name| ids.iter().any(|id| name.contains(id))).count()
+    };
+    while on_the_host() < 2 && begun.elapsed() < PATIENCE {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let found = on_the_host();
+    let _ = harness.kill();
+    let _ = harness.wait();
+    judge(dir.path(), &bystander)?;
+    if begun.elapsed() < PATIENCE { Ok(()) } else { Err(format!("{found} twins were on the engine's host, and never two")) }
 }
 
 fn at_point(point: &str) -> Result<(), String> {
