@@ -12,7 +12,7 @@ use bollard::models::{
 use bollard::query_parameters::{AttachContainerOptions, CreateContainerOptions};
 use tierbox_core::{Error, ErrorKind, Lifted, LimitReport, Limits, Network, Result};
 use tierbox_guest::plain::PLACE;
-use tierbox_guest::{Channel, Ready, SetupReply, supervisor};
+use tierbox_guest::{Channel, Ready, SetupReply};
 use tierbox_supervisor::protocol::VERSION;
 use tierbox_supervisor::setup::{Agent, Mode, Net, Root, Setup, UNKNOWN_ID, UserMap};
 use tierbox_supervisor::wire::Blob;
@@ -373,21 +373,4 @@ pub fn pairs(plan: &Plan, machine: &MachinePlan, image: &Image) -> Vec<(Vec<u8>,
     all.extend(proxies.iter().map(|(key, value)| (key.as_str(), value.as_str())));
     all.extend(machine.env.iter().map(|(key, value)| (key.as_str(), value.as_str())));
     all.into_iter().map(|(key, value)| (key.as_bytes().to_vec(), value.as_bytes().to_vec())).collect()
-}
-
-/// Writes the supervisor where the engine can show it to containers.
-///
-/// # Errors
-/// `HostUnable` where this build carries none; what the file system says.
-pub fn write_program(directory: &Path) -> Result<std::path::PathBuf> {
-    use std::os::unix::fs::OpenOptionsExt;
-    let bytes = supervisor::BYTES.ok_or_else(|| {
-        Error::new(ErrorKind::HostUnable, "start environment", "this build of tierbox carries no supervisor")
-            .with_backend(BACKEND)
-    })?;
-    let path = directory.join("supervisor");
-    let failed = |error| Error::io("write the supervisor", error).with_backend(BACKEND).with_context("path", path.display());
-    let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o555).open(&path).map_err(failed)?;
-    std::io::Write::write_all(&mut file, bytes).map_err(failed)?;
-    Ok(path)
 }

@@ -29,6 +29,7 @@ mod network;
 mod outside;
 mod plain;
 mod plan;
+mod program;
 mod report;
 mod seccomp;
 mod services;

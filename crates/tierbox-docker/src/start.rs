@@ -24,7 +24,7 @@ use crate::plain::Scripts;
 use crate::plan::{self, ImagePlan, MachinePlan, Plan};
 use crate::settings::{cut, invalid};
 use crate::way::{Kept, Way};
-use crate::{BACKEND, build, crash, destroy, egress, image, network, outside, report, services};
+use crate::{BACKEND, build, crash, destroy, egress, image, network, outside, program, report, services};
 
 /// Passes steps on to a progress that belongs to the caller's side.
 struct Steps(tokio::sync::mpsc::UnboundedSender<String>);
@@ -118,7 +118,7 @@ impl Start {
             images = self.images(&engine) => images?,
             () = self.unwanted() => return Err(given_up()),
         };
-        let program = launch::write_program(&self.lease.directory()?)?;
+        let program = program::put(&self.lease.directory()?)?;
         network::create(&engine, self.lease.id(), &self.plan).await?;
         crash::point("networks");
         let around = Around {
