@@ -112,6 +112,17 @@ async fn once(
     Ok(records)
 }
 
+/// A program with arguments and surroundings as Vagrant gets them.
+fn prepared(program: &str, place: &Place, source: Source, arguments: &[&str]) -> Result<duct::Expression> {
+    let mut expression =
+        duct::cmd(program, arguments.iter().chain(&["--machine-readable"])).dir(place.working_directory(source)).stdin_null();
+    for (name, value) in place.variables(source)? {
+        expression = expression.env(name, value);
+    }
+    // It is for us alone to set. Of two that speak of one variable, the one that was said first wins.
+    Ok(if source == Source::Own { expression.env_remove(GONE) } else { expression })
+}
+
 /// A process of Vagrant's. Dropped before its end, it is interrupted, and killed if that does not help.
 struct Running {
     handle: Option<duct::Handle>,
@@ -121,22 +132,11 @@ struct Running {
 
 impl Running {
     fn start(place: &Place, source: Source, arguments: &[&str], output: File) -> Result<Self> {
-        let mut expression = duct::cmd("vagrant", arguments.iter().chain(&["--machine-readable"]))
-            .dir(place.working_directory(source))
-            .stdin_null()
-            // What is said last is done first.
-            .stderr_to_stdout()
-            .stdout_file(output)
-            .unchecked()
-            .before_spawn(|command| {
-                command.process_group(0);
-                Ok(())
-            });
-        // It is for us alone to set.
-        expression = expression.env_remove(GONE);
-        for (name, value) in place.variables(source)? {
-            expression = expression.env(name, value);
-        }
+        let expression = prepared("vagrant", place, source, arguments)?.stderr_to_stdout().stdout_file(output).unchecked();
+        let expression = expression.before_spawn(|command| {
+            command.process_group(0);
+            Ok(())
+        });
         let handle = expression.start().map_err(|error| match error.kind() {
             std::io::ErrorKind::NotFound if place.working_directory(source).is_dir() => {
                 Error::new(ErrorKind::MissingEngine, "run vagrant", "vagrant is not installed, or not on the PATH")
@@ -235,6 +235,28 @@ mod unit {
     use std::io::Write;
 
     use super::*;
+
+    #[test]
+    fn the_vagrantfile_is_left_out_where_that_is_asked_for_and_nowhere_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let place = Place {
+            token: "0a1b2c3d".into(),
+            directory: dir.path().join("p"),
+            vagrantfile: dir.path().join("Vagrantfile"),
+            provider: "lxc".into(),
+            isolated: None,
+        };
+        place.write(&std::collections::BTreeMap::new(), false).unwrap();
+        let said = |source| {
+            let prepared = prepared("sh", &place, source, &["-c", "echo \"${TIERBOX_VAGRANT_GONE-none} $VAGRANT_CWD\""]).unwrap();
+            prepared.read().unwrap()
+        };
+        assert_eq!(said(Source::Own), format!("none {}", dir.path().display()));
+        assert_eq!(said(Source::Gone), format!("1 {}", place.directory.display()));
+        let inherited = prepared("sh", &place, Source::Own, &["-c", "echo ${TIERBOX_VAGRANT_GONE-none}"]).unwrap();
+        // What is said last counts as what was there before.
+        assert_eq!(inherited.env(GONE, "1").read().unwrap(), "none");
+    }
 
     #[test]
     fn one_look_at_endless_output_ends() {
