@@ -18,10 +18,10 @@ pub use report::page;
 pub fn digest(bytes: &[u8]) -> String {
     log::hash(bytes)
 }
-#[cfg(target_os = "linux")]
-pub use probe::is_own_name;
 pub use probe::{
     ControlResult, ProbeResult, ProbeStatus, SABOTAGES, Sabotage, Unprobed, Verdict, Verification, Verified, sabotage_table,
 };
 #[cfg(target_os = "linux")]
 pub use probe::{Twin, Twins, probe_names, remove_orphans, unconfined, verify, verify_confined};
+#[cfg(target_os = "linux")]
+pub use probe::{is_own_name, names_asked};

@@ -1,5 +1,7 @@
 //! One run as a page: a file without anything from elsewhere.
 
+mod network;
+
 use std::fmt::Write;
 
 use serde_json::Value;
@@ -9,7 +11,7 @@ use crate::attestation::{Affordances, Attestation};
 use crate::log::{Record, Standing};
 use crate::probe::Verdict;
 
-/// The most operations that a page shows. The log has them all.
+/// The most operations and decisions that a page shows. The log has them all.
 const MOST: usize = 20_000;
 
 const STYLE: &str = "body{font:14px/1.45 system-ui,sans-serif;margin:2rem auto;max-width:72rem;padding:0 1rem;color:#1b1f24;background:#fff}\
@@ -35,7 +37,7 @@ pub fn page(attestation: Option<&Attestation>, records: &[Record], standing: &St
         tier(&mut html, attestation);
     }
     timeline(&mut html, records);
-    egress(&mut html, decisions);
+    network::section(&mut html, records, decisions);
     html.push_str("</body></html>\n");
     html
 }
@@ -97,6 +99,9 @@ fn chain(html: &mut String, standing: &Standing) {
     } else {
         "; the environment was not ended in order, or still runs</p>"
     });
+    for exec in standing.unfinished.iter().take(MOST) {
+        let _ = write!(html, "<p class=\"open\">the end of command <code>{}</code> is not recorded</p>", escape(exec));
+    }
     for problem in &standing.problems {
         let place = if problem.line == 0 { "the log".to_owned() } else { format!("line {}", problem.line) };
         let _ = write!(html, "<p class=\"bad\">{place}: {}</p>", escape(&problem.what));
@@ -181,6 +186,8 @@ struct Span {
 }
 
 fn timeline(html: &mut String, records: &[Record]) {
+    // What the gateway decided has a part of its own.
+    let records: Vec<&Record> = records.iter().filter(|record| record.value["operation"] != "egress").collect();
     let _ = write!(html, "<h2>Operations</h2><p>{} entries</p>", records.len());
     let time = |value: &Value| value["time"].as_str().and_then(micros);
     let first = records.iter().filter_map(|record| time(&record.value)).min().unwrap_or(0);
@@ -194,8 +201,13 @@ fn timeline(html: &mut String, records: &[Record]) {
         row(value, &span)
     });
     table(html, &["#", "Time", "Who", "Operation", "What", "Outcome", "Resources", "When"], rows);
-    if records.len() > MOST {
-        let _ = write!(html, "<p>{} more are in the log.</p>", records.len() - MOST);
+    more(html, records.len());
+}
+
+/// Says how many there are beyond those that are shown.
+fn more(html: &mut String, all: usize) {
+    if all > MOST {
+        let _ = write!(html, "<p>{} more are in the log.</p>", all - MOST);
     }
 }
 
@@ -204,7 +216,7 @@ fn row(value: &Value, span: &Span) -> Vec<String> {
     let (outcome, good) = outcome(&value["outcome"]);
     let class = if good { "ok" } else { "bad" };
     vec![
-        value["seq"].to_string(),
+        escape(&value["seq"].to_string()),
         text("time"),
         text("principal"),
         text("operation"),
@@ -268,28 +280,6 @@ fn micros(time: &str) -> Option<u64> {
     Some(seconds * 1_000_000 + number(20, 26)?)
 }
 
-fn egress(html: &mut String, decisions: &[Decision]) {
-    if decisions.is_empty() {
-        return;
-    }
-    html.push_str("<h2>Network</h2>");
-    let rows = decisions.iter().take(MOST).map(|decision| {
-        let verdict =
-            serde_json::to_value(decision.verdict).ok().and_then(|word| word.as_str().map(str::to_owned)).unwrap_or_default();
-        let class = if verdict == "allowed" { "ok" } else { "bad" };
-        vec![
-            crate::clock::text(decision.time),
-            escape(&decision.name),
-            decision.address.map_or_else(String::new, |address| address.to_string()),
-            decision.port.to_string(),
-            format!("<span class=\"{class}\">{}</span>", escape(&verdict)),
-            format!("{}{}", escape(&decision.rule), if decision.verification { " (verification asked)" } else { "" }),
-            format!("{} / {}", decision.sent, decision.received),
-        ]
-    });
-    table(html, &["Time", "Name", "Address", "Port", "Verdict", "Rule", "Bytes sent / received"], rows);
-}
-
 #[cfg(test)]
 mod unit {
     use serde_json::json;
@@ -322,6 +312,45 @@ mod unit {
         changed.problems.push(crate::log::Problem { line: 3, what: "it does not follow".into() });
         let page = page(None, &[], &changed, &[]);
         assert!(page.contains("THE LOG WAS CHANGED") && page.contains("line 3: it does not follow"));
+    }
+
+    fn decision(verdict: tierbox_core::Verdict, name: &str) -> Decision {
+        let text = json!({"time": 1, "sandbox": "e", "id": 1, "protocol": "tls", "name": name, "address": null, "port": 443,
+            "verdict": verdict, "rule": "x", "sent": 0, "received": 0});
+        serde_json::from_value(text).unwrap()
+    }
+
+    #[test]
+    fn a_flood_of_refusals_hides_nothing_that_went_out() {
+        let refused = |number: usize| decision(tierbox_core::Verdict::Refused, &format!("r{number}.test"));
+        let mut decisions: Vec<Decision> = (0..MOST + 5).map(refused).collect();
+        decisions.push(decision(tierbox_core::Verdict::Allowed, "index.test"));
+        let page = page(None, &[], &standing(), &decisions);
+        let first = page.find("index.test").expect("it is shown");
+        assert!(first < page.find("r0.test").unwrap() && page.contains("<p>6 more are in the log.</p>"));
+    }
+
+    #[test]
+    fn what_is_not_known_is_said() {
+        let mut unfinished = standing();
+        unfinished.unfinished.push("e-<i>".to_owned());
+        let records = [Record {
+            seq: 0,
+            value: json!({"seq": "<b id=made>", "operation": "egress", "outcome": {"status": "failed", "kind": "io", "message": "gone <b>"}}),
+        }];
+        let mut full = decision(tierbox_core::Verdict::Refused, "");
+        full.rule = Decision::LOG_FULL.to_owned();
+        let page = page(None, &records, &unfinished, &[full]);
+        assert!(page.contains("the end of command <code>e-&lt;i&gt;</code> is not recorded"), "{page}");
+        assert!(page.contains("not all that the gateway decided is known: io: gone &lt;b&gt;"), "{page}");
+        assert!(page.contains(&format!("0Z: {}", Decision::LOG_FULL)), "{page}");
+    }
+
+    #[test]
+    fn a_number_that_somebody_put_in_is_no_part_of_the_page() {
+        let value = json!({"seq": "<b id=made>", "operation": "exec"});
+        let page = page(None, &[Record { seq: 0, value }], &standing(), &[]);
+        assert!(!page.contains("<b id") && page.contains("&lt;b id=made&gt;"), "{page}");
     }
 
     #[test]

@@ -20,6 +20,8 @@ const LONGEST: usize = 256 << 10;
 const MOUNTS: usize = LONGEST / 4 - 256;
 /// Requests that are taken.
 const REQUESTS: usize = 256;
+/// What a read says that waited in vain (`EAGAIN`).
+const SILENCE: &str = "errno 11";
 /// What canaries answer to.
 const QUESTION: &[u8] = b"tierbox-probe\n";
 
@@ -79,10 +81,10 @@ fn answer(request: &str) -> Answer {
         "visit" => visit(about),
         "hello" => hello(about),
         "tunnel" => tunnel(about),
-        "unix" => heard(UnixStream::connect(about).map_err(said)?),
+        "unix" => unix(UnixStream::connect(about).map_err(said)?),
         "abstract" => {
             let address = std::os::unix::net::SocketAddr::from_abstract_name(about).map_err(said)?;
-            heard(UnixStream::connect_addr(&address).map_err(said)?)
+            unix(UnixStream::connect_addr(&address).map_err(said)?)
         }
         _ => Err("this probe is not known".to_owned()),
     }
@@ -190,16 +192,24 @@ fn address(about: &str) -> Result<SocketAddr, String> {
     about.parse().map_err(|_| "it is no address".to_owned())
 }
 
-/// Whether somebody answers, and what.
+/// What somebody says who was reached. That nothing comes is said so: he is there.
 fn heard(mut stream: impl Read) -> Answer {
-    let mut said = [0; 128];
-    let count = stream.read(&mut said).unwrap_or(0);
-    Ok(String::from_utf8_lossy(&said[..count]).trim_end().to_owned())
+    let mut answer = [0; 128];
+    Ok(match stream.read(&mut answer) {
+        Ok(count) => String::from_utf8_lossy(&answer[..count]).trim_end().to_owned(),
+        Err(error) => format!("silent: {}", said(error)),
+    })
+}
+
+fn unix(stream: UnixStream) -> Answer {
+    stream.set_read_timeout(Some(PATIENCE * 3)).map_err(said)?;
+    heard(stream)
 }
 
 fn tcp(about: &str) -> Answer {
     let mut stream = TcpStream::connect_timeout(&address(about)?, PATIENCE).map_err(said)?;
-    let _ = stream.set_read_timeout(Some(PATIENCE));
+    // Whoever was reached on a busy host may take a while.
+    stream.set_read_timeout(Some(PATIENCE * 3)).map_err(said)?;
     let _ = stream.write_all(QUESTION);
     heard(stream)
 }
@@ -246,9 +256,14 @@ fn dns(about: &str) -> Answer {
     last
 }
 
-/// Whether the machine's own resolver knows an address of a name.
+/// Whether the machine's own resolver knows an address of a name. One that is silent is asked once more: on a busy host an answer may
+/// come late, or be lost.
 fn known(name: &str) -> Answer {
-    let said = dns(&format!("/{name}"))?;
+    let once = || dns(&format!("/{name}"));
+    let said = match once() {
+        Err(why) if why == SILENCE => once()?,
+        other => other?,
+    };
     let has_one = said.strip_prefix("code 0 answers ").is_some_and(|count| count != "0");
     if has_one { Ok(said) } else { Err(said) }
 }
@@ -318,7 +333,10 @@ fn visit(about: &str) -> Answer {
 fn page(stream: &mut TcpStream) -> Answer {
     let mut found = Vec::new();
     // What came before a connection was cut counts.
-    let _ = stream.take(MOST as u64).read_to_end(&mut found);
+    let read = stream.take(MOST as u64).read_to_end(&mut found);
+    if found.is_empty() && read.is_err_and(|error| said(error) == SILENCE) {
+        return Err("no answer in time".to_owned());
+    }
     let text = String::from_utf8_lossy(&found);
     let last = text.rsplit("HTTP/1.1 ").next().filter(|_| text.contains("HTTP/1.1 ")).ok_or("no answer")?;
     let (head, body) = last.split_once("\r\n\r\n").unwrap_or((last, ""));

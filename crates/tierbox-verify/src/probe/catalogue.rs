@@ -84,8 +84,10 @@ pub(super) struct Probe {
     pub requests: Vec<String>,
     pub place: Place,
     pub control: Control,
-    /// Whether the control must find every request answered, and not just one.
-    pub every: bool,
+    /// The requests of which the control must find every one answered; where there are none, one of any is enough.
+    pub needed: Vec<String>,
+    /// What an answer must hold to count as one in a control.
+    pub told: Option<String>,
     pub judge: Judge,
 }
 
@@ -97,7 +99,16 @@ impl Probe {
 
     /// The same, whose control must find every request answered.
     pub(super) fn every(self) -> Self {
-        Self { every: true, ..self }
+        self.every_one_of(|_| true)
+    }
+
+    /// The same, whose control must find every one of these requests answered. Of several twins each hears some.
+    pub(super) fn every_one_of(self, is_needed: impl Fn(&str) -> bool) -> Self {
+        if matches!(self.control, Control::Twins(_)) {
+            return self;
+        }
+        let needed = self.requests.iter().filter(|request| is_needed(request)).cloned().collect();
+        Self { needed, ..self }
     }
 }
 
@@ -164,7 +175,7 @@ pub(super) fn probe(
     control: Control,
     judge: impl Fn(&Answers) -> Finding + Send + Sync + 'static,
 ) -> Probe {
-    Probe { id, rule, requests, place: Place::Machine, control, every: false, judge: Arc::new(judge) }
+    Probe { id, rule, requests, place: Place::Machine, control, needed: Vec::new(), told: None, judge: Arc::new(judge) }
 }
 
 /// A rule that is broken if any request is answered with yes.
@@ -407,13 +418,27 @@ fn host_devices() -> Vec<String> {
 /// From the ranges for documentation, which lead nowhere. Nothing is sent.
 fn routes(ground: &Ground<'_>) -> Probe {
     let requests = ["192.0.2.213:9", "198.51.100.1:9", "[2001:db8::1]:9"].map(|address| format!("route:{address}")).to_vec();
-    none_of("n.routes", "There is no route to the outside", requests, ground.way())
+    let rule = "There is no route to the outside";
+    by_host(ground, none_of("n.routes", rule, requests, ground.way()))
 }
 
 fn metadata(ground: &Ground<'_>) -> Probe {
     let addresses = ["169.254.169.254:80", "169.254.170.2:80", "100.100.100.200:80", "[fd00:ec2::254]:80"];
     let requests = addresses.map(|address| format!("route:{address}")).to_vec();
-    none_of("n.metadata", "There is no route to a metadata service", requests, ground.way())
+    let rule = "There is no route to a metadata service";
+    by_host(ground, none_of("n.metadata", rule, requests, ground.way()))
+}
+
+/// The twin on this host's network must have the routes that this host has. What another network has is not known.
+fn by_host(ground: &Ground<'_>, probe: Probe) -> Probe {
+    if ground.elsewhere.is_some() || ground.leads { probe } else { probe.every_one_of(is_routed_here) }
+}
+
+/// Whether this host has a route to the address of a request, so that a twin with its network must have one. Sends nothing.
+fn is_routed_here(request: &str) -> bool {
+    let to = request.strip_prefix("route:").and_then(|address| address.parse::<std::net::SocketAddr>().ok());
+    let any = |to: &std::net::SocketAddr| if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+    to.is_some_and(|to| std::net::UdpSocket::bind(any(&to)).and_then(|socket| socket.connect(to)).is_ok())
 }
 
 fn host_network(probes: &mut Vec<Probe>, ground: &Ground<'_>) {
@@ -449,7 +474,7 @@ fn host_network(probes: &mut Vec<Probe>, ground: &Ground<'_>) {
         let (requests, control) = ground.asks(here, there);
         // A host without IPv6 has nothing to hide there.
         if !requests.is_empty() {
-            probes.push(heard(id, rule, requests, control, &canaries.nonce));
+            probes.push(heard(id, rule, requests, control, &canaries.nonce).every());
         }
     }
     let directory = canaries.directory.to_string_lossy();
@@ -473,18 +498,33 @@ fn each(kind: &str, addresses: &[String], port: Option<u16>) -> Vec<String> {
     addresses.iter().map(|address| format!("{kind}:{}:{port}", shown(address))).collect()
 }
 
-/// A rule that is broken if a canary answers. That somebody else answers at the same address does not count.
+/// A rule that is broken if a canary answers. That somebody is there who does not say what canaries say tells nothing: it may be a
+/// canary that was too slow.
 pub(super) fn heard(id: &'static str, rule: &'static str, requests: Vec<String>, control: Control, nonce: &str) -> Probe {
-    let (asked, nonce) = (requests.clone(), nonce.to_owned());
-    probe(id, rule, requests, control, move |answers| {
-        let heard = |request: &&String| answers.get(*request).is_some_and(|(yes, said)| *yes && said.contains(&nonce));
-        if asked.iter().any(|request| !answers.contains_key(request)) {
+    let (asked, told) = (requests.clone(), Some(nonce.to_owned()));
+    let nonce = nonce.to_owned();
+    let made = probe(id, rule, requests, control, move |answers| {
+        let answered: Vec<_> = asked.iter().filter_map(|request| answers.get(request).map(|answer| (request, answer))).collect();
+        if answered.len() < asked.len() {
             return Finding::Unclear("the probe did not answer".to_owned());
         }
-        let found: Vec<&str> = asked.iter().filter(heard).map(String::as_str).collect();
-        let answered: Vec<_> = asked.iter().filter_map(|request| answers.get(request).map(|answer| (request, answer))).collect();
-        if found.is_empty() { Finding::Holds(summary(&answered)) } else { Finding::Broken(found.join(", ")) }
-    })
+        let (found, others): (Vec<_>, Vec<_>) =
+            answered.iter().filter(|(_, (yes, _))| *yes).partition(|(_, (_, said))| said.contains(&nonce));
+        let shown = |which: Vec<&(&String, &(bool, String))>| {
+            which.iter().map(|(request, _)| request.as_str()).collect::<Vec<_>>().join(", ")
+        };
+        match (found.is_empty(), others.is_empty()) {
+            (false, _) => Finding::Broken(shown(found)),
+            (true, false) => Finding::Unclear(format!("somebody was reached who is no canary: {}", shown(others))),
+            (true, true) => Finding::Holds(summary(&answered)),
+        }
+    });
+    Probe { told, ..made }
+}
+
+/// Whether an answer is that nothing came in time. On a busy host that tells nothing.
+pub(super) fn is_silence(why: &str) -> bool {
+    ["errno 11", "errno 110", "timed out", "no answer in time"].contains(&why)
 }
 
 fn resolver(ground: &Ground<'_>) -> Probe {
@@ -496,5 +536,28 @@ fn resolver(ground: &Ground<'_>) -> Probe {
     let (mut requests, control) = ground.asks(of(&ground.canaries.addresses4, ground.canaries.ports.dns), there);
     // Asked only where there is a resolver to ask, which in a twin would be the host's.
     requests.push(format!("dns:/{name}"));
-    none_of("n.dns", "No resolver answers", requests, control)
+    none_of("n.dns", "No resolver answers", requests, control).every_one_of(|request| !request.starts_with("dns:/"))
+}
+
+#[cfg(test)]
+mod unit {
+    use super::*;
+
+    fn answers(all: &[(&str, bool, &str)]) -> Answers {
+        all.iter().map(|(request, yes, said)| ((*request).to_owned(), (*yes, (*said).to_owned()))).collect()
+    }
+
+    #[test]
+    fn who_is_reached_and_says_nothing_is_no_sign_that_a_rule_holds() {
+        let requests = vec!["tcp:127.0.0.1:9".to_owned(), "unix:/s".to_owned()];
+        let probe = heard("n.tcp", "", requests, Control::Impossible, "NONCE");
+        let judged = |all: &[(&str, bool, &str)]| (probe.judge)(&answers(all));
+        let refused = ("tcp:127.0.0.1:9", false, "errno 111");
+        assert!(matches!(judged(&[refused, ("unix:/s", false, "errno 2")]), Finding::Holds(_)));
+        for said in ["", "silent: errno 11", "something else"] {
+            assert!(matches!(judged(&[refused, ("unix:/s", true, said)]), Finding::Unclear(_)), "{said:?}");
+        }
+        assert!(matches!(judged(&[refused, ("unix:/s", true, "NONCE")]), Finding::Broken(_)));
+        assert!(matches!(judged(&[refused]), Finding::Unclear(_)));
+    }
 }

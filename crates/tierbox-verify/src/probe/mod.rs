@@ -26,7 +26,7 @@ pub use canary::remove_orphans;
 #[cfg(target_os = "linux")]
 pub use confined::{unconfined, verify_confined};
 #[cfg(target_os = "linux")]
-pub use named::is_own_name;
+pub use named::{is_own_name, names_asked};
 #[cfg(target_os = "linux")]
 pub use run::{Twin, Twins, probe_names, verify};
 pub use sabotage::{SABOTAGES, Sabotage, sabotage_table};

@@ -341,7 +341,7 @@ fn shown_by(probe: &Probe, lifted: &Lifted, controls: &Controls) -> Shown {
     let result = |found: bool, detail: String| Some(ControlResult { lifted: lifted.name().to_owned(), found, detail });
     match controls.get(lifted) {
         Some(Ok(answers)) => match (probe.judge)(&with_unasked(probe, answers)) {
-            Finding::Broken(_) if probe.every && !silent(probe, answers).is_empty() => {
+            Finding::Broken(_) if !silent(probe, answers).is_empty() => {
                 (ProbeStatus::Inconclusive, result(false, format!("nothing was found by {}", silent(probe, answers).join(", "))))
             }
             Finding::Broken(detail) => (ProbeStatus::Pass, result(true, detail)),
@@ -374,10 +374,11 @@ fn both((first, one): Shown, (second, other): Shown) -> Shown {
     (status, control)
 }
 
-/// The requests of a probe that found nothing.
+/// The requests that its control needs, and that found nothing there.
 fn silent<'a>(probe: &'a Probe, answers: &Answers) -> Vec<&'a str> {
-    let found = |request: &&String| !answers.get(*request).is_some_and(|(yes, _)| *yes);
-    probe.requests.iter().filter(found).map(String::as_str).collect()
+    let counts = |said: &str| probe.told.as_deref().is_none_or(|told| said.contains(told));
+    let found = |request: &&String| !answers.get(*request).is_some_and(|(yes, said)| *yes && counts(said));
+    probe.needed.iter().filter(found).map(String::as_str).collect()
 }
 
 /// The answers of a twin that was not asked for everything.
@@ -388,4 +389,30 @@ pub(super) fn with_unasked(probe: &Probe, answers: &Answers) -> Answers {
         answers.entry(request.clone()).or_insert((false, "not asked".to_owned()));
     }
     answers
+}
+
+#[cfg(test)]
+mod unit {
+    use super::*;
+    use crate::probe::catalogue::heard;
+
+    /// What is heard on loopback of a twin says nothing about the host's other addresses.
+    #[test]
+    fn a_control_that_misses_one_address_shows_nothing() {
+        let requests = ["tcp:127.0.0.1:9", "tcp:192.0.2.1:9"].map(str::to_owned);
+        let lifted = Lifted::Network;
+        let probe = heard("n.tcp", "", requests.to_vec(), Control::Twin(lifted.clone()), "NONCE").every();
+        let answers = |said: [&str; 2]| -> Answers {
+            let answer = |said: &str| (!said.is_empty(), said.to_owned());
+            requests.iter().cloned().zip(said.map(answer)).collect()
+        };
+        let status = |twin: [&str; 2]| {
+            let controls = Controls::from([(lifted.clone(), Ok(answers(twin)))]);
+            judge(&probe, &answers(["", ""]), &controls, false).status
+        };
+        assert_eq!(status(["NONCE", "NONCE"]), ProbeStatus::Pass);
+        for missed in [["NONCE", ""], ["NONCE", "somebody"], ["", ""]] {
+            assert_eq!(status(missed), ProbeStatus::Inconclusive, "{missed:?}");
+        }
+    }
 }
