@@ -21,6 +21,7 @@ const READY: &[(&str, &str)] = &[
     ("docker", include_str!("../ready/docker.toml")),
     ("docker-web", include_str!("../ready/docker-web.toml")),
     ("ec2", include_str!("../ready/ec2.toml")),
+    ("ec2-closed", include_str!("../ready/ec2-closed.toml")),
     ("ec2-data-science", include_str!("../ready/ec2-data-science.toml")),
     ("ec2-default", include_str!("../ready/ec2-default.toml")),
     ("ec2-development", include_str!("../ready/ec2-development.toml")),

@@ -33,6 +33,35 @@ mod unit {
         }
     }
 
+    /// The tier that a file of profiles/ states, or the one it extends.
+    fn stated(name: &str) -> String {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("ready").join(format!("{name}.toml"));
+        let profile: toml::Table = std::fs::read_to_string(path).unwrap().parse().unwrap();
+        let text = |key: &str| profile.get(key).and_then(|value| value.as_str()).map(str::to_owned);
+        text("tier").unwrap_or_else(|| stated(&text("extends").expect("a tier, or what it extends")))
+    }
+
+    #[test]
+    fn every_ready_profile_has_the_tier_that_readme_says() {
+        let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../../README.md")).unwrap();
+        for listed in World::new().loader().list() {
+            let name = if listed.name.starts_with("ec2-") && listed.name != "ec2-closed" { "ec2-default" } else { &listed.name };
+            let row = format!("| `{name}` | {} |", stated(&listed.name));
+            assert!(readme.contains(&row), "README has no row {row}");
+        }
+        for (name, tier) in [
+            ("docker", "T0.H1.N2"),
+            ("docker-web", "T0.H1.N1"),
+            ("ec2", "T0.H3.N0"),
+            ("ec2-closed", "T0.H3.N2"),
+            ("ec2-default", "T0.H3.N0"),
+            ("remote-container", "T0.H2.N1"),
+            ("vagrant", "T0.H3.N2"),
+        ] {
+            assert_eq!(stated(name), tier, "{name}");
+        }
+    }
+
     #[test]
     fn the_list_holds_them_all() {
         let world = World::new();
@@ -47,6 +76,7 @@ mod unit {
                 "docker",
                 "docker-web",
                 "ec2",
+                "ec2-closed",
                 "ec2-data-science",
                 "ec2-default",
                 "ec2-development",
