@@ -67,9 +67,9 @@ fn handshake(bytes: &[u8]) -> Result<Option<Vec<u8>>, HelloError> {
     let (mut parts, mut length) = (Vec::new(), 0);
     let mut rest = bytes;
     for _ in 0..MOST_RECORDS {
-        let Some((part, whole, after)) = record(rest)? else { return Ok(None) };
-        parts.push(part);
-        length += part.len();
+        let Some(first) = record(rest)? else { return Ok(None) };
+        parts.push(first.part);
+        length += first.part.len();
         let mut start = parts.iter().copied().flatten();
         if start.next().is_some_and(|kind| *kind != CLIENT_HELLO) {
             return Err(HelloError::Malformed);
@@ -83,17 +83,23 @@ fn handshake(bytes: &[u8]) -> Result<Option<Vec<u8>>, HelloError> {
                 return Ok(Some(parts.concat()[4..4 + wanted].to_vec()));
             }
         }
-        if !whole {
+        if !first.is_whole {
             return Ok(None);
         }
-        rest = after;
+        rest = first.rest;
     }
     Err(HelloError::TooLong)
 }
 
-/// What is there of the first record, whether that is all of it, and what follows; `None` if its header is not there yet.
-#[allow(clippy::type_complexity)]
-fn record(bytes: &[u8]) -> Result<Option<(&[u8], bool, &[u8])>, HelloError> {
+/// A record, as far as it came.
+struct Record<'a> {
+    part: &'a [u8],
+    is_whole: bool,
+    rest: &'a [u8],
+}
+
+/// The first record; `None` if its header is not there yet.
+fn record(bytes: &[u8]) -> Result<Option<Record<'_>>, HelloError> {
     // As early as possible: a client of another protocol may wait for an answer.
     if bytes.first().is_some_and(|kind| *kind != HANDSHAKE) || bytes.get(1).is_some_and(|major| *major != 3) {
         return Err(HelloError::NotTls);
@@ -104,7 +110,7 @@ fn record(bytes: &[u8]) -> Result<Option<(&[u8], bool, &[u8])>, HelloError> {
         return Err(HelloError::Malformed);
     }
     let (part, rest) = after.split_at(length.min(after.len()));
-    Ok(Some((part, part.len() == length, rest)))
+    Ok(Some(Record { part, is_whole: part.len() == length, rest }))
 }
 
 /// What is left to read of a message.

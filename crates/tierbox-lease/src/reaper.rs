@@ -45,6 +45,19 @@ pub struct CleanupReport {
 /// # Errors
 /// If the journal cannot be read. Whatever else goes wrong is in the report.
 pub async fn cleanup(journal: &Journal, registry: &Registry, options: CleanupOptions) -> Result<CleanupReport> {
+    cleanup_with(journal, registry, options, &|_| ()).await
+}
+
+/// The same, and `destroyed` is called with each environment that is gone, before its lease and the lease's directory are removed.
+///
+/// # Errors
+/// As [`cleanup`].
+pub async fn cleanup_with(
+    journal: &Journal,
+    registry: &Registry,
+    options: CleanupOptions,
+    destroyed: &(dyn Fn(&Entry) + Sync),
+) -> Result<CleanupReport> {
     journal.sweep_unfinished();
     let listing = journal.list()?;
     let mut report = CleanupReport::default();
@@ -52,12 +65,19 @@ pub async fn cleanup(journal: &Journal, registry: &Registry, options: CleanupOpt
         report.failed.push(format!("{}: {}", file.path.display(), file.problem));
     }
     for entry in listing.entries {
-        clean_one(journal, registry, options, entry, &mut report).await;
+        clean_one(journal, registry, options, entry, &mut report, destroyed).await;
     }
     Ok(report)
 }
 
-async fn clean_one(journal: &Journal, registry: &Registry, options: CleanupOptions, entry: Entry, report: &mut CleanupReport) {
+async fn clean_one(
+    journal: &Journal,
+    registry: &Registry,
+    options: CleanupOptions,
+    entry: Entry,
+    report: &mut CleanupReport,
+    gone: &(dyn Fn(&Entry) + Sync),
+) {
     let id = entry.record.id.clone();
     let standing = entry.standing(SystemTime::now());
     if !options.covers(standing) {
@@ -88,11 +108,14 @@ async fn clean_one(journal: &Journal, registry: &Registry, options: CleanupOptio
             report.failed.extend(done.failed.iter().map(|failed| format!("{id}: {failed}")));
             report.manual.extend(done.manual);
         }
-        Ok(done) => match lease.remove() {
-            Ok(()) if done.removed.is_empty() => report.removed.push(id),
-            Ok(()) => report.removed.push(format!("{id}: {}", done.removed.join(", "))),
-            Err(error) => report.failed.push(format!("{}: {}", lease.id(), error.message())),
-        },
+        Ok(done) => {
+            gone(&entry);
+            match lease.remove() {
+                Ok(()) if done.removed.is_empty() => report.removed.push(id),
+                Ok(()) => report.removed.push(format!("{id}: {}", done.removed.join(", "))),
+                Err(error) => report.failed.push(format!("{}: {}", lease.id(), error.message())),
+            }
+        }
     }
 }
 

@@ -252,7 +252,7 @@ async fn in_environment(mut asked: Asked, op: Op, environment: &str, exec: Optio
             let found = find().await?;
             code::code(asked, found, op, exec.map_or("", String::as_str)).await
         }
-        Op::Verify | Op::Attestation | Op::Log => runs::record(asked, op, environment).await,
+        Op::Verify | Op::Attestation | Op::Log | Op::Decisions => runs::record(asked, op, environment).await,
         _ => files::file(asked, find().await?, op).await,
     }
 }

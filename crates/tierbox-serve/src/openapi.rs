@@ -106,6 +106,10 @@ fn body(about: &str, content: Content) -> Value {
         Content::Entries => {
             json!({ EVENTS: { "schema": { "type": "string", "description": "Entries of the operation log, one a line." } } })
         }
+        Content::Decisions => json!({ EVENTS: { "schema": { "type": "string", "description":
+            "Decisions, oldest first, one a line: `time` in milliseconds since 1970, `sandbox`, `machine` where each has a gateway, `id`, \
+             `protocol` (`dns`, `http`, `tls`, `tcp`), `name`, `address`, `port`, `verdict` (`allowed`, `refused`, `failed`, `ended`), \
+             `rule`, bytes `sent` and `received` in `ended` ones, and `verification` where verification asked." } } }),
         Content::Text => json!({ METRICS: { "schema": { "type": "string" } } }),
     };
     let mut body = json!({ "content": media });

@@ -39,6 +39,7 @@ pub(crate) enum Op {
     Verify,
     Attestation,
     Log,
+    Decisions,
 }
 
 /// What a body is.
@@ -66,6 +67,8 @@ pub(crate) enum Content {
     Lines,
     /// Entries of an operation log, one a line.
     Entries,
+    /// What a gateway decided, one document a line.
+    Decisions,
 }
 
 /// A value in the query.
@@ -124,7 +127,7 @@ macro_rules! route {
     };
 }
 
-use Content::{Bytes, Command, Entries, Frames, Json, Lines, Nothing, Object, Tar, Text, WithBytes};
+use Content::{Bytes, Command, Decisions, Entries, Frames, Json, Lines, Nothing, Object, Tar, Text, WithBytes};
 
 /// All of them.
 pub(crate) static ROUTES: &[Route] = &[
@@ -157,6 +160,7 @@ pub(crate) static ROUTES: &[Route] = &[
     route!(Verify, POST "/v1/environments/{environment}/verify", false, Nothing => Object, [], "Probe from inside, with a control for each probe, whether the tier is what is there"),
     route!(Attestation, GET "/v1/environments/{environment}/attestation", false, Nothing => Object, [], "What was declared, enforced, shown and granted; of an environment that is gone as well, if it was logged"),
     route!(Log, GET "/v1/environments/{environment}/log", false, Nothing => Entries, [param!("after", "integer", "Only entries after the one of this number.")], "The operation log so far; of an environment that is gone as well"),
+    route!(Decisions, GET "/v1/environments/{environment}/decisions", false, Nothing => Decisions, [], "What the gateway of N1 decided so far; of an environment that is gone as well, if it was logged"),
     route!(RunCode, POST "/v1/environments/{environment}/code", true, Json("Code") => Object, [], "Run a code task in the primary machine, and tell what came of it"),
     route!(CodeStatus, GET "/v1/environments/{environment}/code", true, Nothing => Object, [], "How code tasks stand: runtimes, room, sessions"),
     route!(CleanCode, POST "/v1/environments/{environment}/code/cleanup", true, Json("CleanCode") => Object, [], "Remove the directories of old code tasks"),

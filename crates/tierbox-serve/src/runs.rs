@@ -1,8 +1,8 @@
-//! What is known and recorded of an environment: verification, attestation, operation log.
+//! What is known and recorded of an environment: verification, attestation, operation log, decisions of its gateway.
 
 use serde_json::Value;
 use tierbox::verify::Attestation;
-use tierbox::{Error, ErrorKind, Result, Run};
+use tierbox::{Decision, Error, ErrorKind, Result, Run};
 
 use crate::answer::{self, Answer, EVENTS};
 use crate::handler::Asked;
@@ -15,6 +15,14 @@ pub(crate) async fn record(asked: Asked, op: Op, environment: &str) -> Result<An
     match op {
         Op::Verify => answer::json(&shared.find(environment).await?.running().verify().await?),
         Op::Attestation => answer::json(&found(&shared, environment).await?),
+        Op::Decisions => {
+            let mut text = Vec::new();
+            for decision in decisions(&shared, environment).await? {
+                text.extend(answer::line(&decision)?);
+                text.push(b'\n');
+            }
+            Ok(answer::bytes(EVENTS, text))
+        }
         _ => {
             let (after, run) = (asked.query.number("after")?, log(&shared, environment).await?);
             let failed = |error: tokio::task::JoinError| Error::new(ErrorKind::Internal, "read log", error.to_string());
@@ -33,6 +41,14 @@ async fn found(shared: &std::sync::Arc<Shared>, environment: &str) -> Result<Att
         let message = "another process started it, kept no log of it, and could not note its profile, which has secrets in it";
         Error::new(ErrorKind::NotFound, "find attestation", message).with_help("start it with `log` to have its attestation kept")
     })
+}
+
+async fn decisions(shared: &std::sync::Arc<Shared>, environment: &str) -> Result<Vec<Decision>> {
+    match shared.find(environment).await {
+        Ok(found) => found.running().decisions().await,
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(past(shared, environment, error)?.decisions),
+        Err(error) => Err(error),
+    }
 }
 
 async fn log(shared: &std::sync::Arc<Shared>, environment: &str) -> Result<Run> {

@@ -37,7 +37,8 @@ pub fn page(attestation: Option<&Attestation>, records: &[Record], standing: &St
         tier(&mut html, attestation);
     }
     timeline(&mut html, records);
-    network::section(&mut html, records, decisions);
+    let is_named = attestation.is_some_and(|attestation| attestation.tier.ends_with(".N1"));
+    network::section(&mut html, records, decisions, is_named);
     html.push_str("</body></html>\n");
     html
 }
@@ -325,7 +326,9 @@ mod unit {
         let refused = |number: usize| decision(tierbox_core::Verdict::Refused, &format!("r{number}.test"));
         let mut decisions: Vec<Decision> = (0..MOST + 5).map(refused).collect();
         decisions.push(decision(tierbox_core::Verdict::Allowed, "index.test"));
-        let page = page(None, &[], &standing(), &decisions);
+        let closing = json!({"operation": "egress", "arguments": {"decisions": decisions.len()}});
+        let page = page(None, &[Record { seq: 0, value: closing }], &standing(), &decisions);
+        assert!(!page.contains("decided last is not here"));
         let first = page.find("index.test").expect("it is shown");
         assert!(first < page.find("r0.test").unwrap() && page.contains("<p>6 more are in the log.</p>"));
     }
@@ -343,6 +346,11 @@ mod unit {
         let page = page(None, &records, &unfinished, &[full]);
         assert!(page.contains("the end of command <code>e-&lt;i&gt;</code> is not recorded"), "{page}");
         assert!(page.contains("not all that the gateway decided is known: io: gone &lt;b&gt;"), "{page}");
+        assert!(!page.contains("decided last is not here"), "it is said why already");
+        assert!(
+            super::page(None, &[], &standing(), &[decision(tierbox_core::Verdict::Allowed, "a.test")])
+                .contains("decided last is not here")
+        );
         assert!(page.contains(&format!("0Z: {}", Decision::LOG_FULL)), "{page}");
     }
 

@@ -6,11 +6,14 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use tierbox_core::{
-    Backend, Capabilities, Check, DestroyReport, EnvironmentSpec, Error, ErrorKind, Hold, LeaseRecord, Registry, Result,
+    Backend, Capabilities, Check, DestroyReport, EnvironmentSpec, Error, ErrorKind, Hold, LeaseRecord, Network, Registry, Result,
+    Tier,
 };
 use tierbox_lease::{CleanupOptions, CleanupReport, Entry, Foreign, Journal, Standing, StateDir};
 use tierbox_profile::{Loader, Profile};
+use tierbox_verify::OperationLog;
 
+use crate::decided::Decided;
 use crate::memo::Memo;
 use crate::noted::Noted;
 use crate::profiles::{ProfileSource, Profiles};
@@ -18,7 +21,7 @@ use crate::running::{Running, destroy};
 use crate::termination::Termination;
 use crate::{AuditLayer, Run, StartOptions, check, life, runs, start};
 
-/// How long what a gateway decided may take to be read, when its environment is ended.
+/// How long what a gateway decided may take to be read, before its environment is ended.
 const LAST_WORDS: Duration = Duration::from_secs(10);
 
 /// Starts and finds environments. Cheap to clone; clones share everything.
@@ -238,7 +241,7 @@ impl Tierbox {
     /// default machines that are remote or virtual), its probes are carried out again; elsewhere its report says of when they are.
     ///
     /// # Errors
-    /// `NotFound`, naming what there is; `TierRefused` if a probe failed and the profile says `"always"`.
+    /// `NotFound`, naming what there is; `TierRefused` if a probe failed; it then lives on, and `tierbox down` ends it.
     pub async fn attach(&self, id_or_name: &str) -> Result<Running> {
         self.attach_with(id_or_name, false).await
     }
@@ -274,7 +277,7 @@ impl Tierbox {
         let log = runs::reopen(journal, &entry.record.id, &memo, logged)?;
         let (noted, spec) = (Noted::of(journal, &entry.record.id), memo.spec.take());
         let running = Running::new(environment, backend, journal.clone(), None, report, memo, entry.record.expires).logged(log);
-        Ok(running.found_again(noted, spec))
+        Ok(running.found_again(noted, spec).following())
     }
 
     /// A run that was logged ([`StartOptions::log`]), by its environment's id or name, or by its directory. Of several environments
@@ -331,30 +334,40 @@ impl Tierbox {
         let lease = journal.adopt(&entry.record.id)?;
         let record = lease.snapshot();
         let backend = self.inner.registry.get(&record.backend)?;
-        self.keep_decisions(&entry).await;
+        let memo = Memo::from_value(&entry.memo);
+        let log = runs::reopen(journal, &record.id, &memo, false)?;
+        let left = self.left(&record, log.clone())?;
+        // What is about to end is not verified again, and its end does not wait for it.
+        let find = async { if left.is_some() { self.find(&record.id, false).await.ok() } else { None } };
+        let found = tokio::time::timeout(LAST_WORDS, find).await.ok().flatten();
+        let environment = found.as_ref().map(Running::environment);
+        let decided = found.as_ref().and_then(Running::decided).or(left);
+        if let Some(decided) = &decided {
+            // What goes with the environment is read before its end; what cannot be read is told after it.
+            let _ = tokio::time::timeout(LAST_WORDS, decided.catch_up(environment.as_deref())).await;
+        }
         let report = destroy(backend.as_ref(), &record).await?;
+        if let Some(decided) = &decided {
+            decided.finish(environment.as_deref()).await;
+        }
+        drop(found);
         lease.remove()?;
         Termination::forget(journal.state().path(), &record.id);
         tracing::info!(target: "tierbox::op", id = record.id, "down");
-        if let Some(log) = runs::reopen(journal, &record.id, &Memo::from_value(&entry.memo), false)? {
+        if let Some(log) = log {
             life::step(Some(&AuditLayer::new(log.clone(), record.id.as_str())), "stopped");
             log.flush(true)?;
         }
         Ok(report)
     }
 
-    /// Keeps what the gateway of a logged environment decided, if that can still be had: its end does not wait for it.
-    async fn keep_decisions(&self, entry: &Entry) {
-        if !Memo::from_value(&entry.memo).log {
-            return;
-        }
-        let kept = async {
-            // What is about to end is not verified again.
-            if let Ok(running) = self.find(&entry.record.id, false).await {
-                running.keep_decisions().await;
-            }
-        };
-        let _ = tokio::time::timeout(LAST_WORDS, kept).await;
+    /// What brings the decisions that are left of an ended environment into its log; `None` if it had no gateway or no log.
+    fn left(&self, record: &LeaseRecord, log: Option<Arc<OperationLog>>) -> Result<Option<Arc<Decided>>> {
+        let is_named = record.tier.parse::<Tier>().is_ok_and(|tier| tier.network() == Network::N1);
+        let Some(log) = log.filter(|_| is_named) else { return Ok(None) };
+        let lease = self.journal()?.state().environments().join(&record.id);
+        let layer = AuditLayer::new(log.clone(), record.id.as_str());
+        Ok(Some(Decided::new(layer, log, lease, Arc::default())))
     }
 
     /// Changes who keeps a detached environment: prolongs it, or keeps it until a person ends it. By id or name.
@@ -381,9 +394,23 @@ impl Tierbox {
         #[cfg(target_os = "linux")]
         tierbox_verify::remove_orphans();
         let journal = self.journal()?;
-        let report = tierbox_lease::cleanup(journal, &self.inner.registry, options).await?;
+        let report = tierbox_lease::cleanup_with(journal, &self.inner.registry, options, &|entry| self.keep_left(entry)).await?;
         Termination::forget_all_but(journal.state().path(), |id| journal.find(id).is_ok());
         Ok(report)
+    }
+
+    /// Keeps what the gateway of a logged environment had decided whose owner is gone, before its lease is removed.
+    fn keep_left(&self, entry: &Entry) {
+        let keep = || -> Result<()> {
+            let log = runs::reopen(self.journal()?, &entry.record.id, &Memo::from_value(&entry.memo), false)?;
+            if let Some(decided) = self.left(&entry.record, log)? {
+                decided.finish_left();
+            }
+            Ok(())
+        };
+        if let Err(error) = keep() {
+            tracing::warn!(target: "tierbox::op", id = entry.record.id, "its last decisions are not in its log: {}", error.message());
+        }
     }
 
     /// What this host can enforce, by backend.

@@ -54,11 +54,13 @@ mod audited;
 mod check;
 mod client;
 mod confinement;
+mod decided;
 mod gate;
 mod life;
 mod memo;
 mod noted;
 mod options;
+mod probed;
 mod profiles;
 #[cfg(target_os = "linux")]
 mod records;

@@ -12,9 +12,11 @@ use tierbox_core::{
 use tierbox_lease::{Journal, Lease};
 use tierbox_verify::{Attestation, OperationLog, Verification, Verified};
 
+use crate::decided::{Decided, Following};
 use crate::gate::Gate;
 use crate::memo::Memo;
 use crate::noted::Noted;
+use crate::probed::Probed;
 use crate::termination::Termination;
 use crate::traced::Traced;
 use crate::undertaker::{Burial, bury};
@@ -38,14 +40,15 @@ pub struct Running {
     audit: Option<AuditLayer>,
     verified: Option<Verified>,
     /// When verification asked the gateway for something.
-    probed: Arc<std::sync::Mutex<Vec<std::ops::RangeInclusive<SystemTime>>>>,
+    probed: Arc<Probed>,
+    following: Option<Following>,
     /// What it was started from, where that is known.
     spec: Option<Box<EnvironmentSpec>>,
     log: Option<Arc<OperationLog>>,
 }
 
 struct Parts {
-    environment: Box<dyn Environment>,
+    environment: Arc<dyn Environment>,
     backend: Arc<dyn Backend>,
     journal: Journal,
     /// `Some` while this process is who keeps it.
@@ -73,9 +76,10 @@ impl Running {
             audit: None,
             verified: None,
             probed: Arc::default(),
+            following: None,
             spec: None,
             log: None,
-            parts: Some(Parts { environment, backend, journal, lease }),
+            parts: Some(Parts { environment: environment.into(), backend, journal, lease }),
         }
     }
 
@@ -95,9 +99,10 @@ impl Running {
     }
 
     pub(crate) fn started_from(mut self, spec: EnvironmentSpec, log: Option<Arc<OperationLog>>) -> Self {
+        self.probed.asks(&spec.network.allow, self.parts().environment.machines().len());
         self.spec = Some(Box::new(spec));
         self.log = log;
-        self
+        self.following()
     }
 
     /// The same, with the log that was begun where it was started.
@@ -139,31 +144,35 @@ impl Running {
         Ok(())
     }
 
-    /// Keeps what the gateway decided, which would go with the environment.
-    pub(crate) async fn keep_decisions(&self) {
-        let Some(log) = &self.log else { return };
-        let Ok(mut decisions) = self.decisions().await else { return };
-        for decision in &mut decisions {
-            // A secret may have been part of a name that somebody inside asked for.
-            decision.name = log.redact(&decision.name);
-            decision.rule = log.redact(&decision.rule);
-        }
-        if decisions.is_empty() {
-            return;
-        }
-        if let Ok(hash) = runs::write(log.directory(), runs::DECISIONS, &runs::lines(&decisions)) {
-            life::named(self.audit.as_ref(), "egress", &hash);
-        }
+    /// What brings the gateway's decisions into the log; `None` without a gateway or a log.
+    pub(crate) fn decided(&self) -> Option<Arc<Decided>> {
+        let (Some(log), Some(layer)) = (&self.log, &self.audit) else { return None };
+        let lease = self.parts().journal.state().environments().join(&self.id);
+        let decided = || Decided::new(layer.clone(), log.clone(), lease, self.probed.clone());
+        Decided::is_of(&self.report).then(decided)
+    }
+
+    /// The same, whose gateway's decisions are brought into the log from now on.
+    pub(crate) fn following(mut self) -> Self {
+        self.following = self.decided().and_then(|decided| decided.follow(&self.parts().environment));
+        self
+    }
+
+    pub(crate) fn environment(&self) -> Arc<dyn Environment> {
+        self.parts().environment.clone()
     }
 
     pub(crate) fn verified(mut self, verified: Option<Verified>, probed: Option<std::ops::RangeInclusive<SystemTime>>) -> Self {
         self.verified = verified;
-        self.probed = Arc::new(std::sync::Mutex::new(probed.into_iter().collect()));
+        self.probed.add(probed);
         self
     }
 
     /// One that was found again: what its starter noted, and a remark that says whether it was looked at again.
     pub(crate) fn found_again(mut self, noted: Option<Noted>, spec: Option<Box<EnvironmentSpec>>) -> Self {
+        if let Some(spec) = &spec {
+            self.probed.asks(&spec.network.allow, self.parts().environment.machines().len());
+        }
         self.spec = spec;
         self.remark(noted.as_ref().map(|noted| noted.verified.verification.time.as_str()));
         match noted {
@@ -210,11 +219,9 @@ impl Running {
         let verified = Verified { verification, reused: false };
         life::verified(self.audit.as_ref(), Some(&verified));
         self.verified = Some(verified);
-        match refused {
-            // What ran inside may have made a probe fail, and nobody should lose the work there by it, unless that was asked for.
-            Some(error) if asked_for => Err(error.with_help("it still runs; `tierbox down` ends it")),
-            _ => Ok(()),
-        }
+        // Whatever made a probe fail, the tier is not what is there now.
+        let error = refused.map(|error| error.with_help(format!("{} still runs; `tierbox down {}` ends it", self.id, self.id)));
+        error.map_or(Ok(()), Err)
     }
 
     /// What verification found at its start, or at an earlier one of the same configuration; for one that was found again, what is
@@ -238,11 +245,8 @@ impl Running {
         };
         let spec = self.spec.as_deref().ok_or_else(unknown)?;
         let parts = self.parts();
-        let from = SystemTime::now();
-        let found = crate::verification::verify(&parts.backend, &parts.journal, spec, parts.environment.as_ref(), &self.report);
-        let found = found.await;
-        self.probed.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(from..=SystemTime::now());
-        found
+        let _lasting = self.probed.begin();
+        crate::verification::verify(&parts.backend, &parts.journal, spec, parts.environment.as_ref(), &self.report).await
     }
 
     /// Where its operations are recorded, for entries of the harness's own; `None` if they are not.
@@ -372,10 +376,7 @@ impl Running {
     /// What the file system says of the log.
     pub async fn decisions(&self) -> Result<Vec<Decision>> {
         let mut decisions = self.parts().environment.decisions().await?;
-        let probed = self.probed.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
-        for decision in &mut decisions {
-            decision.verification = was_probe(decision, &probed);
-        }
+        self.probed.mark(&mut decisions);
         Ok(decisions)
     }
 
@@ -440,10 +441,13 @@ impl Running {
             Some(lease) => lease.clone(),
             None => Arc::new(parts.journal.adopt(&self.id)?),
         };
-        self.keep_decisions().await;
         if parts.environment.stop().await.is_err() {
             // What it could not end from inside may be ended from outside; if not, this says what is in the way.
             destroy(parts.backend.as_ref(), &lease.snapshot()).await?;
+        }
+        if let Some(decided) = self.decided() {
+            // After its end, when all is written, and before its files go with the lease.
+            decided.finish(Some(parts.environment.as_ref())).await;
         }
         lease.remove()?;
         Termination::forget(parts.journal.state().path(), &self.id);
@@ -480,9 +484,7 @@ impl Running {
         let parts = self.parts.as_mut().expect("parts are there until `stop`");
         if let Some(lease) = &parts.lease {
             if let Some(verified) = &self.verified {
-                let probed = self.probed.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-                let probed = probed.first().map(|range| (*range.start(), *range.end()));
-                Noted { verified: verified.clone(), probed }.keep(lease.as_ref())?;
+                Noted { verified: verified.clone(), probed: self.probed.first() }.keep(lease.as_ref())?;
             }
             // In this order: between the two steps a crash leaves a lease that the next clean-up removes.
             parts.environment.detach().await?;
@@ -502,18 +504,6 @@ impl Running {
 
 /// How a remark begins that says what is known of an environment that was found again.
 const FOUND_AGAIN: &str = "found again";
-
-/// Whether verification asked for something: it has names of its own, and asks for the profile's only while it is under way.
-fn was_probe(decision: &Decision, probed: &[std::ops::RangeInclusive<SystemTime>]) -> bool {
-    // Records have milliseconds.
-    let brief = Duration::from_millis(1);
-    let meanwhile = || probed.iter().any(|range| (*range.start() - brief..=*range.end() + brief).contains(&decision.time));
-    #[cfg(target_os = "linux")]
-    let own = tierbox_verify::is_own_name(&decision.name);
-    #[cfg(not(target_os = "linux"))]
-    let own = false;
-    (own || decision.protocol == tierbox_core::Protocol::Dns) && meanwhile()
-}
 
 /// Has a backend remove what a lease names.
 pub(crate) async fn destroy(backend: &dyn Backend, record: &LeaseRecord) -> Result<tierbox_core::DestroyReport> {
@@ -546,9 +536,10 @@ impl std::fmt::Debug for Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
+        let decided = self.parts.is_some().then(|| self.decided()).flatten();
         if let Some(Parts { environment, backend, lease: Some(lease), .. }) = self.parts.take() {
             life::step(self.audit.as_ref(), "dropped");
-            bury(Burial { backend, lease, environment: Some(environment) });
+            bury(Burial { backend, lease, environment: Some(environment), decided });
         }
     }
 }

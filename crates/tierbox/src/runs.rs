@@ -1,15 +1,16 @@
-//! The directories of runs: operation log, attestation, decisions of the gateway.
+//! The directories of runs: operation log and attestation.
 
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use tierbox_core::{Audit, AuditEntry, AuditSpill, Decision, EnvironmentSpec, Error, ErrorKind, Result, Secrets};
+use tierbox_core::{Audit, AuditEntry, AuditSpill, Decision, EnvironmentSpec, Error, ErrorKind, Hold, Network, Result, Secrets};
 use tierbox_lease::{Journal, check_id, remove_tree};
 use tierbox_verify::log::{Against, Problem, Standing, check_against};
 use tierbox_verify::{LogLimits, OperationLog, digest};
 
+use crate::decided::decision_in;
 use crate::life;
 use crate::memo::Memo;
 
@@ -23,8 +24,6 @@ const KEPT: usize = 200;
 const LOG: &str = "log.jsonl";
 /// The attestation's name.
 pub(crate) const ATTESTATION: &str = "attestation.json";
-/// The name of the gateway's decisions.
-pub(crate) const DECISIONS: &str = "egress.jsonl";
 
 /// The directory of a run, by its environment's id.
 pub(crate) fn directory(state: &Path, id: &str) -> Result<PathBuf> {
@@ -100,21 +99,16 @@ pub(crate) fn write(directory: &Path, name: &str, contents: &[u8]) -> Result<Str
     Ok(digest(contents))
 }
 
-/// Decisions as lines of JSON.
-pub(crate) fn lines(decisions: &[Decision]) -> Vec<u8> {
-    let mut lines = Vec::new();
-    for decision in decisions {
-        lines.extend(serde_json::to_vec(decision).unwrap_or_default());
-        lines.push(b'\n');
-    }
-    lines
-}
-
 /// The hash of the profile as resolved, without what is another for each start. Values that may be secrets do not count.
 pub(crate) fn profile_hash(spec: &EnvironmentSpec) -> String {
     let mut shape = serde_json::to_value(spec).unwrap_or_default();
     if let Some(shape) = shape.as_object_mut() {
-        shape.remove("hold");
+        // Who keeps it is another thing each time, but a gateway in a process of its own is another gateway.
+        let hold = shape.remove("hold");
+        if spec.tier.network() == Network::N1 {
+            let is_here = hold == serde_json::to_value(Hold::Process).ok();
+            shape.insert("gateway".to_owned(), (if is_here { "of the harness" } else { "a process" }).into());
+        }
         shape.remove("files");
         let names: Vec<&String> = spec.env.keys().collect();
         shape.insert("env".to_owned(), serde_json::json!(names));
@@ -171,17 +165,15 @@ pub struct Run {
     pub directory: PathBuf,
     /// What was attested at its start; `None` if it never got so far.
     pub attestation: Option<tierbox_verify::Attestation>,
-    /// What its gateway decided; empty without one, and while it runs.
+    /// What its gateway decided, as far as the log has it: all of it when it has ended, and all but the last seconds while it runs.
     pub decisions: Vec<Decision>,
     /// Whether its attestation is the one that its log names.
     pub attestation_matches: bool,
-    /// Whether the decisions are those that its log names.
-    pub decisions_match: bool,
 }
 
 impl Run {
-    /// Checks the run: every line of its log against the one before, every file against its line, the attestation and the gateway's
-    /// decisions among them, and its end against where its writers noted it. `noted` is the hash of a line that somebody wrote down, which must still be there.
+    /// Checks the run: every line of its log against the one before, every file against its line, the attestation among
+    /// them, and its end against where its writers noted it. `noted` is the hash of a line that somebody wrote down, which must still be there.
     ///
     /// # Errors
     /// What the file system says. What is wrong with the log is in the result.
@@ -189,9 +181,8 @@ impl Run {
         let directory = self.directory.canonicalize().unwrap_or_else(|_| self.directory.clone());
         let kept = note(&directory);
         let mut standing = check_against(&directory, Against { kept: kept.as_deref(), noted })?;
-        let beside = [("attestation is", self.attestation_matches), ("gateway's decisions are", self.decisions_match)];
-        for (what, _) in beside.into_iter().filter(|(_, matches)| !matches) {
-            standing.problems.push(Problem { line: 0, what: format!("the {what} not what the log names") });
+        if !self.attestation_matches {
+            standing.problems.push(Problem { line: 0, what: "the attestation is not what the log names".to_owned() });
         }
         Ok(standing)
     }
@@ -204,22 +195,32 @@ impl Run {
         }
         // Which line cannot be read, the check tells.
         let records = tierbox_verify::log::read_readable(&directory)?;
-        let named = |step: &str| {
-            records.iter().rev().find_map(|record| {
-                let value = &record.value["arguments"];
-                let is_it = record.value["operation"] == "lifecycle" && value["step"] == step;
-                is_it.then(|| value["sha256"].as_str().map(str::to_owned))?
-            })
-        };
+        let named = records.iter().rev().find_map(|record| {
+            let value = &record.value["arguments"];
+            let is_it = record.value["operation"] == "lifecycle" && value["step"] == "attestation";
+            is_it.then(|| value["sha256"].as_str().map(str::to_owned))?
+        });
         let text = beside(&directory, ATTESTATION);
-        let decided = beside(&directory, DECISIONS);
-        let lines = decided.as_deref().map(String::from_utf8_lossy).unwrap_or_default();
         Ok(Self {
             attestation: text.as_deref().and_then(|text| serde_json::from_slice(text).ok()),
-            decisions: lines.lines().filter_map(|line| serde_json::from_str(line).ok()).collect(),
-            attestation_matches: text.as_deref().map(digest) == named("attestation"),
-            decisions_match: decided.as_deref().map(digest) == named("egress"),
+            decisions: records.iter().filter_map(|record| decision_in(&record.value)).collect(),
+            attestation_matches: text.as_deref().map(digest) == named,
             directory,
         })
+    }
+}
+
+#[cfg(test)]
+mod unit {
+    use super::*;
+
+    #[test]
+    fn a_gateway_in_another_process_is_another_configuration() {
+        let of =
+            |tier: &str, hold: Hold| profile_hash(&EnvironmentSpec { hold, ..EnvironmentSpec::new("b", tier.parse().unwrap()) });
+        assert_ne!(of("T0.H1.N1", Hold::Process), of("T0.H1.N1", Hold::Kept));
+        let later = Hold::Until(std::time::SystemTime::UNIX_EPOCH);
+        assert_eq!(of("T0.H1.N1", later), of("T0.H1.N1", Hold::Kept));
+        assert_eq!(of("T0.H1.N2", Hold::Process), of("T0.H1.N2", Hold::Kept));
     }
 }

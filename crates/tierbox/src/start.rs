@@ -195,7 +195,7 @@ impl Attempt {
 
     fn burial(&mut self) -> Option<Burial> {
         let backend = self.backend.take()?;
-        Some(Burial { backend, lease: self.lease.clone(), environment: self.environment.take() })
+        Some(Burial { backend, lease: self.lease.clone(), environment: self.environment.take().map(Into::into), decided: None })
     }
 }
 

@@ -12,11 +12,15 @@ use tierbox_lease::Lease;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::{oneshot, watch};
 
+use crate::decided::Decided;
+
 /// Something to end.
 pub(crate) struct Burial {
     pub backend: Arc<dyn Backend>,
     pub lease: Arc<Lease>,
-    pub environment: Option<Box<dyn Environment>>,
+    pub environment: Option<Arc<dyn Environment>>,
+    /// What brings the last decisions of its gateway into its log.
+    pub decided: Option<Arc<Decided>>,
 }
 
 impl Burial {
@@ -30,12 +34,16 @@ impl Burial {
 
     /// Stops and destroys it, and removes its lease if nothing of it is left.
     async fn end(self) {
-        if let Some(environment) = self.environment {
+        if let Some(environment) = &self.environment {
             // What this leaves, `destroy` finds through the lease.
             let _ = environment.stop().await;
         }
         let record = self.lease.snapshot();
-        let left = match self.backend.destroy(&record).await {
+        let destroyed = self.backend.destroy(&record).await;
+        if let Some(decided) = &self.decided {
+            decided.finish(self.environment.as_deref()).await;
+        }
+        let left = match destroyed {
             Ok(report) if report.failed.is_empty() => match self.lease.remove() {
                 Ok(()) => return,
                 Err(error) => error.message().to_owned(),

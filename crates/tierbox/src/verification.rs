@@ -106,13 +106,13 @@ impl Twins for Siblings {
         let lease = Arc::new(
             self.journal.create(NewLease { twin: true, ..NewLease::new(&spec.backend, profile, spec.tier.to_string()) })?,
         );
-        let burial = Burial { backend: self.backend.clone(), lease: lease.clone(), environment: None };
+        let burial = Burial { backend: self.backend.clone(), lease: lease.clone(), environment: None, decided: None };
         let mut sibling = Sibling { burial: Mutex::new(Some(burial)), sandbox: None, _awaited: Awaited::new() };
         match self.backend.twin(spec, lifted, lease).await {
             Ok(environment) => {
                 sibling.sandbox = Some(environment.primary());
                 if let Some(burial) = sibling.burial().as_mut() {
-                    burial.environment = Some(environment);
+                    burial.environment = Some(environment.into());
                 }
                 Ok(Box::new(sibling))
             }

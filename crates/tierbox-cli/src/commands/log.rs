@@ -21,7 +21,7 @@ pub(crate) fn verify(context: &Context, run: &str, noted: Option<&str>) -> Resul
         output::json(&json!({
             "intact": intact, "lines": standing.head.lines, "hash": standing.head.hash, "torn_bytes": standing.torn,
             "ended": standing.ended, "unfinished": standing.unfinished, "files": standing.references,
-            "attestation_matches": run.attestation_matches, "decisions_match": run.decisions_match, "problems": problems,
+            "attestation_matches": run.attestation_matches, "problems": problems,
         }));
     } else {
         show(&standing);

@@ -89,7 +89,7 @@ impl Chain {
         done
     }
 
-    /// Appends lines, all or none. `make` is told the number of each.
+    /// Appends lines, all or none, and takes them out of `entries` if they are there. `make` is told the number of each.
     pub(super) fn append<E>(
         &mut self,
         entries: &mut Vec<E>,
@@ -102,10 +102,20 @@ impl Chain {
                 let fields = make(entry, head.lines)?;
                 link(&mut lines, &mut head, fields);
             }
-            chain.write(&lines, head)
-        })?;
-        entries.clear();
-        Ok(())
+            let end = head.clone();
+            let done = chain.write(&lines, head);
+            if chain.head == end {
+                // They are there, even where that could not be noted.
+                entries.clear();
+            }
+            done
+        })
+    }
+
+    /// Writes to another file from now on.
+    #[cfg(test)]
+    pub(super) fn divert(&mut self, file: File) -> File {
+        std::mem::replace(&mut self.file, file)
     }
 
     fn write(&mut self, lines: &[u8], head: Head) -> std::io::Result<()> {

@@ -15,7 +15,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use serde_json::json;
-use tierbox_core::{Audit, AuditEntry, AuditSpill, Error, ErrorKind, Result, Secrets};
+use tierbox_core::{Audit, AuditEntry, AuditOperation, AuditSpill, Error, ErrorKind, Principal, Result, Secrets};
 
 pub use check::{Against, Problem, Record, Standing, check, check_against, first, read, read_readable};
 pub use file::Head;
@@ -67,6 +67,8 @@ struct Queue {
     writing: bool,
     over: bool,
     broken: Option<Error>,
+    /// Entries for which there was no room in memory while nothing could be written.
+    lost: u64,
     head: Head,
     sync: bool,
 }
@@ -113,12 +115,21 @@ impl OperationLog {
             writing: false,
             over: false,
             broken: None,
+            lost: 0,
             head: chain.head().clone(),
             sync: false,
         };
         let shared = Arc::new(Shared { queue: Mutex::new(queue), filled: Condvar::new(), drained: Condvar::new() });
         let known = secrets.clone();
-        let writer = Writer { shared: shared.clone(), chain, secrets, limits, outputs: directory.join(OUTPUTS), written: 0 };
+        let writer = Writer {
+            shared: shared.clone(),
+            chain,
+            secrets,
+            limits,
+            outputs: directory.join(OUTPUTS),
+            written: 0,
+            unwritten: Vec::new(),
+        };
         let builder = std::thread::Builder::new().name("tierbox-log".into());
         let thread = builder.spawn(move || writer.run()).map_err(failed)?;
         let room = Room::of(limits.long, &directory.join(OUTPUTS));
@@ -131,14 +142,6 @@ impl OperationLog {
     pub fn withholding(mut self) -> Self {
         self.withholds = true;
         self
-    }
-
-    /// A text as it may stand in a file beside the log: its secrets are masked, or all of it where they are not known.
-    pub fn redact(&self, text: &str) -> String {
-        if self.withholds {
-            return "withheld".to_owned();
-        }
-        self.secrets.redact_text(text).into_owned()
     }
 
     /// The directory of the run.
@@ -167,7 +170,11 @@ impl OperationLog {
 impl Audit for OperationLog {
     fn record(&self, mut entry: AuditEntry) {
         if self.withholds {
-            entry.arguments.values_mut().for_each(|value| *value = "withheld".into());
+            let is_decision = entry.operation == AuditOperation::Egress;
+            // Of what a gateway decided, a name alone may hold what somebody inside chose.
+            let hides = |key: &str| !is_decision || matches!(key, "name" | "rule");
+            let hidden = entry.arguments.iter_mut().filter(|(key, _)| hides(key));
+            hidden.for_each(|(_, value)| *value = "withheld".into());
             entry.data.iter_mut().for_each(|data| data.kept = Default::default());
             if let tierbox_core::AuditOutcome::Failed { message, .. } = &mut entry.outcome {
                 *message = "withheld".to_owned();
@@ -179,9 +186,10 @@ impl Audit for OperationLog {
             queue = self.shared.drained.wait(queue).unwrap_or_else(PoisonError::into_inner);
         }
         if queue.broken.is_some() && queue.bytes > WAITING {
+            queue.lost += 1;
             return;
         }
-        queue.bytes += entry.data.iter().map(|data| data.kept.len()).sum::<usize>() + 512;
+        queue.bytes += size(&entry);
         queue.entries.push(entry);
         self.shared.filled.notify_one();
     }
@@ -221,6 +229,11 @@ fn same(error: &Error) -> Error {
     again.with_help("nothing is done in a sandbox whose operations cannot be recorded: make room, and start it anew")
 }
 
+/// About how much memory an entry takes.
+fn size(entry: &AuditEntry) -> usize {
+    entry.data.iter().map(|data| data.kept.len()).sum::<usize>() + 512
+}
+
 struct Writer {
     shared: Arc<Shared>,
     chain: Chain,
@@ -229,6 +242,8 @@ struct Writer {
     outputs: PathBuf,
     /// Bytes of outputs that this process wrote.
     written: u64,
+    /// What could not be written, for the next try: later entries must not be chained where these belong.
+    unwritten: Vec<AuditEntry>,
 }
 
 impl Writer {
@@ -238,23 +253,43 @@ impl Writer {
             while queue.entries.is_empty() && !queue.over && !queue.sync {
                 queue = self.shared.filled.wait(queue).unwrap_or_else(PoisonError::into_inner);
             }
-            if queue.entries.is_empty() && queue.over {
+            let is_last = queue.entries.is_empty() && queue.over;
+            if is_last && self.unwritten.is_empty() {
                 return;
             }
-            let mut entries = std::mem::take(&mut queue.entries);
+            let entries = std::mem::take(&mut queue.entries);
             let sync = std::mem::take(&mut queue.sync);
+            let lost = std::mem::take(&mut queue.lost);
             queue.bytes = 0;
             queue.writing = true;
             drop(queue);
-            let done = self.write(&mut entries, sync);
+            let done = self.turn(entries, lost, sync);
             let mut queue = self.shared.lock();
             queue.writing = false;
             queue.head = self.chain.head().clone();
+            queue.bytes += self.unwritten.iter().map(size).sum::<usize>();
             if let Err(error) = done {
                 queue.broken.get_or_insert(error);
             }
             self.shared.drained.notify_all();
+            if is_last {
+                return;
+            }
         }
+    }
+
+    /// Writes what could not be written before and what came since, and how many entries there was no room for.
+    fn turn(&mut self, entries: Vec<AuditEntry>, lost: u64, sync: bool) -> Result<()> {
+        let mut all = std::mem::take(&mut self.unwritten);
+        all.extend(entries);
+        if lost > 0 {
+            let environment = all.last().map_or_else(String::new, |entry| entry.environment.clone());
+            let entry = AuditEntry::new(environment, Principal::Tierbox, AuditOperation::Lifecycle);
+            all.push(entry.argument("step", "entries-lost").argument("entries", lost));
+        }
+        let done = self.write(&mut all, sync);
+        self.unwritten = all;
+        done
     }
 
     fn write(&mut self, entries: &mut Vec<AuditEntry>, sync: bool) -> Result<()> {

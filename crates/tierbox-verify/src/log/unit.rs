@@ -270,3 +270,44 @@ fn long_streams_have_so_much_room_and_end_nothing() {
     // A process that does not know the secrets keeps nothing.
     assert!(with_secret(directory.path(), 5000).withholding().spill("stdout").is_none());
 }
+
+/// A disk that is full for a while: what could not be written comes before what is written later, and what was not kept is counted.
+#[test]
+fn a_write_that_failed_is_made_up_for() {
+    let directory = tempfile::tempdir().unwrap();
+    drop(open(directory.path()));
+    let queue = Queue {
+        entries: Vec::new(),
+        bytes: 0,
+        writing: false,
+        over: false,
+        broken: None,
+        lost: 0,
+        head: Head { lines: 0, hash: String::new() },
+        sync: false,
+    };
+    let shared = Arc::new(Shared { queue: Mutex::new(queue), filled: Condvar::new(), drained: Condvar::new() });
+    let mut writer = Writer {
+        shared,
+        chain: Chain::open(directory.path(), None).unwrap(),
+        secrets: Secrets::new(),
+        limits: LogLimits::default(),
+        outputs: directory.path().join(OUTPUTS),
+        written: 0,
+        unwritten: Vec::new(),
+    };
+    // Of which nothing can be written.
+    let readable = std::fs::File::open(directory.path().join(NAME)).unwrap();
+    let good = writer.chain.divert(readable);
+    assert!(writer.turn(vec![entry("a"), entry("b")], 0, false).is_err());
+    assert!(writer.turn(vec![entry("c")], 0, false).is_err());
+    writer.chain.divert(good);
+    writer.turn(vec![entry("d")], 7, false).unwrap();
+    assert!(writer.unwritten.is_empty());
+    let records = read(directory.path()).unwrap();
+    let argv = |record: &Record| record.value["arguments"]["argv"][0].as_str().map(str::to_owned);
+    assert_eq!(records.iter().filter_map(argv).collect::<Vec<_>>(), ["a", "b", "c", "d"]);
+    let last = &records.last().unwrap().value["arguments"];
+    assert_eq!((&last["step"], &last["entries"]), (&"entries-lost".into(), &7.into()));
+    assert!(check(directory.path()).unwrap().is_intact());
+}

@@ -7,17 +7,23 @@ use tierbox_core::{Decision, Verdict};
 use super::{MOST, escape, more, outcome, table};
 use crate::log::Record;
 
-/// The part of the page; none without a gateway.
-pub(super) fn section(html: &mut String, records: &[Record], decisions: &[Decision]) {
+/// The part of the page; none without a gateway. `is_named` is whether the environment was to have one.
+pub(super) fn section(html: &mut String, records: &[Record], decisions: &[Decision], is_named: bool) {
     let unknown: Vec<String> = records
         .iter()
         .filter(|record| record.value["operation"] == "egress" && record.value["outcome"]["status"] == "failed")
         .map(|record| outcome(&record.value["outcome"]).0)
         .collect();
-    if decisions.is_empty() && unknown.is_empty() {
+    if decisions.is_empty() && unknown.is_empty() && !is_named {
         return;
     }
     html.push_str("<h2>Network</h2>");
+    let is_closed = |record: &Record| record.value["operation"] == "egress" && record.value["arguments"]["decisions"].is_u64();
+    if unknown.is_empty() && !records.iter().any(is_closed) {
+        html.push_str(
+            "<p class=\"open\">what the gateway decided last is not here: the environment runs, or its end was cut off</p>",
+        );
+    }
     for why in unknown {
         let _ = write!(html, "<p class=\"bad\">not all that the gateway decided is known: {}</p>", escape(&why));
     }

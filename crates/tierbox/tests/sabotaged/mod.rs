@@ -24,6 +24,8 @@ pub enum Harm {
     Unconfined,
     /// Another twin is made in place of one, or none at all.
     Twins(fn(&Lifted) -> Result<Lifted>),
+    /// What is found again claims to be a virtual machine.
+    FoundAnother,
     /// The siblings' gateways list other names than they are told.
     Siblings(fn(Vec<CanaryName>) -> Vec<CanaryName>),
 }
@@ -69,7 +71,7 @@ impl Backend for Sabotaged {
                 spec.network.allow = names.iter().map(|name| (*name).to_owned()).collect();
                 self.honest.start(&spec, lease.clone(), progress).await?
             }
-            Harm::Siblings(_) | Harm::Twins(_) | Harm::Beside(_) | Harm::Unconfined => {
+            Harm::Siblings(_) | Harm::Twins(_) | Harm::Beside(_) | Harm::Unconfined | Harm::FoundAnother => {
                 self.honest.start(spec, lease.clone(), progress).await?
             }
         };
@@ -92,7 +94,13 @@ impl Backend for Sabotaged {
         self.honest.twin(spec, &lifted, lease).await
     }
     async fn attach(&self, lease: &LeaseRecord) -> Result<Box<dyn Environment>> {
-        self.honest.attach(lease).await
+        let inner = self.honest.attach(lease).await?;
+        if !matches!(self.harm, Harm::FoundAnother) {
+            return Ok(inner);
+        }
+        let mut report = inner.report().clone();
+        report.tier = "T0.H3.N2".parse()?;
+        Ok(Box::new(Lying { inner, beside: None, report, unconfined: false }))
     }
     async fn is_alive(&self, lease: &LeaseRecord) -> bool {
         self.honest.is_alive(lease).await
