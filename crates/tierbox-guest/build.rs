@@ -15,6 +15,9 @@ mod embed {
 
     use sha2::{Digest, Sha256};
 
+    /// Cargo puts this file into every package that it makes.
+    const PACKED: &str = "Cargo.toml.orig";
+
     pub fn main() {
         println!("cargo::rerun-if-env-changed=TIERBOX_SUPERVISOR");
         println!("cargo::rerun-if-env-changed=DOCS_RS");
@@ -54,19 +57,29 @@ mod embed {
         constants(&format!("Some(include_bytes!({:?}))", program.display().to_string()), &format!("Some({hash:?})"))
     }
 
+    /// Where the supervisor's sources are. In a checkout they lie beside this package; what the dependency tells may come from another
+    /// checkout that shares the target directory, since cargo does not run its build again for that.
+    fn source() -> PathBuf {
+        println!("cargo::rerun-if-env-changed=DEP_TIERBOX_SUPERVISOR_SOURCE");
+        let own = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets CARGO_MANIFEST_DIR"));
+        let sibling = own.with_file_name("tierbox-supervisor");
+        if !own.join(PACKED).is_file() && sibling.join("Cargo.toml").is_file() {
+            return sibling;
+        }
+        PathBuf::from(env::var_os("DEP_TIERBOX_SUPERVISOR_SOURCE").expect("tierbox-supervisor tells where it is"))
+    }
+
     /// The supervisor's manifest, in the sources of the package `tierbox-supervisor` that this build depends on.
     ///
     /// In a checkout these are part of the workspace, whose lock file counts. A published package has a lock file of its own,
     /// and is built from a copy: it must belong to no workspace, and vendored sources lie in the one that vendors them.
     fn manifest(out: &Path) -> PathBuf {
-        println!("cargo::rerun-if-env-changed=DEP_TIERBOX_SUPERVISOR_SOURCE");
-        let source = PathBuf::from(env::var_os("DEP_TIERBOX_SUPERVISOR_SOURCE").expect("tierbox-supervisor tells where it is"));
+        let source = source();
         let lock = source.ancestors().map(|dir| dir.join("Cargo.lock")).find(|path| path.is_file());
         for watched in [source.join("Cargo.toml"), source.join("src")].into_iter().chain(lock) {
             println!("cargo::rerun-if-changed={}", watched.display());
         }
-        // Cargo puts this file into every package that it makes.
-        if !source.join("Cargo.toml.orig").is_file() {
+        if !source.join(PACKED).is_file() {
             return source.join("Cargo.toml");
         }
         let copy = out.join("supervisor-package");
