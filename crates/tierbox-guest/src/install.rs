@@ -184,7 +184,7 @@ pub fn parse(printed: &[u8]) -> Result<Installed> {
     if let Some(reason) = find(&text, "refused") {
         return Err(refused(reason, find(&text, "arch").unwrap_or_default()));
     }
-    let Facts { root, user, path, lang } = facts(&text)?;
+    let Facts { root, user, path, lang, .. } = facts(&text)?;
     let dir = find(&text, "dir").filter(|dir| dir.starts_with('/') && is_plain(dir));
     let dir = dir.ok_or_else(|| odd("names no directory"))?.to_owned();
     Ok(Installed { dir, root, user, path, lang })
@@ -210,7 +210,10 @@ pub(crate) struct Facts {
     /// Whether scripts run as root.
     pub(crate) root: bool,
     pub(crate) user: Account,
+    /// The `PATH` of that user.
     pub(crate) path: String,
+    /// The `PATH` of root.
+    pub(crate) path_of_root: String,
     pub(crate) lang: Option<String>,
 }
 
@@ -238,12 +241,16 @@ pub(crate) fn facts(text: &str) -> Result<Facts> {
         let message = "another default user than the one who logs in needs root in the machine";
         return Err(Error::new(ErrorKind::InvalidInput, "look at machine", message));
     }
-    let path = find("environment").or_else(|| find(if user.uid == 0 { "ENV_SUPATH" } else { "ENV_PATH" }));
     let unquoted = |text: &str| text.trim().trim_matches('"').to_owned();
+    let path = |key: &str| {
+        let told = find("environment").or_else(|| find(key)).map(unquoted);
+        told.filter(|path| !path.is_empty()).unwrap_or_else(|| PATH.to_owned())
+    };
     Ok(Facts {
         root: uid == 0,
+        path: path(if user.uid == 0 { "ENV_SUPATH" } else { "ENV_PATH" }),
+        path_of_root: path("ENV_SUPATH"),
         user,
-        path: path.map(unquoted).filter(|path| !path.is_empty()).unwrap_or_else(|| PATH.to_owned()),
         lang: find("lang").map(unquoted).filter(|lang| !lang.is_empty()),
     })
 }

@@ -44,6 +44,11 @@ impl Caller {
         self.closed.load(Ordering::Relaxed)
     }
 
+    /// Whether there is nobody who could still be asked.
+    pub(super) fn is_over(&self) -> bool {
+        self.is_closed() || self.transport.is_gone()
+    }
+
     /// How much of a file or an output is moved at once.
     pub(super) fn piece(&self) -> usize {
         (self.limits.output - 1024).min(8 << 20) / 1024 * 1024

@@ -66,7 +66,7 @@ pub(super) struct Yard {
     pub(super) base: String,
     /// The cgroup of all its commands.
     group: Option<String>,
-    spent: Mutex<VecDeque<String>>,
+    spent: Mutex<VecDeque<ExecId>>,
 }
 
 impl Yard {
@@ -89,9 +89,11 @@ impl Yard {
         if spent.len() < 2 * SPENT {
             return String::new();
         }
-        let names: Vec<String> = spent.drain(..SPENT).collect();
-        let groups = self.group.as_ref().map(|group| format!("; cd {group} && rmdir */")).unwrap_or_default();
-        format!("( cd {} && rm -rf {}{groups} ) </dev/null >/dev/null 2>&1 &\n", self.base, names.join(" "))
+        let ids: Vec<String> = spent.drain(..SPENT).map(|id| id.to_string()).collect();
+        let files: Vec<String> = ids.iter().map(|id| format!("{id} {id}.s {id}.in")).collect();
+        // No others': the cgroup of a command that is about to start is empty, too.
+        let groups = self.group.as_ref().map(|group| format!("; cd {group} && rmdir {}", ids.join(" "))).unwrap_or_default();
+        format!("( cd {} && rm -rf {}{groups} ) </dev/null >/dev/null 2>&1 &\n", self.base, files.join(" "))
     }
 
     fn script(&self, order: &Order) -> String {
@@ -157,7 +159,7 @@ impl Yard {
             let run = self.caller.run_here(run, "exec").await;
             let end = run.and_then(|output| self.read(&output));
             match end {
-                Err(error) if error.kind() == ErrorKind::Lost && left > 0 && !self.caller.is_closed() => left -= 1,
+                Err(error) if error.kind() == ErrorKind::Lost && left > 0 && !self.caller.is_over() => left -= 1,
                 end => return end,
             }
             tokio::time::sleep(pause).await;
@@ -192,8 +194,7 @@ impl Yard {
     }
 
     fn is_over(&self, id: ExecId) {
-        let mut spent = lock(&self.spent);
-        spent.push_back(format!("{id} {id}.s {id}.in"));
+        lock(&self.spent).push_back(id);
     }
 
     /// Ends a command. Does not wait, and needs no runtime of the caller's.
@@ -207,7 +208,7 @@ impl Yard {
                 for _ in 0..3 {
                     let run = PlainRun::new(script.clone(), Bytes::new(), Duration::from_secs(60)).urgent();
                     let done = caller.run_here(run, "kill").await;
-                    if done.is_ok() || caller.is_closed() {
+                    if done.is_ok() || caller.is_over() {
                         break;
                     }
                 }

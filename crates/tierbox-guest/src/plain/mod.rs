@@ -218,6 +218,11 @@ pub trait PlainTransport: Send + Sync {
     /// not; it is then tried again a few times. `TooLarge` for more output than [`PlainLimits::output`].
     async fn run(&self, run: PlainRun) -> Result<PlainOutput>;
 
+    /// Whether the machine is known to be gone, so that nobody need ask once more what became of a command.
+    fn is_gone(&self) -> bool {
+        false
+    }
+
     /// Kills everything that came of a command, however it detached itself. Called before its end is told, where nothing of it may
     /// be left: it was killed, or lost, or its leftovers are not wanted. By default nothing is done beyond what the scripts do, which
     /// is [`KillDomain::Session`]; a transport that holds processes together lets its backend declare more.

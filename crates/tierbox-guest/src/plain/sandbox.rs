@@ -214,7 +214,8 @@ impl PlainSandbox {
         if !request.env_clear {
             let facts = &self.machine.facts;
             let lang = facts.lang.as_deref().unwrap_or("C.UTF-8");
-            let base = [("PATH", facts.path.as_str()), ("LANG", lang)];
+            let path = if user.uid == 0 { &facts.path_of_root } else { &facts.path };
+            let base = [("PATH", path.as_str()), ("LANG", lang)];
             let own = [("HOME", &user.home), ("USER", &user.name), ("LOGNAME", &user.name), ("SHELL", &user.shell)];
             let text = |text: &str| text.as_bytes().to_vec();
             all.extend(base.iter().map(|(key, value)| (text(key), text(value))));
