@@ -247,7 +247,7 @@ impl Environment for Machine {
 
     fn connection(&self, machine: &str) -> Result<Connection> {
         self.machine(machine)?;
-        Ok(Connection { argv: Vec::new(), note: "there is no way in but the channel".to_owned() })
+        Ok(Connection { argv: Vec::new(), needs: Vec::new(), note: "there is no way in but the channel".to_owned() })
     }
 
     async fn stop(&self) -> Result<()> {

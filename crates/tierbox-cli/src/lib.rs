@@ -23,6 +23,7 @@ mod args;
 mod commands;
 mod exit;
 mod interrupt;
+mod login;
 mod neutral;
 mod output;
 mod parse;

@@ -26,6 +26,8 @@ pub enum DialTarget {
 pub struct Connection {
     /// The command to type on the host, as argv.
     pub argv: Vec<String>,
+    /// Programs that it needs on the host beside its first word.
+    pub needs: Vec<String>,
     /// A remark for people; may be empty.
     pub note: String,
 }

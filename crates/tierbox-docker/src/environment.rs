@@ -207,7 +207,7 @@ impl Environment for DockerEnvironment {
         let host = format!("unix://{}", self.socket.display());
         let container = name_of(&self.id, machine);
         let argv = ["docker", "-H", &host, "exec", "-it", &container, "/bin/sh"].map(str::to_owned).to_vec();
-        Ok(Connection { argv, note: "as root inside, with the image's own shell".to_owned() })
+        Ok(Connection { argv, needs: Vec::new(), note: "as root inside, with the image's own shell".to_owned() })
     }
 
     async fn stop(&self) -> Result<()> {

@@ -240,5 +240,5 @@ fn connection(aws: &Aws, profile: Option<&str>, instance: &str, user: &str) -> C
     argv.extend(["--document-name".to_owned(), "AWS-StartInteractiveCommand".to_owned()]);
     argv.extend(["--parameters".to_owned(), format!("{{\"command\":[\"sudo -i -u {user}\"]}}")]);
     let note = "needs the AWS command line and its session-manager-plugin on this host".to_owned();
-    Connection { argv, note }
+    Connection { argv, needs: vec!["session-manager-plugin".to_owned()], note }
 }

@@ -277,7 +277,7 @@ impl Environment for LocalEnvironment {
         let argv = ["tierbox", "shell", &self.shared.id].map(str::to_owned).to_vec();
         let attached = self.shared.keeper.is_some() && self.detachable.is_none();
         let note = if attached { "only from the process that started it, unless it is detached" } else { "" };
-        Ok(Connection { argv, note: note.to_owned() })
+        Ok(Connection { argv, needs: Vec::new(), note: note.to_owned() })
     }
 
     async fn decisions(&self) -> Result<Vec<Decision>> {

@@ -165,7 +165,7 @@ impl Environment for VagrantEnvironment {
     fn connection(&self, machine: &str) -> Result<Connection> {
         let held = self.find(machine)?;
         let argv = Ssh::arguments_for_people(&self.memory.place.directory, &held.joining.machine.name);
-        Ok(Connection { argv, note: String::new() })
+        Ok(Connection { argv, needs: Vec::new(), note: String::new() })
     }
 
     fn machine(&self, name: &str) -> Result<Arc<dyn Sandbox>> {

@@ -195,7 +195,11 @@ impl Environment for Machine {
     fn connection(&self, machine: &str) -> Result<Connection> {
         self.machine(machine)?;
         let argv = ["tierbox", "shell", &self.id].map(str::to_owned).into();
-        Ok(Connection { argv, note: "there is no way in but the channel of the program that started it".to_owned() })
+        Ok(Connection {
+            argv,
+            needs: Vec::new(),
+            note: "there is no way in but the channel of the program that started it".to_owned(),
+        })
     }
 
     async fn stop(&self) -> Result<()> {

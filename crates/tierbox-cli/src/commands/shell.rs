@@ -8,7 +8,7 @@ use crate::actor::Actor;
 use crate::args::ShellArgs;
 use crate::commands::starting;
 use crate::interrupt::Failure;
-use crate::{Context, session, terminal};
+use crate::{Context, login, session, terminal};
 
 /// Becomes the user's own shell, if the sandbox has it. Where that is the plain one, a person is better off with bash.
 const SCRIPT: &str = "case \"$SHELL\" in '' | /bin/sh | /usr/bin/sh) [ ! -x /bin/bash ] || exec /bin/bash -i ;; esac\n\
@@ -35,6 +35,9 @@ pub(crate) async fn shell(context: &mut Context, args: ShellArgs) -> Result<u8, 
 }
 
 async fn terminal_in(running: &Running, args: &ShellArgs, json: bool) -> Result<u8> {
+    if !running.sandbox().capabilities().pty {
+        return login::open(running, args).await;
+    }
     let actor = Actor::in_primary(running, args.as_harness).await?;
     let mut request = ExecRequest::shell(SCRIPT).stdin_stream().pty(terminal::size());
     if let Ok(kind) = std::env::var("TERM") {
