@@ -68,6 +68,7 @@ async fn plan(asked: Asked, environment: &Busy) -> Result<(Plan, Presence)> {
     if matches!(principal, Principal::Agent(_)) && limit.bytes > sandbox.limits().output {
         return Err(invalid("output_limit is more than the profile's limits.output, which is the most for an agent"));
     }
+    let streams = sandbox.capabilities().streaming_stdin;
     let actor = match principal {
         Principal::Harness => Actor::Harness(sandbox),
         Principal::Agent(_) => Actor::Agent(environment.agent(sandbox.name()).await?),
@@ -77,11 +78,12 @@ async fn plan(asked: Asked, environment: &Busy) -> Result<(Plan, Presence)> {
         return Err(invalid("stdin follows the document only in the media type application/vnd.tierbox.exec"));
     }
     let mut request = request(head)?;
-    if matches!(request.stdin, Stdin::Stream)
-        && request.pty.is_none()
-        && let Some(bytes) = intake.little().await?
-    {
-        request.stdin = Stdin::Bytes(bytes);
+    if matches!(request.stdin, Stdin::Stream) && request.pty.is_none() {
+        match intake.little().await? {
+            Some(bytes) => request.stdin = Stdin::Bytes(bytes),
+            None if !streams => request.stdin = Stdin::Bytes(intake.whole().await?),
+            None => {}
+        }
     }
     Ok((Plan { actor, request, limit, detach, intake }, presence))
 }

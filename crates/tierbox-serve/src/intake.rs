@@ -14,6 +14,9 @@ const DOCUMENT: usize = 8 << 20;
 /// Stdin that is collected before the command starts, which is quicker for a little of it.
 const LITTLE: u64 = 64 << 10;
 
+/// The most stdin that is collected where it cannot be passed on.
+const WHOLE: usize = 64 << 20;
+
 /// The body of one request.
 pub(crate) struct Intake {
     body: Incoming,
@@ -88,6 +91,20 @@ impl Intake {
             all.extend_from_slice(&bytes);
         }
         Ok(Some(all.freeze()))
+    }
+
+    /// What follows the head, whole, for a machine that takes no input while a command runs.
+    pub async fn whole(&mut self) -> Result<Bytes> {
+        let mut all = BytesMut::new();
+        while let Some(bytes) = self.next().await? {
+            if all.len() + bytes.len() > WHOLE {
+                let message =
+                    format!("more than {} MiB of stdin, for a machine that takes it before the command starts", WHOLE >> 20);
+                return Err(fail(ErrorKind::TooLarge, &message));
+            }
+            all.extend_from_slice(&bytes);
+        }
+        Ok(all.freeze())
     }
 
     /// Writes everything that comes to a command, then ends its input. `silence` is how long the client may be silent.
