@@ -35,17 +35,23 @@ environment() {
   cp "$sources/requirements.txt" "$home/venv/wanted"
 }
 
-# What a machine has: of what cloud images of Ubuntu and Amazon Linux have in common, all that the backend may use.
+# What a machine has: of what cloud images of Ubuntu and Amazon Linux have in common, all that the backend may use; and what Inspect's
+# own checks call. Made anew when the list changes.
+packages=adduser,ca-certificates,curl,iproute2,iptables,nftables,openssl,passwd,procps,python3,sudo,util-linux
+
 image() {
-  [ -e "$home/root/etc/debian_version" ] && return
+  local suite=${TIERBOX_TEST_SUITE:-bookworm}
+  [ "$(cat "$home/root.wanted" 2>/dev/null)" = "$suite $packages" ] && return
+  # The machines of a server that runs lie over it.
+  stop
   rm -rf "$home/root.new" "$home/root"
-  mmdebstrap --variant=minbase --quiet \
-    --include=ca-certificates,curl,iproute2,iptables,nftables,openssl,passwd,procps,python3-minimal,sudo,util-linux \
+  mmdebstrap --variant=minbase --quiet --include="$packages" \
     --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/locale/*' \
     --dpkgopt='path-exclude=/usr/share/man/*' --aptopt='Acquire::Languages "none"' \
-    "${TIERBOX_TEST_SUITE:-bookworm}" "$home/root.new" >&2
+    "$suite" "$home/root.new" >&2
   rm -rf "$home/root.new/dev"/* "$home/root.new/var/cache/apt" "$home/root.new/var/lib/apt/lists"
   mv "$home/root.new" "$home/root"
+  echo "$suite $packages" >"$home/root.wanted"
 }
 
 answers() { curl --silent --fail --max-time 5 "http://127.0.0.1:$port/__emu__/state" >/dev/null; }

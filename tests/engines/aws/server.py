@@ -9,7 +9,7 @@ import signal
 import sys
 import tempfile
 
-from emulator import bucket_policy, firewall, groups, instances, machine, network, state
+from emulator import bucket_policy, firewall, groups, instances, machine, network, roles, state, updates
 from emulator.app import App
 
 
@@ -46,6 +46,8 @@ def main():
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     instances.hook()
     groups.hook_cloudformation()
+    updates.hook_cloudformation()
+    roles.hook_cloudformation()
     types = firewall.hook_cloudformation() + bucket_policy.hook_cloudformation()  # kept: moto finds living classes
     MotoRequestHandler.protocol_version = "HTTP/1.1"  # connections are kept, as AWS does
     app = App(DomainDispatcherApplication(create_backend_app))

@@ -127,6 +127,7 @@ def check_instance(out):
         check("files come, the outside and its names do not", row.split("\n")[:3] == ["x", "28", "1"], repr(row))
     finally:
         ec2.terminate_instances(InstanceIds=[id])
+        until(lambda: ec2.describe_instances(InstanceIds=[id])["Reservations"][0]["Instances"][0]["State"]["Name"] == "terminated", "its end")
 
 
 def done(command):

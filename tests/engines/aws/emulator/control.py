@@ -2,7 +2,7 @@
 import copy
 
 from . import app, network, roles
-from .state import BUCKETS, CALLS, COMMANDS, INSTANCES, KNOBS, OVERRIDES, now
+from .state import BUCKETS, CALLS, COMMANDS, INSTANCES, KNOBS, OVERRIDES, THROTTLED, now
 
 
 def answer(what, body, query):
@@ -34,7 +34,7 @@ def configure(body, key):
 def reset():
     for machine in list(INSTANCES.values()):
         machine.stop(final=True)
-    for table in (INSTANCES, COMMANDS, CALLS, BUCKETS, OVERRIDES, app.TOKENS):
+    for table in (INSTANCES, COMMANDS, CALLS, BUCKETS, OVERRIDES, THROTTLED, app.TOKENS):
         table.clear()
 
 
@@ -45,6 +45,7 @@ def state(key):
             calls[operation] = calls.get(operation, 0) + number
     return {
         "config": {**KNOBS, **(OVERRIDES.get(key) or {})}, "calls": calls, "now": now(),
+        "throttled": sum(count for caller, count in list(THROTTLED.items()) if key in (None, caller)),
         "commands": {id: {instance: each.status for instance, each in started.items()}
                      for id, (_, started) in list(COMMANDS.items()) if mine(started, key)},
         "instances": {id: {"state": machine.record._state.name, "online": machine.online(), "root": machine.dir, "role-key": roles.keys(machine)[0]}

@@ -3,7 +3,7 @@ import datetime
 import random
 import time
 
-from .state import BUCKETS, INSTANCES, LOCK, AwsError, count, knob, now, pick, take
+from .state import BUCKETS, INSTANCES, LOCK, THROTTLED as REFUSED, AwsError, count, knob, now, pick, take
 
 THROTTLED = {"ec2": ("RequestLimitExceeded", "Request limit exceeded.", 503), "s3": ("SlowDown", "Please reduce your request rate.", 503)}
 FAILED = {"ec2": "InternalError", "s3": "InternalError"}
@@ -14,6 +14,8 @@ def gate(operation, service, caller):
     count(caller, operation)
     time.sleep(pick(knob(caller, "latency_s"), operation))
     if random.random() < pick(knob(caller, "throttle"), operation) or over_rate(operation, caller):
+        with LOCK:
+            REFUSED[caller] += 1
         raise AwsError(*THROTTLED.get(service, ("ThrottlingException", "Rate exceeded")))
     if take(caller, "errors", operation):
         raise AwsError(FAILED.get(service, "InternalServerError"), "injected", 500)

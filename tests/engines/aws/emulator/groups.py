@@ -85,6 +85,13 @@ def let_out(group, rule):
         prefix_list_ids=[{"PrefixListId": prefixes}] if prefixes else [])
 
 
+def let_out_alone(group, wanted):
+    if wanted and not any(each.get("CidrIp") == "0.0.0.0/0" and str(each["IpProtocol"]) == "-1" for each in wanted):
+        group.egress_rules = [rule for rule in group.egress_rules if rule.cidr_ipv4 != "0.0.0.0/0" or rule.ip_protocol != "-1"]
+    for rule in wanted or []:
+        let_out(group, rule)
+
+
 def hook_cloudformation():
     """A group that a template gives rules for what goes out has these alone; moto leaves the rule for everything beside them."""
     from moto.ec2.models.security_groups import SecurityGroup
@@ -92,10 +99,6 @@ def hook_cloudformation():
 
     def created(cls, resource_name, cloudformation_json, *rest, **named):
         group = create(cls, resource_name, cloudformation_json, *rest, **named)
-        wanted = cloudformation_json["Properties"].get("SecurityGroupEgress")
-        if wanted and not any(each.get("CidrIp") == "0.0.0.0/0" and str(each["IpProtocol"]) == "-1" for each in wanted):
-            group.egress_rules = [rule for rule in group.egress_rules if rule.cidr_ipv4 != "0.0.0.0/0" or rule.ip_protocol != "-1"]
-        for rule in wanted or []:
-            let_out(group, rule)
+        let_out_alone(group, cloudformation_json["Properties"].get("SecurityGroupEgress"))
         return group
     SecurityGroup.create_from_cloudformation_json = classmethod(created)

@@ -230,9 +230,10 @@ def reaches_ssm(machine):
     backend, vpc = machine.record.ec2_backend, vpc_of(machine).id
     if not groups.reaches_outside(machine) and not groups.reaches_endpoints(machine):
         return False
-    services = {endpoint.service_name.rsplit(".", 1)[1] for endpoint in backend.vpc_end_points.values() if endpoint.vpc_id == vpc}
+    services = {endpoint.service_name.rsplit(".", 1)[1] for endpoint in backend.vpc_end_points.values()
+                if endpoint.vpc_id == vpc and endpoint.state == "available"}
     if {"ssm", "ssmmessages"} <= services:
         return True
     return vpc == backend.get_default_vpc().id or any(
         route.gateway or route.nat_gateway for table in backend.route_tables.values() if table.vpc_id == vpc
-        for route in table.routes.values() if route.destination_cidr_block == "0.0.0.0/0")
+        for route in table.routes if route.destination_cidr_block == "0.0.0.0/0")

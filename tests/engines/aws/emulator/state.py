@@ -28,6 +28,8 @@ KNOBS = {
     "capacity": {},  # {"p5.48xlarge": 0, "us-east-1a": 0, "*": 3}: the next N launches, then InsufficientInstanceCapacity
     "errors": {},  # {"SendCommand": 2}: the next N calls answer HTTP 500 and do nothing
     "errors_after": {},  # {"SendCommand": 2}: the next N calls take effect and answer HTTP 500 all the same
+    "page": 0,  # DescribeInstances answers in pages of at most so many, where pages are asked for
+    "stack_fails": {},  # {"GatewayInstance": 1}: the next N times that an update makes this resource, it fails
     "presign_lapses_s": 0,  # presigned URLs die this much earlier than they say
 }
 
@@ -35,6 +37,7 @@ LOCK = threading.RLock()
 INSTANCES = {}  # instance id -> Machine
 COMMANDS = {}  # command id -> (its description, {instance id: Invocation})
 CALLS = collections.defaultdict(collections.Counter)  # access key -> operation -> how many
+THROTTLED = collections.Counter()  # access key -> calls that were refused for their number
 BUCKETS = {}  # (access key, operation) -> (tokens left, when)
 OVERRIDES = collections.defaultdict(dict)  # access key -> its own knobs
 
