@@ -63,23 +63,35 @@ pub(crate) fn code<E: ProvideErrorMetadata>(error: &SdkError<E, HttpResponse>) -
     error.as_service_error().and_then(ProvideErrorMetadata::code).unwrap_or_default()
 }
 
-/// Whether a call was not even made because nobody knows who asks.
+/// The HTTP status of an answer.
+fn status<E>(error: &SdkError<E, HttpResponse>) -> Option<u16> {
+    error.raw_response().map(|raw| raw.status().as_u16())
+}
+
+/// Whether a call was not even made because nobody knows who asks. Who was only not told in time may be told next time.
 fn lacks_credentials(failure: Option<&ConnectorError>) -> bool {
-    failure.is_some_and(|error| chain(error).contains("credentials"))
+    failure.map(|error| chain(error)).is_some_and(|said| said.contains("credentials") && !said.contains("timed out"))
+}
+
+/// Whether a call was not made for a reason that lies here. A connection that went away under a call is called a fault of the user's
+/// too, by the HTTP client.
+fn is_ours(failure: Option<&ConnectorError>) -> bool {
+    let dropped = |text: String| ["dispatch task is gone", "body write aborted"].iter().any(|why| text.contains(why));
+    lacks_credentials(failure) || failure.is_some_and(|error| error.is_user() && !dropped(chain(error)))
 }
 
 /// Tells what became of a call that failed.
 pub(crate) fn fate<E: ProvideErrorMetadata>(error: &SdkError<E, HttpResponse>) -> Fate {
     match error {
         SdkError::ConstructionFailure(_) => Fate::Refused,
-        SdkError::DispatchFailure(failure) if failure.is_user() || lacks_credentials(failure.as_connector_error()) => {
-            Fate::Refused
-        }
+        SdkError::DispatchFailure(failure) if is_ours(failure.as_connector_error()) => Fate::Refused,
         SdkError::TimeoutError(_) | SdkError::DispatchFailure(_) | SdkError::ResponseError(_) => Fate::Unknown,
         error if THROTTLED.contains(&code(error)) => Fate::Throttled,
+        // What stands before a service answers so, without a word of the service's.
+        error if code(error).is_empty() && matches!(status(error), Some(408 | 429)) => Fate::Unknown,
         // An overloaded service answers 503 whatever its code; `Insufficient…` is an answer, though EC2 gives it a 500.
         error if code(error).starts_with("Insufficient") => Fate::Refused,
-        error if error.raw_response().is_some_and(|raw| raw.status().as_u16() >= 500) => Fate::Unknown,
+        error if status(error).is_some_and(|status| status >= 500) => Fate::Unknown,
         _ => Fate::Refused,
     }
 }
@@ -92,7 +104,10 @@ where
     let code = code(error);
     let said = error.as_service_error().and_then(ProvideErrorMetadata::message).unwrap_or_default();
     let said = match (code, said) {
-        ("", _) => chain(error),
+        ("", _) => match status(error) {
+            Some(status) => format!("HTTP {status}: {}", chain(error)),
+            None => chain(error),
+        },
         (code, "") => code.to_owned(),
         (code, said) => format!("{code}: {}", shown(said)),
     };

@@ -10,7 +10,7 @@ use crate::aws::{Aws, driven};
 use crate::call::{again, shown};
 use crate::control::{Control, Find};
 use crate::settings::Settings;
-use crate::{gateway, isolation, role};
+use crate::{gateway, isolation, place, role};
 
 const TRIED: &str = "check";
 /// What an agent must reach.
@@ -166,6 +166,7 @@ async fn network(aws: &Aws, settings: &Settings) -> Result<Option<Around>> {
     if settings.subnets.is_empty() {
         return Ok(None);
     }
+    place::check(aws, settings).await?;
     let ask = || aws.ec2.describe_subnets().set_subnet_ids(Some(settings.subnets.clone())).send();
     let subnets = again(TRIED, "ec2:DescribeSubnets", ask).await?.subnets.unwrap_or_default();
     let vpc = subnets.into_iter().find_map(|subnet| subnet.vpc_id).unwrap_or_default();
@@ -182,7 +183,7 @@ async fn network(aws: &Aws, settings: &Settings) -> Result<Option<Around>> {
         own.or_else(|| tables.iter().find(|table| table.associations().iter().any(|each| each.main() == Some(true))))
     };
     let has_internet = settings.subnets.iter().all(|subnet| table_of(subnet).is_some_and(leads_out));
-    let endpoints = endpoints.into_iter().filter_map(|endpoint| endpoint.service_name).collect();
+    let endpoints = endpoints.into_iter().filter(isolation::serves).filter_map(|endpoint| endpoint.service_name).collect();
     Ok(Some(Around { vpc, endpoints, has_internet }))
 }
 

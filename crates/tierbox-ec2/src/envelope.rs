@@ -17,6 +17,9 @@ pub(crate) const HOME: &str = "/var/lib/tierbox-ssm";
 
 /// The most bytes of output that come back inline: SSM keeps 24,000 characters, and Base64 makes four of three bytes.
 pub(crate) const INLINE: usize = 16_500;
+/// How often one looks, a third of a second apart, for a run that has no end and that nobody seems to hold: a busy machine needs a while
+/// to write down who does, and what has just ended to write its end.
+const TRIES: usize = 10;
 /// What is kept of standard error.
 const COMPLAINT: usize = 2_000;
 
@@ -48,6 +51,8 @@ pub(crate) struct Envelope<'a> {
 const HEAD: &str = r#"umask 077;PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin;LC_ALL=C;export PATH LC_ALL
 say(){ echo "tierbox-ssm 1 $I $*"; }
 B=@HOME@;D=$B/$I
+born(){ { read -r s </proc/$1/stat;} 2>/dev/null||return 1;set -f;set -- $s;set +f;[ "$3" != Z ]&&b=${22};}
+alive(){ p=;q=;[ ! -s $D/r ]||read -r p q <$D/r;[ -n "$q" ]&&born $p&&[ $b = $q ];}
 [ -d $B ]||mkdir $B 2>/dev/null
 "#;
 
@@ -66,14 +71,18 @@ if o=="-o":
   if not b: break
   w.write(b)
 else:
- r.urlopen(r.Request(u,open(f,"rb").read(),method="PUT"),timeout=600)' "$@" 2>$D/w
+ r.urlopen(r.Request(u,open(f,"rb").read(),{"Content-Type":"application/octet-stream"},method="PUT"),timeout=600)' "$@" 2>$D/w
 else echo "neither curl nor python3" >$D/w;return 99;fi;}
 "#;
+
+/// Who holds a run, in `r`: first the envelope that claimed it, then its runner; by the time when it began, since a process that has not
+/// come so far as to be what it will be has no other mark, and a number is used again.
+const HOLD: &str = "born $$&&echo $$ $b >$D/r\n";
 
 /// The runner says by the FIFO that it is done: whoever waits then hears it at once. It is opened for both, so that nobody blocks.
 const LAUNCH: &str = r#"mkfifo $D/f
 setsid sh -c 'setsid sh "$0/s" <"$0/i" >"$0/o" 2>"$0/e";echo $? >"$0/t";mv "$0/t" "$0/x";echo 1<>"$0/f";rm -f "$0/s" "$0/i"' $D </dev/null >/dev/null 2>&1 &
-echo $! >$D/r
+p=$!;born $p&&echo $p $b >$D/n&&mv $D/n $D/r
 "#;
 
 /// Waits for the end with one timer, which is ended with what it waits by.
@@ -86,12 +95,12 @@ k=$!
 kill $k 2>/dev/null
 exec 5>&-
 }
-if [ ! -e $D/x ];then
-p=;[ ! -s $D/r ]||read -r p <$D/r
-if [ -n "$p" ]&&[ -d /proc/$p ]&&grep -qs $D /proc/$p/cmdline;then say runs;exit 0;fi
+n=0
+while [ ! -e $D/x ];do
+if alive;then say runs;exit 0;fi
+n=$((n+1));[ $n -lt @TRIES@ ]||{ say lost;exit 0;}
 sleep 0.3||sleep 1
-[ -e $D/x ]||{ say lost;exit 0;}
-fi
+done
 read -r c <$D/x
 o=$(wc -c <$D/o);e=$(wc -c <$D/e);o=$((o));e=$((e));[ $e -le @COMPLAINT@ ]||e=@COMPLAINT@
 all(){ cat $D/o;[ $e = 0 ]||head -c $e $D/e; }
@@ -118,7 +127,8 @@ impl Envelope<'_> {
         text.push_str(if moves { TRANSFER } else { "" });
         self.claim(&mut text);
         let wait = WAIT.replace("@HOLD@", &format!("{}.{:03}", self.hold_ms / 1000, self.hold_ms % 1000));
-        text.push_str(&wait.replace("@INLINE@", &INLINE.to_string()).replace("@COMPLAINT@", &COMPLAINT.to_string()));
+        let wait = wait.replace("@INLINE@", &INLINE.to_string()).replace("@TRIES@", &TRIES.to_string());
+        text.push_str(&wait.replace("@COMPLAINT@", &COMPLAINT.to_string()));
         match self.put {
             Some(url) => {
                 let _ = write!(text, "U=$(echo {}|base64 -d)\n{PUT}", base64(url.as_bytes()));
@@ -147,7 +157,7 @@ impl Envelope<'_> {
                 format!("{fetch}&&{check}||{{ say nopayload $?;head -c 300 $D/w;rm -rf $D;exit 0; }}\n{split}\n")
             }
         };
-        let _ = write!(text, "if mkdir $D 2>/dev/null;then\n{payload}{LAUNCH}fi\n");
+        let _ = write!(text, "if mkdir $D 2>/dev/null;then\n{HOLD}{payload}{LAUNCH}fi\n");
     }
 }
 

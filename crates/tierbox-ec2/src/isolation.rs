@@ -73,11 +73,8 @@ async fn vpc_of(aws: &Aws, settings: &Settings) -> Result<String> {
     let mut all: Vec<String> = answer.subnets.unwrap_or_default().into_iter().filter_map(|subnet| subnet.vpc_id).collect();
     all.sort();
     all.dedup();
-    match (all.as_slice(), &settings.vpc) {
-        ([one], Some(vpc)) if one != vpc => {
-            Err(open(format!("the subnets are in {one}, not in {vpc}"), "correct ec2.vpc or ec2.subnets"))
-        }
-        ([one], _) => Ok(one.clone()),
+    match all.as_slice() {
+        [one] => Ok(one.clone()),
         _ => Err(open("the subnets are in several networks", "name subnets of one VPC")),
     }
 }
@@ -85,7 +82,13 @@ async fn vpc_of(aws: &Aws, settings: &Settings) -> Result<String> {
 async fn endpoints(aws: &Aws, vpc: &str) -> Result<Vec<VpcEndpoint>> {
     let filter = Filter::builder().name("vpc-id").values(vpc).build();
     let ask = || aws.ec2.describe_vpc_endpoints().filters(filter.clone()).send();
-    Ok(again(TRIED, "ec2:DescribeVpcEndpoints", ask).await?.vpc_endpoints.unwrap_or_default())
+    let found = again(TRIED, "ec2:DescribeVpcEndpoints", ask).await?.vpc_endpoints.unwrap_or_default();
+    Ok(found.into_iter().filter(serves).collect())
+}
+
+/// Whether an endpoint is there: one that is made or taken away serves nobody.
+pub(crate) fn serves(endpoint: &VpcEndpoint) -> bool {
+    endpoint.state.as_ref().is_none_or(|state| state.as_str().eq_ignore_ascii_case("available"))
 }
 
 fn service(endpoint: &VpcEndpoint) -> &str {

@@ -46,6 +46,7 @@ mod isolation;
 mod link;
 mod memory;
 mod objects;
+mod place;
 mod poll;
 mod ready;
 mod report;

@@ -1,7 +1,7 @@
 //! The way into one machine: scripts by Run Command, what is large or secret by the bucket.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -44,6 +44,8 @@ const LATE: Duration = Duration::from_secs(90);
 const SLICE: Duration = Duration::from_secs(6);
 /// How often a command that was not delivered is sent again.
 const SENDINGS: usize = 5;
+/// How long a machine that is asked may say nothing at all: then its agent is gone, whatever EC2 says of the instance.
+const SILENCE: Duration = Duration::from_secs(150);
 /// Runs that are over are removed when there are so many.
 const SPENT: usize = 24;
 
@@ -61,6 +63,10 @@ pub(crate) struct Link {
     spent: Mutex<VecDeque<String>>,
     /// How long the machine lives after each command, in seconds.
     life: AtomicU64,
+    /// Since when it was asked and has not answered.
+    asked: Mutex<Option<Instant>>,
+    /// It ended, or was silent for so long that it seems to have.
+    gone: AtomicBool,
 }
 
 fn lost(message: impl Into<String>) -> Error {
@@ -79,6 +85,8 @@ impl Link {
             closed: watch::Sender::new(false),
             spent: Mutex::default(),
             life: AtomicU64::new(0),
+            asked: Mutex::default(),
+            gone: AtomicBool::new(false),
         }
     }
 
@@ -126,9 +134,27 @@ impl Link {
     }
 
     /// Whether the instance has ended or is about to. Who cannot tell says no.
-    async fn is_gone(&self) -> bool {
+    async fn has_ended(&self) -> bool {
         let found = self.aws.find(&Find::Ids(vec![self.instance.clone()])).await;
         found.is_ok_and(|found| found.iter().any(|instance| instance.is_ending() || instance.state.starts_with("stop")))
+    }
+
+    /// How long it has been asked without an answer.
+    fn silent(&self) -> Duration {
+        let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        asked.get_or_insert_with(Instant::now).elapsed()
+    }
+
+    /// It has answered.
+    fn heard(&self) {
+        *self.asked.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.gone.store(false, Ordering::Relaxed);
+    }
+
+    /// Nobody need ask any more what became of a command.
+    fn gone(&self, why: String) -> Error {
+        self.gone.store(true, Ordering::Relaxed);
+        lost(why)
     }
 
     fn is_over(&self, id: String) {
@@ -284,14 +310,18 @@ impl Running<'_> {
             _ => HARDLY,
         };
         let script = self.envelope(hold).await?;
+        link.silent();
         let sent = self.send(&script).await?;
         let mut patience = hold + SLICE;
         loop {
             if let Some(ended) = link.aws.poller.wait(&sent, patience).await? {
                 return self.answer(&ended);
             }
-            if link.is_gone().await {
-                return Err(lost(format!("the instance {} has ended", link.instance)));
+            if link.has_ended().await {
+                return Err(link.gone(format!("the instance {} has ended", link.instance)));
+            }
+            if link.silent() > SILENCE {
+                return Err(link.gone(format!("{} has not answered for {SILENCE:?}: its agent is gone", link.instance)));
             }
             if patience > hold + LATE {
                 self.doubtful = true;
@@ -304,6 +334,7 @@ impl Running<'_> {
 
     fn answer(&mut self, ended: &Ended) -> Result<Told> {
         if ended.stdout.starts_with("tierbox-ssm 1 ") {
+            self.link.heard();
             return Told::read(self.id, &ended.stdout);
         }
         let said = call::shown(&format!("{} {}", ended.stdout.trim(), ended.stderr.trim()));
@@ -313,6 +344,9 @@ impl Running<'_> {
             CommandInvocationStatus::TimedOut | CommandInvocationStatus::Cancelled | CommandInvocationStatus::Failed => {
                 self.doubtful = true;
                 self.strike(&why)?;
+                if self.link.silent() > SILENCE {
+                    return Err(self.link.gone(why));
+                }
                 Ok(Told::Nothing)
             }
             _ => Err(Error::new(ErrorKind::Protocol, "run script", why).with_backend(BACKEND)),
@@ -371,7 +405,8 @@ impl Running<'_> {
             match pauses.next() {
                 Some(pause) if fate(&error) != Fate::Refused || (is_unknown && unknown < 4) => tokio::time::sleep(pause).await,
                 _ if is_unknown => {
-                    return Err(lost(format!("SSM does not know {}: it has ended, or its agent is gone", link.instance)));
+                    let why = format!("SSM does not know {}: it has ended, or its agent is gone", link.instance);
+                    return Err(if link.has_ended().await { link.gone(why) } else { lost(why) });
                 }
                 _ => return Err(told("run script", CALL, &error)),
             }
@@ -397,6 +432,10 @@ impl Running<'_> {
 impl PlainTransport for Link {
     fn limits(&self) -> PlainLimits {
         if self.objects.is_some() { LIMITS } else { SMALL }
+    }
+
+    fn is_gone(&self) -> bool {
+        self.gone.load(Ordering::Relaxed)
     }
 
     async fn run(&self, run: PlainRun) -> Result<PlainOutput> {

@@ -6,13 +6,14 @@ use std::time::Duration;
 
 use aws_sdk_s3::presigning::PresigningConfig;
 use aws_sdk_s3::primitives::ByteStream;
+use aws_sdk_s3::types::{Delete, ObjectIdentifier};
 use bytes::Bytes;
 use tierbox_core::{Error, ErrorKind, Result};
 use tokio::sync::Notify;
 
 use crate::BACKEND;
 use crate::aws::Aws;
-use crate::call::{again, told};
+use crate::call::{again, shown, told};
 
 /// How long a presigned address works.
 const SHORT: Duration = Duration::from_secs(15 * 60);
@@ -160,10 +161,21 @@ pub(crate) async fn sweep(aws: &Aws, bucket: &str, prefix: &str) -> Result<usize
         if keys.is_empty() {
             return Ok(removed);
         }
-        for key in &keys {
-            let remove = || aws.s3.delete_object().bucket(bucket).key(key).send();
-            again("remove object", "s3:DeleteObject", remove).await?;
-        }
+        remove_all(aws, bucket, &keys).await?;
         removed += keys.len();
     }
+}
+
+/// Removes objects, at most a thousand, by one call.
+async fn remove_all(aws: &Aws, bucket: &str, keys: &[String]) -> Result<()> {
+    const TRIED: &str = "remove objects";
+    let odd = |error: aws_sdk_s3::error::BuildError| Error::new(ErrorKind::Internal, TRIED, error.to_string());
+    let named: std::result::Result<Vec<_>, _> = keys.iter().map(|key| ObjectIdentifier::builder().key(key).build()).collect();
+    let all = Delete::builder().set_objects(Some(named.map_err(odd)?)).quiet(true).build().map_err(odd)?;
+    let remove = || aws.s3.delete_objects().bucket(bucket).delete(all.clone()).send();
+    let failed = again(TRIED, "s3:DeleteObjects", remove).await?.errors.unwrap_or_default();
+    let Some(first) = failed.first() else { return Ok(()) };
+    let said = [first.key(), first.code(), first.message()].map(Option::unwrap_or_default).join(" ");
+    let message = format!("{} objects of {bucket} could not be removed: {}", failed.len(), shown(&said));
+    Err(Error::new(ErrorKind::HostUnable, TRIED, message).with_backend(BACKEND))
 }

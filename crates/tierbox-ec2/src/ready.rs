@@ -10,6 +10,7 @@ use crate::BACKEND;
 use crate::aws::Aws;
 use crate::call::{again, jittered, shown};
 use crate::control::{Control, Find};
+use crate::isolation::serves;
 
 /// How long until the first question, and between two, at most.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(300), Duration::from_secs(5));
@@ -109,7 +110,7 @@ async fn missing_way(aws: &Aws, instance: &str) -> Vec<String> {
         let filter = Filter::builder().name("vpc-id").values(&vpc).build();
         let Ok(endpoints) = aws.ec2.describe_vpc_endpoints().filters(filter).send().await else { continue };
         let names: Vec<String> =
-            endpoints.vpc_endpoints.unwrap_or_default().into_iter().filter_map(|endpoint| endpoint.service_name).collect();
+            endpoints.vpc_endpoints.unwrap_or_default().into_iter().filter(serves).filter_map(|each| each.service_name).collect();
         let missing: Vec<&str> = ["ssm", "ssmmessages", "ec2messages"]
             .into_iter()
             .filter(|service| !names.iter().any(|name| name.ends_with(&format!(".{service}"))))

@@ -107,22 +107,30 @@ pub(crate) async fn deploy(aws: &Arc<Aws>, name: &str, parts: &Parts, progress: 
     }
     let before = find(aws, name).await?;
     progress.step(if before.is_none() { "deploying the stack" } else { "updating the stack" });
-    bring(aws, name, before.as_ref(), parts).await?;
+    let changes = bring(aws, name, before.as_ref(), parts).await?;
     let (begun, mut pause) = (Instant::now(), FIRST_LOOK);
     loop {
         let stack = find(aws, name).await?.ok_or_else(|| failed(format!("the stack {name} is gone")))?;
         match stack.status.as_str() {
             "CREATE_COMPLETE" | "UPDATE_COMPLETE" => return Ok(stack),
-            "CREATE_IN_PROGRESS" | "UPDATE_IN_PROGRESS" | "UPDATE_COMPLETE_CLEANUP_IN_PROGRESS" if begun.elapsed() < LIMIT => {}
+            // An earlier update failed, and was undone: it is what this template makes.
+            "UPDATE_ROLLBACK_COMPLETE" if !changes => return Ok(stack),
+            status if status.ends_with("_IN_PROGRESS") && begun.elapsed() < LIMIT => {}
             status => {
-                let message = format!("the stack {name} is {status}: {}", why(aws, name).await);
-                return Err(
-                    failed(message).with_help(format!("`tierbox ec2 teardown --stack {name}` removes what was made of it"))
-                );
+                let error = failed(format!("the stack {name} is {status}: {}", why(aws, name).await));
+                return Err(error.with_help(advice(status, name)));
             }
         }
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(LOOK);
+    }
+}
+
+/// What to do about a stack that was not deployed.
+fn advice(status: &str, name: &str) -> String {
+    match status {
+        "UPDATE_ROLLBACK_COMPLETE" => "it is as it was before, and works: mend the reason and set it up again".to_owned(),
+        _ => format!("`tierbox ec2 teardown --stack {name}` removes what was made of it"),
     }
 }
 
@@ -149,7 +157,8 @@ async fn values(aws: &Aws, name: &str, before: Option<&Stack>, parts: &Parts) ->
     Ok(values)
 }
 
-async fn bring(aws: &Arc<Aws>, name: &str, before: Option<&Stack>, parts: &Parts) -> Result<()> {
+/// Asks for the stack as it should be. Returns whether anything changes.
+async fn bring(aws: &Arc<Aws>, name: &str, before: Option<&Stack>, parts: &Parts) -> Result<bool> {
     let (aws, name, before, parts) = (aws.clone(), name.to_owned(), before.cloned(), parts.clone());
     driven(async move {
         let values = values(&aws, &name, before.as_ref(), &parts).await?;
@@ -171,9 +180,9 @@ async fn bring(aws: &Arc<Aws>, name: &str, before: Option<&Stack>, parts: &Parts
         let action = if before.is_some() { "UpdateStack" } else { "CreateStack" };
         match cloudformation(&aws, action, &borrowed).await {
             // An answer that was lost.
-            Err(error) if error.message().contains("AlreadyExists") => Ok(()),
-            Err(error) if before.is_some() && error.message().contains("No updates are to be performed") => Ok(()),
-            done => done.map(drop),
+            Err(error) if error.message().contains("AlreadyExists") => Ok(true),
+            Err(error) if before.is_some() && error.message().contains("No updates are to be performed") => Ok(false),
+            done => done.map(|_| true),
         }
     })
     .await
@@ -201,20 +210,27 @@ async fn two_zones(aws: &Aws) -> Result<String> {
     if zones.len() < 2 { Err(failed(format!("{} has no two zones", aws.region))) } else { Ok(zones.join(",")) }
 }
 
-/// Why a stack failed: the first of its events that says so.
+/// Why a stack failed: the first of the events of what was asked for last that says so.
 async fn why(aws: &Arc<Aws>, name: &str) -> String {
     let (aws, name) = (aws.clone(), name.to_owned());
-    let asked = driven(async move { cloudformation(&aws, "DescribeStackEvents", &[("StackName", &name)]).await }).await;
+    let asking = name.clone();
+    let asked = driven(async move { cloudformation(&aws, "DescribeStackEvents", &[("StackName", &asking)]).await }).await;
     let Ok(xml) = asked else { return "its events cannot be read".to_owned() };
     let Ok(document) = Document::parse(&xml) else { return "its events make no sense".to_owned() };
-    let mut failures = document.descendants().filter_map(|node| {
-        (node.tag_name().name() == "ResourceStatus" && node.text()?.ends_with("_FAILED")).then_some(())?;
+    first_failure(&document, &name).map_or_else(|| "no event tells why".to_owned(), |reason| shown(&reason))
+}
+
+fn first_failure(events: &Document<'_>, stack: &str) -> Option<String> {
+    let statuses = events.descendants().filter(|node| node.tag_name().name() == "ResourceStatus");
+    let all = statuses.filter_map(|node| {
         let event = node.parent()?;
-        let reason = text_of(event, "ResourceStatusReason").unwrap_or("no reason is given");
-        Some(format!("{} {reason}", text_of(event, "LogicalResourceId").unwrap_or_default()))
+        Some((node.text()?, text_of(event, "LogicalResourceId")?, text_of(event, "ResourceStatusReason")))
     });
-    // The newest come first.
-    failures.next_back().map_or_else(|| "no event tells why".to_owned(), |reason| shown(&reason))
+    // The newest come first: up to where the stack's own work began.
+    let begun = |status: &str| matches!(status, "CREATE_IN_PROGRESS" | "UPDATE_IN_PROGRESS" | "DELETE_IN_PROGRESS");
+    let own = all.take_while(|(status, resource, _)| !(*resource == stack && begun(status)));
+    let failed = own.filter(|(status, ..)| status.ends_with("_FAILED"));
+    failed.last().map(|(_, resource, why)| format!("{resource} {}", why.unwrap_or("no reason is given")))
 }
 
 /// Removes the stack, and what was made beside it; the bucket is emptied first.
@@ -243,7 +259,8 @@ pub(crate) async fn remove(
         }
     }
     progress.step("removing the stack");
-    delete(aws, name).await?;
+    let (asking, named) = (aws.clone(), name.to_owned());
+    driven(async move { cloudformation(&asking, "DeleteStack", &[("StackName", &named)]).await }).await?;
     let (begun, mut pause) = (Instant::now(), FIRST_LOOK);
     while let Some(stack) = find(aws, name).await? {
         if stack.status == "DELETE_FAILED" || begun.elapsed() > LIMIT {
@@ -256,19 +273,6 @@ pub(crate) async fn remove(
     }
     report.removed.push(format!("stack {name}"));
     Ok(report)
-}
-
-/// Asks for the stack's end. The test server's CloudFormation takes away what has dependents before these, and must be asked again.
-async fn delete(aws: &Arc<Aws>, name: &str) -> Result<()> {
-    let mut left = 4;
-    loop {
-        let (asking, named) = (aws.clone(), name.to_owned());
-        let asked = driven(async move { cloudformation(&asking, "DeleteStack", &[("StackName", &named)]).await.map(drop) }).await;
-        match asked {
-            Err(error) if error.message().contains("DependencyViolation") && left > 0 => left -= 1,
-            other => return other,
-        }
-    }
 }
 
 /// Refuses where environments run in a network.
@@ -333,6 +337,23 @@ mod unit {
         let stack = Stack::read("s", xml).unwrap();
         assert_eq!((stack.output("Bucket").unwrap(), stack.output("VpcId").unwrap()), ("b", "vpc-1"));
         assert!(stack.output("SubnetIds").is_err() && Stack::read("s", "<R/>").is_err());
+    }
+
+    #[test]
+    fn the_reason_is_of_what_was_asked_for_last() {
+        let event = |status: &str, resource: &str, why: &str| {
+            format!(
+                "<member><LogicalResourceId>{resource}</LogicalResourceId><ResourceStatus>{status}</ResourceStatus>\
+                 <ResourceStatusReason>{why}</ResourceStatusReason></member>"
+            )
+        };
+        let first = event("UPDATE_FAILED", "A", "old") + &event("UPDATE_IN_PROGRESS", "s", "");
+        let last = [("UPDATE_FAILED", "C", "cancelled"), ("CREATE_FAILED", "B", "no capacity"), ("UPDATE_IN_PROGRESS", "s", "")];
+        let last: String = last.iter().map(|(status, resource, why)| event(status, resource, why)).collect();
+        let reason = |events: &str| first_failure(&Document::parse(&format!("<R>{events}</R>")).unwrap(), "s");
+        assert_eq!(reason(&(last.clone() + &first)).as_deref(), Some("B no capacity"));
+        assert_eq!(reason(&first).as_deref(), Some("A old"));
+        assert_eq!(reason(&(event("UPDATE_IN_PROGRESS", "s", "") + &first)), None);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! A start, step by step.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,7 +23,7 @@ use crate::memory::{Machine, Memory};
 use crate::objects::{Objects, prefix_of};
 use crate::role::{self, Role};
 use crate::settings::{Settings, invalid, is_plain};
-use crate::{BACKEND, attach, capabilities, crash, isolation, ready, report, tags};
+use crate::{BACKEND, attach, capabilities, crash, isolation, place, ready, report, tags};
 
 /// How long a machine outlives its harness, if the profile does not say.
 const OUTLIVE: Duration = Duration::from_secs(15 * 60);
@@ -51,6 +52,7 @@ pub(crate) fn plan(spec: &EnvironmentSpec) -> Result<Plan> {
     let bucket = settings.bucket.clone();
     if settings.attaches() {
         attach::check(spec, &settings)?;
+        check_workdir(spec.workdir.as_deref())?;
         return Ok(Plan { settings, bucket, user: String::new(), rules: None });
     }
     if bucket.is_none() {
@@ -62,6 +64,7 @@ pub(crate) fn plan(spec: &EnvironmentSpec) -> Result<Plan> {
         return Err(invalid(format!("user = {:?} is not a name of a user that can be had here", crate::call::shown(&user))));
     }
     check_tier(spec.tier, &user)?;
+    check_workdir(spec.workdir.as_deref())?;
     let rules = (spec.tier.network() == Network::N1).then(|| Rules::new(&spec.network)).transpose()?;
     if rules.is_some() && settings.gateway.is_none() {
         return Err(invalid("N1 needs a gateway, and none is named")
@@ -79,6 +82,17 @@ fn check_tier(tier: Tier, user: &str) -> Result<()> {
             format!("{tier}: nothing in the machine binds root, to whom metadata stay open"),
             "leave user out: tierbox makes one without rights".to_owned(),
         ),
+        _ => Ok(()),
+    }
+}
+
+/// Refuses a directory that is the kernel's, or that leads above.
+pub(crate) fn check_workdir(workdir: Option<&str>) -> Result<()> {
+    let reserved = |path: &str| ["/proc", "/sys", "/dev"].iter().any(|own| Path::new(path).starts_with(own));
+    match workdir {
+        Some(path) if reserved(path) || path.split('/').any(|part| part == "..") => {
+            Err(invalid(format!("workdir = {:?} cannot be a directory of commands", crate::call::shown(path))))
+        }
         _ => Ok(()),
     }
 }
@@ -151,6 +165,8 @@ impl Start<'_> {
         if is_root(&self.plan.user) {
             self.role().await?;
         }
+        let (aws, settings) = (self.aws.clone(), self.plan.settings.clone());
+        driven(async move { place::check(&aws, &settings).await }).await?;
         let gateway = self.find_gateway(memory).await?;
         let network = self.check_network(gateway.as_ref().map(Gateway::facts)).await?;
         self.progress.step("choosing the image");
