@@ -6,6 +6,9 @@
 use std::process::ExitCode;
 
 #[cfg(target_os = "linux")]
+#[path = "support/aws.rs"]
+mod aws;
+#[cfg(target_os = "linux")]
 mod support;
 
 #[cfg(not(target_os = "linux"))]
@@ -29,7 +32,7 @@ mod python {
     use libtest_mimic::{Failed, Trial};
     use tierbox_testkit::Absence;
 
-    use crate::support;
+    use crate::{aws, support};
 
     pub const AS_PROGRAM: &str = "TIERBOX_TEST_AS_PROGRAM";
     const PYTHON: &str = "TIERBOX_TEST_PYTHON";
@@ -56,6 +59,7 @@ mod python {
         let local = absence().or_else(support::containers_absent);
         let mut backends: Vec<(&str, &str, Option<Absence>, Place)> = vec![("local", "python", local, local_profile)];
         backends.push(("docker", "docker", absence().or_else(|| support::engines::address("docker").err()), docker_profile));
+        backends.push(("aws", "aws", absence().or_else(aws::absent), aws_profile));
         backends.push(("vm_required", "vagrant", absence().or_else(vagrant_absent), vagrant_profile));
         let trials = backends.into_iter().map(|(marker, engine, missing, place)| {
             let name = match marker {
@@ -110,6 +114,22 @@ mod python {
         // Nothing bounds a root that can be written to, which the checks need for users of their own.
         let limits = "[limits]\ndisk = { max = \"1GiB\", enforce = \"best\" }\n";
         written(directory, &format!("extends = \"docker\"\ntier = \"T0.H1.N2\"\n{limits}[docker]\n{settings}"))
+    }
+
+    /// An instance on the server that imitates AWS. Its machines share this host's kernel, so that verification would refuse them.
+    fn aws_profile(directory: &Path) -> Result<String, Failed> {
+        let server = aws::Server::new();
+        let settings = server.settings();
+        let mut text = "extends = \"ec2\"\ntier = \"T0.H3.N0\"\nverify = \"off\"\n[ec2]\n".to_owned();
+        for key in ["region", "endpoint-url", "bucket"] {
+            text.push_str(&format!("{key} = {}\n", settings[key]));
+        }
+        for key in ["access-key-id", "secret-access-key"] {
+            let path = directory.join(key);
+            std::fs::write(&path, settings[key].as_str().ok_or("no key")?)?;
+            text.push_str(&format!("{key} = {:?}\n", format!("file:{}", path.display())));
+        }
+        written(directory, &text)
     }
 
     fn vagrant_absent() -> Option<Absence> {
