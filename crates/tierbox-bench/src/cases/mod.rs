@@ -75,6 +75,8 @@ pub(crate) const ALL: &[Case] = &[
     case("tierbox --help", 1.0, program::help),
     #[cfg(feature = "ec2")]
     case("EC2", 1.0, ec2::all),
+    #[cfg(feature = "ec2")]
+    case("EC2 crowd", 2.5, ec2::crowd),
     #[cfg(feature = "vagrant")]
     case("vagrant: exec", 0.5, vagrant::commands),
     #[cfg(feature = "vagrant")]
