@@ -19,6 +19,8 @@ pub fn all() -> Vec<Trial> {
         trial("launch::an_answer_that_is_lost_makes_no_second_instance", lost_answer),
         trial("launch::several_machines_run_in_one_environment", several),
         trial("slow::launch::an_agent_that_never_answers_is_diagnosed", no_agent),
+        trial("slow::launch::a_missing_endpoint_is_named", no_endpoint),
+        trial("slow::launch::a_living_harness_renews_its_instances", renewed),
         trial("launch::a_dead_harness_is_cleaned_up", cleanup),
         trial("launch::a_machine_that_nobody_renews_ends_itself", timer),
         trial("launch::credentials_of_the_role_are_out_of_reach", metadata),
@@ -127,6 +129,42 @@ async fn no_agent(world: World) -> Outcome {
     ensure!(told.contains("no instance profile") && told.contains("the instance is running"), "{told}");
     ensure!(world.is_clean(), "{:?}", world.server.instances());
     Ok(())
+}
+
+async fn no_endpoint(world: World) -> Outcome {
+    let out = super::network::stack(&world).await?;
+    let mut spec = super::network::spec(&world, &out);
+    spec.tier = "T0.H3.N0".parse().map_err(text)?;
+    spec.settings["security-group"] = out["SecurityGroupN0"].clone().into();
+    world.server.set(json!({"require_endpoints": true}));
+    let ask = |body: String| world.server.signed("POST", "/", "ec2", &format!("{body}&Version=2016-11-15"));
+    let told = ask(format!("Action=DescribeVpcEndpoints&Filter.1.Name=vpc-id&Filter.1.Value.1={}", out["VpcId"]));
+    let id = super::network::id_of(&told, "ssmmessages").ok_or("no endpoint of ssmmessages")?;
+    ask(format!("Action=DeleteVpcEndpoints&VpcEndpointId.1={id}"));
+    let error = world.start(&spec).await.err().ok_or("it started")?;
+    let told = error.to_string();
+    ensure!(error.kind() == ErrorKind::Timeout && told.contains("has no endpoint of ssmmessages"), "{error:?}");
+    world.until(Duration::from_secs(20), "nothing is left", || world.is_clean()).await
+}
+
+fn expires(world: &World) -> Result<String, String> {
+    let id = world.server.instances().into_keys().next().ok_or("no instance")?;
+    let told = world.server.instance(&id);
+    let tag = told.split("<item>").find(|item| item.contains("<key>ExpiresAt</key>")).ok_or("no ExpiresAt")?;
+    let value = tag.split_once("<value>").and_then(|(_, rest)| rest.split_once("</value>")).ok_or("no value")?;
+    Ok(value.0.to_owned())
+}
+
+/// At a third of its life, so that it outlives nobody by more than that life.
+async fn renewed(world: World) -> Outcome {
+    let started = world.start(&world.spec(|spec| spec.settings["outlive-minutes"] = 2.into())).await.map_err(text)?;
+    let first = expires(&world)?;
+    world.until(Duration::from_secs(80), "the tag is renewed", || expires(&world).is_ok_and(|now| now > first)).await?;
+    // Past its first life, it still lives.
+    tokio::time::sleep(Duration::from_secs(90)).await;
+    let done = started.environment.primary().run(ExecRequest::new(["true"])).await.map_err(text)?;
+    ensure!(done.success(), "{done:?}");
+    started.environment.stop().await.map_err(text)
 }
 
 async fn cleanup(world: World) -> Outcome {

@@ -3,13 +3,18 @@
 use std::time::Duration;
 
 use libtest_mimic::Trial;
+use serde_json::json;
 use tierbox_core::{ExecRequest, LeaseHandle, SandboxExt};
 use tierbox_ec2::{Ec2Backend, Whose};
+use tierbox_lease::CleanupOptions;
 
 use super::world::{Outcome, World, ensure, text, trial};
 
 pub fn all() -> Vec<Trial> {
-    vec![trial("left::expired_instances_are_ended_by_their_tags_and_no_others", expired)]
+    vec![
+        trial("left::expired_instances_are_ended_by_their_tags_and_no_others", expired),
+        trial("left::what_has_many_pages_goes_to_the_last", pages),
+    ]
 }
 
 /// A harness died with its whole state directory: only tags tell.
@@ -45,4 +50,30 @@ async fn expired(world: World) -> Outcome {
     let alive = living.environment.primary().run(ExecRequest::new(["true"])).await.map_err(text)?;
     ensure!(alive.success(), "another run was disturbed: {alive:?}");
     living.environment.stop().await.map_err(text)
+}
+
+/// More objects than one listing tells, and instances over several pages.
+async fn pages(world: World) -> Outcome {
+    const OBJECTS: usize = 2100;
+    world.server.set(json!({"page": 2}));
+    let spec = world.spec(|spec| spec.settings["machines"] = json!(["a", "b", "c", "d", "e"]));
+    let dead = world.start(&spec).await.map_err(text)?;
+    let name = dead.lease.id().to_owned();
+    let server = world.server.clone();
+    let prefix = format!("/{}/tierbox/{name}", world.server.bucket());
+    let put = move || (0..OBJECTS).for_each(|number| drop(server.signed("PUT", &format!("{prefix}/{number}"), "s3", "x")));
+    tokio::task::spawn_blocking(put).await.map_err(text)?;
+    let backend = Ec2Backend::new();
+    let settings = world.server.settings();
+    let mine = backend.left(&settings, &Whose::Of(vec![name.clone()])).await.map_err(text)?;
+    ensure!(mine.len() == 5, "{mine:?}");
+    // Its owner dies: the lock is free, and nothing was undone.
+    std::mem::forget(dead.environment);
+    drop(dead.lease);
+    let report = tierbox_lease::cleanup(&world.journal, &world.registry(), CleanupOptions::default()).await.map_err(text)?;
+    ensure!(report.failed.is_empty() && report.removed.iter().any(|line| line.contains(&name)), "{report:?}");
+    world.until(Duration::from_secs(20), "all of it is gone", || world.is_clean()).await?;
+    let left = backend.left(&settings, &Whose::Of(vec![name])).await.map_err(text)?;
+    ensure!(left.is_empty(), "{left:?}");
+    Ok(())
 }

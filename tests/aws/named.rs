@@ -19,7 +19,7 @@ pub fn all() -> Vec<Trial> {
 }
 
 /// The gateway's program, without what debuggers read: it goes through the bucket.
-fn program(world: &World) -> Result<PathBuf, String> {
+pub(super) fn program(world: &World) -> Result<PathBuf, String> {
     let small = world.state().join("tierbox-egress");
     let strip =
         std::process::Command::new("strip").arg("-o").arg(&small).arg(env!("CARGO_BIN_EXE_tierbox-egress-of-tests")).status();
@@ -39,22 +39,26 @@ async fn set_up(world: &World) -> Result<SetUp, String> {
     Ec2Backend::new().setup(&account, &wanted, &Silent).await.map_err(text)
 }
 
-fn spec(world: &World, made: &SetUp, allow: &[&str]) -> Result<EnvironmentSpec, String> {
+/// The usual environment in a stack's network, in one of its groups.
+pub(super) fn spec_of(world: &World, made: &SetUp, group: &str) -> Result<EnvironmentSpec, String> {
     let out = |key: &str| made.stack.output(key).map(str::to_owned).map_err(text);
     let mut settings = world.server.settings();
     settings["bucket"] = out("Bucket")?.into();
     settings["subnets"] = json!(out("SubnetIds")?.split(',').collect::<Vec<_>>());
-    settings["security-group"] = out("SecurityGroupN1")?.into();
+    settings["security-group"] = out(group)?.into();
     settings["instance-profile"] = out("InstanceProfile")?.into();
-    settings["gateway"] = out("GatewayInstance")?.into();
-    Ok(world.spec(|spec| {
-        spec.tier = "T0.H3.N1".parse().expect("a tier");
-        spec.network.allow = allow.iter().map(|&name| name.to_owned()).collect();
-        spec.settings = settings;
-    }))
+    Ok(world.spec(|spec| spec.settings = settings))
 }
 
-async fn page(sandbox: &dyn Sandbox, arguments: &str) -> Result<String, String> {
+fn spec(world: &World, made: &SetUp, allow: &[&str]) -> Result<EnvironmentSpec, String> {
+    let mut spec = spec_of(world, made, "SecurityGroupN1")?;
+    spec.tier = "T0.H3.N1".parse().expect("a tier");
+    spec.network.allow = allow.iter().map(|&name| name.to_owned()).collect();
+    spec.settings["gateway"] = made.stack.output("GatewayInstance").map_err(text)?.into();
+    Ok(spec)
+}
+
+pub(super) async fn page(sandbox: &dyn Sandbox, arguments: &str) -> Result<String, String> {
     let script = format!("curl -s -m 10 {arguments}");
     let result = sandbox.run(ExecRequest::shell(&script)).await.map_err(text)?;
     Ok(result.stdout.text().trim().to_owned())

@@ -18,7 +18,7 @@ fn encoded(text: &str) -> String {
 }
 
 /// Deploys infra/tierbox.yaml; returns its outputs.
-async fn stack(world: &World) -> Result<BTreeMap<String, String>, String> {
+pub(super) async fn stack(world: &World) -> Result<BTreeMap<String, String>, String> {
     let name = world.server.key.clone();
     let lists = world.server.signed("POST", "/", "ec2", "Action=DescribePrefixLists&Version=2016-11-15");
     let list = lists
@@ -57,7 +57,7 @@ async fn stack(world: &World) -> Result<BTreeMap<String, String>, String> {
     Ok(told.split("<OutputKey>").skip(1).filter_map(pair).collect())
 }
 
-fn spec(world: &World, out: &BTreeMap<String, String>) -> EnvironmentSpec {
+pub(super) fn spec(world: &World, out: &BTreeMap<String, String>) -> EnvironmentSpec {
     world.spec(|spec| {
         spec.tier = "T0.H3.N2".parse().expect("a tier");
         spec.settings["bucket"] = out["Bucket"].clone().into();
@@ -114,12 +114,60 @@ async fn refused(world: World) -> Outcome {
     ] {
         world.refuses(&spec, what).await?;
     }
+    endpoints(&world, &out, &good).await?;
     // Without the firewall a query carries data.
     let delete = |action: &str, body: Value| world.server.json("route53resolver", &format!("Route53Resolver.{action}"), &body);
     let bound = delete("ListFirewallRuleGroupAssociations", json!({"VpcId": out["VpcId"]}));
     let id = bound["FirewallRuleGroupAssociations"][0]["Id"].as_str().ok_or("no association")?.to_owned();
     delete("DisassociateFirewallRuleGroup", json!({"FirewallRuleGroupAssociationId": id}));
     world.refuses(&good, "DNS firewall").await?;
+    let ask = |body: String| world.server.signed("POST", "/", "ec2", &format!("{body}&Version=2016-11-15"));
+    let told = ask(format!("Action=DescribeVpcEndpoints&Filter.1.Name=vpc-id&Filter.1.Value.1={}", out["VpcId"]));
+    let id = id_of(&told, "ssmmessages").ok_or("no endpoint of ssmmessages")?;
+    ask(format!("Action=DeleteVpcEndpoints&VpcEndpointId.1={id}"));
+    world.refuses(&good, "no endpoint of ssmmessages").await?;
     ensure!(world.server.instances().is_empty(), "something was made: {:?}", world.server.instances());
+    Ok(())
+}
+
+/// The value of the element after another's, in an answer.
+pub(super) fn id_of<'a>(told: &'a str, service: &str) -> Option<&'a str> {
+    let item = told.split("<vpcEndpointId>").find(|part| part.contains(&format!(".{service}</serviceName>")))?;
+    item.split_once('<').map(|(id, _)| id)
+}
+
+/// A policy that serves others too, and an egress rule too many: each is told by its name.
+async fn endpoints(world: &World, out: &BTreeMap<String, String>, good: &EnvironmentSpec) -> Outcome {
+    let ask = |body: String| world.server.signed("POST", "/", "ec2", &format!("{body}&Version=2016-11-15"));
+    let told = ask(format!("Action=DescribeVpcEndpoints&Filter.1.Name=vpc-id&Filter.1.Value.1={}", out["VpcId"]));
+    for service in ["s3", "ssm"] {
+        let id = id_of(&told, service).ok_or(format!("no endpoint of {service}: {told}"))?;
+        let item = told.split("<vpcEndpointId>").find(|part| part.starts_with(id)).unwrap_or_default();
+        let before = item.split_once("<policyDocument>").and_then(|(_, rest)| rest.split_once("</policyDocument>"));
+        let before = before.ok_or("no policy")?.0.replace("&quot;", "\"").replace("&#34;", "\"").replace("&amp;", "&");
+        let all = json!({"Statement": [{"Effect": "Allow", "Principal": "*", "Action": "*", "Resource": "*"}]}).to_string();
+        let modify =
+            |policy: &str| ask(format!("Action=ModifyVpcEndpoint&VpcEndpointId={id}&PolicyDocument={}", encoded(policy)));
+        let done = modify(&all);
+        ensure!(done.contains(" 200 "), "{done}");
+        world.refuses(good, id).await?;
+        modify(&before);
+    }
+    let group = &out["SecurityGroupN2"];
+    let rule = |action: &str| {
+        ask(format!(
+            "Action={action}SecurityGroupEgress&GroupId={group}&IpPermissions.1.IpProtocol=udp&IpPermissions.1.FromPort=123\
+             &IpPermissions.1.ToPort=123&IpPermissions.1.IpRanges.1.CidrIp=203.0.113.0%2F24"
+        ))
+    };
+    let done = rule("Authorize");
+    ensure!(done.contains(" 200 "), "{done}");
+    world.refuses(good, "203.0.113.0/24").await?;
+    rule("Revoke");
+    // All is as it was: the control.
+    world.server.set(json!({"capacity": {"*": 0}}));
+    let error = world.start(good).await.err().ok_or("it started without capacity")?;
+    world.server.set(json!({"capacity": {}}));
+    ensure!(error.kind() == tierbox_core::ErrorKind::LimitReached, "{error:?}");
     Ok(())
 }

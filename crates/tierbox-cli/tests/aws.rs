@@ -33,6 +33,10 @@ mod aws {
         }
 
         fn tierbox(&self, arguments: &[&str]) -> Output {
+            self.tierbox_with(arguments, &[])
+        }
+
+        fn tierbox_with(&self, arguments: &[&str], variables: &[(&str, &str)]) -> Output {
             let mut command: Command = tierbox(&self.at("state"));
             for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("AWS_")) {
                 command.env_remove(name);
@@ -41,7 +45,7 @@ mod aws {
                 .env("AWS_ACCESS_KEY_ID", &self.key)
                 .env("AWS_SECRET_ACCESS_KEY", "hunter2hunter2")
                 .current_dir(self.directory.path());
-            command.args(arguments).output().unwrap()
+            command.envs(variables.iter().copied()).args(arguments).output().unwrap()
         }
 
         /// The flags that name the account and its stack.
@@ -60,16 +64,6 @@ mod aws {
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
-    /// What has checked an account: nothing is wrong but the role. The server gives inline policies of a template back as it keeps them,
-    /// which is not as AWS does, and what cannot be read is refused.
-    fn checked(output: &Output) -> String {
-        let told = text(output);
-        let failed: Vec<&str> = told.lines().filter(|line| line.trim_start().starts_with("FAIL")).collect();
-        assert!(output.status.code() == Some(69) && failed.len() == 1 && failed[0].contains("role:"), "{told}");
-        assert!(!told.contains("hunter2"), "a secret is shown: {told}");
-        told
-    }
-
     fn write(path: &Path, text: &str) {
         std::fs::write(path, text).unwrap();
     }
@@ -82,7 +76,7 @@ mod aws {
         // Nobody is there to answer.
         let asked = setup(&[]);
         assert!(!account.at("made.toml").exists(), "{}", text(&asked));
-        let told = checked(&setup(&["--yes"]));
+        let told = succeeds(&setup(&["--yes"]));
         assert!(told.contains("profile: ") && told.contains("Billed while nothing runs"), "{told}");
         let profile = std::fs::read_to_string(account.at("made.toml")).unwrap();
         assert!(profile.contains("tier = \"T0.H3.N2\"") && !profile.contains(&format!("\"{}\"", "hunter2")), "{profile}");
@@ -90,7 +84,7 @@ mod aws {
         let again = setup(&["--yes"]);
         assert!(again.status.code() != Some(0) && text(&again).contains("is there already"), "{}", text(&again));
 
-        let told = checked(&account.tierbox(&["ec2", "check", "./made.toml"]));
+        let told = succeeds(&account.tierbox(&["ec2", "check", "./made.toml"]));
         for name in ["credentials", "region", "SSM", "bucket", "role", "endpoint s3", "N2"] {
             assert!(told.contains(name), "{name} is not in {told}");
         }
@@ -113,12 +107,45 @@ mod aws {
         let ran = account.tierbox(&["run", "--quiet", "--profile", "./unverified.toml", "--", "echo", "here"]);
         assert_eq!(succeeds(&ran), "here\n", "{}", text(&ran));
 
+        logs_in(&account);
+
         let told = succeeds(&account.tierbox(&["ec2", "cleanup", "./made.toml", "--yes"]));
         assert!(told.contains("nothing to remove"), "{told}");
         let teardown = || account.tierbox(&[&["ec2", "teardown", "--yes"][..], &account.flags()].concat());
         let told = succeeds(&teardown());
         assert!(told.contains(&format!("removed: stack {}", account.key)), "{told}");
         assert!(succeeds(&teardown()).contains("nothing to remove"));
+    }
+
+    /// A person's terminal is a session of SSM: the program that is missing is named, and what is run is what AWS documents. The server
+    /// has no sessions.
+    fn logs_in(account: &Account) {
+        use std::os::unix::fs::PermissionsExt;
+        let tools = account.at("tools");
+        std::fs::create_dir(&tools).unwrap();
+        let shell = |more: &[&str]| {
+            let path = format!("{}:/usr/bin:/bin", tools.display());
+            account.tierbox_with(&[&["shell", "--profile", "./unverified.toml"], more].concat(), &[("PATH", &path)])
+        };
+        let tool = |name: &str| {
+            write(&tools.join(name), "#!/bin/sh\necho \"$0 $*\"; exit 7\n");
+            std::fs::set_permissions(tools.join(name), std::fs::Permissions::from_mode(0o755)).unwrap();
+        };
+        let refused = shell(&[]);
+        assert!(refused.status.code() != Some(0) && text(&refused).contains("--as-harness"), "{}", text(&refused));
+        let missing = shell(&["--as-harness"]);
+        assert!(text(&missing).contains("aws is not installed"), "{}", text(&missing));
+        tool("aws");
+        let missing = shell(&["--as-harness"]);
+        assert!(text(&missing).contains("session-manager-plugin is not installed"), "{}", text(&missing));
+        tool("session-manager-plugin");
+        let done = shell(&["--as-harness"]);
+        let told = text(&done);
+        assert_eq!(done.status.code(), Some(7), "{told}");
+        for part in ["/aws ssm start-session --region us-east-1 --target i-", "AWS-StartInteractiveCommand", "sudo -i -u tierbox"]
+        {
+            assert!(told.contains(part), "{part} is not in {told}");
+        }
     }
 
     #[test]
