@@ -11,12 +11,15 @@ const TRIED: &str = "open shell";
 /// Runs the command by which a person gets into the primary machine. It goes past tierbox, and so past tier and approvals.
 ///
 /// # Errors
-/// `PolicyDenied` for the agent, `Unsupported` for another user, `MissingEngine` naming the program that is not here.
-pub(crate) async fn open(running: &Running, args: &ShellArgs) -> Result<u8> {
+/// `PolicyDenied` for the agent, `Unsupported` for JSON and for another user, `MissingEngine` naming the program that is not here.
+pub(crate) async fn open(running: &Running, args: &ShellArgs, json: bool) -> Result<u8> {
     if !args.as_harness {
         let message =
             "this sandbox has no terminals; a login by the engine's own command is bound by no tooling tier and no approval";
         return Err(Error::new(ErrorKind::PolicyDenied, TRIED, message).with_help("say --as-harness, or use `tierbox exec`"));
+    }
+    if json {
+        return Err(Error::new(ErrorKind::Unsupported, TRIED, "what the engine's own command prints is no JSON"));
     }
     if args.user.is_some() {
         return Err(Error::new(ErrorKind::Unsupported, TRIED, "the engine's own command logs in as the sandbox's user alone"));

@@ -36,7 +36,7 @@ pub(crate) async fn shell(context: &mut Context, args: ShellArgs) -> Result<u8, 
 
 async fn terminal_in(running: &Running, args: &ShellArgs, json: bool) -> Result<u8> {
     if !running.sandbox().capabilities().pty {
-        return login::open(running, args).await;
+        return login::open(running, args, json).await;
     }
     let actor = Actor::in_primary(running, args.as_harness).await?;
     let mut request = ExecRequest::shell(SCRIPT).stdin_stream().pty(terminal::size());
