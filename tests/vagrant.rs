@@ -8,6 +8,12 @@ mod support;
 #[path = "vagrant/around.rs"]
 mod around;
 #[cfg(target_os = "linux")]
+#[path = "code_tasks/mod.rs"]
+mod cases;
+#[cfg(target_os = "linux")]
+#[path = "vagrant/code.rs"]
+mod code;
+#[cfg(target_os = "linux")]
 #[path = "vagrant/keeper.rs"]
 mod keeper;
 #[cfg(target_os = "linux")]
@@ -56,7 +62,7 @@ fn main() -> std::process::ExitCode {
         escapes().only(SLOW).variant("slow::vm_required"),
     ]
     .map(|suite| suite.by_area(AT_ONCE).required(support::REQUIRED).expected(include_str!("vagrant/expected.toml")));
-    let others = [machines::all(), lifecycle::all(), named::all(), lxc::all(), around::all()].concat_trials();
+    let others = [machines::all(), lifecycle::all(), code::all(), named::all(), lxc::all(), around::all()].concat_trials();
     run_with(&Arguments::from_args(), &suites, others).exit_code()
 }
 

@@ -85,14 +85,13 @@ impl Factory for Shared {
         } else {
             client.start_spec(spec, StartOptions::new()).await?
         };
-        Ok(Arc::new(Facade {
-            id: running.id().to_owned(),
-            machines: running.machines(),
-            report: running.report().clone(),
-            running: tokio::sync::Mutex::new(Some(running)),
-            _in_use: in_use,
-        }))
+        Ok(Arc::new(Facade::of(running, Some(in_use))))
     }
+}
+
+/// An environment of the client's, for cases.
+pub fn shown(running: Running) -> Arc<dyn Environment> {
+    Arc::new(Facade::of(running, None))
 }
 
 /// Has a keeper run that has the machine ready.
@@ -190,7 +189,20 @@ struct Facade {
     machines: Vec<Arc<dyn Sandbox>>,
     report: Report,
     running: tokio::sync::Mutex<Option<Running>>,
-    _in_use: File,
+    /// While it is locked, the keeper stays.
+    _in_use: Option<File>,
+}
+
+impl Facade {
+    fn of(running: Running, in_use: Option<File>) -> Self {
+        Self {
+            id: running.id().to_owned(),
+            machines: running.machines(),
+            report: running.report().clone(),
+            running: tokio::sync::Mutex::new(Some(running)),
+            _in_use: in_use,
+        }
+    }
 }
 
 #[async_trait]
