@@ -52,7 +52,9 @@ pub fn all() -> Vec<Trial> {
     ];
     let browse = Trial::test(BROWSE, browse);
     let ended = Trial::test(ENDED, ended_by_down);
-    trials.map(|(name, hold, work)| Trial::test(name, move || run(name, hold, work))).into_iter().chain([browse, ended]).collect()
+    let open = Trial::test(OPEN, ended_while_open);
+    let more = [browse, ended, open];
+    trials.map(|(name, hold, work)| Trial::test(name, move || run(name, hold, work))).into_iter().chain(more).collect()
 }
 
 const BROWSE: &str = "eval::an_agent_that_browses_gets_allowed_pages_only";
@@ -108,7 +110,7 @@ fn browse() -> Result<(), Failed> {
 
 const ENDED: &str = "conformance::what_was_decided_outlives_a_detached_environment";
 
-/// Ended by somebody who did not start it: the decisions are beside the log, and the log names them.
+/// Ended by somebody who did not start it, or cleaned up: the decisions are in the log.
 fn ended_by_down() -> Result<(), Failed> {
     if let Some(absence) = factory().absent() {
         return Ok(support::skip("local-container", ENDED, &absence)?);
@@ -117,7 +119,7 @@ fn ended_by_down() -> Result<(), Failed> {
         return Ok(());
     }
     let state = tempfile::tempdir()?;
-    for secret in [None, Some("hunter2")] {
+    for (secret, is_cleaned_up) in [(None, false), (Some("hunter2"), false), (None, true)] {
         let client = || tierbox::Tierbox::builder().user_config(false).state_dir(state.path()).build();
         let mut options = tierbox::StartOptions::new();
         (options.hold, options.log) = (Some(Hold::Kept), true);
@@ -130,9 +132,18 @@ fn ended_by_down() -> Result<(), Failed> {
             running.sandbox().run(asked).await?;
             let id = running.id().to_owned();
             drop((running, starter));
-            client()?.down(&id).await?;
+            if is_cleaned_up {
+                client()?.renew(&id, Hold::Until(std::time::SystemTime::UNIX_EPOCH))?;
+                let report = client()?.cleanup(Default::default()).await?;
+                assert!(report.removed.iter().any(|removed| removed.starts_with(&id)), "{report:?}");
+            } else {
+                client()?.down(&id).await?;
+            }
             let run = client()?.run(&id)?;
-            run.check(None)?;
+            assert!(run.check(None)?.is_intact());
+            let records = tierbox::verify::log::read(&run.directory)?;
+            let last = records.iter().rfind(|record| record.value["operation"] == "egress").expect("a last line");
+            assert_eq!(last.value["outcome"]["status"], "done", "{last:?}");
             Ok::<_, tierbox::Error>(run.decisions.into_iter().map(|decision| decision.name).collect::<Vec<_>>())
         })?;
         // Whoever ends it does not know which values are secrets.
@@ -140,6 +151,80 @@ fn ended_by_down() -> Result<(), Failed> {
         if !names.iter().any(|name| name == expected) || names.iter().any(|name| secret.is_some() && name != expected) {
             return Err(format!("{names:?}").into());
         }
+    }
+    Ok(())
+}
+
+const OPEN: &str = "conformance::what_was_decided_is_in_the_log_however_it_ends";
+
+/// How an environment ends.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum End {
+    Stop,
+    Drop,
+    /// Somebody removed what the gateway wrote.
+    Lost,
+}
+
+/// Ended while a connection is open: its bytes are in the log, and what was decided was there before the end.
+fn ended_while_open() -> Result<(), Failed> {
+    if let Some(absence) = factory().absent() {
+        return Ok(support::skip("local-container", OPEN, &absence)?);
+    }
+    let listener = world::among_servers(|| std::net::TcpListener::bind((world::SERVER, 22)))??;
+    let (heard, hears) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let mut held = Vec::new();
+        for mut stream in listener.incoming().flatten() {
+            let mut hello = [0; 5];
+            let read = std::io::Read::read_exact(&mut stream, &mut hello);
+            let _ = heard.send(read.map(|()| hello));
+            held.push(stream);
+        }
+    });
+    for end in [End::Stop, End::Drop, End::Lost] {
+        let state = tempfile::tempdir()?;
+        let client = tierbox::Tierbox::builder().user_config(false).state_dir(state.path()).build()?;
+        let options = tierbox::StartOptions::new().log().set("network.allow", "[\"tcp://git.test:22\"]").allow_weaker();
+        block_on(async {
+            let running = client.start_with("local-web", options).await?;
+            let id = running.id().to_owned();
+            let connect = "exec 3<>/dev/tcp/198.18.0.1/3128; \
+                printf 'CONNECT git.test:22 HTTP/1.1\\r\\nHost: git.test:22\\r\\n\\r\\nhello' >&3; exec sleep 100";
+            let held = running.sandbox().spawn(ExecRequest::new(["/bin/bash", "-c", connect])).await?;
+            assert_eq!(&hears.recv_timeout(Duration::from_secs(20))??, b"hello");
+            let told = |verdict| -> Result<_, Failed> {
+                let told = client.run(&id)?.decisions.into_iter();
+                Ok(told.filter(|one| one.name == "git.test" && one.verdict == verdict).collect::<Vec<_>>())
+            };
+            let deadline = std::time::Instant::now() + Duration::from_secs(20);
+            while told(Verdict::Allowed)?.is_empty() {
+                assert!(std::time::Instant::now() < deadline, "a run that goes on does not show what was decided");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            if end == End::Lost {
+                std::fs::remove_file(state.path().join("env").join(&id).join("egress.jsonl"))?;
+            }
+            match end {
+                End::Stop | End::Lost => running.stop().await?,
+                End::Drop => drop(running),
+            }
+            drop(held);
+            assert!(tierbox::settle(Duration::from_secs(30)).await);
+            let run = client.run(&id)?;
+            let standing = run.check(None)?;
+            assert!(standing.is_intact() && standing.ended, "{end:?}: {standing:?}");
+            let records = tierbox::verify::log::read(&run.directory)?;
+            let last = records.iter().rfind(|record| record.value["operation"] == "egress").expect("a last line");
+            if end == End::Lost {
+                assert_eq!(last.value["outcome"]["status"], "failed", "{last:?}");
+                return Ok(());
+            }
+            let ended = told(Verdict::Ended)?;
+            assert_eq!((ended.len(), ended[0].sent, ended[0].id), (1, 5, told(Verdict::Allowed)?[0].id), "{end:?}");
+            assert_eq!(last.value["arguments"], serde_json::json!({ "decisions": run.decisions.len() }), "{end:?}");
+            Ok::<_, Failed>(())
+        })?;
     }
     Ok(())
 }
