@@ -5,6 +5,12 @@
 mod support;
 
 #[cfg(target_os = "linux")]
+#[path = "egress_local/daemon.rs"]
+mod daemon;
+#[cfg(target_os = "linux")]
+#[path = "serve/http.rs"]
+mod http;
+#[cfg(target_os = "linux")]
 #[path = "egress_local/trials.rs"]
 mod trials;
 
@@ -39,7 +45,8 @@ fn run() -> std::process::ExitCode {
     let suite = || Suite::escape(minimum::local_container_plain(), trials::factory()).only(attacks);
     let suites = [suite().variant("local_n1"), suite().variant("local_n1_plain").as_plain_user()]
         .map(|suite| suite.required(support::REQUIRED));
-    run_with(&Arguments::from_args(), &suites, trials::all()).exit_code()
+    let others = trials::all().into_iter().chain(daemon::all()).collect();
+    run_with(&Arguments::from_args(), &suites, others).exit_code()
 }
 
 #[cfg(not(target_os = "linux"))]

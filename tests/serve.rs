@@ -390,27 +390,6 @@ mod conformance {
     }
 
     #[tokio::test]
-    async fn what_a_gateway_decided_can_be_had() {
-        if let Some(absence) = tokio::task::spawn_blocking(support::containers_absent).await.unwrap() {
-            return support::skip("local-container", "serve::conformance::decisions", &absence).unwrap();
-        }
-        let daemon = Daemon::start(|_| ()).await;
-        let id = daemon.create(json!({ "profile": "local-web", "log": true })).await;
-        let path = format!("/v1/environments/{id}/decisions");
-        daemon.shell(&id, "getent hosts other.test").await;
-        let refused = |answer: http::Answer| -> usize {
-            let text = answer.text();
-            let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
-            lines.filter(|one| one["name"] == "other.test" && one["verdict"] == "refused").count()
-        };
-        let living = refused(daemon.get(&path).await);
-        assert!(living > 0);
-        daemon.json("DELETE", &format!("/v1/environments/{id}"), Value::Null).await;
-        assert_eq!(refused(daemon.get(&path).await), living);
-        daemon.finish().await;
-    }
-
-    #[tokio::test]
     async fn without_a_log_an_environment_is_verified_and_attested_after_a_restart() {
         if let Some(absence) = tokio::task::spawn_blocking(support::containers_absent).await.unwrap() {
             return support::skip("local-container", "serve::conformance::restart", &absence).unwrap();

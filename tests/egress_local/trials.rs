@@ -171,7 +171,7 @@ fn ended_while_open() -> Result<(), Failed> {
     if let Some(absence) = factory().absent() {
         return Ok(support::skip("local-container", OPEN, &absence)?);
     }
-    let listener = world::among_servers(|| std::net::TcpListener::bind((world::SERVER, 22)))??;
+    let listener = world::among_servers(|| std::net::TcpListener::bind((world::SERVER, 2022)))??;
     let (heard, hears) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
         let mut held = Vec::new();
@@ -185,12 +185,12 @@ fn ended_while_open() -> Result<(), Failed> {
     for end in [End::Stop, End::Drop, End::Lost] {
         let state = tempfile::tempdir()?;
         let client = tierbox::Tierbox::builder().user_config(false).state_dir(state.path()).build()?;
-        let options = tierbox::StartOptions::new().log().set("network.allow", "[\"tcp://git.test:22\"]").allow_weaker();
+        let options = tierbox::StartOptions::new().log().set("network.allow", "[\"tcp://git.test:2022\"]").allow_weaker();
         block_on(async {
             let running = client.start_with("local-web", options).await?;
             let id = running.id().to_owned();
             let connect = "exec 3<>/dev/tcp/198.18.0.1/3128; \
-                printf 'CONNECT git.test:22 HTTP/1.1\\r\\nHost: git.test:22\\r\\n\\r\\nhello' >&3; exec sleep 100";
+                printf 'CONNECT git.test:2022 HTTP/1.1\\r\\nHost: git.test:2022\\r\\n\\r\\nhello' >&3; exec sleep 100";
             let held = running.sandbox().spawn(ExecRequest::new(["/bin/bash", "-c", connect])).await?;
             assert_eq!(&hears.recv_timeout(Duration::from_secs(20))??, b"hello");
             let told = |verdict| -> Result<_, Failed> {
@@ -221,7 +221,8 @@ fn ended_while_open() -> Result<(), Failed> {
                 return Ok(());
             }
             let ended = told(Verdict::Ended)?;
-            assert_eq!((ended.len(), ended[0].sent, ended[0].id), (1, 5, told(Verdict::Allowed)?[0].id), "{end:?}");
+            assert_eq!((ended.len(), ended[0].sent), (1, 5), "{end:?}");
+            assert!(told(Verdict::Allowed)?.iter().any(|one| one.id == ended[0].id), "{end:?}: {:?}", run.decisions);
             assert_eq!(last.value["arguments"], serde_json::json!({ "decisions": run.decisions.len() }), "{end:?}");
             Ok::<_, Failed>(())
         })?;
