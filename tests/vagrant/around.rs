@@ -357,8 +357,6 @@ async fn kept(world: World) -> Outcome {
         ("vagrant.provider", "libvirt"),
         ("vagrant.vagrantfile", path.as_str()),
         ("vagrant.pool", "1"),
-        // N0 is as the Vagrantfile says, and Vagrant's own network has an address of this host's.
-        ("verify", "off"),
         ("limits.startup", "8m"),
     ];
     let first = world.start("vagrant", &changes).await.map_err(text)?;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use tierbox_core::{HostIsolation, Lifted, Locality, Network, Report};
+use tierbox_core::{HostIsolation, Lifted, Locality, Network, Report, Tier};
 
 use super::canary::Canaries;
 use super::elsewhere::Elsewhere;
@@ -158,7 +158,7 @@ pub(super) fn probes(report: &Report, allow: &[String], ground: &Ground<'_>) -> 
         probes.extend([routes(ground), metadata(ground)]);
     }
     if report.locality == Locality::Local {
-        host_network(&mut probes, ground);
+        host_network(&mut probes, tier, ground);
     }
     match tier.network() {
         Network::N2 => probes.push(resolver(ground)),
@@ -441,9 +441,11 @@ fn is_routed_here(request: &str) -> bool {
     to.is_some_and(|to| std::net::UdpSocket::bind(any(&to)).and_then(|socket| socket.connect(to)).is_ok())
 }
 
-fn host_network(probes: &mut Vec<Probe>, ground: &Ground<'_>) {
+fn host_network(probes: &mut Vec<Probe>, tier: Tier, ground: &Ground<'_>) {
     let canaries = ground.canaries;
     let there = |of: fn(&Elsewhere) -> Vec<String>| ground.elsewhere.map(of).unwrap_or_default();
+    // At N0 a virtual machine's network is as its owner made it, and this host may well be in it.
+    let is_its_owners = tier.network() == Network::N0 && tier.host() == HostIsolation::H3;
     let listeners = [
         (
             "n.tcp",
@@ -470,7 +472,7 @@ fn host_network(probes: &mut Vec<Probe>, ground: &Ground<'_>) {
             there(|there| each("udp", &there.addresses6, there.ports.udp6)),
         ),
     ];
-    for (id, rule, here, there) in listeners {
+    for (id, rule, here, there) in listeners.into_iter().filter(|_| !is_its_owners) {
         let (requests, control) = ground.asks(here, there);
         // A host without IPv6 has nothing to hide there.
         if !requests.is_empty() {
