@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Builds the test boxes from nothing but Debian packages: one root file system, packed for libvirt and for LXC.
 #
-#   box.sh DIRECTORY      keeps what is there; TIERBOX_BOX_REBUILD=1 builds anew
+#   box.sh DIRECTORY      keeps what is there, if it came of these files; TIERBOX_BOX_REBUILD=1 builds anew
 #
-# Leaves in DIRECTORY: debian-libvirt.box, debian-lxc.box, the key pair, VERSION and the catalogue that `vagrant box add` reads.
+# Leaves in DIRECTORY: debian-libvirt.box, debian-lxc.box, the key pair, VERSION, RECIPE and the catalogue that `vagrant box add` reads.
 set -euo pipefail
 
 OUT=$1
@@ -21,6 +21,8 @@ build_root() { # DIR: the guest's root file system
   mirror=$(apt-get indextargets --format '$(SITE) $(RELEASE)' 2>/dev/null | awk -v s=$SUITE '$2 == s {print $1; exit}')
   [ -n "$mirror" ] || { echo "box.sh: this host's apt knows no $SUITE" >&2; exit 1; }
   packages=systemd-sysv,udev,dbus,openssh-server,sudo,iproute2,iputils-ping,procps,netbase,busybox-static
+  # Inspect's own checks add a user by it.
+  packages+=,adduser
   packages+=,linux-image-cloud-amd64,initramfs-tools,zstd
   mmdebstrap --quiet --variant=minbase --mode=root --include="$packages" \
     --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/man/*' \
@@ -110,6 +112,11 @@ build() {
     mv "$OUT/debian-$provider.box.part" "$OUT/debian-$provider.box"
   done
   echo "1.$(date -u +%Y%m%d).$((10#$(date -u +%H%M%S)))" >"$OUT/VERSION"
+  recipe >"$OUT/RECIPE"
+}
+
+recipe() { # what a box comes of: one that came of something else is built anew
+  (cd "$HERE" && sha256sum ./* | sha256sum)
 }
 
 add() { # a catalogue gives the box a real version, hence its volume a name that changes with it
@@ -140,5 +147,7 @@ add() { # a catalogue gives the box a real version, hence its volume a name that
   virsh -q -c qemu:///system pool-refresh default
 }
 
-if [ "${TIERBOX_BOX_REBUILD:-0}" = 1 ] || [ ! -s "$OUT/VERSION" ]; then build; fi
+if [ "${TIERBOX_BOX_REBUILD:-0}" = 1 ] || [ ! -s "$OUT/VERSION" ] || [ "$(recipe)" != "$(cat "$OUT/RECIPE" 2>/dev/null)" ]; then
+  build
+fi
 add
