@@ -17,11 +17,11 @@ pub fn all() -> Vec<Trial> {
     vec![
         trial("lxc", "vm_required::around::variables_and_directories_decide_as_they_are_documented", surroundings),
         trial("lxc", "vm_required::around::starts_are_throttled_by_either_variable", throttled),
-        trial("lxc", "vm_required::around::a_part_of_a_vagrantfile_that_changes_and_keeps_its_secrets", part),
+        trial("lxc", "slow::vm_required::around::a_part_of_a_vagrantfile_that_changes_and_keeps_its_secrets", part),
         trial("lxc", "vm_required::around::crash::late_points_leave_nothing", late_points),
         trial("libvirt", "vm_required::around::libvirt_is_this_hosts_own", own_libvirt),
         trial("libvirt", "vm_required::around::half_a_volume_is_replaced_by_one_of_two_starts", half_a_volume),
-        trial("libvirt", "vm_required::around::a_kept_machine_is_clean_and_only_the_same_is_taken", kept),
+        trial("libvirt", "slow::vm_required::around::a_kept_machine_is_clean_and_only_the_same_is_taken", kept),
     ]
 }
 

@@ -146,14 +146,19 @@ mod docker {
 }
 
 #[cfg(feature = "vagrant")]
-mod vm_required {
-    #[test]
-    fn the_same_tasks_run_in_vagrant() {
-        if std::env::var_os("TIERBOX_TEST_VAGRANT").is_none() {
-            return super::skip("vagrant", "no libvirt was started for the tests", "cargo xtask test --engine vagrant");
+mod slow {
+    /// Every sample boots a machine.
+    mod vm_required {
+        use crate::{evaluate, skip};
+
+        #[test]
+        fn the_same_tasks_run_in_vagrant() {
+            if std::env::var_os("TIERBOX_TEST_VAGRANT").is_none() {
+                return skip("vagrant", "no libvirt was started for the tests", "cargo xtask test --engine vagrant --slow");
+            }
+            let profile = concat!(env!("CARGO_MANIFEST_DIR"), "/../../profiles/vagrant-basic.toml");
+            evaluate("vagrant", profile, "T0.H3.N2");
         }
-        let profile = concat!(env!("CARGO_MANIFEST_DIR"), "/../../profiles/vagrant-basic.toml");
-        super::evaluate("vagrant", profile, "T0.H3.N2");
     }
 }
 
