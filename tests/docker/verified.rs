@@ -101,6 +101,7 @@ async fn an_engine_elsewhere_is_verified_once() -> Result<(), String> {
 
 async fn sabotages_of_its_network() -> Result<(), String> {
     is_elsewhere()?;
+    has_a_way_outside(&daemon());
     let dir = tempfile::tempdir().map_err(|error| error.to_string())?;
     let done = caught(dir.path(), &["network", "outside"]).await?;
     ensure(done == ["network", "outside"], format!("only {done:?} were carried out"))
@@ -224,18 +225,22 @@ async fn every_probe_has_its_control(tier: &'static str, composed: bool) -> Resu
     in_the_engines_network(dir.path(), tier).await
 }
 
-/// Has a process start what is asked for beside the engine.
-async fn in_the_engines_network(dir: &Path, what: &str) -> Result<(), String> {
-    let daemon = daemon();
-    // A way to the outside, which leads nowhere: without one there is no route that a machine could lack.
+/// Gives the engine's host a way to the outside, which leads nowhere: without one there is no route that a machine could lack.
+fn has_a_way_outside(daemon: &str) {
     in_network_of(
-        &daemon,
+        daemon,
         &[
             "sh",
             "-c",
             "ip link add tbway type bridge 2>/dev/null; ip link set tbway up; ip addr replace 198.18.77.2/30 dev tbway; ip route replace default via 198.18.77.1",
         ],
     );
+}
+
+/// Has a process start what is asked for beside the engine.
+async fn in_the_engines_network(dir: &Path, what: &str) -> Result<(), String> {
+    let daemon = daemon();
+    has_a_way_outside(&daemon);
     let mut command = again::this_program_under(&["nsenter", "-t", &daemon, "-n"], PROBED);
     command.env("PROBED_DIR", dir).env("PROBED_TIER", what).stdout(Stdio::null()).stderr(Stdio::piped());
     let output = tokio::task::spawn_blocking(move || command.output()).await.map_err(|error| error.to_string())?;

@@ -377,8 +377,12 @@ fn both((first, one): Shown, (second, other): Shown) -> Shown {
 /// The requests that its control needs, and that found nothing there.
 fn silent<'a>(probe: &'a Probe, answers: &Answers) -> Vec<&'a str> {
     let counts = |said: &str| probe.told.as_deref().is_none_or(|told| said.contains(told));
-    let found = |request: &&String| !answers.get(*request).is_some_and(|(yes, said)| *yes && counts(said));
-    probe.needed.iter().filter(found).map(String::as_str).collect()
+    let is_silent = |request: &&String| !answers.get(*request).is_some_and(|(yes, said)| *yes && counts(said));
+    let mut silent: Vec<&str> = probe.needed.iter().filter(is_silent).map(String::as_str).collect();
+    if probe.beyond.iter().all(|request| is_silent(&request)) {
+        silent.extend(probe.beyond.iter().map(String::as_str));
+    }
+    silent
 }
 
 /// The answers of a twin that was not asked for everything.
@@ -398,20 +402,22 @@ mod unit {
 
     /// What is heard on loopback of a twin says nothing about the host's other addresses.
     #[test]
-    fn a_control_that_misses_one_address_shows_nothing() {
-        let requests = ["tcp:127.0.0.1:9", "tcp:192.0.2.1:9"].map(str::to_owned);
+    fn a_control_that_hears_loopback_alone_shows_nothing() {
+        let requests = ["tcp:127.0.0.1:9", "tcp:192.0.2.1:9", "tcp:192.0.2.2:9"].map(str::to_owned);
         let lifted = Lifted::Network;
-        let probe = heard("n.tcp", "", requests.to_vec(), Control::Twin(lifted.clone()), "NONCE").every();
-        let answers = |said: [&str; 2]| -> Answers {
+        let probe = heard("n.tcp", "", requests.to_vec(), Control::Twin(lifted.clone()), "NONCE").beyond_loopback();
+        let answers = |said: [&str; 3]| -> Answers {
             let answer = |said: &str| (!said.is_empty(), said.to_owned());
             requests.iter().cloned().zip(said.map(answer)).collect()
         };
-        let status = |twin: [&str; 2]| {
+        let status = |twin: [&str; 3]| {
             let controls = Controls::from([(lifted.clone(), Ok(answers(twin)))]);
-            judge(&probe, &answers(["", ""]), &controls, false).status
+            judge(&probe, &answers(["", "", ""]), &controls, false).status
         };
-        assert_eq!(status(["NONCE", "NONCE"]), ProbeStatus::Pass);
-        for missed in [["NONCE", ""], ["NONCE", "somebody"], ["", ""]] {
+        assert_eq!(status(["NONCE", "NONCE", "NONCE"]), ProbeStatus::Pass);
+        // A bridge that went away meanwhile.
+        assert_eq!(status(["NONCE", "", "NONCE"]), ProbeStatus::Pass);
+        for missed in [["NONCE", "", ""], ["NONCE", "somebody", ""], ["", "", ""]] {
             assert_eq!(status(missed), ProbeStatus::Inconclusive, "{missed:?}");
         }
     }
