@@ -138,8 +138,11 @@ mod python {
         (!there).then(|| Absence { reason: reason.to_owned(), install: "cargo xtask test --engine vagrant".to_owned() })
     }
 
-    fn vagrant_profile(_: &Path) -> Result<String, Failed> {
-        Ok(concat!(env!("CARGO_MANIFEST_DIR"), "/../../profiles/vagrant-basic.toml").to_owned())
+    /// A command as root has the PATH of whoever the box logs in as, and Debian's has no `sbin`, where `adduser` is.
+    fn vagrant_profile(directory: &Path) -> Result<String, Failed> {
+        let basic = concat!(env!("CARGO_MANIFEST_DIR"), "/../../profiles/vagrant-basic.toml");
+        let programs = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+        written(directory, &format!("extends = {basic:?}\n\n[env]\nPATH = {programs:?}\n"))
     }
 
     fn on_ci() -> bool {
