@@ -158,10 +158,14 @@ fn expires(world: &World) -> Result<String, String> {
 /// At a third of its life, so that it outlives nobody by more than that life.
 async fn renewed(world: World) -> Outcome {
     let started = world.start(&world.spec(|spec| spec.settings["outlive-minutes"] = 2.into())).await.map_err(text)?;
-    let first = expires(&world)?;
-    world.until(Duration::from_secs(80), "the tag is renewed", || expires(&world).is_ok_and(|now| now > first)).await?;
+    // The first tag counts the boot in, so that the next one may be earlier.
+    let mut last = expires(&world)?;
+    for renewal in 0..4 {
+        let renewed = || expires(&world).is_ok_and(|now| if renewal == 0 { now != last } else { now > last });
+        world.until(Duration::from_secs(80), "the tag is renewed", renewed).await?;
+        last = expires(&world)?;
+    }
     // Past its first life, it still lives.
-    tokio::time::sleep(Duration::from_secs(90)).await;
     let done = started.environment.primary().run(ExecRequest::new(["true"])).await.map_err(text)?;
     ensure!(done.success(), "{done:?}");
     started.environment.stop().await.map_err(text)
