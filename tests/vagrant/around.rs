@@ -8,7 +8,7 @@ use std::time::Duration;
 use libtest_mimic::Trial;
 use tierbox::{ErrorKind, ExecRequest, SandboxExt, StartOptions, Tierbox};
 
-use crate::lifecycle::{cleaned, starting};
+use crate::lifecycle::{SLOW, cleaned, starting};
 use crate::support::again;
 use crate::world::{Outcome, World, printed, remains, text, tokens, trial, until};
 
@@ -96,22 +96,6 @@ async fn surroundings(world: World) -> Outcome {
     let left = world.client.list().await.map_err(text)?.environments.len();
     if left == 0 { Ok(()) } else { Err(format!("{left} leases are left")) }
 }
-
-/// Vagrant runs, tells when, and fails before it makes anything.
-const SLOW: &str = "
-Vagrant.configure('2') do |config|
-  config.vm.box = 'tierbox/debian12'
-  config.trigger.before :up do |trigger|
-    trigger.ruby do |_env, _machine|
-      note = ->(what) { File.open(File.join(__dir__, 'times'), 'a') { |f| f.write(\"#{what}\\n\") } }
-      note.call('begin')
-      sleep 1.5
-      note.call('end')
-      raise 'far enough'
-    end
-  end
-end
-";
 
 async fn throttled(world: World) -> Outcome {
     for (number, variable) in ["INSPECT_MAX_VAGRANT_STARTUPS", "TIERBOX_MAX_VAGRANT_STARTUPS"].into_iter().enumerate() {

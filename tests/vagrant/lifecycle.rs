@@ -186,7 +186,7 @@ async fn cut_and_dead(world: World) -> Outcome {
 }
 
 /// Vagrant runs, tells when, and fails before it makes anything.
-const SLOW: &str = "
+pub const SLOW: &str = "
 Vagrant.configure('2') do |config|
   config.vm.box = 'tierbox/debian12'
   config.trigger.before :up do |trigger|

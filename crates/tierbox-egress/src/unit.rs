@@ -417,13 +417,19 @@ fn a_head_without_end_is_refused() {
     assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 4"), "{answer}");
 }
 
-#[test]
-fn a_gateway_that_is_gone_leaves_nothing_open() {
+/// Asks for a tunnel to a server that is allowed, and sends this at once.
+fn tunnel(early: &str) -> (Server, Stage, TcpStream) {
     let server = Server::start(b"served");
     let stage = open(server.port, &["tcp://a.test:PORT"]);
     let mut stream = TcpStream::connect(stage.proxy).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    stream.write_all(format!("CONNECT a.test:{} HTTP/1.1\r\n\r\n", server.port).as_bytes()).unwrap();
+    stream.write_all(format!("CONNECT a.test:{} HTTP/1.1\r\n\r\n{early}", server.port).as_bytes()).unwrap();
+    (server, stage, stream)
+}
+
+#[test]
+fn a_gateway_that_is_gone_leaves_nothing_open() {
+    let (_server, stage, mut stream) = tunnel("");
     let mut head = [0; 12];
     stream.read_exact(&mut head).unwrap();
     assert_eq!(&head, b"HTTP/1.1 200");

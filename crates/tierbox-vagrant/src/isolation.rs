@@ -393,8 +393,8 @@ mod unit {
         assert!(way_out_of_network("<network><bridge name='virbr0'/></network>", "tbx0a1b2c3d", true).is_some());
     }
 
-    #[test]
-    fn a_rule_that_somebody_added_is_seen_and_counters_are_not() {
+    /// An environment, and the network that it has.
+    fn isolated() -> (Place, Isolated) {
         let network = Isolated { range: [231, 7], ..Isolated::planned("0a1b2c3d") };
         let place = Place {
             token: "0a1b2c3d".into(),
@@ -403,6 +403,12 @@ mod unit {
             provider: "libvirt".into(),
             isolated: Some(network.clone()),
         };
+        (place, network)
+    }
+
+    #[test]
+    fn a_rule_that_somebody_added_is_seen_and_counters_are_not() {
+        let (place, network) = isolated();
         // As nft lists them.
         let listing = "table inet tierbox_0a1b2c3d {
 \tchain input {
@@ -441,14 +447,7 @@ mod unit {
 
     #[test]
     fn the_rules_bind_every_bridge_of_the_environment_and_no_other() {
-        let network = Isolated { range: [231, 7], ..Isolated::planned("0a1b2c3d") };
-        let place = Place {
-            token: "0a1b2c3d".into(),
-            directory: "/x".into(),
-            vagrantfile: "/y".into(),
-            provider: "libvirt".into(),
-            isolated: Some(network.clone()),
-        };
+        let (place, network) = isolated();
         let rules = rules(&place, &network);
         assert_eq!(rules.matches("iifname \"tbx0a1b2c3d*\"").count(), 3);
         assert!(rules.contains("iifname \"tbx0a1b2c3dm\" udp sport 68 udp dport 67 accept"));

@@ -208,11 +208,7 @@ fn an_upload_goes_on_as_long_as_it_moves() {
 
 #[test]
 fn a_silent_tunnel_ends() {
-    let server = Server::start(b"served");
-    let stage = open(server.port, &["tcp://a.test:PORT"]);
-    let mut stream = TcpStream::connect(stage.proxy).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    stream.write_all(format!("CONNECT a.test:{} HTTP/1.1\r\n\r\n", server.port).as_bytes()).unwrap();
+    let (_server, stage, mut stream) = tunnel("");
     let start = Instant::now();
     let _ = stream.read_to_end(&mut Vec::new());
     assert!(start.elapsed() >= crate::tunnel::IDLE - Duration::from_millis(100), "it ended after {:?}", start.elapsed());
@@ -222,11 +218,7 @@ fn a_silent_tunnel_ends() {
 /// The bytes of what was open are in the log when the gateway is gone, and what comes after it has other numbers.
 #[test]
 fn what_a_gateway_cuts_has_its_end_in_the_log() {
-    let server = Server::start(b"served");
-    let stage = open(server.port, &["tcp://a.test:PORT"]);
-    let mut stream = TcpStream::connect(stage.proxy).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    stream.write_all(format!("CONNECT a.test:{} HTTP/1.1\r\n\r\nhello", server.port).as_bytes()).unwrap();
+    let (_server, stage, mut stream) = tunnel("hello");
     let mut got = Vec::new();
     while !text(&got).ends_with("served") {
         let mut chunk = [0; 256];

@@ -74,6 +74,13 @@ struct Queue {
 }
 
 impl Shared {
+    /// An empty queue behind a log that ends so.
+    fn new(head: Head) -> Arc<Self> {
+        let queue =
+            Queue { entries: Vec::new(), bytes: 0, writing: false, over: false, broken: None, lost: 0, head, sync: false };
+        Arc::new(Self { queue: Mutex::new(queue), filled: Condvar::new(), drained: Condvar::new() })
+    }
+
     fn lock(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -109,17 +116,7 @@ impl OperationLog {
             let make = |_: &(), _| Ok(header.as_object().cloned().unwrap_or_default());
             chain.append(&mut vec![()], make).map_err(failed)?;
         }
-        let queue = Queue {
-            entries: Vec::new(),
-            bytes: 0,
-            writing: false,
-            over: false,
-            broken: None,
-            lost: 0,
-            head: chain.head().clone(),
-            sync: false,
-        };
-        let shared = Arc::new(Shared { queue: Mutex::new(queue), filled: Condvar::new(), drained: Condvar::new() });
+        let shared = Shared::new(chain.head().clone());
         let known = secrets.clone();
         let writer = Writer {
             shared: shared.clone(),

@@ -276,19 +276,8 @@ fn long_streams_have_so_much_room_and_end_nothing() {
 fn a_write_that_failed_is_made_up_for() {
     let directory = tempfile::tempdir().unwrap();
     drop(open(directory.path()));
-    let queue = Queue {
-        entries: Vec::new(),
-        bytes: 0,
-        writing: false,
-        over: false,
-        broken: None,
-        lost: 0,
-        head: Head { lines: 0, hash: String::new() },
-        sync: false,
-    };
-    let shared = Arc::new(Shared { queue: Mutex::new(queue), filled: Condvar::new(), drained: Condvar::new() });
     let mut writer = Writer {
-        shared,
+        shared: Shared::new(Head { lines: 0, hash: String::new() }),
         chain: Chain::open(directory.path(), None).unwrap(),
         secrets: Secrets::new(),
         limits: LogLimits::default(),
