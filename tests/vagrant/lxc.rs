@@ -13,6 +13,7 @@ pub fn all() -> Vec<Trial> {
     vec![
         trial("lxc", "vm_required::lxc::a_container_works_and_is_called_what_it_is", works),
         trial("lxc", "vm_required::lxc::scripts_alone_serve_a_machine_without_a_supervisor", scripts),
+        trial("lxc", "vm_required::lxc::an_error_that_vagrant_does_not_know_is_met_once_more_and_then_told", unforeseen),
         trial("lxc", "vm_required::lxc::crash::killed_in_the_middle_of_up", killed),
     ]
 }
@@ -93,6 +94,36 @@ async fn scripts(world: World) -> Outcome {
     running.stop().await.map_err(text)?;
     let left = remains(&token);
     if left.is_empty() { Ok(()) } else { Err(format!("left behind: {left:?}")) }
+}
+
+/// As libvirt's plugin has them, where something goes between a list and a look.
+async fn unforeseen(world: World) -> Outcome {
+    let vagrantfile = copied(&world, "basic")?;
+    let plain = std::fs::read_to_string(&vagrantfile).map_err(text)?;
+    let accident = |times: u32| {
+        format!(
+            "{plain}\nrequire \"vagrant-lxc/action/create\"\nVagrant::LXC::Action::Create.prepend(Module.new do\n  def call(env)\n    \
+             met = File.join(File.dirname(ENV.fetch(\"MET\")), \"met\")\n    File.write(met, \"x\", mode: \"a\")\n    \
+             raise Errno::ENOLINK, \"gone meanwhile\" if File.size(met) <= {times}\n    super\n  end\nend)\n"
+        )
+    };
+    let mut spec = world.spec("lxc-test", &[]);
+    spec.settings["vagrantfile"] = vagrantfile.display().to_string().into();
+    spec.settings["env"] = serde_json::json!({ "MET": vagrantfile });
+    let met = world.files.join("copy/met");
+
+    std::fs::write(&vagrantfile, accident(1)).map_err(text)?;
+    world.client.start_spec(spec.clone(), StartOptions::new()).await.map_err(text)?.stop().await.map_err(text)?;
+    let tries = std::fs::read(&met).map_err(text)?.len();
+    if tries != 2 {
+        return Err(format!("{tries} tries with one accident"));
+    }
+    std::fs::remove_file(&met).map_err(text)?;
+    std::fs::write(&vagrantfile, accident(9)).map_err(text)?;
+    let failed = world.client.start_spec(spec, StartOptions::new()).await.err().ok_or("it started")?;
+    let tries = std::fs::read(&met).map_err(text)?.len();
+    let is_told = failed.message().contains("gone meanwhile (Errno::ENOLINK)") && !failed.message().contains("warden.rb");
+    if tries == 2 && is_told { Ok(()) } else { Err(format!("{tries} tries, and then {failed}")) }
 }
 
 async fn killed(world: World) -> Outcome {

@@ -1,7 +1,10 @@
 //! Text from a sandbox, made harmless for a terminal.
 //!
 //! A terminal obeys escape sequences: they can retitle its window, answer into its input, or hide what was printed before.
-//! So control characters are shown and not sent, but for newline, tab and carriage return.
+//! So control characters are shown and not sent, but for newline, tab and carriage return; and so are characters that turn the
+//! direction of writing or have no width.
+
+use tierbox::is_deceptive;
 
 /// Makes a stream harmless, chunk by chunk.
 #[derive(Debug, Default)]
@@ -61,6 +64,7 @@ fn push_visible(letter: char, out: &mut String) {
         '\0'..='\u{1f}' => out.extend(['^', char::from(letter as u8 + 0x40)]),
         '\u{7f}' => out.push_str("^?"),
         '\u{80}'..='\u{9f}' => out.push_str(&format!("\\x{:02x}", letter as u32)),
+        letter if is_deceptive(letter) => out.extend(letter.escape_unicode()),
         _ => out.push(letter),
     }
 }
@@ -91,6 +95,8 @@ mod unit {
         assert_eq!(whole(&["\u{9b}31m".as_bytes()]), "\\x9b31m");
         assert_eq!(whole(&[b"\x9b31m\xff"]), "\u{fffd}31m\u{fffd}");
         assert_eq!(text("x\ry\u{8}"), "x^My^H");
+        assert_eq!(whole(&["a\u{202e}b\u{feff}".as_bytes()]), "a\\u{202e}b\\u{feff}");
+        assert_eq!(whole(&["x".as_bytes(), &[0xe2, 0x80], &[0xae]]), "x\\u{202e}");
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 
-use tierbox_core::{Error, ErrorKind};
+use tierbox_core::{Error, ErrorKind, is_deceptive};
 use tierbox_supervisor::protocol::Failure;
 
 /// Locks what cannot be left inconsistent: every holder only moves values.
@@ -32,10 +32,7 @@ pub(crate) fn printable(text: &str, max: usize) -> String {
             out.push('…');
             break;
         }
-        // Format characters (bidirectional overrides, zero-width ones) deceive as well as control characters do.
-        let deceives = character.is_control()
-            || matches!(character, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}');
-        if deceives { out.extend(character.escape_default()) } else { out.push(character) }
+        if is_deceptive(character) { out.extend(character.escape_default()) } else { out.push(character) }
     }
     out
 }

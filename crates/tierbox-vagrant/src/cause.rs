@@ -8,6 +8,9 @@ use crate::record::{Record, shown};
 /// How many of its last lines go into an error.
 const LAST_LINES: usize = 12;
 
+/// The class of an end that Vagrant had nothing to say of.
+pub const ENDED: &str = "Ended";
+
 /// A failure that Vagrant ended with.
 pub struct Failure<'a> {
     class: &'a str,
@@ -34,13 +37,25 @@ pub fn failure(records: &[Record]) -> Option<Failure<'_>> {
     Some(Failure { class: record.error_class().unwrap_or_default(), message: record.message().unwrap_or_default() })
 }
 
+/// Whether Vagrant ended with an error of Ruby's that nobody there had foreseen: such as libvirt's, when a network of somebody
+/// else's goes while a plugin reads the list of all.
+pub fn is_accident(records: &[Record]) -> bool {
+    let is_unforeseen = failure(records).is_some_and(|failure| failure.class == ENDED);
+    is_unforeseen && records.iter().filter_map(Record::message).any(|message| is_frame(&shown(message)))
+}
+
 /// The last lines that were said, each on a line of its own after a newline; empty if nothing was said.
 pub fn last_lines<'a>(records: impl IntoIterator<Item = &'a Record>) -> String {
-    let said = records.into_iter().filter_map(Record::message).flat_map(str::lines).map(shown).filter(|line| !line.is_empty());
-    let mut lines: Vec<String> = said.collect();
+    let said = records.into_iter().filter_map(Record::message).flat_map(str::lines).map(shown);
+    let mut lines: Vec<String> = said.filter(|line| !line.is_empty() && !is_frame(line)).collect();
     lines.dedup();
     let from = lines.len().saturating_sub(LAST_LINES);
     lines[from..].iter().map(|line| format!("\n  {line}")).collect()
+}
+
+/// Whether a line tells where in a Ruby program an error came by: of such there are dozens after the one that says what it is.
+fn is_frame(line: &str) -> bool {
+    line.starts_with("from ") && line.contains(":in ")
 }
 
 /// A known cause.
@@ -214,6 +229,16 @@ mod unit {
         let error = failed("Weird", "odd\nthing");
         assert!(error.message().contains("\n  odd\n  thing"), "{error}");
         assert!(failure(&[Record::read("1795524438,,ui,info,fine")]).is_none());
+    }
+
+    #[test]
+    fn an_error_of_ruby_is_not_hidden_by_where_it_came_by() {
+        let mut said = vec![Record::read("/v/Vagrantfile:9:in `size_of': Call to virFoo failed: no such thing (Libvirt::Error)")];
+        said.extend((1..40).map(|line| Record::read(&format!("\tfrom /usr/lib/ruby/vagrant/warden.rb:{line}:in `call'"))));
+        said.push(Record { machine: String::new(), kind: "error-exit".into(), data: vec![ENDED.into(), "status 1".into()] });
+        assert!(is_accident(&said) && !is_accident(&said[..1]) && !is_accident(&said[40..]));
+        let error = explain("up", &said);
+        assert!(error.message().contains("no such thing (Libvirt::Error)\n  status 1"), "{error}");
     }
 
     #[test]

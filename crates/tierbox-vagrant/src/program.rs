@@ -47,6 +47,7 @@ pub async fn run(
     hear: &mut (dyn FnMut(&Record) + Send),
 ) -> Result<Vec<Record>> {
     let started = Instant::now();
+    let mut is_second = false;
     loop {
         let left = limit.saturating_sub(started.elapsed());
         let records = once(place, source, arguments, left, hear).await?;
@@ -55,7 +56,13 @@ pub async fn run(
             tokio::time::sleep(Duration::from_secs(1)).await;
             continue;
         }
-        return Err(explain(arguments[0], &records));
+        let error = explain(arguments[0], &records);
+        // All that we have it do may be done twice.
+        if cause::is_accident(&records) && !std::mem::replace(&mut is_second, true) {
+            tracing::warn!(target: "tierbox::vagrant", token = place.token, "once more: {}", error.message());
+            continue;
+        }
+        return Err(error);
     }
 }
 
@@ -106,7 +113,7 @@ async fn once(
     };
     let mut records = Vec::from(records);
     if !status.success() && cause::failure(&records).is_none() {
-        let data = vec!["Ended".to_owned(), format!("vagrant ended with {status}")];
+        let data = vec![cause::ENDED.to_owned(), format!("vagrant ended with {status}")];
         records.push(Record { machine: String::new(), kind: "error-exit".to_owned(), data });
     }
     Ok(records)

@@ -178,7 +178,7 @@ unless defined?(TierboxShim)
       def size_of(pool, name)
         xml = pool.lookup_volume_by_name(name).xml_desc
         xml[%r{<physical[^>]*>(\d+)</physical>}, 1]&.to_i
-      rescue Libvirt::RetrieveError
+      rescue ::Libvirt::RetrieveError
         nil
       end
     end

@@ -5,7 +5,7 @@ mod network;
 use std::fmt::Write;
 
 use serde_json::Value;
-use tierbox_core::Decision;
+use tierbox_core::{Decision, is_deceptive};
 
 use crate::attestation::{Affordances, Attestation};
 use crate::log::{Record, Standing};
@@ -54,14 +54,7 @@ fn escape(text: &str) -> String {
             '"' => safe.push_str("&quot;"),
             '\'' => safe.push_str("&#39;"),
             '\n' | '\t' => safe.push(char),
-            // Also what turns the direction of text around.
-            char if char.is_control()
-                || ('\u{200b}'..='\u{200f}').contains(&char)
-                || ('\u{202a}'..='\u{202e}').contains(&char)
-                || ('\u{2066}'..='\u{2069}').contains(&char) =>
-            {
-                let _ = write!(safe, "\\u{{{:x}}}", u32::from(char));
-            }
+            char if is_deceptive(char) => safe.extend(char.escape_unicode()),
             char => safe.push(char),
         }
     }

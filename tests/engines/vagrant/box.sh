@@ -120,7 +120,7 @@ recipe() { # what a box comes of: one that came of something else is built anew
 }
 
 add() { # a catalogue gives the box a real version, hence its volume a name that changes with it
-  local version provider separator='' slash=${NAME//\//-VAGRANTSLASH-} pool volume
+  local version provider separator='' slash=${NAME//\//-VAGRANTSLASH-}
   version=$(cat "$OUT/VERSION")
   {
     printf '{"name":"%s","versions":[{"version":"%s","providers":[' "$NAME" "$version"
@@ -136,15 +136,6 @@ add() { # a catalogue gives the box a real version, hence its volume a name that
     vagrant box remove --force --all --provider "$provider" "$NAME" >/dev/null 2>&1 || true
     vagrant box add --force --provider "$provider" "$OUT/catalogue.json" >"$OUT/add.log" 2>&1 || { cat "$OUT/add.log"; exit 1; }
   done
-  # In one step, by rename: left to Vagrant, two first `up` race for it, and one that is killed leaves half a volume that
-  # every later one takes for the whole.
-  pool=$(virsh -q -c qemu:///system pool-dumpxml default | sed -n 's,.*<path>\(.*\)</path>.*,\1,p')
-  volume=${slash}_vagrant_box_image_${version}_box.img
-  if [ ! -s "$pool/$volume" ]; then
-    cp --sparse=always "$VAGRANT_HOME/boxes/$slash/$version/libvirt/box.img" "$pool/.$volume.part"
-    mv "$pool/.$volume.part" "$pool/$volume"
-  fi
-  virsh -q -c qemu:///system pool-refresh default
 }
 
 if [ "${TIERBOX_BOX_REBUILD:-0}" = 1 ] || [ ! -s "$OUT/VERSION" ] || [ "$(recipe)" != "$(cat "$OUT/RECIPE" 2>/dev/null)" ]; then
