@@ -10,6 +10,9 @@ use std::process::Command;
 
 use crate::root;
 
+/// How many tests of an engine are named.
+const NAMES: usize = 5;
+
 /// The skip file of one run.
 pub struct Record {
     file: PathBuf,
@@ -35,14 +38,14 @@ impl Record {
         command.env("TIERBOX_SKIP_FILE", &self.file);
     }
 
-    /// Prints the list, and fails if an engine that must be there was missing.
-    pub fn finish(self) -> Result<(), String> {
+    /// Prints the list, and fails if an engine that must be there was missing. In brief, it does not hide what failed before it.
+    pub fn finish(self, in_brief: bool) -> Result<(), String> {
         let lines =
             std::fs::read_to_string(&self.file).map_err(|error| format!("cannot read {}: {error}", self.file.display()))?;
         let engines = parse(&lines);
         // The file is a by-product; a leftover in the temporary directory does no harm.
         let _ = std::fs::remove_file(&self.file);
-        print_list(&engines);
+        print_list(&engines, if in_brief { 0 } else { NAMES });
         if std::env::var_os("CI").is_none() {
             return Ok(());
         }
@@ -69,7 +72,7 @@ fn parse(lines: &str) -> BTreeMap<String, Engine> {
     engines
 }
 
-fn print_list(engines: &BTreeMap<String, Engine>) {
+fn print_list(engines: &BTreeMap<String, Engine>, names: usize) {
     if engines.is_empty() {
         println!("\nNo test was skipped for want of an engine.");
         return;
@@ -77,11 +80,14 @@ fn print_list(engines: &BTreeMap<String, Engine>) {
     println!("\nSkipped for want of an engine:");
     for (name, engine) in engines {
         println!("  {name}: {} tests", engine.tests.len());
+        if names == 0 {
+            continue;
+        }
         engine.reasons.iter().for_each(|reason| println!("    why:     {reason}"));
         println!("    install: {}", engine.install);
-        engine.tests.iter().take(5).for_each(|test| println!("    {test}"));
-        if engine.tests.len() > 5 {
-            println!("    … and {} more", engine.tests.len() - 5);
+        engine.tests.iter().take(names).for_each(|test| println!("    {test}"));
+        if engine.tests.len() > names {
+            println!("    … and {} more", engine.tests.len() - names);
         }
     }
 }
