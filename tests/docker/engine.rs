@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use libtest_mimic::Trial;
 use serde_json::json;
-use tierbox::{Backend, ErrorKind, ExecRequest, Outcome, SandboxExt};
+use tierbox::{Backend, ErrorKind, ExecRequest, Outcome, SandboxExt, StartOptions, Tierbox};
 
-use crate::world::{docker, ensure, nothing_left, remains, sh, spec, start, text, trial};
+use crate::world::{docker, ensure, nothing_left, remains, sh, spec, start, text, trial, with_settings};
 
 pub fn all() -> Vec<Trial> {
     vec![
@@ -20,6 +20,7 @@ pub fn all() -> Vec<Trial> {
         trial("engine::mounts_are_read_only_and_reported", mounts_are_read_only_and_reported),
         trial("engine::a_start_that_is_given_up_leaves_nothing", a_start_that_is_given_up_leaves_nothing),
         trial("engine::what_is_in_force_is_reported", what_is_in_force_is_reported),
+        trial("engine::what_it_was_made_of_is_attested", what_it_was_made_of_is_attested),
     ]
 }
 
@@ -169,4 +170,30 @@ async fn what_is_in_force_is_reported() -> Result<(), String> {
     ensure(seen.lines().last() == Some("lo"), seen)?;
     let checks = tierbox::docker::DockerBackend::new().doctor().await;
     ensure(!checks.is_empty(), "the doctor says nothing")
+}
+
+/// The digests of all images, as the engine itself tells them.
+async fn what_it_was_made_of_is_attested() -> Result<(), String> {
+    let dir = tempfile::tempdir().map_err(|error| error.to_string())?;
+    let services = "services:\n  default: {image: tierbox-test/debian:1, command: sleep infinity}\n  other: {image: tierbox-test/busybox:1, \
+                    command: sleep 1000}\n";
+    crate::world::write(dir.path(), "compose.yaml", services);
+    let client = Tierbox::builder().state_dir(dir.path().join("state")).user_config(false).build().map_err(text)?;
+    let mut spec = with_settings(json!({ "compose": "compose.yaml" }));
+    spec.base_dir = dir.path().to_owned();
+    (spec.limits.disk, spec.limits.inodes) = (None, None);
+    let running = client.start_spec(spec, StartOptions::new().log()).await.map_err(text)?;
+    let attested = running.logged_run().map_err(text)?.and_then(|run| run.attestation).ok_or("nothing is attested");
+    running.stop().await.map_err(text)?;
+    let made_of = attested?.made_of;
+    for (machine, image) in [("default", "tierbox-test/debian:1"), ("other", "tierbox-test/busybox:1")] {
+        let digest = docker(&["image", "inspect", "--format", "{{.Id}}", image]);
+        let told = made_of.get(&format!("image of {machine}"));
+        ensure(
+            digest.starts_with("sha256:") && told.is_some_and(|told| told == digest.trim()),
+            format!("{digest} is not in {made_of:?}"),
+        )?;
+    }
+    let version = docker(&["version", "--format", "{{.Server.Version}}"]);
+    ensure(made_of["engine"].contains(version.trim()), format!("{version} is not in {made_of:?}"))
 }
