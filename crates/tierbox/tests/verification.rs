@@ -31,6 +31,7 @@ fn answering(rules: &[&str]) -> Vec<CanaryName> {
 
 mod conformance {
     use tierbox::{ErrorKind, SandboxExt, StartOptions, Verify};
+    use tokio::io::AsyncReadExt;
 
     use super::*;
     use crate::support::{fixture, started};
@@ -490,10 +491,13 @@ mod conformance {
         let printed = running.run(tierbox::ExecRequest::shell(script)).await.unwrap();
         assert!(printed.stdout.text().contains("hunter2-long"));
         running.write_bytes("big", vec![b'y'; 2 << 20]).await.unwrap();
+        let mut packed = Vec::new();
+        running.pack(&tierbox::GuestPath::from(".")).await.unwrap().read_to_end(&mut packed).await.unwrap();
+        running.unpack(&tierbox::GuestPath::from("copy"), Box::new(std::io::Cursor::new(packed.clone()))).await.unwrap();
         running.stop().await.unwrap();
         let run = fixture.client.run(&id).unwrap();
         let standing = run.check(None).unwrap();
-        assert!(standing.is_intact() && standing.references == 3, "{standing:?}");
+        assert!(standing.is_intact() && standing.references == 5, "{standing:?}");
         let log = std::fs::read_to_string(run.directory.join("log.jsonl")).unwrap();
         let mut sizes = Vec::new();
         for line in log.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()) {
@@ -506,7 +510,9 @@ mod conformance {
             }
         }
         let found: Vec<_> = sizes.iter().map(|(stream, size, _)| (stream.as_str(), *size)).collect();
-        assert_eq!(found, [("stdout", 3_000_000 + "***\n".len()), ("stderr", 2_000_000), ("contents", 2 << 20)]);
+        let (stdout, archive) = (3_000_000 + "***\n".len(), ("contents", packed.len()));
+        assert_eq!(found, [("stdout", stdout), ("stderr", 2_000_000), ("contents", 2 << 20), archive, archive]);
+        assert!(packed.len() > 2 << 20 && std::fs::read(&sizes[3].2).unwrap() == packed, "the directory as it came out");
         let mut held = std::fs::read(&sizes[0].2).unwrap();
         held[1_500_000] = b'z';
         std::fs::write(&sizes[0].2, held).unwrap();

@@ -272,7 +272,7 @@ impl Sandbox for Audited {
 
     async fn unpack(&self, path: &GuestPath, tar: ByteReader) -> Result<()> {
         let pending = self.begin_path(AuditOperation::Unpack, path)?;
-        let (tar, passed) = self.counted("contents", 0, tar);
+        let (tar, passed) = self.counted("contents", self.layer.keep, tar);
         let result = self.inner.unpack(path, tar).await;
         pending.end(AuditOutcome::of(&result), vec![passed.take()]);
         result
@@ -281,7 +281,7 @@ impl Sandbox for Audited {
     async fn pack(&self, path: &GuestPath) -> Result<ByteReader> {
         let pending = self.begin_path(AuditOperation::Pack, path)?;
         match self.inner.pack(path).await {
-            Ok(reader) => Ok(self.recorded(pending, "contents", 0, reader)),
+            Ok(reader) => Ok(self.recorded(pending, "contents", self.layer.keep, reader)),
             Err(error) => {
                 pending.end(AuditOutcome::failed(&error), Vec::new());
                 Err(error)
