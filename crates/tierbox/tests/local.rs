@@ -159,6 +159,26 @@ mod conformance {
     }
 
     #[tokio::test]
+    async fn what_is_only_kept_for_the_next_start_makes_room_and_what_somebody_detached_does_not() {
+        use tierbox_core::{Hold, LeaseHandle, Resource};
+        let fixture = fixture();
+        let left = |kind: &str| {
+            let journal = fixture.client.journal().unwrap();
+            let lease = journal.create(tierbox_lease::NewLease::new("local", "local", "T0.H1.N2")).unwrap();
+            lease.record(&[Resource { kind: kind.to_owned(), id: "x".to_owned() }]).unwrap();
+            lease.set_hold(Hold::Until(SystemTime::now() + Duration::from_secs(600))).unwrap();
+            lease.release().unwrap();
+        };
+        let one = || StartOptions::new().overrides(Overrides::new().limits(|limits| limits.max_environments = Some(1)));
+        left("spare");
+        let Some(running) = started(fixture.client.start_with("local", one()).await) else { return };
+        assert_eq!(fixture.client.list().await.unwrap().environments.len(), 1);
+        running.stop().await.unwrap();
+        left("another");
+        assert_eq!(fixture.client.start_with("local", one()).await.unwrap_err().kind(), ErrorKind::LimitReached);
+    }
+
+    #[tokio::test]
     async fn the_tooling_axis_binds_the_agent_and_not_the_harness() {
         let fixture = fixture();
         let none = Profile::builder("none", "T2.H1.N2".parse().unwrap());
