@@ -55,7 +55,7 @@ async def test_a_bare_name_finds_the_file_then_local(tmp_path: Path, monkeypatch
 
 async def test_overrides_change_the_profile_and_the_report_says_so() -> None:
     sandbox = await started(TierboxConfig("local", overrides={"limits": {"pids": 77}}))
-    report = (await _daemon.ask("GET", f"/v1/environments/{sandbox.environment}")).json()["report"]
+    report = json.loads(await _daemon.ask("GET", f"/v1/environments/{sandbox.environment}"))["report"]
     assert any(limit["name"] == "pids" and limit["value"] == "77" for limit in report["limits"])
     await Provider.task_cleanup("task", None, True)
     assert sandbox.environment not in listed()
@@ -129,7 +129,7 @@ async def test_an_interrupted_sample_is_left_to_the_task(capsys: pytest.CaptureF
     await Provider.task_cleanup("task", "local", False)
     printed = capsys.readouterr().out
     assert f"shell {sandbox.environment}" in printed and f"down {sandbox.environment}" in printed
-    shown = (await _daemon.ask("GET", f"/v1/environments/{sandbox.environment}")).json()
+    shown = json.loads(await _daemon.ask("GET", f"/v1/environments/{sandbox.environment}"))
     assert shown["state"] == "kept"
     done = subprocess.run([sys.executable, "-m", "inspect_ai", "sandbox", "cleanup", "tierbox"], capture_output=True, text=True)
     assert done.returncode == 0 and sandbox.environment in done.stdout, done.stdout + done.stderr
@@ -183,6 +183,34 @@ async def test_outcomes_are_what_inspect_expects() -> None:
     with pytest.raises(UnicodeDecodeError):
         await sandbox.write_file("bytes", b"\xff")
         await sandbox.read_file("bytes")
+    await Provider.task_cleanup("task", None, True)
+
+
+async def test_much_and_many_at_once_come_whole() -> None:
+    sandbox = await started("local")
+    much = os.urandom(3 << 20)
+    await sandbox.write_file("much", much)
+    assert await sandbox.read_file("much", text=False) == much
+    text = "word " * 200_000
+    assert (await sandbox.exec(["cat"], input=text)).stdout == text
+    with pytest.raises(IsADirectoryError):
+        await sandbox.write_file("/tmp", much)
+
+    async def says(number: int) -> None:
+        assert (await sandbox.exec(["echo", str(number)])).stdout == f"{number}\n"
+
+    for _ in range(2):
+        async with anyio.create_task_group() as group:
+            for number in range(80):
+                group.start_soon(says, number)
+    await Provider.task_cleanup("task", None, True)
+
+
+async def test_a_name_with_spaces_and_signs_is_a_name() -> None:
+    sandbox = await started("local")
+    for name in ("a b+c&d=e#f?g%20h", "ä/ö", "line\nbreak"):
+        await sandbox.write_file(name, name)
+        assert await sandbox.read_file(name) == name
     await Provider.task_cleanup("task", None, True)
 
 

@@ -36,12 +36,9 @@ class TierboxConfig(BaseModel, frozen=True):
             return config
         if config is None:
             return cls("tierbox.toml" if Path("tierbox.toml").is_file() else "local")
-        if isinstance(config, str):
-            return cls(config)
-        raise TypeError(f"tierbox takes a profile or a TierboxConfig, not {type(config).__name__}")
+        return cls(config)  # Which is refused if it is no text.
 
     @property
     def place(self) -> str:
         """The profile's name, or its file's path as it is in the directory where the task runs."""
-        names_file = "/" in self.profile or self.profile.endswith(".toml")
-        return os.path.abspath(self.profile) if names_file else self.profile
+        return os.path.abspath(self.profile) if "/" in self.profile or self.profile.endswith(".toml") else self.profile

@@ -4,36 +4,42 @@ import contextlib
 import errno
 import json
 import os
+import select
 import shutil
 import subprocess
 import threading
 import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from urllib.parse import quote, urlencode
 
-import httpx
+import anyio
+from anyio.abc import SocketAttribute
 from anyio.lowlevel import RunVar
+from anyio.streams.buffered import BufferedByteReceiveStream as Line
+from inspect_ai._util.error import PrerequisiteError
 from inspect_ai.util import SandboxUnavailableError
 
 CLIENT = f"inspect-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-COMMAND = "application/vnd.tierbox.exec"
-SETTINGS: dict[str, Any] = {"base_url": "http://tierbox", "headers": {"tierbox-client": CLIENT}, "timeout": None}
+JSON, COMMAND, BYTES = "application/json", "application/vnd.tierbox.exec", "application/octet-stream"
 # What Python says of the daemon's kinds of errors.
 ERRNOS = {"not-found": errno.ENOENT, "permission-denied": errno.EACCES, "policy-denied": errno.EACCES}
 ERRNOS |= {"is-a-directory": errno.EISDIR, "not-a-file": errno.EINVAL, "no-space": errno.ENOSPC}
 
 _lock = threading.Lock()
 _socket: str | None = None
-_http: RunVar[tuple[str, httpx.AsyncClient]] = RunVar("tierbox")
+_lines: RunVar[dict[str, list[Line]]] = RunVar("tierbox")
 
 
-class Refused(Exception):
+class Refused(PrerequisiteError):
     """An answer that says no: its stable kind, and what people should read."""
 
     def __init__(self, problem: dict[str, Any]) -> None:
-        self.kind: str = problem.get("kind", "internal")
-        self.path: str = problem.get("context", {}).get("path", "")
-        super().__init__(problem.get("message", "no reason given") + (f" ({problem['help']})" if problem.get("help") else ""))
+        self.kind, self.path = problem.get("kind", "internal"), problem.get("context", {}).get("path", "")
+        help = f" ({problem['help']})" if problem.get("help") else ""
+        super().__init__(f"tierbox: {problem.get('message', 'no reason given')}{help}")
+        self.args = (self.message,)
 
     def error(self, what: str) -> Exception:
         """The exception that Python has for it; `what` is the path as it was given, or the program."""
@@ -41,16 +47,14 @@ class Refused(Exception):
         # Without a path it is the environment that was not found.
         if number is not None and (self.path or number != errno.ENOENT):
             return OSError(number, os.strerror(number), what)
-        if self.kind == "timeout":
-            return TimeoutError(str(self))
-        return ValueError(f"{what}: {self}") if self.kind == "invalid-input" else SandboxUnavailableError(str(self))
+        kinds = {"timeout": TimeoutError, "invalid-input": ValueError}
+        return kinds.get(self.kind, SandboxUnavailableError)(f"{what}: {self}")
 
 
 def program() -> str:
-    found = os.environ.get("TIERBOX_PROGRAM") or shutil.which("tierbox")
-    if not found:
-        raise SandboxUnavailableError("the `tierbox` program is not on the path; install it, or set TIERBOX_PROGRAM")
-    return os.path.abspath(found)
+    if found := os.environ.get("TIERBOX_PROGRAM") or shutil.which("tierbox"):
+        return os.path.abspath(found)
+    raise SandboxUnavailableError("the `tierbox` program is not on the path; install it, or set TIERBOX_PROGRAM")
 
 
 def socket(fresh: bool = False) -> str:
@@ -66,44 +70,61 @@ def socket(fresh: bool = False) -> str:
         return _socket
 
 
-def _client(path: str) -> httpx.AsyncClient:
-    """The connections of this event loop: they cannot be shared between two."""
-    known = _http.get(None)
-    if known is None or known[0] != path:
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
-        known = (path, httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(uds=path, limits=limits), **SETTINGS))
-        _http.set(known)
-    return known[1]
+async def _line() -> tuple[Line, list[Line]]:
+    """A connection, and those that wait. They are an event loop's own."""
+    for fresh in (False, True):
+        _lines.set(lines := _lines.get({}))
+        idle = lines.setdefault(path := socket(fresh), [])
+        while idle:
+            (poll := select.poll()).register((line := idle.pop()).extra(SocketAttribute.raw_socket), select.POLLIN)
+            if not poll.poll(0):
+                return line, idle
+            await line.aclose()  # The daemon ended it, or said what nobody asked for.
+        with contextlib.suppress(OSError):  # The daemon may have ended; its environments have not.
+            return Line(await anyio.connect_unix(path)), idle
+    raise SandboxUnavailableError("the tierbox daemon cannot be reached")
 
 
-def _checked(answer: httpx.Response) -> httpx.Response:
-    if answer.is_success:
-        return answer
+async def _exchange(line: Line, request: bytes) -> tuple[int, bytes, bool]:
+    """Status and contents of the answer, and whether the connection stays. By hand: libraries take as long as a small command."""
+    with contextlib.suppress(anyio.BrokenResourceError):  # It may have answered before it heard all.
+        await line.receive_stream.send(request)
+    head = (await line.receive_until(b"\r\n\r\n", 65536)).decode("latin-1").lower()
+    fields = dict(field.split(": ", 1) for field in head.split("\r\n")[1:])
+    if "transfer-encoding" not in fields:
+        contents = await line.receive_exactly(int(fields.get("content-length", 0)))
+    else:
+        contents = bytearray()
+        while size := int(await line.receive_until(b"\r\n", 4096), 16):
+            contents += (await line.receive_exactly(size + 2))[:-2]
+        await line.receive_exactly(2)
+    return int(head.split(" ", 2)[1]), bytes(contents), fields.get("connection") != "close"
+
+
+async def ask(method: str, path: str, query: dict[str, Any] = {}, body: Any = b"", media: str = JSON, keep: int = 64) -> bytes:
+    """The answer to a request. A cancelled one closes its connection, which ends its command. At most `keep` connections wait."""
+    body = body if isinstance(body, bytes) else json.dumps(body).encode()
+    path += f"?{urlencode(query, quote_via=quote)}" if query else ""
+    head = f"{method} {path} HTTP/1.1\r\nhost: tierbox\r\ntierbox-client: {CLIENT}\r\ncontent-type: {media}\r\n"
+    (line, idle), stays = await _line(), False
     try:
-        raise Refused(answer.json())
-    except ValueError:
-        raise SandboxUnavailableError(f"the tierbox daemon answered {answer.status_code}") from None
+        status, contents, stays = await _exchange(line, f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
+    except (anyio.BrokenResourceError, anyio.IncompleteRead) as error:
+        raise SandboxUnavailableError(f"the tierbox daemon went away: {error!r}") from error
+    finally:
+        if stays and len(idle) < keep:
+            idle.append(line)
+        else:
+            await anyio.aclose_forcefully(line)
+    if not 200 <= status < 300:
+        raise Refused({"message": f"the daemon answered {status}"} | json.loads(contents or b"{}"))
+    return contents
 
 
-async def ask(method: str, path: str, **body: Any) -> httpx.Response:
-    """One request. A cancelled one closes its connection, which ends the command that it waits for."""
-    for fresh in (False, True):
-        try:
-            return _checked(await _client(socket(fresh)).request(method, path, **body))
-        except httpx.ConnectError:
-            continue  # Nothing was sent. The daemon may have ended since; its environments have not.
-        except httpx.TransportError as error:
-            raise SandboxUnavailableError(f"the tierbox daemon went away: {error!r}") from error
-    raise SandboxUnavailableError("the tierbox daemon cannot be reached")
-
-
-def ask_now(method: str, path: str, **body: Any) -> Any:
-    """The same without an event loop, for what Inspect asks synchronously."""
-    for fresh in (False, True):
-        with httpx.Client(transport=httpx.HTTPTransport(uds=socket(fresh)), **SETTINGS) as client:
-            with contextlib.suppress(httpx.ConnectError):
-                return _checked(client.request(method, path, **body)).json()
-    raise SandboxUnavailableError("the tierbox daemon cannot be reached")
+def ask_now(method: str, path: str, query: dict[str, Any] = {}, body: Any = b"") -> Any:
+    """The same for what Inspect asks synchronously, also while an event loop runs."""
+    with ThreadPoolExecutor(1) as thread:
+        return json.loads(thread.submit(anyio.run, ask, method, path, query, body, JSON, 0).result())
 
 
 class Leases(dict[str, str]):
@@ -120,7 +141,6 @@ class Leases(dict[str, str]):
     def _renew(self, every: float) -> None:
         while True:
             time.sleep(every)
-            # The next round tries again; two may fail before a lease ends.
-            with contextlib.suppress(Exception):
+            with contextlib.suppress(Exception):  # The next round tries again; two may fail before a lease ends.
                 if self:
-                    ask_now("POST", "/v1/renew", json={"environments": list(self)})
+                    ask_now("POST", "/v1/renew", body={"environments": list(self)})

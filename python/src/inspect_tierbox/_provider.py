@@ -15,15 +15,12 @@ from inspect_ai.util import SandboxUnavailableError, SandboxUserUnsupportedError
 from pydantic import BaseModel
 
 from ._config import TierboxConfig
-from ._daemon import COMMAND, Leases, Refused, ask, ask_now, program
+from ._daemon import BYTES, COMMAND, Leases, Refused, ask, ask_now, program
 
 # What Inspect's switches grant, and from which level of T on they grant too much.
 SWITCHES = {"INSPECT_ENABLE_EXEC": 1, "INSPECT_ENABLE_WEB_SEARCH": 2, "INSPECT_ENABLE_WEB_BROWSER": 2}
 OFF = {"", "0", "false", "no", "off"}
-WAIT = 86400  # The daemon queues a start fairly; Inspect has no limit for it either.
-GONE = ("has ended: its lifetime is over", "went away; the command may have run")
 TOOLING = "declared; enforced by Inspect's tools and approvals"
-STATUS_NEVER_RAN = 125
 NEVER_RAN = {"bad-cwd": "the working directory does not exist or cannot be entered", "too-big": "Argument list too long"}
 NEVER_RAN |= {"unknown-user": "no such user: {user}"}
 
@@ -37,8 +34,7 @@ class TierboxSandboxEnvironment(SandboxEnvironment):
 
     def __init__(self, environment: str, machine: str) -> None:
         super().__init__()
-        self.environment = environment
-        self.machine = machine
+        self.environment, self.machine = environment, machine
         self._url = f"/v1/environments/{environment}"
 
     @classmethod
@@ -51,7 +47,7 @@ class TierboxSandboxEnvironment(SandboxEnvironment):
 
     @classmethod
     def default_concurrency(cls) -> int | None:
-        return ask_now("GET", "/v1", params={"profile": TierboxConfig.of(None).place})["concurrency"]
+        return ask_now("GET", "/v1", {"profile": TierboxConfig.of(None).place})["concurrency"]
 
     def default_polling_interval(self) -> float:
         return 0.2
@@ -61,11 +57,7 @@ class TierboxSandboxEnvironment(SandboxEnvironment):
         wanted = TierboxConfig.of(config)
         # Inspect is in the task's directory now and only now.
         cls._places.setdefault(wanted, set()).add(wanted.place)
-        try:
-            about = (await ask("GET", "/v1", params={"profile": wanted.place})).json()
-        except Refused as refused:
-            raise PrerequisiteError(f"tierbox: {refused}") from refused
-        tier = dict(wanted.overrides).get("tier", about["tier"])
+        tier = (json.loads(await ask("GET", "/v1", {"profile": wanted.place})) | dict(wanted.overrides))["tier"]
         on = [name for name in SWITCHES if os.environ.get(name, "").lower() not in OFF]
         if granted := [name for name in on if int(tier[1]) >= SWITCHES[name]]:
             advice = f'Run: eval "$(tierbox env {shlex.quote(wanted.profile)})"'
@@ -78,17 +70,13 @@ class TierboxSandboxEnvironment(SandboxEnvironment):
         if len(places) > 1:
             raise PrerequisiteError(f"tasks in several directories name {wanted.profile}: give them absolute paths")
         request = {
-            "profile": next(iter(places)),
-            "set": dict(wanted.overrides),
+            "profile": next(iter(places)), "set": dict(wanted.overrides),
             # Code that overrides a value means it; the report lists what it weakens. No other layer may weaken anything.
             "weaker_set": True,
-            "wait": WAIT,
+            "wait": 86400,  # The daemon queues a start fairly; Inspect has no limit for it either.
             "labels": {"task": task_name[:200], "sample": str(metadata.get("__sample_id__", ""))[:200]},
         }
-        try:
-            started = (await ask("POST", "/v1/environments", json=request)).json()
-        except Refused as refused:
-            raise PrerequisiteError(f"tierbox: {refused}") from refused
+        started = json.loads(await ask("POST", "/v1/environments", body=request))
         try:
             machines = started["machines"]
             if wanted.primary not in (None, *machines):
@@ -127,16 +115,14 @@ class TierboxSandboxEnvironment(SandboxEnvironment):
             raise SandboxUnavailableError(f"tierbox could not clean up. {'; '.join(failed)}")
 
     @classmethod
-    async def sample_cleanup(
-        cls, task_name: str, config: Config | None, environments: dict[str, SandboxEnvironment], interrupted: bool
-    ) -> None:
+    async def sample_cleanup(cls, task_name: str, config: Config | None, environments: dict[str, Any], interrupted: bool) -> None:
         if not interrupted:
             await cls._each({env.as_type(cls).environment for env in environments.values()}, cls._destroy)
 
     @classmethod
     async def task_cleanup(cls, task_name: str, config: Config | None, cleanup: bool) -> None:
         async def keep(id: str) -> None:
-            await ask("POST", f"/v1/environments/{id}/renew", json={"keep": True})
+            await ask("POST", f"/v1/environments/{id}/renew", body={"keep": True})
             task, own = cls._leases.pop(id), shlex.quote(program())
             print(f"{id} ({task}) is kept.\n  login:   {own} shell {id}\n  cleanup: {own} down {id}")
         cls._places.clear()
@@ -144,7 +130,7 @@ class TierboxSandboxEnvironment(SandboxEnvironment):
 
     @classmethod
     async def cli_cleanup(cls, id: str | None) -> None:
-        listed = (await ask("GET", "/v1/environments")).json()["environments"]
+        listed = json.loads(await ask("GET", "/v1/environments"))["environments"]
         ours = [env["id"] for env in listed if env["client"].startswith("inspect-")]
         if id is not None and id not in ours:
             print(f"{id} is not an environment of Inspect's; there are: {', '.join(ours) or 'none'}")
@@ -152,11 +138,10 @@ class TierboxSandboxEnvironment(SandboxEnvironment):
 
     async def connection(self, *, user: str | None = None) -> SandboxConnection:
         try:
-            found = (await ask("GET", f"{self._url}/connection", params={"machine": self.machine})).json()
+            found = json.loads(await ask("GET", f"{self._url}/connection", {"machine": self.machine}))
         except (Refused, SandboxUnavailableError) as error:
             raise ConnectionError(str(error)) from error
-        argv = found["argv"]
-        if argv[0] == "tierbox":
+        if (argv := found["argv"])[0] == "tierbox":
             argv = [program(), "--state-dir", found["state"], *argv[1:], *(["--user", user] if user else [])]
         return SandboxConnection(type="tierbox", command=shlex.join(argv))
 
@@ -167,15 +152,14 @@ class TierboxSandboxEnvironment(SandboxEnvironment):
         # A time limit is kept inside the machine, so that there is no lost command to try again.
         head = {"argv": cmd, "machine": self.machine, "cwd": cwd, "env": env or {}, "user": user, "timeout": timeout}
         head |= {"stdin": input is not None, "output_limit": Limits.MAX_EXEC_OUTPUT_SIZE}
-        stdin = input.encode() if isinstance(input, str) else input or b""
-        body = json.dumps({key: value for key, value in head.items() if value is not None}).encode() + b"\n" + stdin
+        body = json.dumps(head).encode() + b"\n" + (input.encode() if isinstance(input, str) else input or b"")
         try:
-            answer = await ask("POST", f"{self._url}/exec", content=body, headers={"content-type": COMMAND})
+            answer = await ask("POST", f"{self._url}/exec", body=body, media=COMMAND)
         except Refused as refused:
             if refused.kind == "unsupported" and user is not None:
                 raise SandboxUserUnsupportedError(f"{self.environment} cannot run commands as {user!r}: {refused}") from refused
             raise refused.error(cmd[0] if cmd else "exec") from refused
-        return self._result(answer.content, cmd, user)
+        return self._result(answer, cmd, user)
 
     def _result(self, answer: bytes, cmd: list[str], user: str | None) -> ExecResult[str]:
         line, _, rest = answer.partition(b"\n")
@@ -183,17 +167,18 @@ class TierboxSandboxEnvironment(SandboxEnvironment):
         cut = end["stdout"]["head"] + end["stdout"]["tail"]
         stdout, stderr = rest[:cut].decode(errors="replace"), rest[cut:].decode(errors="replace")
         if end["outcome"] in ("lost", {"killed": "lifetime"}):
-            raise SandboxUnavailableError(f"{self.environment} {GONE[end['outcome'] == 'lost']}")
+            why = "went away; the command may have run" if end["outcome"] == "lost" else "has ended: its lifetime is over"
+            raise SandboxUnavailableError(f"{self.environment} {why}")
         if "not-started" in end["outcome"]:
             cause = end["outcome"]["not-started"]["cause"]
             if cause == "user-not-mapped":
                 raise SandboxUserUnsupportedError(f"{self.environment} cannot run commands as {user!r}")
-            if cause in ("no-resources", "already-launched", "cancelled", "not-admitted", "unconfined"):
+            if cause not in NEVER_RAN:
                 raise SandboxUnavailableError(f"{self.environment} could not start the command: {cause}")
-            why = NEVER_RAN.get(cause, cause).format(user=user)
-            return ExecResult(False, STATUS_NEVER_RAN, "", f"{cmd[0]} never ran: {why}\n")
-        status, killed = end["status"], end["outcome"].get("killed")
-        if killed == "timeout":
+            why = NEVER_RAN[cause].format(user=user)
+            return ExecResult(False, 125, "", f"{cmd[0]} never ran: {why}\n")
+        status = end["status"]
+        if (killed := end["outcome"].get("killed")) == "timeout":
             error = TimeoutError("the command's time was up")
             error.truncated_output = stdout + stderr  # type: ignore[attr-defined]
             raise error
@@ -201,22 +186,19 @@ class TierboxSandboxEnvironment(SandboxEnvironment):
             raise PermissionError(end["cannot_execute"], os.strerror(end["cannot_execute"]), cmd[0])
         if any(stream["total"] > stream["head"] + stream["tail"] for stream in (end["stdout"], end["stderr"])):
             raise OutputLimitExceededError(Limits.MAX_EXEC_OUTPUT_SIZE_STR, stdout + stderr)
-        if killed is not None:
-            stderr += f"killed by tierbox: {killed}\n"
-        return ExecResult(status == 0, status, stdout, stderr)
+        return ExecResult(status == 0, status, stdout, stderr + (f"killed by tierbox: {killed}\n" if killed else ""))
 
-    async def write_file(self, file: str, contents: str | bytes) -> None:
+    async def _file(self, method: str, file: str, contents: bytes = b"", **limits: int) -> bytes:
         try:
-            await ask("PUT", f"{self._url}/files", params={"path": file, "machine": self.machine}, content=contents)
+            return await ask(method, f"{self._url}/files", {"path": file, "machine": self.machine, **limits}, contents, BYTES)
         except Refused as refused:
-            raise refused.error(file) from refused
-
-    async def read_file(self, file: str, text: bool = True) -> Any:
-        params: dict[str, Any] = {"path": file, "machine": self.machine, "max": Limits.MAX_READ_FILE_SIZE}
-        try:
-            contents = (await ask("GET", f"{self._url}/files", params=params)).content
-        except Refused as refused:
-            if refused.kind == "too-large":
+            if refused.kind == "too-large" and limits:
                 raise OutputLimitExceededError(Limits.MAX_READ_FILE_SIZE_STR, None) from refused
             raise refused.error(file) from refused
+
+    async def write_file(self, file: str, contents: str | bytes) -> None:
+        await self._file("PUT", file, contents.encode() if isinstance(contents, str) else contents)
+
+    async def read_file(self, file: str, text: bool = True) -> Any:
+        contents = await self._file("GET", file, max=Limits.MAX_READ_FILE_SIZE)
         return contents.decode() if text else contents
