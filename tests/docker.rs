@@ -22,6 +22,9 @@ mod http;
 #[path = "docker/images.rs"]
 mod images;
 #[cfg(target_os = "linux")]
+#[path = "docker/links.rs"]
+mod links;
+#[cfg(target_os = "linux")]
 #[path = "docker/names.rs"]
 mod names;
 #[cfg(target_os = "linux")]
@@ -62,6 +65,7 @@ fn main() -> std::process::ExitCode {
         compose::all(),
         engine::all(),
         failing::all(),
+        links::all(),
         names::all(),
         outside::all(),
         plain::all(),

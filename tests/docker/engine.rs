@@ -106,7 +106,11 @@ async fn a_command_that_lacked_memory_is_named_only_if_alone() -> Result<(), Str
 async fn the_socket_is_never_mounted() -> Result<(), String> {
     let socket = crate::support::engines::address("docker").map_err(|absence| absence.reason)?;
     let socket = std::path::PathBuf::from(socket.trim_start_matches("unix://"));
-    for host in [socket.clone(), socket.parent().ok_or("no parent")?.to_owned(), "/".into()] {
+    // One of any name may be an engine's, and what is no file at all is nobody's to mount.
+    let dir = tempfile::tempdir().map_err(|error| error.to_string())?;
+    let other = dir.path().join("other");
+    let _listener = std::os::unix::net::UnixListener::bind(&other).map_err(|error| error.to_string())?;
+    for host in [socket.clone(), socket.parent().ok_or("no parent")?.to_owned(), "/".into(), other] {
         let mut spec = spec("tierbox-test/debian:1");
         spec.mounts = vec![tierbox::MountSpec { host: host.clone(), guest: "/mnt/x".to_owned(), writable: false }];
         let error = start(spec).await.err().ok_or(format!("{} was mounted", host.display()))?;

@@ -166,12 +166,22 @@ pub fn daemon() -> String {
 /// The addresses that the engine's host has on its bridges, as its kernel has them: the engine itself names that of the default bridge
 /// only once something was on it.
 pub fn gateways() -> Vec<String> {
+    on_bridges("-4")
+}
+
+fn on_bridges(family: &str) -> Vec<String> {
     let shown =
-        Command::new("nsenter").args(["-t", &daemon(), "-n", "ip", "-o", "-4", "addr", "show", "type", "bridge"]).output();
+        Command::new("nsenter").args(["-t", &daemon(), "-n", "ip", "-o", family, "addr", "show", "type", "bridge"]).output();
     let shown = String::from_utf8(shown.expect("nsenter").stdout).expect("ip writes text");
-    let address =
-        |line: &str| Some(line.split_whitespace().skip_while(|word| *word != "inet").nth(1)?.split('/').next()?.to_owned());
+    let address = |line: &str| {
+        Some(line.split_whitespace().skip_while(|word| !word.starts_with("inet")).nth(1)?.split('/').next()?.to_owned())
+    };
     shown.lines().filter_map(address).collect()
+}
+
+/// The link-local addresses of the engine's host on its bridges.
+pub fn link_locals() -> Vec<String> {
+    on_bridges("-6").into_iter().filter(|address| address.starts_with("fe80:")).collect()
 }
 
 /// Runs a command in the network of a process; fails the test unless it succeeds.

@@ -123,7 +123,8 @@ pub struct ExecRequest {
     pub env_clear: bool,
     /// A user's name or number; the sandbox's default user otherwise.
     pub user: Option<String>,
-    /// Kill the whole tree after this time, measured in the machine. The profile's `exec` limit where `None`.
+    /// Kill the whole tree after this time, measured in the machine. The profile's `exec` limit where `None`; never with
+    /// [`Duration::MAX`].
     pub timeout: Option<Duration>,
     /// Kill the whole tree after this time without any output.
     pub idle_timeout: Option<Duration>,
@@ -203,6 +204,10 @@ impl ExecRequest {
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = Some(timeout);
         self
+    }
+    /// How long it may take, where `usual` is the limit of commands that set none. `None` is for as long as it likes.
+    pub fn time_limit(&self, usual: Option<Duration>) -> Option<Duration> {
+        self.timeout.or(usual).filter(|limit| *limit < Duration::MAX)
     }
     /// Sets how long it may be silent.
     #[must_use]

@@ -10,11 +10,17 @@ use crate::engine::{Engine, failed, is_absent, is_settled};
 use crate::launch::{SUPERVISOR, name_of};
 use crate::{BACKEND, stream};
 
-/// Where the supervisor of a machine that may be detached listens, in a directory that root inside alone can enter.
-pub const SOCKET: &str = "/run/.tierbox/socket";
+/// A file system of its own, root's alone, for the line of a machine that may be detached: nobody inside can move a mount away.
+pub const ROOM: &str = "/.tierbox-line";
+
+/// What the engine is told of it.
+pub const ROOM_OPTIONS: &str = "rw,nosuid,nodev,noexec,mode=0700,size=64k";
+
+/// Where the supervisor of such a machine listens.
+pub const SOCKET: &str = "/.tierbox-line/own/socket";
 
 /// The directory of [`SOCKET`].
-const PLACE: &str = "/run/.tierbox";
+const PLACE: &str = "/.tierbox-line/own";
 
 /// How long the supervisor may take to answer.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -25,7 +31,9 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// `NotFound` if the machine is gone or does not answer.
 pub async fn channel(engine: &Engine, id: &str, machine: &str) -> Result<Channel> {
     let gone = |why: &str| {
-        Error::new(ErrorKind::NotFound, "attach", format!("the machine {machine} of {id} is gone: {why}")).with_backend(BACKEND)
+        Error::new(ErrorKind::NotFound, "attach", format!("the machine {machine} of {id} is gone: {why}"))
+            .with_backend(BACKEND)
+            .with_help("if the container still runs, somebody inside listens in its place, whom nothing is told: end it with `tierbox down`")
     };
     let container = name_of(id, machine);
     let options = CreateExecOptions {
@@ -36,7 +44,7 @@ pub async fn channel(engine: &Engine, id: &str, machine: &str) -> Result<Channel
         privileged: Some(false),
         user: Some("0:0".to_owned()),
         working_dir: Some("/".to_owned()),
-        cmd: Some([SUPERVISOR, "join", PLACE].map(str::to_owned).to_vec()),
+        cmd: Some([SUPERVISOR, "join", PLACE, "first"].map(str::to_owned).to_vec()),
         ..CreateExecOptions::default()
     };
     let made = match engine.docker.create_exec(&container, options).await {

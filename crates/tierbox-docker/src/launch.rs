@@ -189,6 +189,7 @@ fn body(around: &Around<'_>, machine: &MachinePlan, image: &Image) -> Result<(Co
         // Nothing of this host's resolver configuration is to be seen inside; with N0 names are the engine's to resolve.
         dns: (around.plan.network != Network::N0).then(|| vec![resolver(around.plan)]),
         dns_search: Some(vec![".".to_owned()]),
+        sysctls: network::without_ipv6(machine),
         ..HostConfig::default()
     };
     let limits = limits::apply(&mut config, around, machine, image)?;
@@ -282,6 +283,8 @@ fn writable(around: &Around<'_>, machine: &MachinePlan, image: &Image) -> Result
     let (mut areas, shared) = limits::areas(around.limits, !around.engine.is_podman, &areas)?;
     if plain {
         areas.insert(PLACE.to_owned(), plain::ROOM.to_owned());
+    } else if around.persists {
+        areas.insert(join::ROOM.to_owned(), join::ROOM_OPTIONS.to_owned());
     }
     Ok((areas, shared))
 }

@@ -1,4 +1,4 @@
-//! What a machine without a network knows of names.
+//! What a machine knows of names.
 //!
 //! The Docker Engine writes `/etc/hosts` and `/etc/resolv.conf` of every container. podman copies the names of this host into the one, and
 //! leaves the other as it is in the image where there is no network: whoever asks for a name would not ask the gateway.
@@ -18,7 +18,7 @@ use crate::plan::MachinePlan;
 /// # Errors
 /// What the file system says.
 pub fn files(around: &Around<'_>, machine: &MachinePlan) -> Result<Vec<Mount>> {
-    if !around.engine.is_podman || !machine.links.is_empty() {
+    if !around.engine.is_podman {
         return Ok(Vec::new());
     }
     let hostname = machine.hostname.as_ref().unwrap_or(&machine.name);
@@ -26,6 +26,10 @@ pub fn files(around: &Around<'_>, machine: &MachinePlan) -> Result<Vec<Mount>> {
     let resolv = format!("nameserver {}\n", resolver(around.plan));
     let mut mounts = Vec::new();
     for (guest, name, text) in [("/etc/hosts", "hosts", hosts), ("/etc/resolv.conf", "resolv", resolv)] {
+        // On a network, whom to ask is what that network says.
+        if name == "resolv" && !machine.links.is_empty() {
+            continue;
+        }
         if machine.mounts.iter().any(|mount| mount.guest == guest) {
             continue;
         }

@@ -285,6 +285,10 @@ fn check_mounts(spec: &EnvironmentSpec, socket: &Path) -> Result<()> {
             return Err(invalid(format!("{shown} cannot be mounted: the engine's socket can be reached through it"))
                 .with_help("whoever has the socket has this machine; mount a directory that does not hold it"));
         }
+        if let Some(what) = no_file(&host) {
+            return Err(invalid(format!("{shown} cannot be mounted: it is {what}, not a directory or file"))
+                .with_help("copy in what the agent needs, or mount the directory that holds it"));
+        }
         if let Some(found) = engine_socket_below(&host) {
             return Err(invalid(format!("{shown} cannot be mounted: it contains {}, an engine's socket", found.display()))
                 .with_help("whoever has the socket has this machine; mount a directory that does not hold it"));
@@ -299,6 +303,17 @@ fn check_mounts(spec: &EnvironmentSpec, socket: &Path) -> Result<()> {
     Ok(())
 }
 
+/// What a path of this host's is, unless it is a file or a directory. One that is not there is the engine's to tell.
+fn no_file(host: &Path) -> Option<&'static str> {
+    use std::os::unix::fs::FileTypeExt;
+    let kind = host.metadata().ok()?.file_type();
+    match kind {
+        kind if kind.is_file() || kind.is_dir() => None,
+        kind if kind.is_socket() => Some("a socket"),
+        _ => Some("a device or pipe"),
+    }
+}
+
 fn check_workdir(workdir: Option<&str>) -> Result<()> {
     match workdir {
         Some(path) if is_reserved(path) => Err(invalid(format!("workdir = {:?} belongs to the machine", cut(path)))),
@@ -308,7 +323,7 @@ fn check_workdir(workdir: Option<&str>) -> Result<()> {
 
 /// Whether a path inside is the kernel's or the supervisor's.
 pub fn is_reserved(path: &str) -> bool {
-    ["/proc", "/sys", "/dev", crate::launch::SUPERVISOR].iter().any(|own| Path::new(path).starts_with(own))
+    ["/proc", "/sys", "/dev", crate::launch::SUPERVISOR, crate::join::ROOM].iter().any(|own| Path::new(path).starts_with(own))
 }
 
 fn one_machine(spec: &EnvironmentSpec, settings: &Settings) -> MachinePlan {

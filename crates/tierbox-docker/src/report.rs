@@ -6,6 +6,7 @@ use tierbox_guest::Ready;
 use tokio::io::AsyncReadExt;
 
 use crate::BACKEND;
+use crate::network::with_ipv6;
 use crate::plan::{MachinePlan, Plan};
 
 /// The namespaces without which a container is not H1, by their names under `/proc/self/ns`.
@@ -33,6 +34,8 @@ pub struct Seen {
     pub mechanisms: Vec<Mechanism>,
     /// Whether its default user is root inside, whatever his name.
     pub is_root: bool,
+    /// Its links that have an address of IPv6.
+    pub by_ipv6: Vec<String>,
 }
 
 /// Looks at a machine. What the kernel says inside is read as the default user, whom every command runs as.
@@ -51,6 +54,9 @@ pub async fn seen(
         let own = is_own(sandbox, file).await;
         found.push(mechanism(name, if own { Applied::Enforced } else { Applied::Absent }, ""));
     }
+    // A kernel without IPv6 has no such file.
+    let addresses = read(sandbox, "/proc/self/net/if_inet6").await.unwrap_or_default();
+    let reached: Vec<String> = with_ipv6(&addresses).into_iter().map(str::to_owned).collect();
     let status = read(sandbox, "/proc/self/status").await?;
     let field = |key: &str| status.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':')).unwrap_or_default().trim();
     let own = ready.into_iter().flat_map(|ready| &ready.mechanisms).find(|mechanism| mechanism.name == "seccomp");
@@ -69,7 +75,7 @@ pub async fn seen(
     let mut uids = field("Uid").split_whitespace().map(str::parse::<u32>).peekable();
     // Who cannot be told to be somebody else counts as root.
     let is_root = uids.peek().is_none() || uids.any(|uid| uid.unwrap_or(0) == 0);
-    Ok(Seen { mechanisms: found, is_root })
+    Ok(Seen { mechanisms: found, is_root, by_ipv6: reached })
 }
 
 /// What the default user may do beyond others. Root has a few, all of them among the engine's own default.
@@ -136,6 +142,26 @@ async fn read(sandbox: &dyn Sandbox, path: &str) -> Result<String> {
     let mut text = Vec::new();
     reader.take(MOST).read_to_end(&mut text).await.map_err(|error| Error::io("read what is in force", error))?;
     Ok(String::from_utf8_lossy(&text).into_owned())
+}
+
+/// Checks that no link has an address of IPv6: this host's own link-local ones would be reached by it, whatever the tier.
+///
+/// # Errors
+/// `TierRefused` naming the links.
+pub fn check_ipv6(machine: &str, links: &[String]) -> Result<()> {
+    if links.is_empty() {
+        return Ok(());
+    }
+    let message =
+        format!("the machine {machine:?} has addresses of IPv6, by which the engine's host is reached: {}", shown(links));
+    Err(Error::new(ErrorKind::TierRefused, "start environment", message).with_backend(BACKEND).with_help(
+        "the engine did not set net.ipv6.conf.all.disable_ipv6; run the engine on a host whose containers have IPv4 alone",
+    ))
+}
+
+/// Names out of a machine, fit to show.
+fn shown(names: &[String]) -> String {
+    names.iter().take(8).map(|name| name.escape_debug().take(16).collect::<String>()).collect::<Vec<_>>().join(", ")
 }
 
 /// Checks that what was made is H1.

@@ -39,7 +39,9 @@ fn argv(service: &Service, image: &Image) -> Vec<String> {
 pub async fn start(sandbox: &dyn Sandbox, machine: &MachinePlan, image: &Image) -> Result<Option<Running>> {
     let Some(service) = &machine.service else { return Ok(None) };
     let argv = argv(service, image);
-    let exec = if argv.is_empty() { None } else { Some(sandbox.spawn_detached(ExecRequest::new(argv)).await?) };
+    // It serves for as long as there is the machine: `limits.exec` is for commands.
+    let request = || ExecRequest::new(argv.clone()).timeout(Duration::MAX);
+    let exec = if argv.is_empty() { None } else { Some(sandbox.spawn_detached(request()).await?) };
     let health = service.health.clone().filter(|health| health.test.is_some());
     Ok(Some(Running { name: machine.name.clone(), exec, health }))
 }

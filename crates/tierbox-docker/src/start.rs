@@ -109,6 +109,7 @@ impl Start {
         // Before anything exists: whoever cleans up must know whom to ask.
         self.lease.set_data(Memory { socket: socket.clone(), ready: false, detached: None }.to_data()?)?;
         let engine = Engine::connect(&socket).await?;
+        network::check(engine.is_podman, &self.plan)?;
         let info = engine.docker.info().await.map_err(|error| failed("ask the engine", &error))?;
         let resources = self.resources();
         self.lease.record(&resources)?;
@@ -293,6 +294,7 @@ impl Start {
         let seen = report::seen(&*sandbox, ready.as_ref(), &self.plan, plan, around.info).await?;
         if self.lifted.is_none() {
             report::check(&plan.name, &seen.mechanisms, self.plan.settings.runtime.as_deref())?;
+            report::check_ipv6(&plan.name, &seen.by_ipv6)?;
             found.weakened.extend(seen.is_root.then(|| as_root(plan, &agent)).transpose()?.flatten());
         }
         merge(&mut found.mechanisms, seen.mechanisms, &plan.name);

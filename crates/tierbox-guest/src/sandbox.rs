@@ -78,7 +78,7 @@ impl GuestSandbox {
     async fn launch(&self, mut request: ExecRequest, detached: bool) -> Result<exec::Handle> {
         // The machine need not know its default user by name.
         request.user = request.user.filter(|user| !self.is_agent(user));
-        let timeout = request.timeout.or(self.config.limits.exec);
+        let timeout = request.time_limit(self.config.limits.exec);
         exec::launch(&self.channel, NewExec { request, timeout, detached }).await
     }
 

@@ -339,7 +339,7 @@ impl PlainSandbox {
 
     /// How long a command may take.
     fn time_of(&self, request: &ExecRequest, internal: bool) -> Option<Duration> {
-        let asked = request.timeout.or(self.config.limits.exec);
+        let asked = request.time_limit(self.config.limits.exec);
         let most = self.config.bounds.time.filter(|_| !internal);
         asked.map_or(most, |asked| Some(most.map_or(asked, |most| asked.min(most))))
     }

@@ -16,10 +16,11 @@ use crate::runtime::sys;
 /// The socket's name in the machine's directory.
 pub const SOCKET: &str = "socket";
 
-/// Joins the machine that is served in `dir`, until the supervisor lets the line go.
-pub fn run(dir: &Path) -> u8 {
+/// Joins the machine that is served in `dir`, until the supervisor lets the line go. `is_first`: its supervisor is the first process
+/// here, which nobody else inside can be.
+pub fn run(dir: &Path, is_first: bool) -> u8 {
     sys::close_from(3);
-    match connect(dir).and_then(hand_over) {
+    match connect(dir).and_then(|socket| trusted(socket, is_first)).and_then(hand_over) {
         Ok(()) => EXIT_ENDED,
         Err(error) => {
             say(2, &format!("tierbox-supervisor: cannot join the machine in {}: {error}", dir.display()), EXIT_NO_MACHINE)
@@ -43,6 +44,14 @@ fn connect(dir: &Path) -> io::Result<OwnedFd> {
     rustix::net::connect(&socket, &SocketAddrUnix::new(SOCKET)?)?;
     rustix::process::chdir("/")?;
     Ok(socket)
+}
+
+/// Refuses a listener that is somebody else's: who has the line answers for the machine.
+fn trusted(socket: OwnedFd, is_first: bool) -> io::Result<OwnedFd> {
+    let peer = rustix::net::sockopt::socket_peercred(&socket)?;
+    let own = peer.uid == rustix::process::geteuid() && (!is_first || peer.pid == rustix::process::Pid::INIT);
+    let told = || format!("process {} of user {} listens in its place", peer.pid.as_raw_nonzero(), peer.uid.as_raw());
+    if own { Ok(socket) } else { Err(io::Error::new(io::ErrorKind::PermissionDenied, told())) }
 }
 
 /// Gives the supervisor descriptors 0 and 1, and waits until it closes them.

@@ -56,7 +56,8 @@ pub fn main() -> u8 {
     match arguments.as_slice() {
         [] => own_channel(),
         [what, dir] if what == "serve" => serve::run(dir.as_ref()),
-        [what, dir] if what == "join" => join::run(dir.as_ref()),
+        [what, dir] if what == "join" => join::run(dir.as_ref(), false),
+        [what, dir, first] if what == "join" && first == "first" => join::run(dir.as_ref(), true),
         [what, rest @ ..] if what == "listen" => visit::run(rest),
         [what, rest @ ..] if what == "bar" => visit::bar(rest),
         [what, requests @ ..] if what == "probe" => super::probe::run(requests),
@@ -64,7 +65,7 @@ pub fn main() -> u8 {
         [what] if what == "version" => join::say(1, &format!("tierbox-supervisor {}", crate::protocol::VERSION), 0),
         _ => join::say(
             2,
-            "usage: tierbox-supervisor [serve DIR | join DIR | listen PID ADDRESS:PORT... | bar PID ADDRESS/BITS... | probe REQUEST... | \
+            "usage: tierbox-supervisor [serve DIR | join DIR [first] | listen PID ADDRESS:PORT... | bar PID ADDRESS/BITS... | probe REQUEST... | \
              canaries NONCE NAME SECONDS | version]",
             EXIT_USAGE,
         ),

@@ -27,7 +27,7 @@ pub fn run(dir: &Path) -> u8 {
     sys::close_from(3);
     match start(dir) {
         Ok(Fork::Child) => EXIT_NO_CHANNEL,
-        Ok(Fork::Parent(_)) => join::run(dir),
+        Ok(Fork::Parent(_)) => join::run(dir, false),
         Err(error) => {
             join::say(2, &format!("tierbox-supervisor: cannot serve a machine in {}: {error}", dir.display()), EXIT_REFUSED)
         }
