@@ -16,6 +16,7 @@ pub fn all() -> Vec<Trial> {
         trial("attach::a_dead_harness_is_cleaned_up_and_nobody_else", cleanup),
         trial("attach::old_tasks_go_and_young_ones_stay", old),
         trial("attach::what_cannot_be_is_refused", refused),
+        trial("attach::an_instance_that_closes_nothing_is_refused", open),
         trial("attach::without_a_bucket_no_secret_travels", no_bucket),
         trial("attach::an_instance_tells_how_it_is", status),
     ]
@@ -170,6 +171,16 @@ async fn refused(world: World) -> Outcome {
     ensure!(error.kind() == ErrorKind::TierRefused, "{error:?}");
     let left = root(&host, "grep -c '^tierbox-' /etc/passwd; :").await?;
     ensure!(left == "0", "{left} users are left");
+    host.environment.stop().await.map_err(text)
+}
+
+/// A task that finds the metadata service open has the instance's role.
+async fn open(world: World) -> Outcome {
+    let (host, id) = instance(&world).await?;
+    root(&host, "for name in nft iptables iptables-nft iptables-legacy ip; do rm -f /usr/sbin/$name /usr/bin/$name; done; nft list tables 2>&1 | grep -q 'not found'").await?;
+    let error = world.start(&spec(&world, &id)).await.err().ok_or("it started")?;
+    ensure!(error.kind() == ErrorKind::HostUnable && error.message().contains("metadata"), "{error:?}");
+    ensure!(root(&host, "grep -c '^tierbox-' /etc/passwd; :").await? == "0", "a user is left");
     host.environment.stop().await.map_err(text)
 }
 

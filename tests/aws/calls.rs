@@ -16,6 +16,7 @@ pub fn all() -> Vec<Trial> {
         trial("calls::a_small_write_and_a_small_read_take_three_at_most", small_files),
         trial("calls::what_one_command_is_given_stays_out_of_the_history", private),
         trial("calls::many_commands_are_looked_at_together", many),
+        trial("calls::many_commands_are_seen_to_end_whatever_this_hosts_clock_says", skewed),
         trial("calls::output_comes_while_a_command_runs", live),
     ]
 }
@@ -81,6 +82,15 @@ async fn private(world: World) -> Outcome {
     ensure!(listed.contains("tierbox-ssm"), "the history is empty, so nothing was looked at: {listed}");
     world.until(std::time::Duration::from_secs(10), "the object is removed", || world.server.objects().is_empty()).await?;
     started.environment.stop().await.map_err(text)
+}
+
+/// AWS's clock is two minutes behind: what was sent since then, by this host's, is nothing.
+async fn skewed(world: World) -> Outcome {
+    world.server.set(serde_json::json!({"clock_s": -120}));
+    let begun = Instant::now();
+    many(world).await?;
+    ensure!(begun.elapsed() < Duration::from_secs(90), "it took {:?}", begun.elapsed());
+    Ok(())
 }
 
 async fn many(world: World) -> Outcome {

@@ -22,6 +22,8 @@ pub fn all() -> Vec<Trial> {
         trial("slow::launch::a_missing_endpoint_is_named", no_endpoint),
         trial("slow::launch::a_living_harness_renews_its_instances", renewed),
         trial("launch::a_dead_harness_is_cleaned_up", cleanup),
+        trial("launch::what_is_not_shown_yet_is_ended_all_the_same", unseen),
+        trial("launch::credentials_of_another_account_remove_nothing", other_account),
         trial("launch::a_machine_that_nobody_renews_ends_itself", timer),
         trial("launch::credentials_of_the_role_are_out_of_reach", metadata),
         trial("launch::a_session_is_told_as_a_command_line", connection),
@@ -182,6 +184,43 @@ async fn cleanup(world: World) -> Outcome {
     ensure!(world.is_clean(), "{:?}", world.server.instances());
     let again = tierbox_lease::cleanup(&world.journal, &world.registry(), CleanupOptions::default()).await.map_err(text)?;
     ensure!(again.failed.is_empty() && again.removed.is_empty(), "{again:?}");
+    Ok(())
+}
+
+/// EC2 says of what it has just made that there is no such instance, as it does of what is long gone.
+async fn unseen(world: World) -> Outcome {
+    let started = world.usual().await?;
+    let id = started.lease.id().to_owned();
+    std::mem::forget(started.environment);
+    drop(started.lease);
+    world.server.set(json!({"ec2_visible_s": 100_000.0}));
+    let (server, back) = (world.server.clone(), Duration::from_secs(2));
+    let shown = std::thread::spawn(move || {
+        std::thread::sleep(back);
+        server.set(json!({"ec2_visible_s": 0.0}));
+    });
+    let report = tierbox_lease::cleanup(&world.journal, &world.registry(), CleanupOptions::default()).await.map_err(text)?;
+    shown.join().map_err(|_| "the thread panicked")?;
+    ensure!(report.failed.is_empty() && report.removed.iter().any(|line| line.contains(&id)), "{report:?}");
+    world.until(Duration::from_secs(20), "it is gone", || world.is_clean()).await
+}
+
+/// To another account all of an environment looks as if it were gone: its lease must stay.
+async fn other_account(world: World) -> Outcome {
+    let started = world.usual().await?;
+    let lease = started.lease.clone();
+    let mut data = world.journal.list().map_err(text)?.entries[0].record.data.clone();
+    ensure!(data["owner"] == "123456789012", "the lease does not tell the account: {data}");
+    data["owner"] = "999999999999".into();
+    lease.set_data(data.clone()).map_err(text)?;
+    std::mem::forget(started.environment);
+    drop((lease, started.lease));
+    let report = tierbox_lease::cleanup(&world.journal, &world.registry(), CleanupOptions::default()).await.map_err(text)?;
+    ensure!(format!("{report:?}").contains("999999999999") && !report.failed.is_empty(), "{report:?}");
+    ensure!(world.journal.list().map_err(text)?.entries.len() == 1, "the lease is gone");
+    for id in world.server.instances().keys() {
+        world.server.signed("POST", "/", "ec2", &format!("Action=TerminateInstances&Version=2016-11-15&InstanceId.1={id}"));
+    }
     Ok(())
 }
 

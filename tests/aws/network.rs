@@ -19,6 +19,11 @@ fn encoded(text: &str) -> String {
 
 /// Deploys infra/tierbox.yaml; returns its outputs.
 pub(super) async fn stack(world: &World) -> Result<BTreeMap<String, String>, String> {
+    stack_with(world, &[]).await
+}
+
+/// The same with other parameters, as people deploy it by hand.
+pub(super) async fn stack_with(world: &World, more: &[(&str, &str)]) -> Result<BTreeMap<String, String>, String> {
     let name = world.server.key.clone();
     let lists = world.server.signed("POST", "/", "ec2", "Action=DescribePrefixLists&Version=2016-11-15");
     let list = lists
@@ -33,7 +38,7 @@ pub(super) async fn stack(world: &World) -> Result<BTreeMap<String, String>, Str
         encoded(template)
     );
     let parameters = [("Prefix", name.as_str()), ("S3PrefixList", &list), ("Zones", "us-east-1a,us-east-1b")];
-    for (number, (key, value)) in (1..).zip(parameters) {
+    for (number, (key, value)) in (1..).zip(parameters.iter().chain(more)) {
         let value = encoded(value);
         body.push_str(&format!(
             "&Parameters.member.{number}.ParameterKey={key}&Parameters.member.{number}.ParameterValue={value}"
@@ -115,8 +120,13 @@ async fn refused(world: World) -> Outcome {
         world.refuses(&spec, what).await?;
     }
     endpoints(&world, &out, &good).await?;
+    routes(&world, &good).await?;
     // Without the firewall a query carries data.
     let delete = |action: &str, body: Value| world.server.json("route53resolver", &format!("Route53Resolver.{action}"), &body);
+    let fails = |how: &str| delete("UpdateFirewallConfig", json!({"ResourceId": out["VpcId"], "FirewallFailOpen": how}));
+    fails("ENABLED");
+    world.refuses(&good, "when it fails").await?;
+    fails("DISABLED");
     let bound = delete("ListFirewallRuleGroupAssociations", json!({"VpcId": out["VpcId"]}));
     let id = bound["FirewallRuleGroupAssociations"][0]["Id"].as_str().ok_or("no association")?.to_owned();
     delete("DisassociateFirewallRuleGroup", json!({"FirewallRuleGroupAssociationId": id}));
@@ -127,6 +137,24 @@ async fn refused(world: World) -> Outcome {
     ask(format!("Action=DeleteVpcEndpoints&VpcEndpointId.1={id}"));
     world.refuses(&good, "no endpoint of ssmmessages").await?;
     ensure!(world.server.instances().is_empty(), "something was made: {:?}", world.server.instances());
+    Ok(())
+}
+
+/// The group lets out to all of S3: a subnet whose way there is not the endpoint is told.
+async fn routes(world: &World, good: &EnvironmentSpec) -> Outcome {
+    let ask = |body: String| world.server.signed("POST", "/", "ec2", &format!("{body}&Version=2016-11-15"));
+    let subnet = good.settings["subnets"][1].as_str().ok_or("one subnet")?;
+    let told = ask(format!("Action=DescribeRouteTables&Filter.1.Name=association.subnet-id&Filter.1.Value.1={subnet}"));
+    let after = |element: &str| {
+        let items = told.split("<item>").filter(|item| element != "routeTableAssociationId" || item.contains(subnet));
+        items.filter_map(|item| item.split_once(&format!("<{element}>"))?.1.split_once('<')).map(|(id, _)| id.to_owned()).next()
+    };
+    let (table, association) =
+        (after("routeTableId").ok_or("no table")?, after("routeTableAssociationId").ok_or(format!("no association: {told}"))?);
+    ask(format!("Action=DisassociateRouteTable&AssociationId={association}"));
+    world.refuses(good, subnet).await?;
+    let back = ask(format!("Action=AssociateRouteTable&RouteTableId={table}&SubnetId={subnet}"));
+    ensure!(back.contains(" 200 "), "{back}");
     Ok(())
 }
 

@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use libtest_mimic::Trial;
 use serde_json::json;
-use tierbox_core::{Backend, EnvironmentSpec, ErrorKind, ExecRequest, LeaseHandle, SandboxExt, Silent};
+use tierbox_core::{Applied, Backend, Environment, EnvironmentSpec, ErrorKind, ExecRequest, LeaseHandle, SandboxExt, Silent};
 use tierbox_ec2::{Control, Ec2Backend, Find, Given, Instance, Order};
 use tierbox_lease::NewLease;
 
@@ -22,6 +23,8 @@ pub fn all() -> Vec<Trial> {
         trial("settings::a_zone_without_capacity_is_passed_over", zones),
         trial("settings::what_is_in_another_network_is_refused", elsewhere),
         trial("settings::an_organisations_own_control_makes_the_instances", control),
+        trial("settings::who_has_the_machine_by_a_group_counts_as_root", grouped),
+        trial("settings::an_image_that_closes_nothing_needs_a_role_without_rights", open_image),
     ]
 }
 
@@ -152,9 +155,43 @@ struct Plane {
     server: Server,
     made: AtomicUsize,
     ended: AtomicUsize,
+    /// How often it was asked for credentials.
+    asked: AtomicUsize,
+    /// What its images do before anybody else is there, as root.
+    first: &'static str,
 }
 
 impl Plane {
+    fn new(world: &World, first: &'static str) -> Arc<Self> {
+        let [made, ended, asked] = [0; 3].map(AtomicUsize::new);
+        Arc::new(Self { server: world.server.clone(), made, ended, asked, first })
+    }
+
+    /// Starts the usual environment by it.
+    async fn start(self: &Arc<Self>, world: &World, spec: &EnvironmentSpec) -> tierbox_core::Result<Box<dyn Environment>> {
+        let lease = Arc::new(world.journal.create(NewLease::new("ec2", "ec2", spec.tier.to_string()))?);
+        let handle: Arc<dyn LeaseHandle> = lease;
+        Ec2Backend::with_control(self.clone()).start(spec, handle, &Silent).await
+    }
+
+    /// Runs a script on a machine, as its agent does.
+    async fn run_first(&self, id: &str) {
+        let ask = |action: &str, body: serde_json::Value| self.server.json("ssm", &format!("AmazonSSM.{action}"), &body);
+        let send = || {
+            let parameters = json!({"commands": [self.first]});
+            ask("SendCommand", json!({"DocumentName": "AWS-RunShellScript", "InstanceIds": [id], "Parameters": parameters}))
+        };
+        let mut sent = send();
+        while sent["Command"]["CommandId"].is_null() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            sent = send();
+        }
+        let which = json!({"CommandId": sent["Command"]["CommandId"], "InstanceId": id});
+        while ask("GetCommandInvocation", which.clone())["Status"] != "Success" {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
     fn ask(&self, body: &str) -> String {
         self.server.signed("POST", "/", "ec2", &format!("{body}&Version=2016-11-15"))
     }
@@ -176,9 +213,16 @@ impl Control for Plane {
             body.push_str(&format!("&TagSpecification.1.Tag.{number}.Key={}", encoded(key)));
             body.push_str(&format!("&TagSpecification.1.Tag.{number}.Value={}", encoded(value)));
         }
+        if let Some(profile) = &order.instance_profile {
+            body.push_str(&format!("&IamInstanceProfile.Name={profile}"));
+        }
         let told = self.ask(&body);
         self.made.fetch_add(1, Ordering::SeqCst);
-        Ok(Instance::new(between(&told, "instanceId").unwrap_or_default(), "pending"))
+        let id = between(&told, "instanceId").unwrap_or_default();
+        if !self.first.is_empty() {
+            self.run_first(id).await;
+        }
+        Ok(Instance::new(id, "pending"))
     }
 
     async fn terminate(&self, ids: &[String]) -> tierbox_core::Result<()> {
@@ -199,28 +243,67 @@ impl Control for Plane {
     }
 
     async fn credentials(&self) -> tierbox_core::Result<Option<Given>> {
+        self.asked.fetch_add(1, Ordering::SeqCst);
         let secret_access_key = "nobody checks it".to_owned();
-        Ok(Some(Given { access_key_id: self.server.key.clone(), secret_access_key, session_token: None }))
+        let expires = Some(SystemTime::now() + Duration::from_secs(2));
+        Ok(Some(Given { access_key_id: self.server.key.clone(), secret_access_key, session_token: None, expires }))
     }
 }
 
 async fn control(world: World) -> Outcome {
-    let plane = Arc::new(Plane { server: world.server.clone(), made: AtomicUsize::new(0), ended: AtomicUsize::new(0) });
-    let backend = Ec2Backend::with_control(plane.clone());
+    let plane = Plane::new(&world, "");
     let spec = world.spec(|spec| {
         // Whoever runs this has no keys.
         for key in ["access-key-id", "secret-access-key"] {
             spec.settings.as_object_mut().expect("a table").remove(key);
         }
     });
-    let lease = Arc::new(world.journal.create(NewLease::new("ec2", "ec2", spec.tier.to_string())).map_err(text)?);
-    let handle: Arc<dyn LeaseHandle> = lease;
-    let environment = backend.start(&spec, handle, &Silent).await.map_err(text)?;
+    let environment = plane.start(&world, &spec).await.map_err(text)?;
+    // It gives its instances no user data, and they end by themselves all the same.
+    let until = environment.primary().run(ExecRequest::shell("cat /run/tierbox/until").user("root")).await.map_err(text)?;
+    ensure!(until.success(), "{until:?}");
+    let notes = environment.report().notes.join("\n");
+    ensure!(!notes.contains("timer does not run"), "{notes}");
     let done = environment.primary().run(ExecRequest::shell("echo $X").env("X", "by its keys")).await.map_err(text)?;
     ensure!(done.stdout.text() == "by its keys\n", "{done:?}");
+    // Credentials that end are followed by others, in an environment that goes on.
+    let before = plane.asked.load(Ordering::SeqCst);
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    ensure!(environment.primary().run(ExecRequest::new(["true"])).await.map_err(text)?.success(), "no command runs any more");
+    ensure!(plane.asked.load(Ordering::SeqCst) > before, "its old credentials were used on");
     environment.stop().await.map_err(text)?;
     let counts = (plane.made.load(Ordering::SeqCst), plane.ended.load(Ordering::SeqCst));
     ensure!(counts.0 == 1 && counts.1 >= 1, "made and ended: {counts:?}");
     ensure!(world.is_clean(), "{:?} {:?}", world.server.instances(), world.server.objects());
     Ok(())
+}
+
+async fn grouped(world: World) -> Outcome {
+    let plane = Plane::new(&world, "groupadd docker; useradd -m -G docker agent");
+    let spec = world.spec(|spec| spec.user = Some("agent".to_owned()));
+    let environment = plane.start(&world, &spec).await.map_err(text)?;
+    let report = environment.report();
+    let door = report.mechanisms.iter().find(|each| each.name == "metadata closed").ok_or("nothing tells of metadata")?;
+    ensure!(door.applied == Applied::Absent && door.detail.contains("become root"), "{door:?}");
+    ensure!(report.notes.iter().any(|note| note.contains("no role")), "the role was not looked at: {:?}", report.notes);
+    environment.stop().await.map_err(text)
+}
+
+/// Whoever finds the metadata service open has the role, root or not.
+async fn open_image(world: World) -> Outcome {
+    let plane = Plane::new(
+        &world,
+        "for name in nft iptables iptables-nft iptables-legacy ip; do rm -f /usr/sbin/$name /usr/bin/$name; done",
+    );
+    let grants = json!({"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": "s3:GetObject", "Resource": "*"}]});
+    let name = super::role::profile(&world, &grants);
+    let spec = world.spec(|spec| spec.settings["instance-profile"] = name.into());
+    let error = plane.start(&world, &spec).await.err().ok_or("it started, and its agent has the role")?;
+    ensure!(error.kind() == ErrorKind::TierRefused && error.to_string().contains("s3:GetObject"), "{error:?}");
+    world.until(Duration::from_secs(20), "nothing is left", || world.is_clean()).await?;
+    // The control: where the role grants nothing, the report says that it is open.
+    let environment = plane.start(&world, &world.spec(|_| ())).await.map_err(text)?;
+    let told = format!("{:?}", environment.report().mechanisms);
+    ensure!(told.contains("it answers the user"), "{told}");
+    environment.stop().await.map_err(text)
 }

@@ -96,6 +96,8 @@ async fn instance(world: World) -> Outcome {
     let inbound =
         group.split("<ipPermissions>").nth(1).and_then(|rest| rest.split("</ipPermissions>").next()).unwrap_or_default();
     ensure!(!inbound.contains("<item>"), "something comes in: {inbound}");
+    let again = backend.setup(&account, &wanted, &Silent).await.map_err(text)?;
+    ensure!(again.instance.as_ref() == Some(&id), "a second one was made: {:?}", again.instance);
     let spec = world.spec(|spec| {
         spec.settings = account.clone();
         spec.settings["instance-id"] = id.clone().into();

@@ -11,7 +11,30 @@ use super::named::{page, program, spec_of};
 use super::world::{Outcome, World, ensure, text, trial};
 
 pub fn all() -> Vec<Trial> {
-    vec![trial("updates::parts_come_under_those_who_work", parts), trial("updates::what_fails_leaves_the_stack_as_it_was", fails)]
+    vec![
+        trial("updates::parts_come_under_those_who_work", parts),
+        trial("updates::what_fails_leaves_the_stack_as_it_was", fails),
+        trial("updates::what_people_chose_stays", chosen),
+    ]
+}
+
+/// A stack that was deployed by hand keeps its values: another range of addresses would be another network.
+async fn chosen(world: World) -> Outcome {
+    let own = [
+        ("Cidr", "10.9.0.0/20"),
+        ("CidrA", "10.9.0.0/24"),
+        ("CidrB", "10.9.1.0/24"),
+        ("CidrPublic", "10.9.2.0/24"),
+        ("Retention", "7"),
+    ];
+    let before = super::network::stack_with(&world, &own).await?;
+    let made = brought(&world, |wanted| wanted.internet = true).await.map_err(text)?;
+    for (key, value) in own {
+        ensure!(made.stack.parameters.get(key).map(String::as_str) == Some(value), "{key}: {:?}", made.stack.parameters);
+    }
+    ensure!(made.stack.output("VpcId").map_err(text)? == before["VpcId"], "it is another network");
+    made.stack.output("PublicSubnetId").map_err(text)?;
+    taken_down(&world).await
 }
 
 async fn brought(world: &World, change: impl FnOnce(&mut Wanted)) -> tierbox_core::Result<SetUp> {

@@ -219,6 +219,9 @@ pub(crate) struct Ec2Setup {
     /// The gateway's program `tierbox-egress` for Linux on x86-64 (default: the one of this host)
     #[arg(long, value_name = "PATH", requires = "gateway", value_hint = ValueHint::FilePath)]
     pub gateway_program: Option<PathBuf>,
+    /// Who resolves names for the gateway, when it is made (default: 1.1.1.1)
+    #[arg(long, value_name = "ADDRESS", requires = "gateway")]
+    pub gateway_resolver: Option<std::net::Ipv4Addr>,
     /// An instance for attach profiles too, in the default network, with Python and Node
     #[arg(long)]
     pub instance: bool,

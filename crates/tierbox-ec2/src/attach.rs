@@ -94,6 +94,11 @@ impl Start<'_> {
             return Err(Error::new(ErrorKind::HostUnable, "prepare task", "on that instance every user may become root by sudo")
                 .with_help("take the rule out of its sudoers, or use another instance"));
         }
+        if !made.door.holds() {
+            let message = "nothing on that instance closes the metadata service to the task's user, who would have its role";
+            return Err(Error::new(ErrorKind::HostUnable, "prepare task", message)
+                .with_help("install nftables, iptables or iproute2 there, or take the instance's metadata service away"));
+        }
         let sandbox = start::open(link.clone(), self.task_config(task, &made)).await?;
         let bounds = self.bound_memory(&link, &made, sandbox.group()).await?;
         let report = self.task_report(task, &made, bounds);
@@ -159,10 +164,7 @@ impl Start<'_> {
 
     fn task_report(&self, task: &Task, made: &Made, memory: String) -> Report {
         let mechanism = |name: &str, applied, detail: String| Mechanism { name: name.to_owned(), applied, detail };
-        let door = match made.door.holds() {
-            true => mechanism("metadata closed", Applied::Enforced, format!("to the task's user, by {}", made.door.by)),
-            false => mechanism("metadata closed", Applied::Absent, "it answers the user".to_owned()),
-        };
+        let door = mechanism("metadata closed", Applied::Enforced, format!("to the task's user, by {}", made.door.by));
         let mut notes: Vec<String> = self.spec.tier.notes().into_iter().map(str::to_owned).collect();
         notes.push(format!("{} is shared: other tasks there are kept apart by users and directories alone", self.instance()));
         if self.plan.bucket.is_none() {

@@ -5,15 +5,18 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use aws_config::{BehaviorVersion, SdkConfig};
-use aws_credential_types::provider::SharedCredentialsProvider;
+use aws_credential_types::provider::error::CredentialsError;
+use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvider, future};
 use aws_sdk_ec2::config::retry::RetryConfig;
 use aws_sdk_ec2::config::timeout::TimeoutConfig;
 use aws_sdk_ec2::config::{Credentials, Region};
 use aws_smithy_http_client::tls::{Provider, rustls_provider::CryptoMode};
 use serde::{Deserialize, Serialize};
 use tierbox_core::{Error, ErrorKind, Result};
+use tokio::sync::OnceCell;
 
 use crate::BACKEND;
+use crate::control::Control;
 use crate::poll::Poller;
 use crate::settings::{Settings, invalid};
 
@@ -52,6 +55,8 @@ pub(crate) struct Aws {
     pub(crate) region: String,
     /// As it was asked for.
     pub(crate) account: Account,
+    /// The number of the account; asked for once.
+    pub(crate) owner: OnceCell<Option<String>>,
 }
 
 impl std::fmt::Debug for Aws {
@@ -85,13 +90,21 @@ impl Aws {
         if let Some(known) = known(&account) {
             return Ok(known);
         }
-        let made = Arc::new(Self::connect(account.clone(), keys).await?);
+        let made = Arc::new(Self::connect(account.clone(), keys.map(SharedCredentialsProvider::new)).await?);
         let mut all = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
         all.get_or_insert_default().insert(account, made.clone());
         Ok(made)
     }
 
-    async fn connect(account: Account, keys: Option<Credentials>) -> Result<Self> {
+    /// The clients that settings ask for, with what a control plane gives.
+    ///
+    /// # Errors
+    /// As [`of`](Self::of).
+    pub(crate) async fn by(control: Arc<dyn Control>, account: Account) -> Result<Self> {
+        Self::connect(account, Some(SharedCredentialsProvider::new(Asked(control)))).await
+    }
+
+    async fn connect(account: Account, keys: Option<SharedCredentialsProvider>) -> Result<Self> {
         let config = load(&account, keys).await;
         let region = config.region().map(|region| region.as_ref().to_owned()).ok_or_else(|| {
             invalid("no region is named").with_help("write ec2.region, or set INSPECT_EC2_SANDBOX_REGION or AWS_REGION")
@@ -111,6 +124,7 @@ impl Aws {
             s3: aws_sdk_s3::Client::from_conf(s3),
             region,
             account,
+            owner: OnceCell::new(),
         })
     }
 }
@@ -125,7 +139,34 @@ fn keys(settings: &Settings) -> Option<Credentials> {
     Some(Credentials::new(key, secret, settings.session_token.clone(), None, "tierbox profile"))
 }
 
-async fn load(account: &Account, keys: Option<Credentials>) -> SdkConfig {
+/// What a control plane gives, for as long as it holds.
+struct Asked(Arc<dyn Control>);
+
+impl std::fmt::Debug for Asked {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Asked(..)")
+    }
+}
+
+impl ProvideCredentials for Asked {
+    fn provide_credentials<'a>(&'a self) -> future::ProvideCredentials<'a>
+    where
+        Self: 'a,
+    {
+        future::ProvideCredentials::new(async {
+            match self.0.credentials().await {
+                Ok(Some(given)) => {
+                    let (key, secret) = (given.access_key_id, given.secret_access_key);
+                    Ok(Credentials::new(key, secret, given.session_token, given.expires, "control plane"))
+                }
+                Ok(None) => Err(CredentialsError::not_loaded("the control plane gives no credentials any more")),
+                Err(error) => Err(CredentialsError::provider_error(error)),
+            }
+        })
+    }
+}
+
+async fn load(account: &Account, keys: Option<SharedCredentialsProvider>) -> SdkConfig {
     let http = aws_smithy_http_client::Builder::new().tls_provider(Provider::Rustls(CryptoMode::Ring)).build_https();
     // What may be tried again is decided by who calls: a command must not be sent twice behind its back.
     let mut loader = aws_config::defaults(BehaviorVersion::latest())

@@ -1,26 +1,29 @@
 //! The backend: start, find again, remove.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use tierbox_core::{
-    Backend, Capabilities, Check, DestroyReport, Environment, EnvironmentSpec, Error, HostIsolation, KillDomain, LeaseHandle,
-    LeaseRecord, Locality, Network, Progress, Result,
+    Backend, Capabilities, Check, DestroyReport, Environment, EnvironmentSpec, Error, ErrorKind, HostIsolation, KillDomain,
+    LeaseHandle, LeaseRecord, Locality, Network, Progress, Result,
 };
 use tierbox_guest::plain;
 
-use crate::aws::{Aws, driven};
+use crate::aws::{Account, Aws, driven};
 use crate::control::{Control, Find};
 use crate::memory::Memory;
 use crate::settings::Settings;
 use crate::start::{Start, plan};
 use crate::task::Status;
-use crate::{BACKEND, attach, crash, destroy, doctor, tags};
+use crate::{BACKEND, attach, crash, destroy, doctor, signed, tags};
 
 /// The backend `ec2`: instances of EC2 without inbound access.
 #[derive(Clone, Default)]
 pub struct Ec2Backend {
     control: Option<Arc<dyn Control>>,
+    /// Clients with credentials of the control plane.
+    made: Arc<Mutex<HashMap<Account, Arc<Aws>>>>,
 }
 
 impl std::fmt::Debug for Ec2Backend {
@@ -37,7 +40,7 @@ impl Ec2Backend {
 
     /// The backend over an organisation's control plane, which makes, finds and ends the instances.
     pub fn with_control(control: Arc<dyn Control>) -> Self {
-        Self { control: Some(control) }
+        Self { control: Some(control), made: Arc::default() }
     }
 
     /// Who makes instances.
@@ -46,16 +49,21 @@ impl Ec2Backend {
     }
 
     /// The clients for settings, with the credentials of the control plane where it gives some.
-    pub(crate) async fn clients(&self, mut settings: Settings) -> Result<Arc<Aws>> {
-        if let Some(control) = &self.control
-            && let Some(given) = control.credentials().await?
-        {
-            settings.profile = None;
-            settings.access_key_id = Some(given.access_key_id);
-            settings.secret_access_key = Some(given.secret_access_key);
-            settings.session_token = given.session_token;
+    pub(crate) async fn clients(&self, settings: Settings) -> Result<Arc<Aws>> {
+        match &self.control {
+            Some(control) if control.credentials().await?.is_some() => self.clients_by(control, settings).await,
+            _ => driven(async move { Aws::of(&settings).await }).await,
         }
-        driven(async move { Aws::of(&settings).await }).await
+    }
+
+    async fn clients_by(&self, control: &Arc<dyn Control>, settings: Settings) -> Result<Arc<Aws>> {
+        let account = Account { region: settings.region, endpoint: settings.endpoint_url, profile: None, key: None };
+        if let Some(known) = self.made.lock().unwrap_or_else(PoisonError::into_inner).get(&account) {
+            return Ok(known.clone());
+        }
+        let (control, own) = (control.clone(), account.clone());
+        let made = Arc::new(driven(async move { Aws::by(control, own).await }).await?);
+        Ok(self.made.lock().unwrap_or_else(PoisonError::into_inner).entry(account).or_insert(made).clone())
     }
 
     /// The clients of an environment that a lease names.
@@ -80,6 +88,20 @@ impl Ec2Backend {
         let settings = Settings::from_value(settings)?.filled()?;
         let aws = self.clients(settings.clone()).await?;
         attach::status(aws, &settings).await
+    }
+}
+
+/// Refuses to remove by credentials of another account, to which all of an environment looks as if it were gone.
+async fn is_ours(aws: &Arc<Aws>, memory: &Memory) -> Result<()> {
+    let Some(owner) = &memory.owner else { return Ok(()) };
+    match signed::account(aws).await {
+        Some(own) if own != *owner => {
+            let message = format!("it is in the account {owner}, and the credentials at hand are of {own}");
+            Err(Error::new(ErrorKind::Credentials, "remove environment", message)
+                .with_backend(BACKEND)
+                .with_help("set the credentials that it was started with (AWS_PROFILE, or AWS's other variables)"))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -148,6 +170,7 @@ impl Backend for Ec2Backend {
         // The lease is written before anything is begun.
         let Some(memory) = Memory::of(lease) else { return Ok(DestroyReport::default()) };
         let aws = self.clients_of(&memory).await?;
+        is_ours(&aws, &memory).await?;
         let (control, id) = (self.control(&aws), lease.id.clone());
         driven(async move { Ok(destroy::environment(&aws, control.as_ref(), &memory, &id).await) }).await
     }

@@ -37,7 +37,14 @@ const REFUSED: &[&str] = &[
     "UnrecognizedClientException",
     "InvalidClientTokenId",
     "InvalidAccessKeyId",
+    "InvalidToken",
+    "MissingAuthenticationToken",
+    "MissingAuthenticationTokenException",
+    "OptInRequired",
     "SignatureDoesNotMatch",
+    "InvalidSignatureException",
+    "IncompleteSignature",
+    "RequestTimeTooSkewed",
     "AuthFailure",
     "ExpiredToken",
     "ExpiredTokenException",
@@ -46,6 +53,13 @@ const REFUSED: &[&str] = &[
     "AccessDenied",
     "AccessDeniedException",
 ];
+
+/// Those of them that a wrong clock causes, too.
+const SKEWED: &[&str] =
+    &["RequestTimeTooSkewed", "RequestExpired", "SignatureDoesNotMatch", "InvalidSignatureException", "AuthFailure"];
+
+/// Codes of a call that did not come through whole, whatever its status.
+const BROKEN: &[&str] = &["RequestTimeout", "RequestTimeoutException"];
 
 /// What became of one call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,6 +101,7 @@ pub(crate) fn fate<E: ProvideErrorMetadata>(error: &SdkError<E, HttpResponse>) -
         SdkError::DispatchFailure(failure) if is_ours(failure.as_connector_error()) => Fate::Refused,
         SdkError::TimeoutError(_) | SdkError::DispatchFailure(_) | SdkError::ResponseError(_) => Fate::Unknown,
         error if THROTTLED.contains(&code(error)) => Fate::Throttled,
+        error if BROKEN.contains(&code(error)) => Fate::Unknown,
         // What stands before a service answers so, without a word of the service's.
         error if code(error).is_empty() && matches!(status(error), Some(408 | 429)) => Fate::Unknown,
         // An overloaded service answers 503 whatever its code; `Insufficient…` is an answer, though EC2 gives it a 500.
@@ -105,7 +120,7 @@ where
     let said = error.as_service_error().and_then(ProvideErrorMetadata::message).unwrap_or_default();
     let said = match (code, said) {
         ("", _) => match status(error) {
-            Some(status) => format!("HTTP {status}: {}", chain(error)),
+            Some(status) => format!("HTTP {status}: {}; it answered {}", chain(error), answered(error)),
             None => chain(error),
         },
         (code, "") => code.to_owned(),
@@ -113,16 +128,33 @@ where
     };
     let no_credentials = matches!(error, SdkError::DispatchFailure(failure) if lacks_credentials(failure.as_connector_error()));
     if REFUSED.contains(&code) || no_credentials {
+        let help = match SKEWED.contains(&code) {
+            true => {
+                "check this host's clock (AWS refuses what was signed minutes before or after its own time) and the credentials"
+            }
+            false => "check the credentials and their rights: infra/tierbox.yaml has a policy with all that is needed",
+        };
         return Error::new(ErrorKind::Credentials, tried, format!("{call} was refused: {said}"))
             .with_backend(BACKEND)
-            .with_help("check the credentials and their rights: infra/tierbox.yaml has a policy with all that is needed");
+            .with_help(help);
     }
     let kind = match fate(error) {
         Fate::Throttled => ErrorKind::LimitReached,
+        // VcpuLimitExceeded, InstanceLimitExceeded, VolumeLimitExceeded: the account's quotas.
+        Fate::Refused if code.ends_with("LimitExceeded") => ErrorKind::LimitReached,
         Fate::Unknown => ErrorKind::Lost,
         Fate::Refused => ErrorKind::HostUnable,
     };
     Error::new(kind, tried, format!("{call} failed: {said}")).with_backend(BACKEND).with_context("code", code)
+}
+
+/// The start of an answer that has no code, so that it tells who gave it: the service, or what stands before it.
+fn answered<E>(error: &SdkError<E, HttpResponse>) -> String {
+    match error.raw_response().and_then(|raw| raw.body().bytes()) {
+        None => "with a body that was not read".to_owned(),
+        Some([]) => "without a body".to_owned(),
+        Some(body) => format!("{:?}", shown(&String::from_utf8_lossy(&body[..body.len().min(300)]))),
+    }
 }
 
 /// The causes of an error in one line. The SDK puts no credential there.
@@ -195,6 +227,8 @@ pub(crate) fn jittered(time: Duration) -> Duration {
 #[cfg(test)]
 mod unit {
     use super::*;
+    use aws_sdk_s3::error::ErrorMetadata;
+    use aws_sdk_s3::operation::get_object::GetObjectError;
 
     #[test]
     fn pauses_grow_to_about_a_minute_and_end() {
@@ -202,6 +236,34 @@ mod unit {
         assert_eq!(all.len(), TRIES as usize);
         let total: Duration = all.iter().sum();
         assert!(total > Duration::from_secs(20) && total < Duration::from_secs(120), "{total:?}");
+    }
+
+    fn failed(code: Option<&str>, status: u16, body: &'static str) -> SdkError<GetObjectError, HttpResponse> {
+        let mut meta = ErrorMetadata::builder();
+        meta = if let Some(code) = code { meta.code(code) } else { meta };
+        let raw = HttpResponse::new(status.try_into().unwrap(), aws_smithy_types::body::SdkBody::from(body));
+        SdkError::service_error(GetObjectError::generic(meta.build()), raw)
+    }
+
+    #[test]
+    fn an_answer_without_a_code_is_shown_as_it_was() {
+        let told = told("fetch", "s3:GetObject", &failed(None, 400, "<html>\nbusy</html>"));
+        assert!(told.message().contains("HTTP 400") && told.message().contains("<html> busy</html>"), "{told}");
+        let empty = super::told("fetch", "s3:GetObject", &failed(None, 400, ""));
+        assert!(empty.message().contains("without a body"), "{empty}");
+    }
+
+    #[test]
+    fn what_a_wrong_clock_causes_is_told_and_quotas_are_limits() {
+        for code in ["RequestTimeTooSkewed", "InvalidSignatureException"] {
+            let told = told("fetch", "s3:GetObject", &failed(Some(code), 403, ""));
+            assert_eq!(told.kind(), ErrorKind::Credentials, "{told}");
+            assert!(told.help().is_some_and(|help| help.contains("clock")), "{told}");
+        }
+        let quota = told("start instance", "ec2:RunInstances", &failed(Some("VcpuLimitExceeded"), 400, ""));
+        assert_eq!(quota.kind(), ErrorKind::LimitReached, "{quota}");
+        assert_eq!(fate(&failed(Some("RequestTimeout"), 400, "")), Fate::Unknown, "S3's word for a socket that stood still");
+        assert_eq!(fate(&failed(Some("NoSuchKey"), 404, "")), Fate::Refused);
     }
 
     #[test]

@@ -173,16 +173,11 @@ async fn network(aws: &Aws, settings: &Settings) -> Result<Option<Around>> {
     let of_vpc = Filter::builder().name("vpc-id").values(&vpc).build();
     let ask = || aws.ec2.describe_vpc_endpoints().filters(of_vpc.clone()).send();
     let endpoints = again(TRIED, "ec2:DescribeVpcEndpoints", ask).await?.vpc_endpoints.unwrap_or_default();
-    let ask = || aws.ec2.describe_route_tables().filters(of_vpc.clone()).send();
-    let tables = again(TRIED, "ec2:DescribeRouteTables", ask).await?.route_tables.unwrap_or_default();
+    let tables = place::Tables::of(aws, &vpc).await?;
     let leads_out = |table: &aws_sdk_ec2::types::RouteTable| {
         table.routes().iter().any(|route| route.destination_cidr_block() == Some("0.0.0.0/0"))
     };
-    let table_of = |subnet: &String| {
-        let own = tables.iter().find(|table| table.associations().iter().any(|each| each.subnet_id() == Some(subnet)));
-        own.or_else(|| tables.iter().find(|table| table.associations().iter().any(|each| each.main() == Some(true))))
-    };
-    let has_internet = settings.subnets.iter().all(|subnet| table_of(subnet).is_some_and(leads_out));
+    let has_internet = settings.subnets.iter().all(|subnet| tables.of_subnet(subnet).is_some_and(leads_out));
     let endpoints = endpoints.into_iter().filter(isolation::serves).filter_map(|endpoint| endpoint.service_name).collect();
     Ok(Some(Around { vpc, endpoints, has_internet }))
 }

@@ -1,6 +1,7 @@
 //! Who makes and ends instances: EC2 itself, or an organisation's own control plane.
 
 use std::collections::BTreeMap;
+use std::time::SystemTime;
 
 use async_trait::async_trait;
 use aws_sdk_ec2::types::{
@@ -89,6 +90,8 @@ pub struct Given {
     pub secret_access_key: String,
     /// The session token.
     pub session_token: Option<String>,
+    /// Until when they hold. Shortly before, others are asked for; every quarter of an hour where nothing is said.
+    pub expires: Option<SystemTime>,
 }
 
 impl std::fmt::Debug for Given {
@@ -121,7 +124,7 @@ pub trait Control: Send + Sync {
     /// `Credentials`, `HostUnable`.
     async fn find(&self, which: &Find) -> Result<Vec<Instance>>;
 
-    /// Credentials for commands and files, instead of those of this process. None by default.
+    /// Credentials for commands and files, instead of those of this process. None by default. They are asked for again before they end.
     ///
     /// # Errors
     /// Its own.

@@ -112,8 +112,12 @@ async fn instances(control: &dyn Control, memory: &Memory, id: &str, report: &mu
             control.terminate(&living).await?;
             ended.extend(living.iter().filter(|id| !ended.contains(id)).cloned().collect::<Vec<_>>());
         }
-        // Those that are known and not shown yet were ended by their ids.
-        let sure = !found.is_empty() || !known.is_empty();
+        // One that is not shown yet cannot be ended either, and that looks like one that is long gone. Of an environment that wrote
+        // down none, nobody knows how many there are.
+        let sure = !known.is_empty() && known.iter().all(|id| found.iter().any(|instance| instance.id == *id));
+        if !sure && !known.is_empty() {
+            control.terminate(&known).await?;
+        }
         if living.is_empty() && (sure || begun.elapsed() > SHOWN) {
             report.removed.extend(ended.into_iter().map(|id| format!("instance {id}")));
             return Ok(());
@@ -144,9 +148,9 @@ impl Undo {
         self.what = None;
     }
 
-    /// What this cannot remove stands in the lease.
-    pub(crate) async fn now(mut self) {
-        if let Some((aws, control, memory, id)) = self.what.take() {
+    /// Undoes it, with what is known by now. What this cannot remove stands in the lease.
+    pub(crate) async fn now(mut self, memory: Memory) {
+        if let Some((aws, control, _, id)) = self.what.take() {
             let begun = Instant::now();
             let undone = driven(async move { Ok(environment(&aws, control.as_ref(), &memory, &id).await) }).await;
             tracing::debug!(target: "tierbox::ec2", "undone in {:?}: {undone:?}", begun.elapsed());

@@ -108,7 +108,7 @@ if [ $((o+e)) -le @INLINE@ ];then say done $c $o $e;[ $((o+e)) = 0 ]||all|base64
 "#;
 
 const PUT: &str = r#"all >$D/a;h=$(sha256sum <$D/a);h=${h%% *}
-if fetch -T $D/a;then say put $c $o $e $h;else say noput $?;head -c 300 $D/w;fi;rm -f $D/a
+if fetch -T $D/a;then say put $c $o $e $h;else say noput $?;tail -c 300 $D/w;fi;rm -f $D/a
 "#;
 
 const BIG: &str = "say big $c $o $e\n";
@@ -154,7 +154,7 @@ impl Envelope<'_> {
                 let fetch = format!("U=$(echo {url}|base64 -d);fetch -o $D/p");
                 let check = format!("[ \"$(sha256sum <$D/p)\" = '{sha256}  -' ]");
                 let split = format!("head -c {script} $D/p >$D/s;tail -c +{} $D/p >$D/i;rm -f $D/p", script + 1);
-                format!("{fetch}&&{check}||{{ say nopayload $?;head -c 300 $D/w;rm -rf $D;exit 0; }}\n{split}\n")
+                format!("{fetch}&&{check}||{{ say nopayload $?;tail -c 300 $D/w;rm -rf $D;exit 0; }}\n{split}\n")
             }
         };
         let _ = write!(text, "if mkdir $D 2>/dev/null;then\n{HOLD}{payload}{LAUNCH}fi\n");

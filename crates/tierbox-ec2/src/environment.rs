@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 use async_trait::async_trait;
 use tierbox_core::{Connection, Decision, Environment, Error, ErrorKind, Report, Result, Sandbox};
 use tierbox_guest::plain::PlainSandbox;
+use tokio::task::JoinSet;
 
 use crate::aws::{Aws, driven};
 use crate::control::{Control, Find};
@@ -132,16 +133,27 @@ impl Ec2Environment {
     }
 }
 
-/// Renews the tag and the machines' own timers.
-async fn sign_of_life(aws: &Aws, links: &[Arc<Link>], instances: &[String], life: Duration) {
-    if let Err(error) = tags::renew(aws, instances, SystemTime::now() + life).await {
-        tracing::warn!(target: "tierbox::ec2", "the tag ExpiresAt is not renewed: {}", error.message());
-    }
-    for link in links {
-        // Every envelope renews.
-        if let Err(error) = link.script(":\n".to_owned(), Duration::from_secs(30)).await {
-            tracing::warn!(target: "tierbox::ec2", instance = link.instance(), "not renewed: {}", error.message());
+/// Renews the tag and the machines' own timers, all at once: a machine that does not answer must not cost the others theirs.
+async fn sign_of_life(aws: &Arc<Aws>, links: &[Arc<Link>], instances: &[String], life: Duration) {
+    let mut signs = JoinSet::new();
+    let (client, all) = (aws.clone(), instances.to_vec());
+    signs.spawn(async move {
+        if let Err(error) = tags::renew(&client, &all, SystemTime::now() + life).await {
+            tracing::warn!(target: "tierbox::ec2", "the tag ExpiresAt is not renewed: {}", error.message());
         }
+    });
+    for link in links {
+        signs.spawn(renew(link.clone()));
+    }
+    // The next sign is not late for one that has no answer.
+    let _ = tokio::time::timeout(life / 3, async { while signs.join_next().await.is_some() {} }).await;
+    signs.detach_all();
+}
+
+/// Renews a machine's own timer: every envelope does.
+async fn renew(link: Arc<Link>) {
+    if let Err(error) = link.script(":\n".to_owned(), Duration::from_secs(30)).await {
+        tracing::warn!(target: "tierbox::ec2", instance = link.instance(), "not renewed: {}", error.message());
     }
 }
 

@@ -22,6 +22,8 @@ cat >/var/lib/cloud/scripts/per-boot/tierbox-timer <<'END'
 #!/bin/sh
 umask 077
 mkdir -p /run/tierbox
+# One of them is enough, whoever starts it first.
+mkdir /run/tierbox/timer 2>/dev/null || exit 0
 read -r up rest </proc/uptime
 echo $((${up%.*}+@LIFE@)) >/run/tierbox/until
 setsid sh -c 'missed=0
@@ -52,7 +54,15 @@ if [ "$want" = tierbox ] && ! id tierbox >/dev/null 2>&1; then
 fi
 uid=$(id -u "$want" 2>/dev/null) || { echo "failed=there is no user $want"; exit 0; }
 echo "uid=$uid"
+# The agent may answer before the machine has run its user data, and some images run none.
+[ -e /run/tierbox/until ] || (
+@TIMER@
+)
 [ -e /run/tierbox/until ] && echo timer=1
+# Who is in these groups has the machine.
+for group in $(id -Gn "$want" 2>/dev/null); do
+  case $group in docker|lxd|incus|incus-admin|libvirt|disk) echo "rights=the group $group";; esac
+done
 if [ "$uid" = 0 ]; then echo rights=root
 elif command -v sudo >/dev/null; then
   setpriv --reuid="$want" --regid="$(id -g "$want")" --init-groups sudo -n true 2>/dev/null && echo rights=sudo
@@ -172,12 +182,12 @@ impl Wall {
     }
 }
 
-/// The script that makes a machine ready for a user.
-pub(crate) fn prepare(user: &str, wall: Wall) -> String {
+/// The script that makes a machine ready for a user, and lets it live so long.
+pub(crate) fn prepare(user: &str, wall: Wall, life: Duration) -> String {
     let mut quoted = String::from("'");
     quoted.push_str(&user.replace('\'', "'\\''"));
     quoted.push('\'');
-    PREPARE.replace("@USER@", &quoted).replace("@WALL@", &wall.script())
+    PREPARE.replace("@TIMER@", user_data(life).trim_end()).replace("@WALL@", &wall.script()).replace("@USER@", &quoted)
 }
 
 /// What the machine told of itself.

@@ -1,7 +1,7 @@
 //! N2, and N1 but for the gateway: whether the network around the instances is closed. Security groups bind neither Amazon's resolver nor its metadata service, and a
 //! gateway endpoint of S3 reaches every bucket; so each way is looked at by itself, and what is open is refused by its name.
 
-use aws_sdk_ec2::types::{Filter, IpPermission, VpcEndpoint, VpcEndpointType};
+use aws_sdk_ec2::types::{Filter, IpPermission, SecurityGroup, VpcEndpoint, VpcEndpointType};
 use serde_json::{Value, json};
 use tierbox_core::{Applied, Error, ErrorKind, Mechanism, Network, Result};
 
@@ -9,6 +9,7 @@ use crate::BACKEND;
 use crate::aws::Aws;
 use crate::call::again;
 use crate::gateway::{self, Facts};
+use crate::place::Tables;
 use crate::settings::Settings;
 use crate::signed;
 
@@ -47,8 +48,13 @@ async fn checked(aws: &Aws, settings: &Settings, bucket: &str, gateway: Option<&
     }
     let endpoints = endpoints(aws, &vpc).await?;
     let mechanism = |name: &str, detail: String| Mechanism { name: name.to_owned(), applied: Applied::Enforced, detail };
-    let s3 = check_endpoints(aws, &endpoints, bucket)?;
-    let group = check_group(aws, settings, &endpoints, gateway).await?;
+    let group = group(aws, settings, gateway).await?;
+    // Whoever owns the group owns the instances in it.
+    let account = group.owner_id.clone().unwrap_or_default();
+    let s3 = check_endpoints(aws, &endpoints, bucket, &account)?;
+    check_routes(aws, settings, &vpc, s3).await?;
+    let s3 = s3.vpc_endpoint_id.clone().unwrap_or_default();
+    let group = check_group(aws, &group, &endpoints, gateway).await?;
     let firewall = check_names(aws, &vpc, bucket).await?;
     Ok(vec![
         mechanism(
@@ -99,15 +105,15 @@ fn is_gateway(endpoint: &VpcEndpoint) -> bool {
     endpoint.vpc_endpoint_type.as_ref().is_none_or(|kind| *kind == VpcEndpointType::Gateway)
 }
 
-/// Checks the endpoints and their policies; returns the id of S3's.
-fn check_endpoints(aws: &Aws, endpoints: &[VpcEndpoint], bucket: &str) -> Result<String> {
+/// Checks the endpoints and their policies; returns that of S3.
+fn check_endpoints<'a>(aws: &Aws, endpoints: &'a [VpcEndpoint], bucket: &str, account: &str) -> Result<&'a VpcEndpoint> {
     let fix = "infra/tierbox.yaml has endpoints with such policies";
     for endpoint in endpoints {
         let (id, name) = (endpoint.vpc_endpoint_id.clone().unwrap_or_default(), service(endpoint));
         let policy: Value = serde_json::from_str(endpoint.policy_document.as_deref().unwrap_or("{}")).unwrap_or_default();
         match name {
-            "s3" => check_bucket_policy(&id, &policy, bucket).map_err(|why| open(why, fix))?,
-            _ if SERVICES.contains(&name) => check_service_policy(&id, name, &policy).map_err(|why| open(why, fix))?,
+            "s3" => check_bucket_policy(&id, &policy, bucket, account).map_err(|why| open(why, fix))?,
+            _ if SERVICES.contains(&name) => check_service_policy(&id, name, &policy, account).map_err(|why| open(why, fix))?,
             // Another service of AWS can take data; a gateway of DynamoDB needs no group.
             _ => {
                 return Err(open(
@@ -121,7 +127,26 @@ fn check_endpoints(aws: &Aws, endpoints: &[VpcEndpoint], bucket: &str) -> Result
         return Err(open(format!("there is no endpoint of {missing} in {}", aws.region), fix));
     }
     let s3 = endpoints.iter().find(|endpoint| service(endpoint) == "s3" && is_gateway(endpoint));
-    s3.and_then(|endpoint| endpoint.vpc_endpoint_id.clone()).ok_or_else(|| open("there is no gateway endpoint of s3", fix))
+    s3.ok_or_else(|| open("there is no gateway endpoint of s3", fix))
+}
+
+/// Every subnet's way to S3 is the endpoint: the group lets out to all of S3, and another way would pass its policy by.
+async fn check_routes(aws: &Aws, settings: &Settings, vpc: &str, s3: &VpcEndpoint) -> Result<()> {
+    let tables = Tables::of(aws, vpc).await?;
+    let by_it = |subnet: &&String| {
+        let own = tables.of_subnet(subnet).and_then(|table| table.route_table_id.as_ref());
+        own.is_some_and(|own| s3.route_table_ids().contains(own))
+    };
+    match settings.subnets.iter().find(|subnet| !by_it(subnet)) {
+        None => Ok(()),
+        Some(subnet) => Err(open(
+            format!(
+                "{subnet} has no route to {}, so that every bucket of S3 is in reach",
+                s3.vpc_endpoint_id().unwrap_or_default()
+            ),
+            "add the subnet's route table to the endpoint, or leave the subnet out of ec2.subnets",
+        )),
+    }
 }
 
 fn statements(policy: &Value) -> Vec<&Value> {
@@ -150,8 +175,13 @@ fn bound_to<'a>(statement: &'a Value, key: &str) -> Option<&'a str> {
     })
 }
 
-/// S3's endpoint may reach objects of one bucket, asked for by and belonging to one account.
-fn check_bucket_policy(id: &str, policy: &Value, bucket: &str) -> std::result::Result<(), String> {
+/// The account of a role or user.
+fn account_of(arn: &str) -> Option<&str> {
+    arn.strip_prefix("arn:")?.split(':').nth(3)
+}
+
+/// S3's endpoint may reach objects of one bucket, asked for by and belonging to our account.
+fn check_bucket_policy(id: &str, policy: &Value, bucket: &str, account: &str) -> std::result::Result<(), String> {
     let allowed: Vec<&Value> = statements(policy).into_iter().filter(|statement| statement["Effect"] == "Allow").collect();
     if allowed.is_empty() {
         return Err(format!("the policy of {id} allows nothing, or cannot be read"));
@@ -167,18 +197,19 @@ fn check_bucket_policy(id: &str, policy: &Value, bucket: &str) -> std::result::R
         if resources.is_empty() || !resources.iter().all(ours) {
             return Err(format!("the policy of {id} (s3) reaches other buckets than {bucket}"));
         }
-        if bound_to(statement, "aws:PrincipalAccount").is_none() || bound_to(statement, "aws:ResourceAccount").is_none() {
+        if ["aws:PrincipalAccount", "aws:ResourceAccount"].iter().any(|key| bound_to(statement, key) != Some(account)) {
             return Err(format!("the policy of {id} (s3) serves keys of other accounts"));
         }
     }
     Ok(())
 }
 
-/// SSM's endpoints may serve one role, or one account.
-fn check_service_policy(id: &str, name: &str, policy: &Value) -> std::result::Result<(), String> {
+/// SSM's endpoints may serve one role of ours, or our account.
+fn check_service_policy(id: &str, name: &str, policy: &Value, account: &str) -> std::result::Result<(), String> {
     let allowed: Vec<&Value> = statements(policy).into_iter().filter(|statement| statement["Effect"] == "Allow").collect();
     let bound = |statement: &&Value| {
-        bound_to(statement, "aws:PrincipalArn").is_some() || bound_to(statement, "aws:PrincipalAccount").is_some()
+        bound_to(statement, "aws:PrincipalArn").and_then(account_of) == Some(account)
+            || bound_to(statement, "aws:PrincipalAccount") == Some(account)
     };
     match allowed.iter().all(bound) && !allowed.is_empty() {
         true => Ok(()),
@@ -186,19 +217,27 @@ fn check_service_policy(id: &str, name: &str, policy: &Value) -> std::result::Re
     }
 }
 
-/// The group lets out to the endpoints' groups and to S3's prefix list, by HTTPS, and nowhere else.
-async fn check_group(aws: &Aws, settings: &Settings, endpoints: &[VpcEndpoint], gateway: Option<&Facts>) -> Result<String> {
-    let fix = match gateway {
+/// Where such a group can be had.
+fn group_fix(gateway: Option<&Facts>) -> &'static str {
+    match gateway {
         None => "infra/tierbox.yaml has such a group (SecurityGroupN2)",
         Some(_) => "infra/tierbox.yaml has such a group (SecurityGroupN1)",
-    };
+    }
+}
+
+/// The security group that settings name.
+async fn group(aws: &Aws, settings: &Settings, gateway: Option<&Facts>) -> Result<SecurityGroup> {
     let Some(group) = &settings.security_group else {
         return Err(open("no security group is named, and the default one lets everything out", "write ec2.security-group"));
     };
     let ask = || aws.ec2.describe_security_groups().group_ids(group).send();
-    let answer = again(TRIED, "ec2:DescribeSecurityGroups", ask).await?;
-    let found = answer.security_groups.unwrap_or_default().into_iter().next();
-    let rules = found.and_then(|group| group.ip_permissions_egress).unwrap_or_default();
+    let found = again(TRIED, "ec2:DescribeSecurityGroups", ask).await?.security_groups.unwrap_or_default().into_iter().next();
+    found.ok_or_else(|| open(format!("there is no security group {group}"), group_fix(gateway)))
+}
+
+/// The group lets out to the endpoints' groups and to S3's prefix list, by HTTPS, and nowhere else.
+async fn check_group(aws: &Aws, group: &SecurityGroup, endpoints: &[VpcEndpoint], gateway: Option<&Facts>) -> Result<String> {
+    let (id, rules) = (group.group_id().unwrap_or_default(), group.ip_permissions_egress());
     let theirs: Vec<String> = endpoints
         .iter()
         .filter(|endpoint| !is_gateway(endpoint))
@@ -207,8 +246,8 @@ async fn check_group(aws: &Aws, settings: &Settings, endpoints: &[VpcEndpoint], 
         .collect();
     let list = prefix_list(aws).await?;
     match rules.iter().find_map(|rule| leads_out(rule, &theirs, &list, gateway)) {
-        Some(way) => Err(open(format!("{group} lets out to {way}"), fix)),
-        None => Ok(group.clone()),
+        Some(way) => Err(open(format!("{id} lets out to {way}"), group_fix(gateway))),
+        None => Ok(id.to_owned()),
     }
 }
 
@@ -250,8 +289,8 @@ async fn prefix_list(aws: &Aws) -> Result<String> {
 /// The resolver answers the endpoints' names alone, and refuses where the firewall fails.
 async fn check_names(aws: &Aws, vpc: &str, bucket: &str) -> Result<String> {
     let fix = "infra/tierbox.yaml has such a rule group of Route 53 Resolver DNS Firewall";
-    let config = signed::resolver(aws, "GetFirewallConfig", &json!({"ResourceId": vpc})).await;
-    if config.is_ok_and(|config| config["FirewallConfig"]["FirewallFailOpen"] == "ENABLED") {
+    let config = signed::resolver(aws, "GetFirewallConfig", &json!({"ResourceId": vpc})).await?;
+    if config["FirewallConfig"]["FirewallFailOpen"] != "DISABLED" {
         return Err(open(
             format!("the DNS firewall of {vpc} lets all names through when it fails"),
             "set its fail-open mode to disabled",
@@ -263,25 +302,52 @@ async fn check_names(aws: &Aws, vpc: &str, bucket: &str) -> Result<String> {
     groups.sort_by_key(|group| group["Priority"].as_i64());
     for group in &groups {
         let id = group["FirewallRuleGroupId"].as_str().unwrap_or_default();
+        if group["Status"].as_str().is_some_and(|status| status != "COMPLETE") {
+            return Err(open(format!("the DNS firewall {id} of {vpc} is {}", group["Status"]), "wait until it is COMPLETE"));
+        }
         let mut rules = pages(aws, "ListFirewallRules", json!({"FirewallRuleGroupId": id}), "FirewallRules").await?;
         rules.sort_by_key(|rule| rule["Priority"].as_i64());
         for rule in rules {
-            let list = json!({"FirewallDomainListId": rule["FirewallDomainListId"]});
-            let domains = pages(aws, "ListFirewallDomains", list, "Domains").await?;
-            let domains: Vec<&str> = domains.iter().filter_map(Value::as_str).map(|name| name.trim_end_matches('.')).collect();
-            let everything = domains.contains(&"*");
-            match rule["Action"].as_str().unwrap_or_default() {
-                "BLOCK" if everything => return Ok(id.to_owned()),
-                "BLOCK" => {}
-                _ => {
-                    if let Some(name) = domains.iter().find(|name| !is_ours(name, &aws.region, bucket)) {
-                        return Err(open(format!("the DNS firewall {id} answers {name}, and a query carries data"), fix));
-                    }
+            let domains = match &rule["FirewallDomainListId"] {
+                Value::Null => None,
+                list => Some(pages(aws, "ListFirewallDomains", json!({"FirewallDomainListId": list}), "Domains").await?),
+            };
+            match judge(&rule, domains.as_deref(), &aws.region, bucket) {
+                Judged::BlocksAll => return Ok(id.to_owned()),
+                Judged::Harmless => {}
+                Judged::Answers(name) => {
+                    return Err(open(format!("the DNS firewall {id} answers {name}, and a query carries data"), fix));
                 }
             }
         }
     }
     Err(open(format!("no DNS firewall of {vpc} blocks all other names, and a query carries data"), fix))
+}
+
+/// What a rule of the DNS firewall does to names.
+#[derive(Debug, PartialEq, Eq)]
+enum Judged {
+    /// All that come to it are blocked.
+    BlocksAll,
+    /// It blocks some, or answers what the machines need.
+    Harmless,
+    /// It answers these.
+    Answers(String),
+}
+
+/// Judges a rule by its list of names; some rules have none, and go by what Amazon takes for an attack.
+fn judge(rule: &Value, domains: Option<&[Value]>, region: &str, bucket: &str) -> Judged {
+    let blocks = rule["Action"] == "BLOCK";
+    let Some(domains) = domains else {
+        return if blocks { Judged::Harmless } else { Judged::Answers("what no list names".to_owned()) };
+    };
+    let mut names = domains.iter().filter_map(Value::as_str).map(|name| name.trim_end_matches('.'));
+    if blocks {
+        // Of one type alone, those of the others come through.
+        let of_all_types = rule["Qtype"].as_str().is_none_or(str::is_empty);
+        return if of_all_types && names.any(|name| name == "*") { Judged::BlocksAll } else { Judged::Harmless };
+    }
+    names.find(|name| !is_ours(name, region, bucket)).map_or(Judged::Harmless, |name| Judged::Answers(name.to_owned()))
 }
 
 /// All pages of a list.
@@ -370,7 +436,8 @@ mod unit {
     fn policies_that_reach_further_are_told() {
         let good = json!({"Statement": [{"Effect": "Allow", "Resource": "arn:aws:s3:::ours/*",
             "Condition": {"StringEquals": {"aws:PrincipalAccount": "1", "aws:ResourceAccount": "1"}}}]});
-        assert_eq!(check_bucket_policy("e", &good, "ours"), Ok(()));
+        assert_eq!(check_bucket_policy("e", &good, "ours", "1"), Ok(()));
+        assert!(check_bucket_policy("e", &good, "ours", "2").is_err(), "another account's keys");
         for (pointer, value) in [
             ("/Statement/0/Resource", json!("*")),
             ("/Statement/0/Resource", json!(["arn:aws:s3:::ours/*", "arn:aws:s3:::others/*"])),
@@ -381,9 +448,41 @@ mod unit {
         ] {
             let mut bad = good.clone();
             *bad.pointer_mut(pointer).unwrap() = value;
-            assert!(check_bucket_policy("e", &bad, "ours").is_err(), "{bad}");
+            assert!(check_bucket_policy("e", &bad, "ours", "1").is_err(), "{bad}");
         }
-        assert!(check_service_policy("e", "ssm", &json!({"Statement": [{"Effect": "Allow", "Action": "*"}]})).is_err());
+        let service = |condition: Value| {
+            let policy = json!({"Statement": [{"Effect": "Allow", "Action": "*", "Condition": condition}]});
+            check_service_policy("e", "ssm", &policy, "1").is_ok()
+        };
+        assert!(service(json!({"ArnEquals": {"aws:PrincipalArn": "arn:aws:iam::1:role/r"}})));
+        assert!(service(json!({"StringEquals": {"aws:PrincipalAccount": "1"}})));
+        for bad in [
+            json!({}),
+            json!({"ArnEquals": {"aws:PrincipalArn": "arn:aws:iam::2:role/r"}}),
+            json!({"StringEquals": {"aws:PrincipalAccount": "2"}}),
+            json!({"StringEquals": {"aws:PrincipalAccount": ["1", "2"]}}),
+            json!({"StringEqualsIfExists": {"aws:PrincipalAccount": "1"}}),
+        ] {
+            assert!(!service(bad.clone()), "{bad}");
+        }
+    }
+
+    #[test]
+    fn rules_of_the_firewall_that_let_names_through_are_told() {
+        let judged = |rule: Value, domains: Option<Value>| {
+            let domains = domains.map(|all| all.as_array().cloned().unwrap_or_default());
+            judge(&rule, domains.as_deref(), "eu-west-2", "b")
+        };
+        let (all, ours) = (json!(["*."]), json!(["ssm.eu-west-2.amazonaws.com."]));
+        assert_eq!(judged(json!({"Action": "BLOCK"}), Some(all.clone())), Judged::BlocksAll);
+        assert_eq!(judged(json!({"Action": "BLOCK", "Qtype": "A"}), Some(all.clone())), Judged::Harmless, "TXT comes through");
+        assert_eq!(judged(json!({"Action": "BLOCK"}), Some(json!(["evil.example."]))), Judged::Harmless);
+        assert_eq!(judged(json!({"Action": "ALLOW"}), Some(ours)), Judged::Harmless);
+        for action in ["ALLOW", "ALERT"] {
+            assert_eq!(judged(json!({"Action": action}), Some(all.clone())), Judged::Answers("*".to_owned()));
+        }
+        assert!(matches!(judged(json!({"Action": "ALERT", "DnsThreatProtection": "DGA"}), None), Judged::Answers(_)));
+        assert_eq!(judged(json!({"Action": "BLOCK", "DnsThreatProtection": "DGA"}), None), Judged::Harmless);
     }
 
     #[test]

@@ -393,8 +393,9 @@ impl Running<'_> {
                 .await;
             let error = match sent {
                 Ok(answer) => {
+                    let by_aws = answer.command.as_ref().and_then(|command| command.requested_date_time).map(|at| at.secs());
                     let command = answer.command.and_then(|command| command.command_id).unwrap_or_default();
-                    return Ok(Sent { command, instance: link.instance.clone(), at });
+                    return Ok(Sent { command, instance: link.instance.clone(), at, by_aws });
                 }
                 Err(error) => error,
             };

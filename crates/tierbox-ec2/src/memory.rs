@@ -20,6 +20,9 @@ pub(crate) struct Memory {
     /// The instance that is its gateway.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) gateway: Option<String>,
+    /// The account that it is in, if AWS told: with credentials of another one it looks as if it were gone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) owner: Option<String>,
     /// Its task on an instance that others made.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) task: Option<Task>,

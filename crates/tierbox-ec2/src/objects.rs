@@ -120,7 +120,8 @@ impl Object {
         for _ in 0..4 {
             let request = || self.objects.aws.s3.get_object().bucket(&self.objects.bucket).key(&self.key).send();
             let answer = again(TRIED, "s3:GetObject", request).await?;
-            if answer.content_length.is_some_and(|length| length > most as i64) {
+            let length = answer.content_length.and_then(|length| usize::try_from(length).ok());
+            if length.is_none_or(|length| length > most) {
                 return Err(Error::new(ErrorKind::Protocol, TRIED, "the object is longer than was told").with_backend(BACKEND));
             }
             match answer.body.collect().await {

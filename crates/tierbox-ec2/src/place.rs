@@ -1,5 +1,6 @@
 //! Where instances are to be: what a profile says of its network must belong together.
 
+use aws_sdk_ec2::types::{Filter, RouteTable};
 use tierbox_core::{Error, Result};
 
 use crate::aws::Aws;
@@ -27,6 +28,35 @@ pub(crate) async fn check(aws: &Aws, settings: &Settings) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// The route tables of a VPC.
+pub(crate) struct Tables(Vec<RouteTable>);
+
+impl Tables {
+    /// All pages of them.
+    ///
+    /// # Errors
+    /// `Credentials`, `HostUnable`.
+    pub(crate) async fn of(aws: &Aws, vpc: &str) -> Result<Self> {
+        let filter = Filter::builder().name("vpc-id").values(vpc).build();
+        let (mut all, mut next) = (Vec::new(), None::<String>);
+        loop {
+            let ask = || aws.ec2.describe_route_tables().filters(filter.clone()).set_next_token(next.clone()).send();
+            let page = again(TRIED, "ec2:DescribeRouteTables", ask).await?;
+            all.extend(page.route_tables.unwrap_or_default());
+            next = page.next_token.filter(|token| !token.is_empty());
+            if next.is_none() {
+                return Ok(Self(all));
+            }
+        }
+    }
+
+    /// The one that holds for a subnet: its own, else the VPC's main one.
+    pub(crate) fn of_subnet(&self, subnet: &str) -> Option<&RouteTable> {
+        let own = self.0.iter().find(|table| table.associations().iter().any(|each| each.subnet_id() == Some(subnet)));
+        own.or_else(|| self.0.iter().find(|table| table.associations().iter().any(|each| each.main() == Some(true))))
+    }
 }
 
 fn belongs(key: &str, id: Option<&str>, own: Option<&str>, vpc: &str) -> Result<(), Error> {

@@ -26,6 +26,23 @@ pub(crate) struct Sent {
     pub(crate) command: String,
     pub(crate) instance: String,
     pub(crate) at: Instant,
+    /// When that was by AWS's own clock, in seconds, if it told.
+    pub(crate) by_aws: Option<i64>,
+}
+
+/// A command that somebody waits for.
+struct Awaited {
+    sent: Sent,
+    /// A listing has shown it.
+    listed: bool,
+    ended: Option<Ended>,
+}
+
+/// The last listing.
+struct Listing {
+    at: Instant,
+    /// It came to its end, so that what it does not show has to be asked for by itself.
+    whole: bool,
 }
 
 /// The first look comes after the time that commands took lately, within these bounds; the pauses then grow to the third.
@@ -44,9 +61,9 @@ const PAGES: usize = 8;
 pub(crate) struct Poller {
     ssm: Client,
     budget: Mutex<Budget>,
-    waiting: Mutex<HashMap<String, (Sent, Option<Ended>)>>,
-    /// Who holds it lists; the time is of the last listing.
-    listing: tokio::sync::Mutex<Instant>,
+    waiting: Mutex<HashMap<String, Awaited>>,
+    /// Who holds it lists.
+    listing: tokio::sync::Mutex<Listing>,
     usual: Mutex<Duration>,
 }
 
@@ -74,7 +91,7 @@ impl Poller {
             ssm,
             budget: Mutex::new(Budget { rate: RATES.0, next: Instant::now() }),
             waiting: Mutex::default(),
-            listing: tokio::sync::Mutex::new(Instant::now()),
+            listing: tokio::sync::Mutex::new(Listing { at: Instant::now(), whole: false }),
             usual: Mutex::new(Duration::from_millis(250)),
         }
     }
@@ -84,7 +101,7 @@ impl Poller {
     /// # Errors
     /// `Credentials` and whatever else does not pass.
     pub(crate) async fn wait(&self, sent: &Sent, limit: Duration) -> Result<Option<Ended>> {
-        lock(&self.waiting).insert(sent.command.clone(), (sent.clone(), None));
+        lock(&self.waiting).insert(sent.command.clone(), Awaited { sent: sent.clone(), listed: false, ended: None });
         let _registered = Registered(self, &sent.command);
         let usual = *lock(&self.usual);
         // The first pause is from the sending on, which took its own time.
@@ -141,23 +158,36 @@ impl Poller {
     async fn look_together(&self, sent: &Sent) -> Result<Option<Ended>> {
         let begun = Instant::now();
         let mut last = self.listing.lock().await;
-        if *last < begun {
-            self.list().await?;
-            *last = Instant::now();
+        if last.at < begun {
+            let whole = self.list().await?;
+            *last = Listing { at: Instant::now(), whole };
         }
+        let whole = last.whole;
         drop(last);
-        let found = lock(&self.waiting).get(&sent.command).and_then(|(_, ended)| ended.clone());
-        match found {
+        let (listed, ended) = lock(&self.waiting).get(&sent.command).map_or((true, None), |it| (it.listed, it.ended.clone()));
+        match ended {
             Some(ended) if ended.stdout.len() >= LISTED => self.look(sent).await,
+            // So many others were sent since, of this account's other programs too, that the listing did not get to it.
+            None if whole && !listed => self.look(sent).await,
             other => Ok(other),
         }
     }
 
-    async fn list(&self) -> Result<()> {
-        let oldest = lock(&self.waiting).values().map(|(sent, _)| sent.at.elapsed()).max().unwrap_or_default();
-        let since = std::time::SystemTime::now() - oldest - Duration::from_secs(2);
-        let since = aws_sdk_ssm::primitives::DateTime::from(since);
-        let since = aws_sdk_ssm::primitives::DateTime::from_secs(since.secs());
+    /// Since when what is waited for was sent: by AWS's own clock, as this host's may be wrong.
+    fn oldest(&self) -> i64 {
+        let by_own = |at: Instant| {
+            let since = std::time::SystemTime::now() - at.elapsed();
+            aws_sdk_ssm::primitives::DateTime::from(since).secs()
+        };
+        let waiting = lock(&self.waiting);
+        let times =
+            waiting.values().filter(|it| it.ended.is_none()).map(|it| it.sent.by_aws.unwrap_or_else(|| by_own(it.sent.at)));
+        times.min().unwrap_or_else(|| by_own(Instant::now())) - 2
+    }
+
+    /// Lists what was sent since; says whether that came to its end.
+    async fn list(&self) -> Result<bool> {
+        let since = aws_sdk_ssm::primitives::DateTime::from_secs(self.oldest());
         let since = since.fmt(aws_sdk_ssm::primitives::DateTimeFormat::DateTime).unwrap_or_default();
         let filter = aws_sdk_ssm::types::CommandFilter::builder().key(CommandFilterKey::InvokedAfter).value(since).build();
         let filter = filter.map_err(|error| Error::new(ErrorKind::Internal, "exec", error.to_string()))?;
@@ -175,27 +205,31 @@ impl Poller {
                 .await;
             let page = match page {
                 Ok(page) => page,
-                Err(error) => return self.bear(fate(&error), || told("exec", "ssm:ListCommandInvocations", &error)),
+                Err(error) => {
+                    return self.bear(fate(&error), || told("exec", "ssm:ListCommandInvocations", &error)).map(|()| false);
+                }
             };
             self.went_well();
             for row in page.command_invocations.unwrap_or_default() {
                 self.settle(row);
             }
             next = page.next_token;
-            if next.is_none() || lock(&self.waiting).values().all(|(_, ended)| ended.is_some()) {
+            if next.is_none() || lock(&self.waiting).values().all(|it| it.ended.is_some()) {
                 break;
             }
         }
-        Ok(())
+        Ok(true)
     }
 
     fn settle(&self, row: aws_sdk_ssm::types::CommandInvocation) {
-        let Some(status) = row.status.filter(is_over) else { return };
-        let Some(id) = row.command_id else { return };
-        let output = row.command_plugins.unwrap_or_default().into_iter().next().and_then(|plugin| plugin.output);
-        if let Some((_, ended)) = lock(&self.waiting).get_mut(&id) {
+        let (Some(id), Some(status)) = (row.command_id, row.status) else { return };
+        let mut waiting = lock(&self.waiting);
+        let Some(awaited) = waiting.get_mut(&id) else { return };
+        awaited.listed = true;
+        if is_over(&status) {
+            let output = row.command_plugins.unwrap_or_default().into_iter().next().and_then(|plugin| plugin.output);
             let details = row.status_details.unwrap_or_default();
-            *ended = Some(Ended { status, details, stdout: output.unwrap_or_default(), stderr: String::new() });
+            awaited.ended = Some(Ended { status, details, stdout: output.unwrap_or_default(), stderr: String::new() });
         }
     }
 

@@ -7,7 +7,7 @@ use crate::BACKEND;
 use crate::aws::Aws;
 use crate::signed::{iam, is_denied};
 
-/// The one policy that an instance's role may have.
+/// The one policy that an instance's role may have, which is AWS's own: an account may have another of that name.
 const CORE: &str = "AmazonSSMManagedInstanceCore";
 
 /// What that policy allows, as AWS publishes it.
@@ -76,13 +76,12 @@ pub(crate) async fn check(aws: &Aws, profile: Option<&String>) -> Result<Role> {
 async fn read(aws: &Aws, profile: &str) -> Result<Role> {
     let answer = iam(aws, "GetInstanceProfile", &[("InstanceProfileName", profile)]).await?;
     let Some(role) = texts(&answer, "RoleName")?.into_iter().next() else { return Ok(Role::None) };
-    let attached = iam(aws, "ListAttachedRolePolicies", &[("RoleName", &role)]).await?;
-    let attached = texts(&attached, "PolicyName")?;
-    if let Some(more) = attached.iter().find(|name| *name != CORE) {
+    let attached = listed(aws, "ListAttachedRolePolicies", &role, "PolicyArn").await?;
+    if let Some(more) = attached.iter().find(|arn| !is_core(arn)) {
         return Err(too_much(&role, &format!("the policy {more}")));
     }
     let mut denied = Vec::new();
-    for name in texts(&iam(aws, "ListRolePolicies", &[("RoleName", &role)]).await?, "member")? {
+    for name in listed(aws, "ListRolePolicies", &role, "member").await? {
         let answer = iam(aws, "GetRolePolicy", &[("RoleName", &role), ("PolicyName", &name)]).await?;
         let document = texts(&answer, "PolicyDocument")?.into_iter().next().unwrap_or_default();
         denied.extend(denials(&document).map_err(|granted| too_much(&role, &format!("{granted}, by its policy {name}")))?);
@@ -93,11 +92,32 @@ async fn read(aws: &Aws, profile: &str) -> Result<Role> {
     ))
 }
 
+/// Whether that is AWS's own policy, in whichever partition.
+fn is_core(arn: &str) -> bool {
+    let words: Vec<&str> = arn.split(':').collect();
+    matches!(words.as_slice(), ["arn", _, "iam", "", "aws", policy] if *policy == format!("policy/{CORE}"))
+}
+
+/// The texts of an element in all pages of a list of a role's.
+async fn listed(aws: &Aws, action: &str, role: &str, element: &str) -> Result<Vec<String>> {
+    let (mut all, mut marker) = (Vec::new(), None::<String>);
+    loop {
+        let mut parameters = vec![("RoleName", role)];
+        parameters.extend(marker.as_deref().map(|marker| ("Marker", marker)));
+        let page = iam(aws, action, &parameters).await?;
+        all.extend(texts(&page, element)?);
+        marker = texts(&page, "Marker")?.into_iter().next();
+        if marker.is_none() {
+            return Ok(all);
+        }
+    }
+}
+
 fn too_much(role: &str, what: &str) -> Error {
-    let message = format!("the agent can become root, and so use the role {role}, which has {what}");
+    let message = format!("the agent can use the instance's role {role}, which has {what}");
     Error::new(ErrorKind::TierRefused, "check role", message)
         .with_backend(BACKEND)
-        .with_help(format!("leave the role {CORE} alone (files go by presigned addresses), or run as a user without rights"))
+        .with_help(format!("leave the role {CORE} alone (files go by presigned addresses), or run as a user without rights in an image with nftables, iptables or iproute2"))
 }
 
 /// The actions that a policy denies wholly; what it grants, if it grants anything.
@@ -170,6 +190,20 @@ mod unit {
         assert_eq!(denials(grants), Err("s3:*".to_owned()));
         assert!(denials(r#"{"Statement": [{"Effect": "Allow", "NotAction": "iam:*", "Resource": "*"}]}"#).is_err());
         assert!(denials("hello").is_err());
+    }
+
+    #[test]
+    fn only_awss_own_policy_is_the_core() {
+        assert!(is_core("arn:aws:iam::aws:policy/AmazonSSMManagedInstanceCore"));
+        assert!(is_core("arn:aws-cn:iam::aws:policy/AmazonSSMManagedInstanceCore"));
+        for other in [
+            "arn:aws:iam::123456789012:policy/AmazonSSMManagedInstanceCore",
+            "arn:aws:iam::aws:policy/AdministratorAccess",
+            "arn:aws:iam::aws:policy/own/AmazonSSMManagedInstanceCore",
+            "AmazonSSMManagedInstanceCore",
+        ] {
+            assert!(!is_core(other), "{other}");
+        }
     }
 
     #[test]

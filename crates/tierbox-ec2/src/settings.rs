@@ -231,10 +231,13 @@ impl Settings {
             return Err(invalid("ec2.tags holds more than 30 tags, which together with tierbox's own are too many for AWS"));
         }
         for (key, value) in &self.tags {
-            let reserved = key.starts_with("aws:") || key.starts_with("tierbox:") || key == "Name" || key == "inspect_sandbox";
+            let reserved = key.starts_with("aws:")
+                || key.starts_with("tierbox:")
+                || ["Name", "ExpiresAt", "inspect_sandbox"].contains(&key.as_str());
             if key.is_empty() || key.len() > 128 || value.len() > 256 || reserved {
-                return Err(invalid(format!("ec2.tags: {:?} cannot be a tag of yours", crate::call::shown(key)))
-                    .with_help("`aws:`, `tierbox:`, `Name` and `inspect_sandbox` (by which another tool deletes) are taken"));
+                return Err(invalid(format!("ec2.tags: {:?} cannot be a tag of yours", crate::call::shown(key))).with_help(
+                    "`aws:`, `tierbox:`, `Name`, `ExpiresAt` and `inspect_sandbox` (by which another tool deletes) are taken",
+                ));
             }
         }
         Ok(())
@@ -274,6 +277,7 @@ mod unit {
             r#"{"tags": {"inspect_sandbox": "true"}}"#,
             r#"{"tags": {"tierbox:task": "x"}}"#,
             r#"{"tags": {"Name": "x"}}"#,
+            r#"{"tags": {"ExpiresAt": "2099-01-01T00:00:00Z"}}"#,
             r#"{"key-prefix": "../x"}"#,
             r#"{"outlive-minutes": 1}"#,
             r#"{"instance-id": "i-1", "max-execution-seconds": 29}"#,

@@ -1,6 +1,7 @@
 //! What `tierbox ec2` does: sets an account up, checks it, and takes it down again.
 
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +11,7 @@ use tierbox_core::{Check, DestroyReport, Error, ErrorKind, Network, Progress, Re
 
 use crate::aws::{Aws, driven};
 use crate::call::again;
-use crate::control::{Control, Order};
+use crate::control::{Control, Find, Order};
 use crate::link::Link;
 use crate::settings::Settings;
 use crate::stack::{self, OF_STACK, Parts, Stack};
@@ -35,6 +36,8 @@ pub struct Wanted {
     pub instance: Option<String>,
     /// The program `tierbox-egress` for Linux on x86-64, if N1's gateway is wanted. It is installed anew where there is one.
     pub gateway: Option<PathBuf>,
+    /// Who resolves names for the gateway, when it is made; by default the template's own value, 1.1.1.1.
+    pub gateway_resolver: Option<Ipv4Addr>,
 }
 
 impl Wanted {
@@ -49,7 +52,7 @@ impl Wanted {
 
     /// A stack of this name and nothing else.
     pub fn new(stack: impl Into<String>) -> Self {
-        Self { stack: stack.into(), internet: false, instance: None, gateway: None }
+        Self { stack: stack.into(), internet: false, instance: None, gateway: None, gateway_resolver: None }
     }
 }
 
@@ -82,7 +85,7 @@ impl Ec2Backend {
             Some(path) => Some(install::program(path)?),
         };
         let image = if gateway.is_some() { Some(gateway_image(&aws).await?) } else { None };
-        let parts = Parts { internet: wanted.internet, gateway: image };
+        let parts = Parts { internet: wanted.internet, gateway: image, resolver: wanted.gateway_resolver };
         let stack = stack::deploy(&aws, &wanted.stack, &parts, progress).await?;
         let mut made = of_stack(&given, &stack, wanted.network())?;
         if let (Some(program), Some(id)) = (gateway, made.gateway.clone()) {
@@ -210,6 +213,9 @@ async fn instance(
     kind: &str,
     progress: &dyn Progress,
 ) -> Result<String> {
+    if let Some(there) = kept(control, &stack.name).await? {
+        return Ok(there);
+    }
     progress.step("starting an instance");
     let (client, control, name, kind) = (aws.clone(), control.clone(), stack.name.clone(), kind.to_owned());
     let role = stack.output("InstanceProfile")?.to_owned();
@@ -217,7 +223,7 @@ async fn instance(
         let settings = Settings { instance_types: vec![kind], ..Settings::default() };
         let image = image::find(&client, &settings).await?;
         let group = group(&client, &name).await?;
-        let tags = [("Name", format!("tierbox {name}")), (OF_STACK, name.clone()), (tags::TASK, format!("kept-{name}"))];
+        let tags = [("Name", format!("tierbox {name}")), (OF_STACK, name.clone()), (tags::TASK, kept_name(&name))];
         let order = Order {
             token: objects::random(12)?,
             image: image.id,
@@ -236,6 +242,27 @@ async fn instance(
         Ok(made.id)
     })
     .await
+}
+
+/// What the tag of environments is on the instance beside a stack.
+fn kept_name(stack: &str) -> String {
+    format!("kept-{stack}")
+}
+
+/// The instance beside a stack, if an earlier setup made it.
+async fn kept(control: &Arc<dyn Control>, stack: &str) -> Result<Option<String>> {
+    let (control, which, own) = (control.clone(), Find::Tag(OF_STACK.to_owned(), stack.to_owned()), kept_name(stack));
+    let found = driven(async move { control.find(&which).await }).await?;
+    let there = found.into_iter().find(|each| !each.is_ending() && each.tags.get(tags::TASK) == Some(&own));
+    match there {
+        Some(instance) if instance.state.starts_with("stop") => {
+            let message = format!("the instance {} of the stack {stack} is {}", instance.id, instance.state);
+            Err(Error::new(ErrorKind::HostUnable, "find instance", message)
+                .with_backend(BACKEND)
+                .with_help("start it, or end it: another one is then made"))
+        }
+        other => Ok(other.map(|instance| instance.id)),
+    }
 }
 
 /// The name of the group beside a stack.
@@ -309,7 +336,7 @@ mod unit {
             ("Bucket", "b"),
         ];
         let outputs = outputs.map(|(key, value)| (key.to_owned(), value.to_owned())).into_iter().collect();
-        let stack = Stack { name: "s".to_owned(), status: "CREATE_COMPLETE".to_owned(), outputs };
+        let stack = Stack { name: "s".to_owned(), status: "CREATE_COMPLETE".to_owned(), outputs, parameters: BTreeMap::new() };
         let given =
             Settings { region: Some("eu-west-2".to_owned()), access_key_id: Some("AKIA".to_owned()), ..Settings::default() };
         let made = of_stack(&given, &stack, Network::N2).unwrap();

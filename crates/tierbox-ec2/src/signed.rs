@@ -1,5 +1,6 @@
 //! A few calls of services whose whole SDK would take minutes to build: IAM, to read a role, and Route 53 Resolver, to read a firewall.
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use aws_credential_types::Credentials;
@@ -14,12 +15,14 @@ use aws_smithy_types::body::SdkBody;
 use tierbox_core::{Error, ErrorKind, Result};
 
 use crate::BACKEND;
-use crate::aws::Aws;
+use crate::aws::{Aws, driven};
 use crate::call::{Pauses, shown};
 
 const TRIED: &str = "check the account";
 /// How long one call may take.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// How long one that can be done without.
+const BRIEF: Duration = Duration::from_secs(5);
 
 /// A call's target.
 struct Target<'a> {
@@ -29,9 +32,9 @@ struct Target<'a> {
     headers: Vec<(&'static str, String)>,
 }
 
-/// What refuses a call for the lack of a right.
+/// What refuses a call for the lack of a right, and of nothing else.
 pub(crate) fn is_denied(error: &Error) -> bool {
-    error.kind() == ErrorKind::Credentials
+    error.kind() == ErrorKind::Credentials && error.message().contains("AccessDenied")
 }
 
 /// A call of IAM; the answer is XML.
@@ -43,6 +46,23 @@ pub(crate) async fn iam(aws: &Aws, action: &str, parameters: &[(&str, &str)]) ->
     let url = aws.account.endpoint.clone().unwrap_or_else(|| "https://iam.amazonaws.com".to_owned());
     let headers = vec![("content-type", "application/x-www-form-urlencoded".to_owned())];
     call(aws, &Target { service: "iam", region: "us-east-1", url, headers }, action, &body).await
+}
+
+/// The number of the account that asks; `None` where nobody says.
+pub(crate) async fn account(aws: &Arc<Aws>) -> Option<String> {
+    let asking = aws.clone();
+    let asked = async move {
+        let own = || format!("https://sts.{}.amazonaws.com", asking.region);
+        let url = asking.account.endpoint.clone().unwrap_or_else(own);
+        let headers = vec![("content-type", "application/x-www-form-urlencoded".to_owned())];
+        let target = Target { service: "sts", region: &asking.region, url, headers };
+        let answer = call(&asking, &target, "GetCallerIdentity", "Action=GetCallerIdentity&Version=2011-06-15").await?;
+        let number = answer.split_once("<Account>").and_then(|(_, rest)| rest.split_once("</Account>")).map(|(number, _)| number);
+        Ok(number.map(str::trim).filter(|number| !number.is_empty()).map(str::to_owned))
+    };
+    // Not every network lets that service through, and nothing else needs it.
+    let asked = || async { tokio::time::timeout(BRIEF, driven(asked)).await.ok().and_then(Result::ok).flatten() };
+    aws.owner.get_or_init(asked).await.clone()
 }
 
 /// A call of CloudFormation; the answer is XML.
@@ -95,7 +115,17 @@ async fn call(aws: &Aws, target: &Target<'_>, action: &str, body: &str) -> Resul
 }
 
 fn refused(target: &Target<'_>, action: &str, status: u16, text: &str) -> Error {
-    let denied = ["AccessDenied", "UnrecognizedClient", "InvalidClientTokenId", "ExpiredToken", "SignatureDoesNotMatch"];
+    let denied = [
+        "AccessDenied",
+        "UnrecognizedClient",
+        "InvalidClientTokenId",
+        "ExpiredToken",
+        "SignatureDoesNotMatch",
+        "InvalidSignature",
+        "MissingAuthenticationToken",
+        "RequestExpired",
+        "OptInRequired",
+    ];
     let kind = if denied.iter().any(|word| text.contains(word)) { ErrorKind::Credentials } else { ErrorKind::HostUnable };
     let message = format!("{}:{action} was refused with status {status}: {}", target.service, shown(text.trim()));
     Error::new(kind, TRIED, message).with_backend(BACKEND)

@@ -1,6 +1,7 @@
 //! The stack of infra/tierbox.yaml in an account and region: deployed, read, removed.
 
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -41,6 +42,8 @@ pub struct Stack {
     pub status: String,
     /// What it made, by the names of infra/tierbox.yaml.
     pub outputs: BTreeMap<String, String>,
+    /// What it was given, by the names of infra/tierbox.yaml.
+    pub parameters: BTreeMap<String, String>,
 }
 
 fn failed(message: impl Into<String>) -> Error {
@@ -66,12 +69,16 @@ impl Stack {
         let odd = || failed("CloudFormation's answer makes no sense");
         let document = Document::parse(xml).map_err(|_| odd())?;
         let status = text_of(document.root(), "StackStatus").ok_or_else(odd)?.to_owned();
-        let pairs = document.descendants().filter_map(|node| {
-            (node.tag_name().name() == "OutputKey").then_some(())?;
-            let value = text_of(node.parent()?, "OutputValue")?;
-            Some((node.text()?.to_owned(), value.to_owned()))
-        });
-        Ok(Self { name: name.to_owned(), status, outputs: pairs.collect() })
+        let pairs = |kind: &str| {
+            let (key, value) = (format!("{kind}Key"), format!("{kind}Value"));
+            let of = |node: roxmltree::Node<'_, '_>| {
+                (node.tag_name().name() == key).then_some(())?;
+                let value = text_of(node.parent()?, &value).unwrap_or_default();
+                Some((node.text()?.to_owned(), value.to_owned()))
+            };
+            document.descendants().filter_map(of).collect()
+        };
+        Ok(Self { name: name.to_owned(), status, outputs: pairs("Output"), parameters: pairs("Parameter") })
     }
 }
 
@@ -95,6 +102,15 @@ pub(crate) struct Parts {
     pub(crate) internet: bool,
     /// The image of N1's gateway.
     pub(crate) gateway: Option<String>,
+    /// Who resolves names for it.
+    pub(crate) resolver: Option<Ipv4Addr>,
+}
+
+/// The names of the template's parameters.
+fn parameters() -> impl Iterator<Item = &'static str> {
+    let section = TEMPLATE.split_once("\nParameters:\n").map_or("", |(_, rest)| rest);
+    let own = section.lines().take_while(|line| line.is_empty() || line.starts_with(' '));
+    own.filter_map(|line| line.strip_prefix("  ")?.strip_suffix(':').filter(|name| !name.starts_with(' ')))
 }
 
 /// Deploys the stack; one that is there is brought to this template, and keeps the parts that it has.
@@ -145,8 +161,12 @@ async fn values(aws: &Aws, name: &str, before: Option<&Stack>, parts: &Parts) ->
         (false, Some(image)) => Some(("GatewayImage", Some(image.clone()))),
         (false, None) => None,
     });
-    if before.is_some() {
-        values.extend(["Prefix", "S3PrefixList", "Zones"].map(|key| (key, None)));
+    values.extend(resolver(before, parts)?.map(|address| ("GatewayResolver", Some(address.to_string()))));
+    if let Some(before) = before {
+        // What is not named goes back to the template's own value, and another range of addresses is another network.
+        let has = |key: &&str| before.parameters.contains_key(*key) && values.iter().all(|(given, _)| given != key);
+        let kept: Vec<_> = parameters().filter(has).map(|key| (key, None)).collect();
+        values.extend(kept);
         return Ok(values);
     }
     values.extend([
@@ -157,6 +177,21 @@ async fn values(aws: &Aws, name: &str, before: Option<&Stack>, parts: &Parts) ->
     Ok(values)
 }
 
+/// The gateway's resolver, if it is to be told.
+fn resolver(before: Option<&Stack>, parts: &Parts) -> Result<Option<Ipv4Addr>> {
+    let Some(wanted) = parts.resolver else { return Ok(None) };
+    match before.filter(|stack| stack.outputs.contains_key("GatewayInstance")) {
+        None => Ok(Some(wanted)),
+        Some(stack) if stack.parameters.get("GatewayResolver").is_some_and(|own| *own == wanted.to_string()) => Ok(None),
+        Some(stack) => {
+            let message = format!("the gateway of {} is there, and takes its resolver when it is made", stack.name);
+            Err(Error::new(ErrorKind::InvalidInput, "deploy stack", message)
+                .with_backend(BACKEND)
+                .with_help("tear the stack down first, or make another one with --stack"))
+        }
+    }
+}
+
 /// Asks for the stack as it should be. Returns whether anything changes.
 async fn bring(aws: &Arc<Aws>, name: &str, before: Option<&Stack>, parts: &Parts) -> Result<bool> {
     let (aws, name, before, parts) = (aws.clone(), name.to_owned(), before.cloned(), parts.clone());
@@ -164,6 +199,8 @@ async fn bring(aws: &Arc<Aws>, name: &str, before: Option<&Stack>, parts: &Parts
         let values = values(&aws, &name, before.as_ref(), &parts).await?;
         let mut parameters = vec![
             ("StackName".to_owned(), name.clone()),
+            // A request that is made again, because its answer was lost, is the same one.
+            ("ClientRequestToken".to_owned(), objects::random(12)?),
             ("Capabilities.member.1".to_owned(), "CAPABILITY_NAMED_IAM".to_owned()),
             ("TemplateBody".to_owned(), TEMPLATE.to_owned()),
             ("Tags.member.1.Key".to_owned(), OF_STACK.to_owned()),
@@ -279,16 +316,27 @@ pub(crate) async fn remove(
 async fn nobody_works_in(aws: &Arc<Aws>, vpc: &str) -> Result<()> {
     let (aws, vpc) = (aws.clone(), vpc.to_owned());
     driven(async move {
+        let lives = ["pending", "running", "stopping", "stopped"].map(str::to_owned).to_vec();
         let filters = [
             Filter::builder().name("vpc-id").values(&vpc).build(),
             Filter::builder().name("tag-key").values(tags::TASK).build(),
-            Filter::builder().name("instance-state-name").values("pending").values("running").values("stopped").build(),
+            Filter::builder().name("instance-state-name").set_values(Some(lives)).build(),
         ];
-        let ask = || aws.ec2.describe_instances().set_filters(Some(filters.to_vec())).send();
-        let answer = again("remove stack", "ec2:DescribeInstances", ask).await?;
-        let all = answer.reservations.unwrap_or_default().into_iter().flat_map(|each| each.instances.unwrap_or_default());
-        let others = all.filter(|each| !each.tags().iter().any(|tag| tag.key() == Some(OF_STACK)));
-        let ids: Vec<String> = others.filter_map(|each| each.instance_id).collect();
+        let (mut ids, mut next) = (Vec::<String>::new(), None::<String>);
+        loop {
+            let ask = || {
+                let ask = aws.ec2.describe_instances().set_filters(Some(filters.to_vec()));
+                ask.max_results(500).set_next_token(next.clone()).send()
+            };
+            let page = again("remove stack", "ec2:DescribeInstances", ask).await?;
+            let all = page.reservations.unwrap_or_default().into_iter().flat_map(|each| each.instances.unwrap_or_default());
+            let others = all.filter(|each| !each.tags().iter().any(|tag| tag.key() == Some(OF_STACK)));
+            ids.extend(others.filter_map(|each| each.instance_id));
+            next = page.next_token.filter(|token| !token.is_empty());
+            if next.is_none() {
+                break;
+            }
+        }
         if ids.is_empty() {
             return Ok(());
         }
@@ -337,6 +385,32 @@ mod unit {
         let stack = Stack::read("s", xml).unwrap();
         assert_eq!((stack.output("Bucket").unwrap(), stack.output("VpcId").unwrap()), ("b", "vpc-1"));
         assert!(stack.output("SubnetIds").is_err() && Stack::read("s", "<R/>").is_err());
+    }
+
+    #[test]
+    fn the_templates_own_parameters_are_known() {
+        let all: Vec<&str> = parameters().collect();
+        for name in ["S3PrefixList", "Prefix", "Cidr", "Retention", "GatewayResolver"] {
+            assert!(all.contains(&name), "{all:?}");
+        }
+        assert!(!all.contains(&"Type") && !all.contains(&"GatewayNeedsInternet") && !all.contains(&"Vpc"), "{all:?}");
+    }
+
+    #[test]
+    fn a_gateways_resolver_is_chosen_when_it_is_made() {
+        let parts = Parts { resolver: Some(Ipv4Addr::new(9, 9, 9, 9)), ..Parts::default() };
+        let mut stack = Stack {
+            name: "s".to_owned(),
+            status: "CREATE_COMPLETE".to_owned(),
+            outputs: BTreeMap::new(),
+            parameters: [("GatewayResolver".to_owned(), "1.1.1.1".to_owned())].into(),
+        };
+        assert_eq!(resolver(Some(&stack), &parts).unwrap(), parts.resolver);
+        stack.outputs.insert("GatewayInstance".to_owned(), "i-1".to_owned());
+        assert_eq!(resolver(Some(&stack), &parts).unwrap_err().kind(), ErrorKind::InvalidInput);
+        stack.parameters.insert("GatewayResolver".to_owned(), "9.9.9.9".to_owned());
+        assert_eq!(resolver(Some(&stack), &parts).unwrap(), None);
+        assert_eq!(resolver(Some(&stack), &Parts::default()).unwrap(), None);
     }
 
     #[test]

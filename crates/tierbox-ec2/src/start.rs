@@ -23,6 +23,7 @@ use crate::memory::{Machine, Memory};
 use crate::objects::{Objects, prefix_of};
 use crate::role::{self, Role};
 use crate::settings::{Settings, invalid, is_plain};
+use crate::signed;
 use crate::{BACKEND, attach, capabilities, crash, isolation, place, ready, report, tags};
 
 /// How long a machine outlives its harness, if the profile does not say.
@@ -97,6 +98,11 @@ pub(crate) fn check_workdir(workdir: Option<&str>) -> Result<()> {
     }
 }
 
+/// Whether the user has the instance's role within reach: by becoming root, or because nothing closes the metadata service.
+fn is_open(facts: &Prepared) -> bool {
+    facts.door.is_root || !facts.door.holds()
+}
+
 /// Whether a name is root's.
 fn is_root(user: &str) -> bool {
     matches!(user, "root" | "0")
@@ -133,6 +139,7 @@ impl Start<'_> {
             machines: Vec::new(),
             gateway: self.plan.rules.as_ref().and(self.plan.settings.gateway.clone()),
             task: None,
+            owner: None,
         };
         let task = self.plan.settings.attaches().then(|| self.task());
         if let Some((task, machine)) = &task {
@@ -141,7 +148,10 @@ impl Start<'_> {
         }
         let named = |error: Error| error.with_backend(BACKEND);
         // Nothing is begun, and nothing to be undone, where the ground does not carry.
-        let ground = if task.is_none() { Some(self.look(&memory).await.map_err(named)?) } else { None };
+        let looking = async { if task.is_none() { self.look(&memory).await.map(Some) } else { Ok(None) } };
+        let (ground, owner) = tokio::join!(looking, signed::account(&self.aws));
+        let ground = ground.map_err(named)?;
+        memory.owner = owner;
         let undo = Undo::new(&self.aws, &self.control, &memory, self.lease.id());
         let environment = match (&task, ground) {
             (Some((task, _)), _) => self.attach(task, &memory).await,
@@ -154,7 +164,7 @@ impl Start<'_> {
                 Ok(environment)
             }
             Err(error) => {
-                undo.now().await;
+                undo.now(memory).await;
                 Err(error.with_backend(BACKEND))
             }
         }
@@ -205,7 +215,7 @@ impl Start<'_> {
         let held = self.enter(memory, gateway.as_ref()).await?;
         crash::point("prepared");
         let facts: Vec<Prepared> = held.iter().map(|(_, prepared)| prepared.clone()).collect();
-        let role = if facts.iter().any(|facts| facts.door.is_root) { Some(self.role().await?) } else { None };
+        let role = if facts.iter().any(is_open) { Some(self.role().await?) } else { None };
         self.check_inside(&facts)?;
         let mut report = report::make(self.spec, &self.plan, &image, memory, &facts, role.as_ref());
         report.mechanisms.extend(network);
@@ -250,7 +260,6 @@ impl Start<'_> {
 
     /// What closes the machines from inside, with N1 and N2.
     fn check_inside(&self, facts: &[Prepared]) -> Result<()> {
-        let is_open = |facts: &Prepared| facts.door.is_root || !facts.door.holds();
         let network = self.spec.tier.network();
         if network == Network::N0 || !facts.iter().any(is_open) {
             return Ok(());
@@ -317,10 +326,10 @@ impl Start<'_> {
             let own = |name: &String| config.env.iter().any(|(known, _)| known == name.as_bytes());
             let added: Vec<_> = proxy.into_iter().filter(|(name, _)| !own(name)).collect();
             config.env.extend(added.into_iter().map(|(name, value)| (name.into_bytes(), value.into_bytes())));
-            let user = self.plan.user.clone();
+            let (user, life) = (self.plan.user.clone(), self.life());
             tasks.spawn(async move {
                 let name = machine.name.clone();
-                let entered = enter(link, machine, &user, wall, config).await;
+                let entered = enter(link, machine, (&user, life), wall, config).await;
                 entered.map(|entered| (number, entered)).map_err(|error| error.with_context("machine", name))
             });
         }
@@ -345,8 +354,14 @@ async fn in_order<T: Send + 'static>(mut tasks: JoinSet<Result<(usize, T)>>) -> 
     Ok(all.into_iter().map(|(_, value)| value).collect())
 }
 
-async fn enter(link: Arc<Link>, machine: Machine, user: &str, wall: Wall, config: PlainConfig) -> Result<(Held, Prepared)> {
-    let printed = link.script(guest::prepare(user, wall), PREPARATION).await?;
+async fn enter(
+    link: Arc<Link>,
+    machine: Machine,
+    (user, life): (&str, Duration),
+    wall: Wall,
+    config: PlainConfig,
+) -> Result<(Held, Prepared)> {
+    let printed = link.script(guest::prepare(user, wall, life), PREPARATION).await?;
     let prepared = Prepared::read(&printed.stdout, &printed.stderr)?;
     let sandbox = open(link.clone(), config).await?;
     Ok((Held { machine, link, sandbox: Arc::new(sandbox) }, prepared))

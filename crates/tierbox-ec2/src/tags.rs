@@ -9,6 +9,7 @@ use tierbox_core::Result;
 
 use crate::aws::Aws;
 use crate::call::again;
+use crate::control::is_not_found;
 
 /// The environment that an instance belongs to; policies of AWS ask for it.
 pub(crate) const TASK: &str = "tierbox:task";
@@ -47,6 +48,22 @@ pub(crate) fn of(
 
 /// Renews the tag of when machines are not wanted any more.
 pub(crate) async fn renew(aws: &Aws, instances: &[String], until: SystemTime) -> Result<()> {
+    match tag(aws, instances, until).await {
+        // One that is gone spoils the call for the others.
+        Err(error) if is_not_found(&error) && instances.len() > 1 => {
+            for instance in instances {
+                match tag(aws, std::slice::from_ref(instance), until).await {
+                    Err(error) if !is_not_found(&error) => return Err(error),
+                    _ => {}
+                }
+            }
+            Ok(())
+        }
+        done => done,
+    }
+}
+
+async fn tag(aws: &Aws, instances: &[String], until: SystemTime) -> Result<()> {
     let tag = Tag::builder().key(EXPIRES).value(moment(until)).build();
     let renew = || aws.ec2.create_tags().set_resources(Some(instances.to_vec())).tags(tag.clone()).send();
     again("renew instances", "ec2:CreateTags", renew).await.map(drop)

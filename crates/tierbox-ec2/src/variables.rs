@@ -19,6 +19,9 @@ const NAMES: &[(&str, &[&str])] = &[
     ("tags", &["INSPECT_EC2_SANDBOX_EXTRA_TAGS_STR", "INSPECT_EC2_SANDBOX_EXTRA_TAGS"]),
 ];
 
+/// Those that an instance which exists needs, too. The others are of instances that are made.
+const OF_BOTH: &[&str] = &["region", "bucket", "key-prefix"];
+
 impl Settings {
     /// Fills what is open from variables of this process.
     ///
@@ -32,7 +35,8 @@ impl Settings {
         if self.attaches() {
             self.overridden_by(variable)?;
         }
-        for (key, names) in NAMES {
+        let attaches = self.attaches();
+        for (key, names) in NAMES.iter().filter(|(key, _)| !attaches || OF_BOTH.contains(key)) {
             if let Some((name, value)) = agreed(key, names, variable)? {
                 self.fill(key, name, value)?;
             }
@@ -211,6 +215,19 @@ mod unit {
         let without: Vec<(&str, &str)> = TEN.into_iter().filter(|(name, _)| *name != "AWS_PROFILE").collect();
         let settings = filled(ATTACH, &without).unwrap();
         assert_eq!((settings.access_key_id.as_deref(), settings.session_token.as_deref()), (Some("AKIA2"), Some("token2")));
+    }
+
+    #[test]
+    fn what_is_of_instances_that_are_made_leaves_an_attach_profile_alone() {
+        let made = [
+            ("INSPECT_EC2_SANDBOX_AMI_ID", "ami-1"),
+            ("INSPECT_EC2_SANDBOX_INSTANCE_TYPE", "t3.small"),
+            ("INSPECT_EC2_SANDBOX_SUBNET_ID", "subnet-1"),
+            ("INSPECT_EC2_SANDBOX_S3_BUCKET", "b"),
+        ];
+        let settings = filled(ATTACH, &made).unwrap();
+        assert_eq!((settings.ami, settings.bucket.as_deref()), (None, Some("b")));
+        assert!(settings.instance_types.is_empty() && settings.subnets.is_empty());
     }
 
     #[test]

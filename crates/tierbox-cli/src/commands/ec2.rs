@@ -109,6 +109,7 @@ async fn setup(context: &mut Context, args: Ec2Setup) -> Result<u8, Failure> {
     let mut wanted = Wanted::new(&args.account.stack);
     wanted.internet = args.internet;
     wanted.instance = args.instance.then_some(args.r#type);
+    wanted.gateway_resolver = args.gateway_resolver;
     if args.gateway {
         wanted.gateway = Some(args.gateway_program.map_or_else(tierbox::ec2::gateway_program, Ok)?);
     }

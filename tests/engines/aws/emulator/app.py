@@ -60,7 +60,7 @@ class Request:
         form = urllib.parse.parse_qs(self.peek(), keep_blank_values=True)
         operation = form.get("Action", [""])[0]
         faults.gate("ec2:" + operation, "ec2", self.caller)
-        if operation.startswith("Describe") or operation == "CreateTags":
+        if operation.startswith("Describe") or operation in ("CreateTags", "TerminateInstances"):
             faults.check_visible(form)
         if operation == "RunInstances":
             return self.run_instances(form)

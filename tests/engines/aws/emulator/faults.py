@@ -63,7 +63,7 @@ def zone_of(form):
 
 
 def check_visible(form):
-    """Describe calls by id do not know what is too new."""
+    """Calls by id do not know what is too new."""
     for key, values in form.items():
         machine = INSTANCES.get(values[0]) if key.startswith("InstanceId") else None
         if machine and not machine.visible():

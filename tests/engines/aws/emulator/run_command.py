@@ -49,13 +49,13 @@ def check(request, region, caller):
 
 def send_command(request, region, caller):
     check(request, region, caller)
-    timeout = request.get("TimeoutSeconds", 3600)
+    timeout, asked = request.get("TimeoutSeconds", 3600), now() + knob(caller, "clock_s")
     command = {
         "CommandId": str(uuid.uuid4()), "DocumentName": request["DocumentName"], "DocumentVersion": "$DEFAULT",
         "Comment": request.get("Comment", ""), "Parameters": request.get("Parameters") or {},
         "InstanceIds": request.get("InstanceIds") or [], "Targets": request.get("Targets") or [], "TimeoutSeconds": timeout,
         "OutputS3BucketName": request.get("OutputS3BucketName", ""), "OutputS3KeyPrefix": request.get("OutputS3KeyPrefix", ""),
-        "RequestedDateTime": now(), "ExpiresAfter": now() + timeout, "MaxConcurrency": "50", "MaxErrors": "0",
+        "RequestedDateTime": asked, "ExpiresAfter": asked + timeout, "MaxConcurrency": "50", "MaxErrors": "0",
     }
     with LOCK:
         started = {id: Invocation(command, INSTANCES[id], caller) for id in targets(request, region)}
@@ -81,7 +81,8 @@ def visible(request):
         if request.get("CommandId", id) != id:
             continue
         for instance, each in started.items():
-            if request.get("InstanceId", instance) == instance and now() - command["RequestedDateTime"] >= each.knob("invocation_visible_s"):
+            age = now() + each.knob("clock_s") - command["RequestedDateTime"]
+            if request.get("InstanceId", instance) == instance and age >= each.knob("invocation_visible_s"):
                 yield each
 
 

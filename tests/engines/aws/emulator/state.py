@@ -16,6 +16,7 @@ KNOBS = {
     "terminate_s": 0.1,  # shutting-down -> terminated
     "ec2_visible_s": 0.0,  # for this long after a launch, Describe calls do not know the instance
     "invocation_visible_s": 0.15,  # GetCommandInvocation says InvocationDoesNotExist for this long after SendCommand
+    "clock_s": 0,  # how far SSM's clock is ahead of this host's
     "deliver_s": 0.05,  # Pending -> InProgress: the message reaches the agent
     "report_s": 0.05,  # the end of the process -> a terminal status is visible
     "delivery_timeout_scale": 1.0,  # TimeoutSeconds has a minimum of 30, which tests may shrink

@@ -4,7 +4,7 @@ what fails on the way is undone, as CloudFormation does."""
 import copy
 import json
 
-from .state import AwsError, take
+from .state import ACCOUNT, AwsError, take
 
 
 def hook_cloudformation():
@@ -32,7 +32,39 @@ def hook_cloudformation():
         event(self, "UPDATE_COMPLETE")
         self.role_arn, self.tags = role_arn, tags if tags is not None else self.tags
     Stack.update = update
+    hook_previous()
+    hook_associations()
     hook_deletion()
+
+
+def hook_previous():
+    """A parameter that was never given has the template's own value as its previous one."""
+    from moto.cloudformation.models import CloudFormationBackend
+    resolve = CloudFormationBackend._resolve_update_parameters
+
+    def resolved(self, instance, incoming_params):
+        known = [each for each in incoming_params if not each.get("UsePreviousValue") or each["ParameterKey"] in instance.parameters]
+        return resolve(self, instance, known)
+    CloudFormationBackend._resolve_update_parameters = resolved
+
+
+def hook_associations():
+    """The route table of a subnet, which moto notes for a template where nobody who asks for route tables sees it."""
+    from moto.ec2.models.subnets import SubnetBackend
+    create = SubnetBackend.create_subnet_association
+
+    def created(self, route_table_id, subnet_id):
+        self.associate_route_table(route_table_id, subnet_id=subnet_id)
+        return create(self, route_table_id, subnet_id)
+    SubnetBackend.create_subnet_association = created
+
+
+def disassociate(subnet):
+    from moto.ec2 import ec2_backends
+    for backend in ec2_backends[ACCOUNT].values():
+        for table in backend.route_tables.values():
+            for id in [id for id, other in table._associations.items() if other == subnet]:
+                del table._associations[id]
 
 
 def hook_deletion():
@@ -163,6 +195,8 @@ def remove_one(map, resource, description):
     elif description["Type"] == "AWS::EC2::RouteTable":
         resource._associations.clear()
         resource.ec2_backend.delete_route_table(resource.id)
+    elif description["Type"] == "AWS::EC2::SubnetRouteTableAssociation":
+        disassociate(resource.subnet_id)
     elif resource is not None:
         map._delete_resource(resource, description)
 
