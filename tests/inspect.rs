@@ -37,6 +37,7 @@ mod python {
     pub const AS_PROGRAM: &str = "TIERBOX_TEST_AS_PROGRAM";
     const PYTHON: &str = "TIERBOX_TEST_PYTHON";
     const SCHEMATHESIS: &str = "TIERBOX_TEST_SCHEMATHESIS";
+    const VAGRANT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../profiles/vagrant-basic.toml");
 
     type Test = fn(&Scene) -> Result<(), Failed>;
     /// Makes a profile on an engine, in a directory of the test's own.
@@ -60,7 +61,7 @@ mod python {
         let mut backends: Vec<(&str, &str, Option<Absence>, Place)> = vec![("local", "python", local, local_profile)];
         backends.push(("docker", "docker", absence().or_else(|| support::engines::address("docker").err()), docker_profile));
         backends.push(("aws", "aws", absence().or_else(aws::absent), aws_profile));
-        backends.push(("vm_required", "vagrant", absence().or_else(vagrant_absent), vagrant_profile));
+        backends.push(("vm_required", "vagrant", absence().or_else(vagrant_absent), |_| Ok(VAGRANT.to_owned())));
         let trials = backends.into_iter().map(|(marker, engine, missing, place)| {
             let name = match marker {
                 "local" => "eval::inspect::every_check_of_its_own_passes".to_owned(),
@@ -136,13 +137,6 @@ mod python {
         let there = std::env::var("TIERBOX_TEST_VAGRANT").is_ok_and(|providers| providers.contains("libvirt"));
         let reason = "TIERBOX_TEST_VAGRANT does not name libvirt: tests/engines/vagrant.sh was not started";
         (!there).then(|| Absence { reason: reason.to_owned(), install: "cargo xtask test --engine vagrant".to_owned() })
-    }
-
-    /// A command as root has the PATH of whoever the box logs in as, and Debian's has no `sbin`, where `adduser` is.
-    fn vagrant_profile(directory: &Path) -> Result<String, Failed> {
-        let basic = concat!(env!("CARGO_MANIFEST_DIR"), "/../../profiles/vagrant-basic.toml");
-        let programs = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-        written(directory, &format!("extends = {basic:?}\n\n[env]\nPATH = {programs:?}\n"))
     }
 
     fn on_ci() -> bool {

@@ -59,15 +59,9 @@ fn setup(spec: &EnvironmentSpec, dir: &std::path::Path) -> Setup {
 /// A set-up with what a specification adds to it.
 pub fn adjusted(made: Setup, spec: &EnvironmentSpec, dir: &std::path::Path) -> Setup {
     let wanted = setup(spec, dir);
-    let same = |key: &Blob| wanted.env.iter().any(|(name, _)| name == key);
-    let env = made.env.into_iter().filter(|(key, _)| !same(key)).collect::<Vec<_>>();
-    Setup {
-        env: env.into_iter().chain(wanted.env.iter().cloned()).collect(),
-        workdir: wanted.workdir,
-        rlimits: wanted.rlimits,
-        agent: Agent { home: wanted.agent.home, ..made.agent },
-        ..made
-    }
+    let mut made = made;
+    wanted.env.into_iter().for_each(|(name, value)| made.set_variable(name, value));
+    Setup { workdir: wanted.workdir, rlimits: wanted.rlimits, agent: Agent { home: wanted.agent.home, ..made.agent }, ..made }
 }
 
 /// The supervisor, to be executed by a child.

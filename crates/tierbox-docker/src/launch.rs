@@ -331,6 +331,7 @@ fn setup(around: &Around<'_>, machine: &MachinePlan, image: &Image) -> Setup {
         users: UserMap::Single,
         agent: Agent { name: user.to_owned(), uid: UNKNOWN_ID, gid: UNKNOWN_ID, home: text(home) },
         env: variables(around.plan, machine, image),
+        root_path: None,
         workdir: text(&workdir),
         root: Root::Host,
         binds: Vec::new(),

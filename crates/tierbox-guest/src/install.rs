@@ -89,6 +89,8 @@ pub struct Installed {
     pub user: Account,
     /// `PATH` as the machine's login configuration has it.
     pub path: String,
+    /// The same for root.
+    pub path_of_root: String,
     /// `LANG` as the machine's locale configuration has it.
     pub lang: Option<String>,
 }
@@ -184,10 +186,10 @@ pub fn parse(printed: &[u8]) -> Result<Installed> {
     if let Some(reason) = find(&text, "refused") {
         return Err(refused(reason, find(&text, "arch").unwrap_or_default()));
     }
-    let Facts { root, user, path, lang, .. } = facts(&text)?;
+    let Facts { root, user, path, path_of_root, lang } = facts(&text)?;
     let dir = find(&text, "dir").filter(|dir| dir.starts_with('/') && is_plain(dir));
     let dir = dir.ok_or_else(|| odd("names no directory"))?.to_owned();
-    Ok(Installed { dir, root, user, path, lang })
+    Ok(Installed { dir, root, user, path, path_of_root, lang })
 }
 
 fn odd(what: &str) -> Error {
@@ -325,8 +327,9 @@ impl Installed {
     }
 
     /// What to tell the supervisor: a machine that somebody else isolates, whose commands run as [`user`](Self::user), start in
-    /// its home, and have `PATH`, `HOME`, `USER`, `LOGNAME`, `SHELL` and `LANG`. Add the profile's variables, working directory
-    /// and limits of processes before [`Channel::begin`](crate::Channel::begin).
+    /// its home, and have `PATH`, `HOME`, `USER`, `LOGNAME`, `SHELL` and `LANG`; those as root have root's `PATH`. Add the profile's
+    /// variables ([`Setup::set_variable`]), working directory and limits of processes before
+    /// [`Channel::begin`](crate::Channel::begin).
     pub fn setup(&self, id: &str) -> Setup {
         let user = &self.user;
         let blob = |text: &str| Blob::from(text.as_bytes());
@@ -346,6 +349,7 @@ impl Installed {
             users: UserMap::Single,
             agent: Agent { name: user.name.clone(), uid: user.uid, gid: user.gid, home: blob(&user.home) },
             env: env.iter().map(|(key, value)| (blob(key), blob(value))).collect(),
+            root_path: Some(blob(&self.path_of_root)),
             workdir: blob(&user.home),
             root: Root::Host,
             binds: Vec::new(),
@@ -385,6 +389,7 @@ mod unit {
         assert_eq!((installed.user.uid, installed.lang.as_deref()), (1000, Some("en_US.UTF-8")));
         let setup = installed.setup("x");
         assert_eq!((setup.agent.uid, setup.workdir), (1000, Blob::from(b"/home/ann".as_slice())));
+        assert_eq!(setup.root_path, Some(Blob::from(b"/sbin:/bin".as_slice())));
     }
 
     #[test]

@@ -157,6 +157,8 @@ wire_struct! {
         pub agent: Agent,
         /// The base environment of every command.
         pub env: Vec<(Blob, Blob)>,
+        /// `PATH` of commands as root where root is not the default user, instead of the one in `env`.
+        pub root_path: Option<Blob>,
         /// Where commands start and relative paths begin. Made if it does not exist.
         pub workdir: Blob,
         /// What the root is made of.
@@ -197,6 +199,15 @@ wire_struct! {
 }
 
 impl Setup {
+    /// Sets a variable of every command, whoever it runs as, in place of one of the same name.
+    pub fn set_variable(&mut self, name: Blob, value: Blob) {
+        if name.0 == b"PATH" {
+            self.root_path = None;
+        }
+        self.env.retain(|(known, _)| *known != name);
+        self.env.push((name, value));
+    }
+
     /// A machine of this kind with one user and nothing else: no variables, files, binds, limits or cgroups; it ends with its
     /// channel. A container is isolated from every network, the others have the host's.
     pub fn new(mode: Mode, id: impl Into<String>, agent: Agent, workdir: Blob) -> Self {
@@ -208,6 +219,7 @@ impl Setup {
             users: UserMap::Single,
             agent,
             env: Vec::new(),
+            root_path: None,
             workdir,
             root: Root::Host,
             binds: Vec::new(),

@@ -304,12 +304,18 @@ fn setup() -> impl Strategy<Value = Setup> {
         prop::collection::vec(rlimit, 0..3),
         prop::collection::vec(cgroup, 0..3),
     );
-    let rest = (net(), option(blob()), option(text()), any::<(Option<u64>, Option<u64>, bool, Option<u64>, u32, bool)>());
+    let rest = (
+        net(),
+        option(blob()),
+        option(text()),
+        option(blob()),
+        any::<(Option<u64>, Option<u64>, bool, Option<u64>, u32, bool)>(),
+    );
     (who, tree, rest).prop_map(
         |(
             (mode, id, users, agent, env, workdir),
             (root, binds, files, writable, rlimits, cgroups),
-            (net, listen, crash_at, (disk, inodes, persist, lifetime_ms, version, filter)),
+            (net, listen, crash_at, root_path, (disk, inodes, persist, lifetime_ms, version, filter)),
         )| Setup {
             version,
             mode,
@@ -317,6 +323,7 @@ fn setup() -> impl Strategy<Value = Setup> {
             users,
             agent,
             env,
+            root_path,
             workdir,
             root,
             binds,

@@ -271,8 +271,7 @@ async fn place_supervisor(ssh: &Ssh, user: Option<&str>) -> Result<Placed> {
 fn setup(spec: &EnvironmentSpec, more: &[(String, String)], mut setup: Setup) -> Setup {
     let blob = |text: &str| Blob::from(text.as_bytes());
     for (name, value) in more.iter().map(|(name, value)| (name, value)).chain(&spec.env) {
-        setup.env.retain(|(known, _)| known.0 != name.as_bytes());
-        setup.env.push((blob(name), blob(value)));
+        setup.set_variable(blob(name), blob(value));
     }
     if let Some(workdir) = &spec.workdir {
         setup.workdir = blob(workdir);

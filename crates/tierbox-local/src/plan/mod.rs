@@ -204,6 +204,7 @@ pub fn plan(spec: &EnvironmentSpec, id: &str, found: &Cgroups, directory: impl F
         users: machine.users,
         agent: machine.agent,
         env: env.into_iter().map(|(key, value)| (Blob(key.into_bytes()), Blob(value.into_bytes()))).collect(),
+        root_path: None,
         workdir: machine.workdir,
         root: machine.root,
         binds,

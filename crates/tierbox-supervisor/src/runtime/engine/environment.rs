@@ -22,6 +22,9 @@ impl Variables {
                 variables.set(b"USER", identity.name.as_bytes());
                 variables.set(b"LOGNAME", identity.name.as_bytes());
                 variables.set(b"SHELL", &identity.shell);
+                // Where a machine has another for root, its own programs are in it.
+                let path = setup.root_path.as_ref().filter(|_| identity.uid == 0);
+                path.into_iter().for_each(|path| variables.set(b"PATH", &path.0));
             }
         }
         exec.env.iter().for_each(|(key, value)| variables.set(&key.0, &value.0));
@@ -92,6 +95,9 @@ pub fn check(exec: &Exec) -> Result<(), &'static str> {
 #[cfg(test)]
 mod unit {
     use super::*;
+    use crate::protocol::{OutputMode, StdinMode};
+    use crate::setup::{Agent, Mode};
+    use crate::wire::Blob;
 
     #[test]
     fn later_variables_replace_earlier_ones() {
@@ -100,6 +106,41 @@ mod unit {
         variables.set(b"B", b"2");
         variables.set(b"A", b"3");
         assert_eq!(variables.texts(), [b"A=3".to_vec(), b"B=2".to_vec()]);
+    }
+
+    #[test]
+    fn root_beside_another_default_user_has_its_own_path_unless_one_is_set() {
+        let blob = |text: &str| Blob::from(text.as_bytes());
+        let agent = Agent { name: "ann".into(), uid: 1000, gid: 1000, home: blob("/home/ann") };
+        let mut setup = Setup::new(Mode::Guest, "test", agent, blob("/"));
+        setup.env = vec![(blob("PATH"), blob("/bin"))];
+        setup.root_path = Some(blob("/sbin:/bin"));
+        let root = Identity { uid: 0, ..Identity::agent(&setup.agent) };
+        let exec = Exec {
+            id: [0; 16],
+            argv: vec![blob("x")],
+            env: Vec::new(),
+            env_clear: false,
+            cwd: None,
+            user: None,
+            timeout_ms: None,
+            idle_ms: None,
+            stdin: StdinMode::Null,
+            output: OutputMode::Framed,
+            pty: None,
+            kill_leftovers: false,
+            detached: false,
+            confine: None,
+        };
+        let path = |setup: &Setup, identity: &Identity| Variables::of(setup, &exec, identity).get(b"PATH").map(<[u8]>::to_vec);
+        assert_eq!(path(&setup, &root).as_deref(), Some(b"/sbin:/bin".as_slice()));
+        assert_eq!(path(&setup, &Identity::agent(&setup.agent)).as_deref(), Some(b"/bin".as_slice()));
+        setup.set_variable(blob("PATH"), blob("/mine"));
+        assert_eq!(path(&setup, &root).as_deref(), Some(b"/mine".as_slice()));
+        setup.set_variable(blob("A"), blob("b"));
+        setup.agent.uid = 0;
+        setup.root_path = Some(blob("/sbin:/bin"));
+        assert_eq!(path(&setup, &root).as_deref(), Some(b"/mine".as_slice()));
     }
 
     #[test]
