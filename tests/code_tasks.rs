@@ -60,7 +60,7 @@ mod linux {
     /// What takes longer to start: all cases in one machine.
     fn engines() -> Vec<(&'static str, Arc<dyn Factory>)> {
         let plain = |engine: &str, tools| -> Arc<dyn Factory> {
-            let backend = Arc::new(Plain { tools, limits: WIDE, loses: false });
+            let backend = Arc::new(Plain { tools, limits: WIDE, loses: false, keeps: false });
             Arc::new(BackendFactory::new(engine, backend, support::spec("local-process"), absent(tools)))
         };
         vec![

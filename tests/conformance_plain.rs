@@ -1,5 +1,5 @@
 //! The conformance suite over plain transports: a shell with this host's tools, one with busybox alone, one that carries little at
-//! once as run-command services do, and one that loses answers.
+//! once as run-command services do, one that loses answers, and shells that are kept.
 
 #[cfg(target_os = "linux")]
 mod support;
@@ -49,10 +49,12 @@ fn main() -> std::process::ExitCode {
     use support::plain::{NARROW, Plain, Tools, WIDE, absent};
     use tierbox_testkit::{BackendFactory, Factory, Suite, minimum, run_with};
 
-    let factory = |engine: &str, tools, limits, loses| -> Arc<dyn Factory> {
-        let backend = Arc::new(Plain { tools, limits, loses });
+    let made = |engine: &str, tools, limits, loses, keeps| -> Arc<dyn Factory> {
+        let backend = Arc::new(Plain { tools, limits, loses, keeps });
         Arc::new(BackendFactory::new(engine, backend, support::spec("local-process"), absent(tools)))
     };
+    let factory = |engine: &str, tools, limits, loses| made(engine, tools, limits, loses, false);
+    let kept = |engine: &str, tools, loses| made(engine, tools, WIDE, loses, true);
     let suites = [
         Suite::conformance(minimum::plain(), factory("plain-sh", Tools::Host, WIDE, false)).variant("plain::sh"),
         Suite::conformance(minimum::plain(), factory("plain-busybox", Tools::Busybox, WIDE, false)).variant("plain::busybox"),
@@ -60,6 +62,9 @@ fn main() -> std::process::ExitCode {
             .variant("plain::narrow")
             .only(NARROWED),
         Suite::conformance(minimum::plain(), factory("plain-sh", Tools::Host, WIDE, true)).variant("plain::lossy").only(LOSSY),
+        Suite::conformance(minimum::plain(), kept("plain-sh", Tools::Host, false)).variant("plain::kept"),
+        Suite::conformance(minimum::plain(), kept("plain-busybox", Tools::Busybox, false)).variant("plain::kept_busybox"),
+        Suite::conformance(minimum::plain(), kept("plain-sh", Tools::Host, true)).variant("plain::kept_lossy").only(LOSSY),
     ]
     .map(|suite| suite.required(support::REQUIRED));
     run_with(&Arguments::from_args(), &suites, Vec::new()).exit_code()

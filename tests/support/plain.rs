@@ -13,6 +13,8 @@ use tierbox_core::{
     Backend, Capabilities, Check, Connection, DestroyReport, Environment, EnvironmentSpec, Error, ErrorKind, LeaseHandle,
     LeaseRecord, Progress, Report, Result, Sandbox,
 };
+use tierbox_guest::Line;
+use tierbox_guest::plain::kept::{self, Shells};
 use tierbox_guest::plain::{Bounds, PlainConfig, PlainLimits, PlainOutput, PlainRun, PlainSandbox, PlainTransport};
 use tierbox_testkit::{Absence, minimum};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -37,6 +39,8 @@ pub struct Plain {
     pub limits: PlainLimits,
     /// Answers are lost now and then, after the script ran or before.
     pub loses: bool,
+    /// Commands share shells.
+    pub keeps: bool,
 }
 
 /// As much as a local shell takes.
@@ -147,14 +151,33 @@ fn make_root(root: &Path) -> std::io::Result<()> {
 
 /// A shell in the namespace, in a session of its own as sshd makes one.
 pub struct Shell {
-    namespace: Namespace,
-    tools: Tools,
+    inside: Arc<Inside>,
+    kept: Option<Shells<Opened>>,
     limits: PlainLimits,
     loses: bool,
     runs: AtomicU64,
 }
 
-impl Shell {
+/// The namespace, and what is in it.
+struct Inside {
+    namespace: Namespace,
+    tools: Tools,
+}
+
+/// Opens shells that are kept.
+struct Opened(Arc<Inside>);
+
+#[async_trait]
+impl kept::Open for Opened {
+    async fn open(&self) -> Result<Line> {
+        let mut command = self.0.command(&format!("exec {}", kept::COMMAND));
+        let mut child = command.stderr(Stdio::null()).spawn().map_err(|error| Error::io("start shell", error))?;
+        let (reader, writer) = (child.stdout.take().expect("piped"), child.stdin.take().expect("piped"));
+        Ok(Line::new(reader, writer).keeping(child))
+    }
+}
+
+impl Inside {
     fn command(&self, script: &str) -> tokio::process::Command {
         let mut command = Command::new("nsenter");
         command.args(["--target", &self.namespace.first.to_string(), "--pid", "--mount"]);
@@ -170,10 +193,15 @@ impl Shell {
         command.kill_on_drop(true);
         command
     }
+}
 
+impl Shell {
     async fn once(&self, run: &PlainRun) -> Result<PlainOutput> {
+        if let Some(kept) = self.kept.as_ref().filter(|_| run.shares) {
+            return kept.run(run).await;
+        }
         let failed = |error| Error::io("run script", error);
-        let mut child = self.command(&run.script).spawn().map_err(failed)?;
+        let mut child = self.inside.command(&run.script).spawn().map_err(failed)?;
         let (mut stdin, input) = (child.stdin.take().expect("piped"), run.stdin.clone());
         let (mut out, mut err) = (child.stdout.take().expect("piped"), child.stderr.take().expect("piped"));
         let feed = async move {
@@ -198,7 +226,7 @@ impl PlainTransport for Shell {
 
     async fn run(&self, run: PlainRun) -> Result<PlainOutput> {
         let gone = || Error::new(ErrorKind::Lost, "run script", "the machine was stopped");
-        if self.namespace.stopped.load(Ordering::Relaxed) {
+        if self.inside.namespace.stopped.load(Ordering::Relaxed) {
             return Err(gone());
         }
         let number = self.runs.fetch_add(1, Ordering::Relaxed);
@@ -207,7 +235,7 @@ impl PlainTransport for Shell {
             return Err(Error::new(ErrorKind::Lost, "run script", "not sent this time").retryable());
         }
         let output = self.once(&run).await?;
-        if self.namespace.stopped.load(Ordering::Relaxed) {
+        if self.inside.namespace.stopped.load(Ordering::Relaxed) {
             return Err(gone());
         }
         // Only commands say what became of them when they are asked again.
@@ -232,8 +260,9 @@ impl Plain {
     pub async fn machine(&self, id: &str, spec: &EnvironmentSpec) -> Result<Machine> {
         let dir = tempfile::tempdir().map_err(|error| Error::io("make directory", error))?;
         let namespace = Namespace::start(self.tools, dir.path()).map_err(|error| Error::io("start machine", error))?;
-        let shell =
-            Arc::new(Shell { namespace, tools: self.tools, limits: self.limits, loses: self.loses, runs: AtomicU64::new(0) });
+        let inside = Arc::new(Inside { namespace, tools: self.tools });
+        let kept = self.keeps.then(|| Shells::new(Opened(inside.clone()), self.limits.output));
+        let shell = Arc::new(Shell { inside, kept, limits: self.limits, loses: self.loses, runs: AtomicU64::new(0) });
         let work = match self.tools {
             Tools::Host => dir.path().join("work").to_str().expect("a temporary directory's name is text").to_owned(),
             Tools::Busybox => "/work".to_owned(),
@@ -321,18 +350,18 @@ impl Environment for Machine {
     }
 
     async fn stop(&self) -> Result<()> {
-        if !self.shell.namespace.stopped.load(Ordering::Relaxed) {
+        if !self.shell.inside.namespace.stopped.load(Ordering::Relaxed) {
             let _ = self.sandbox.remove().await;
         }
         self.sandbox.close();
-        self.shell.namespace.stop();
+        self.shell.inside.namespace.stop();
         drop(self.dir.lock().unwrap_or_else(PoisonError::into_inner).take());
         Ok(())
     }
 
     async fn ended(&self, limit: Duration) -> bool {
         let start = Instant::now();
-        while !self.shell.namespace.stopped.load(Ordering::Relaxed) {
+        while !self.shell.inside.namespace.stopped.load(Ordering::Relaxed) {
             if start.elapsed() > limit {
                 return false;
             }

@@ -1,10 +1,13 @@
-//! The way in for machines where the supervisor cannot run, or must not: each script is a session on the kept connection.
+//! The way in for machines where the supervisor cannot run, or must not: sessions on the kept connection, of one script each, and some
+//! that are kept for commands.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use tierbox_core::{Capabilities, EnvironmentSpec, Error, ErrorKind, Result};
+use tierbox_guest::Line;
+use tierbox_guest::plain::kept::{self, Shells};
 use tierbox_guest::plain::{self, Bounds, PlainConfig, PlainLimits, PlainOutput, PlainRun, PlainSandbox, PlainTransport};
 
 use crate::BACKEND;
@@ -29,6 +32,22 @@ pub fn capabilities(over_channel: &Capabilities) -> Capabilities {
 struct Sessions {
     ssh: Arc<Ssh>,
     login: Login,
+    kept: Shells<Opened>,
+}
+
+/// Opens sessions that are kept.
+struct Opened {
+    ssh: Arc<Ssh>,
+    login: Login,
+}
+
+#[async_trait]
+impl kept::Open for Opened {
+    async fn open(&self) -> Result<Line> {
+        let opened = self.ssh.stream(&format!("exec {}{}", self.login.prefix, kept::COMMAND)).await;
+        let (reader, writer, child) = opened?;
+        Ok(Line::new(reader, writer).keeping(child))
+    }
 }
 
 #[async_trait]
@@ -38,10 +57,16 @@ impl PlainTransport for Sessions {
     }
 
     async fn run(&self, run: PlainRun) -> Result<PlainOutput> {
+        // What keeps the time is inside; this only ends what hangs.
+        let limit = run.limit.saturating_add(Duration::from_secs(10));
+        if run.shares {
+            let hangs = |_| Err(Error::new(ErrorKind::Lost, "run script", format!("nothing answered within {limit:?}")));
+            let ran = tokio::time::timeout(limit, self.kept.run(&run)).await.unwrap_or_else(hangs);
+            return ran.map_err(|error| error.with_backend(BACKEND));
+        }
         let quoted = run.script.replace('\'', "'\\''");
         let line = format!("exec {}/bin/sh -c '{quoted}'", self.login.prefix);
-        // What keeps the time is inside; this only ends what hangs.
-        let done = self.ssh.run(&line, &run.stdin, run.limit.saturating_add(Duration::from_secs(10))).await?;
+        let done = self.ssh.run(&line, &run.stdin, limit).await?;
         match done.status.and_then(|status| u8::try_from(status).ok()) {
             Some(status) => Ok(PlainOutput { status: status.into(), stdout: done.stdout, stderr: done.stderr }),
             None => Err(Error::new(ErrorKind::Lost, "run script", "the line went away").with_backend(BACKEND)),
@@ -87,7 +112,8 @@ pub async fn begin(
 /// As [`PlainSandbox::open`].
 pub async fn open(machine: &Machine, login: Login, config: PlainConfig, ssh: Arc<Ssh>) -> Result<Connected> {
     let agent = login.name.clone();
-    let sessions = Arc::new(Sessions { ssh: ssh.clone(), login: login.clone() });
+    let kept = Shells::new(Opened { ssh: ssh.clone(), login: login.clone() }, LIMITS.output);
+    let sessions = Arc::new(Sessions { ssh: ssh.clone(), login: login.clone(), kept });
     let sandbox = PlainSandbox::open(sessions, config.clone()).await.map_err(|error| error.with_backend(BACKEND))?;
     let capabilities = tierbox_core::Sandbox::capabilities(&sandbox).clone();
     let joining = Joining { machine: machine.clone(), join: None, agent, capabilities };

@@ -34,7 +34,7 @@ const ASKS: u32 = 16;
 const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(3));
 /// The longest header of an answer.
 const HEADER: usize = 1024;
-/// Directories of commands that are over are removed when there are so many, except the newest, which a belated second delivery
+/// Files of commands that are over are removed when there are so many, except the newest, which a belated second delivery
 /// of a script must still find.
 const SPENT: usize = 64;
 
@@ -43,8 +43,7 @@ pub(super) struct Order {
     pub(super) id: ExecId,
     /// It was given what may be a secret.
     pub(super) private: bool,
-    /// Becomes the command.
-    pub(super) launch: String,
+    pub(super) launch: Launch,
     /// A path in the machine, or nothing for the script's own input.
     pub(super) stdin: Option<String>,
     pub(super) input: Bytes,
@@ -55,6 +54,16 @@ pub(super) struct Order {
     pub(super) tidy: bool,
     /// Its output is brought while it runs.
     pub(super) live: bool,
+}
+
+/// What becomes the command.
+pub(super) struct Launch {
+    /// A program, with its arguments, that reads a script.
+    pub(super) reader: String,
+    /// The script, quoted. Its standard input is the command's when it has made descriptor 8 of it.
+    pub(super) script: String,
+    /// What starts a session, for where the wrapper has none of its own.
+    pub(super) setsid: String,
 }
 
 /// What a command without a limit of its own may print to one stream: the machine holds it on its disk.
@@ -79,6 +88,7 @@ impl Yard {
         self.group.as_ref().map(|group| format!("{group}/{id}")).unwrap_or_default()
     }
 
+    /// What the names of a command's files begin with; a dot and more follow.
     pub(super) fn dir(&self, id: ExecId) -> String {
         format!("{}/{id}", self.base)
     }
@@ -90,25 +100,26 @@ impl Yard {
             return String::new();
         }
         let ids: Vec<String> = spent.drain(..SPENT).map(|id| id.to_string()).collect();
-        let files: Vec<String> = ids.iter().map(|id| format!("{id} {id}.s {id}.in")).collect();
+        let files: Vec<String> = ids.iter().map(|id| format!("{id}.*")).collect();
         // No others': the cgroup of a command that is about to start is empty, too.
         let groups = self.group.as_ref().map(|group| format!("; cd {group} && rmdir {}", ids.join(" "))).unwrap_or_default();
         format!("( cd {} && rm -rf {}{groups} ) </dev/null >/dev/null 2>&1 &\n", self.base, files.join(" "))
     }
 
     fn script(&self, order: &Order) -> String {
-        let seconds = |limit: Duration| format!("{}.{:03}", limit.as_secs(), limit.subsec_millis());
-        let whole = |limit: Duration| limit.as_secs() + u64::from(limit.subsec_nanos() > 0);
-        let stdin = order.stdin.as_deref().map_or_else(|| "&0".to_owned(), words::quote);
-        let run = WRAPPER.replace("@STDIN@", &stdin).replace("@LAUNCH@", &order.launch);
+        let hundredths = |limit: Duration| u64::try_from(limit.as_millis().div_ceil(10)).unwrap_or(u64::MAX).min(1 << 48);
+        let stdin = order.stdin.as_deref().map_or_else(|| "&5".to_owned(), words::quote);
+        let Launch { reader, script, setsid } = &order.launch;
+        // What the caller chose comes last, in which nothing is replaced.
+        let run = WRAPPER.replace("@STDIN@", &stdin).replace("@LAUNCH@", reader).replace("@SCRIPT@", script);
         format!(
-            "{PRELUDE}{}D={}; G={}; INLINE={}; TIMEOUT={}; TIMEOUT_WHOLE={}; CAP={}; BLOCKS={}; MOST={}; WINDOW={}; TIDY={}\n{LIFE}{REPORT}{run}",
+            "{PRELUDE}{}D={}; G={}; SETSID={setsid}; INLINE={}; TIMEOUT={}; CAP={}; BLOCKS={}; MOST={}; WINDOW={}; TIDY={}\n\
+             {LIFE}{REPORT}{run}",
             self.sweeping(),
             self.dir(order.id),
             self.group(order.id),
             self.caller.piece(),
-            order.timeout.map(seconds).unwrap_or_default(),
-            order.timeout.map(whole).unwrap_or_default(),
+            order.timeout.map(|limit| hundredths(limit).to_string()).unwrap_or_default(),
             order.most.saturating_add(1),
             Some(order.most / 512 + 1).filter(|blocks| *blocks < 1 << 40).map(|blocks| blocks.to_string()).unwrap_or_default(),
             if order.watched { "1" } else { "" },
@@ -153,9 +164,11 @@ impl Yard {
         if script.len() > self.caller.limits().script {
             script = self.put_aside(order.id, script).await?;
         }
+        let shares = order.stdin.is_some() && !order.launch.setsid.is_empty();
         let (mut left, (mut pause, longest)) = (ASKS, PAUSES);
         loop {
-            let run = PlainRun::new(script.clone(), order.input.clone(), limit).private(order.private).of(order.id);
+            let run =
+                PlainRun::new(script.clone(), order.input.clone(), limit).private(order.private).of(order.id).sharing(shares);
             let run = self.caller.run_here(run, "exec").await;
             let end = run.and_then(|output| self.read(&output));
             match end {
@@ -353,7 +366,7 @@ impl PlainCall {
         &self.yard
     }
 
-    /// Its directory in the machine.
+    /// What the names of its files in the machine begin with.
     pub(super) fn directory(&self) -> String {
         self.yard.dir(self.id)
     }
@@ -441,7 +454,7 @@ impl PlainCall {
         if !inline.is_empty() && to.send(Ok(inline)).await.is_err() {
             return Ok(());
         }
-        let file = words::quote(&format!("{}/{}", self.yard.dir(self.id), ["o", "e"][index]));
+        let file = words::quote(&format!("{}.{}", self.yard.dir(self.id), ["o", "e"][index]));
         while at < total {
             let mut piece = super::files::piece(&self.yard.caller, &file, at, "exec").await?;
             if piece.is_empty() {

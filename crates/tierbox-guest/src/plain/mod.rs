@@ -25,6 +25,7 @@ mod archives;
 mod call;
 mod exec;
 mod files;
+pub mod kept;
 mod live;
 mod probe;
 mod sandbox;
@@ -143,6 +144,9 @@ pub struct PlainRun {
     pub urgent: bool,
     /// It only brings what is there meanwhile: others go first, for a while.
     pub yielding: bool,
+    /// It reads nothing, hands its output to nobody who outlives it, says all there, and gives a command a session of its own: it may
+    /// run in a shell that serves other scripts before and after it ([`kept`]).
+    pub shares: bool,
     /// About how many bytes it will print, where that is known to be many; otherwise 0.
     pub expects: usize,
 }
@@ -157,7 +161,17 @@ impl std::fmt::Debug for PlainRun {
 impl PlainRun {
     /// An ordinary script.
     pub fn new(script: impl Into<String>, stdin: Bytes, limit: Duration) -> Self {
-        Self { script: script.into(), stdin, limit, command: None, private: false, urgent: false, yielding: false, expects: 0 }
+        Self {
+            script: script.into(),
+            stdin,
+            limit,
+            command: None,
+            private: false,
+            urgent: false,
+            yielding: false,
+            shares: false,
+            expects: 0,
+        }
     }
 
     /// The same, which runs a command.
@@ -182,6 +196,12 @@ impl PlainRun {
     #[must_use]
     pub fn yielding(self) -> Self {
         Self { yielding: true, ..self }
+    }
+
+    /// The same, which shares a shell if `is` says so.
+    #[must_use]
+    pub fn sharing(self, is: bool) -> Self {
+        Self { shares: is, ..self }
     }
 
     /// The same, of which much output is expected.

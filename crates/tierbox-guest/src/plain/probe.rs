@@ -26,7 +26,7 @@ pub(super) struct Machine {
     pub(super) root: bool,
     pub(super) facts: Facts,
     pub(super) env: String,
-    /// Starts a session of its own, where the transport does not.
+    /// Starts a session of its own, for where the transport does not.
     pub(super) setsid: Option<String>,
     /// Becomes another user.
     pub(super) setpriv: Option<String>,
@@ -62,8 +62,7 @@ fi
 echo \"base=$base\"
 case $(stat -c %.9Y / 2>/dev/null) in *[0-9].[0-9]*) echo fraction=1;; esac
 echo \"env=$(where env)\"
-read -r line </proc/$$/stat; line=${{line##*) }}; set -- $line
-[ \"$4\" = $$ ] || echo \"setsid=$(where setsid)\"
+echo \"setsid=$(where setsid)\"
 if [ \"$me\" = 0 ] && setpriv --reuid=0 --regid=0 --init-groups -- true 2>/dev/null; then echo \"setpriv=$(where setpriv)\"; fi
 ! command -v tar >/dev/null || echo tar=1
 {}want={user}

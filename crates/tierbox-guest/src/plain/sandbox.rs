@@ -14,10 +14,10 @@ use tierbox_core::{
 use tokio::io::AsyncReadExt;
 
 use super::call::Caller;
-use super::exec::{HELD, Order, PlainHandle, Yard};
+use super::exec::{HELD, Launch, Order, PlainHandle, Yard};
 use super::probe::{self, Machine};
 use super::script::{BECOME, PATH};
-use super::words::{Words, quote, stands_in_an_argument};
+use super::words::{Environment, Words, quote, stands_in_an_argument};
 use super::{PlainConfig, PlainOutput, PlainRun, PlainTransport};
 use crate::errors::lock;
 use crate::install::Account;
@@ -29,6 +29,9 @@ const ARGUMENTS: usize = 2 << 20;
 /// What root inside keeps: docker's default less what traces, makes raw packets, nodes or roots.
 const BOUNDED_ROOT: &str = "--no-new-privs --inh-caps=-all --bounding-set=-all,+chown,+dac_override,+fowner,+fsetid,+kill,+setgid,\
                             +setuid,+setpcap,+net_bind_service,+audit_write,+setfcap";
+/// Becomes the command without `env`, in a shell that exports nothing unasked but what it can be told not to.
+const DIRECTLY: &str = "if [ -z \"${BASH_VERSION-}${KSH_VERSION-}${YASH_VERSION-}${ZSH_VERSION-}\" ]; then \
+                        unset OLDPWD PWD SHLVL; exec $SETSID \"$@\" 3>&-; fi\n";
 /// How long a small script of ours may take.
 const BRIEF: Duration = Duration::from_secs(60);
 
@@ -47,6 +50,12 @@ fn check_secrets(env: &BTreeMap<Vec<u8>, Vec<u8>>) -> Result<()> {
         )
         .with_help("name it with letters, digits and `_`")),
     }
+}
+
+/// Whether [`DIRECTLY`] does: it finds programs by the command's own `PATH`, and has no options.
+fn is_direct(request: &ExecRequest, environment: &Environment) -> bool {
+    let names_path = !environment.unset.split(' ').any(|word| word == "PATH");
+    names_path && environment.assigned.is_empty() && !request.argv[0].starts_with(b"-")
 }
 
 /// A machine behind a [`PlainTransport`]. Clones are the same sandbox.
@@ -235,9 +244,9 @@ impl PlainSandbox {
 
     /// What becomes the command, from a script of ours that runs in a shell of its own. `None` if it is too big.
     ///
-    /// Neither arguments nor variables stand in the arguments of anything but the command: the script goes through a file that nobody
-    /// else can open, and variables are exported by the shell that becomes the command.
-    fn prepare(&self, request: &ExecRequest, user: &Account) -> Option<String> {
+    /// Neither arguments nor variables stand in the arguments of anything but the command: the script goes through a pipe, and
+    /// variables are exported by the shell that becomes the command.
+    fn prepare(&self, request: &ExecRequest, user: &Account) -> Option<Launch> {
         let env = self.variables(request, user);
         let sizes = || request.argv.iter().map(Vec::len).chain(env.iter().map(|(key, value)| key.len() + value.len() + 1));
         if sizes().any(|size| size >= LONGEST_ARGUMENT) || sizes().map(|size| size + 9).sum::<usize>() > ARGUMENTS {
@@ -250,24 +259,25 @@ impl PlainSandbox {
         let environment = words.environment(&env);
         // What looks like a variable would be taken for one.
         let program = if request.argv[0].contains(&b'=') { "set -- /bin/sh -c 'exec \"$0\" \"$@\"' \"$@\"\n" } else { "" };
-        let setsid = self.machine.setsid.as_deref().unwrap_or_default();
         let (env, limits) = (&self.machine.env, self.limits_script());
+        // The shell has read all of it, to the last brace, when its input becomes the command's.
         let script = format!(
-            "exec 8<&-\nPATH={PATH}; LC_ALL=C\n{}set -- {}\nCWD={cwd}; SEARCH={search}; SETSID={setsid}\n{BECOME}{limits}\n\
-             {program}{}{}exec {setsid} {env} {} -- {} \"$@\" 3>&-\n",
+            "{{\nexec 0<&8 8<&-\nunset LC_ALL OLDPWD PWD SHLVL\nPATH={PATH}; LC_ALL=C\n{}set -- {}\nCWD={cwd}; SEARCH={search}\n{BECOME}{limits}\n\
+             {program}{}{}{}exec $SETSID {env} {} -- {} \"$@\" 3>&-\n}}\n",
             words.before,
             argv.join(" "),
             environment.exported,
             environment.last,
+            if is_direct(request, &environment) { DIRECTLY } else { "" },
             environment.unset,
             environment.assigned.join(" "),
         );
         let switch = self.switch(user).unwrap_or_default();
-        Some(format!(
-            "printf '%s\\n' {} >\"$D/u\" && exec 8<\"$D/u\" || {{ echo 'never file' >&3; exit 1; }}\nrm -f \"$D/u\"\n\
-             exec {switch} {env} -i /bin/sh -c 'PATH={PATH}; eval \"$(cat <&8)\"'",
-            quote(&script)
-        ))
+        Some(Launch {
+            reader: format!("[ -n \"${{TIERBOX_KEPT-}}\" ] || exec {switch} {env} -i /bin/sh\nexec {switch} /bin/sh"),
+            script: quote(&script),
+            setsid: self.machine.setsid.clone().unwrap_or_default(),
+        })
     }
 
     fn absolute(&self, path: Option<&GuestPath>) -> Vec<u8> {

@@ -7,8 +7,9 @@ pub(super) const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin
 pub(super) const PRELUDE: &str =
     "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin; LC_ALL=C; export PATH LC_ALL\n";
 
-/// How a command ends and is killed. `D` is its directory, in which
+/// How a command ends and is killed. `D` is what the names of its files begin with, of which
 ///
+/// - `c` is the claim;
 /// - `end` is made by whoever ends it first and says how: nobody overwrites it;
 /// - `pid` names the wrapper, the command's session, and what must not be killed;
 /// - `k` tells the wrapper that somebody else has killed all there was: it must not start tools before that, which belong to its
@@ -16,11 +17,20 @@ pub(super) const PRELUDE: &str =
 /// - `G` is its cgroup, or empty: all in it dies with it, whatever it left its session and its parents for;
 /// - `n` is what the command's shell noted before it became the command;
 /// - `o` and `e` are what it printed; `done` says that both are complete;
+/// - `x` says that it has ended, so that those who write `o` and `e` are not waited for much longer;
 /// - `a1` and `a2` let those who write `o` and `e` go on, where they must not be far ahead of whoever reads.
+///
+/// Whatever needs no program is done without one: on slow machines each takes longer than many a command.
 pub(super) const LIFE: &str = r#"
+claim() {
+  set -C
+  if true 2>/dev/null >"$D.c"; then set +C; return 0; fi
+  set +C
+  return 1
+}
 endit() {
   set -C
-  if echo "$1" 2>/dev/null >"$D/end"; then set +C; return 0; fi
+  if echo "$1" 2>/dev/null >"$D.end"; then set +C; return 0; fi
   set +C
   return 1
 }
@@ -48,13 +58,13 @@ slay() {
   ended
 }
 walk() {
-  [ -s "$D/pid" ] || return 0
-  read -r W S keep <"$D/pid"
+  [ -s "$D.pid" ] || return 0
+  read -r W S keep <"$D.pid"
   set -- $keep
-  copiers=" $2 $3 "
+  helpers=" $2 $3 $4 "
   if [ "$S" = - ]; then
     S=
-    if [ -s "$D/n" ]; then read -r word pid <"$D/n"; [ "$word" != session ] || S=$pid; fi
+    if [ -s "$D.n" ]; then read -r word pid <"$D.n"; [ "$word" != session ] || S=$pid; fi
   fi
   rounds=0
   while [ $rounds -lt 50 ]; do
@@ -71,7 +81,7 @@ walk() {
         line=${line##*) }
         set -- $line
         case $1 in Z|X) continue;; esac
-        case $copiers in *" $2 "*) continue;; esac
+        case $helpers in *" $2 "*) continue;; esac
         if [ -n "$S" ] && [ "$4" = "$S" ]; then :
         else case $tree in *" $2 "*) ;; *) continue;; esac; fi
         tree="$tree$pid "
@@ -90,37 +100,41 @@ walk() {
 pub(super) const REPORT: &str = r#"
 report() {
   end=; note=; times=
-  [ ! -s "$D/end" ] || read -r end <"$D/end"
-  [ ! -s "$D/note" ] || read -r note <"$D/note"
-  [ ! -s "$D/times" ] || read -r times <"$D/times"
+  [ ! -s "$D.end" ] || read -r end <"$D.end"
+  [ ! -s "$D.note" ] || read -r note <"$D.note"
+  [ ! -s "$D.times" ] || read -r times <"$D.times"
   o=0; e=0
-  [ ! -s "$D/o" ] || o=$(wc -c <"$D/o")
-  [ ! -s "$D/e" ] || e=$(wc -c <"$D/e")
+  [ ! -s "$D.o" ] || o=$(wc -c <"$D.o")
+  [ ! -s "$D.e" ] || e=$(wc -c <"$D.e")
   o=$((o)); e=$((e))
   if [ $o -ge $CAP ] || [ $e -ge $CAP ]; then end="kill output"; fi
   echo "tierbox-plain 1 end=$end; note=$note; times=$times; out=$o; err=$e;"
   left=$INLINE
   if [ $o -gt 0 ]; then
     [ $o -le $left ] || o=$left
-    head -c $o "$D/o"
+    head -c $o "$D.o"
     left=$((left-o))
   fi
   if [ $e -gt 0 ] && [ $left -gt 0 ]; then
     [ $e -le $left ] || e=$left
-    head -c $e "$D/e"
+    head -c $e "$D.e"
   fi
 }
 "#;
 
-/// Runs a command once: the directory of its name is the claim. Whoever finds it there waits for what became of it.
+/// Runs a command once: the file `c` of its name is the claim. Whoever finds it there waits for what became of it.
 ///
-/// The command runs in the foreground, because shells make those in the background ignore SIGINT. Its output goes through FIFOs
-/// and not to files, because a program may open `/dev/stderr` anew, which would cut a file. Their readers may not write files
-/// much longer than `CAP`: a
-/// command that prints more meets a closed pipe, or what watches it, and is told as killed for its output. Where output is read while
-/// it runs, they stop `WINDOW` bytes ahead of the reader, who lets them go on by the offset that was read; the end of the command lets
-/// them go to the end. Where something that the command left holds a FIFO open, its reader is not waited for to the end, but until it
-/// sleeps, as it does when all that was written is read: on a busy machine it may not even have begun. A message of the shell tells a signal from an exit status above 128; of SIGINT and SIGPIPE it says nothing.
+/// The command runs in the foreground, because shells make those in the background ignore SIGINT. Its shell reads its script from a
+/// pipe: it is in no argument and no file. Its output goes through FIFOs and not to files, because a program may open `/dev/stderr`
+/// anew, which would cut a file. Their readers may not write files much longer than `CAP`: a command that prints more meets a closed
+/// pipe, or the clock, and is told as killed for its output. Where output is read while it runs, they stop `WINDOW` bytes ahead of the
+/// reader, who lets them go on by the offset that was read; the end of the command lets them go to the end. Where something that the
+/// command left holds a FIFO open, its reader is not waited for to the end, but until it sleeps, as it does when all that was written
+/// is read: on a busy machine it may not even have begun. A message of the shell tells a signal from an exit status above 128; of
+/// SIGINT and SIGPIPE it says nothing.
+///
+/// One clock looks after everything: the time limit in hundredths of a second, the length of the output, and, from the end of the
+/// command on, how long its readers are waited for. It goes on where the wrapper was killed, until the limit.
 pub(super) const WRAPPER: &str = r#"
 umask 077
 cd /
@@ -155,101 +169,113 @@ drained() {
     sleep 0.01 || sleep 1
   done
 }
-if mkdir "$D" 2>/dev/null; then
-  exec 2>"$D/m"
+now() {
+  if { read -r at rest </proc/uptime; } 2>/dev/null; then up=$((${at%.*}*100+1${at#*.}-100)); else up=$((up+step)); fi
+}
+over() {
+  if endit "kill $1"; then
+    slay
+    echo slain >&9
+  fi
+}
+clock() {
+  up=0
+  step=0
+  due=
+  if [ -n "$TIMEOUT" ]; then now; due=$((up+TIMEOUT)); fi
+  seen=
+  while [ ! -e "$D.done" ] && { [ -d "/proc/$W" ] || [ -n "$due" ]; }; do
+    step=15
+    if [ -n "$due" ]; then
+      now
+      left=$((due-up))
+      if [ $left -le 0 ]; then
+        due=
+        over timeout
+      elif [ $left -lt $step ]; then step=$left; fi
+    fi
+    case $step in ?) pause=0.0$step;; *) pause=0.$step;; esac
+    sleep $pause || sleep 1
+    if [ -e "$D.x" ]; then
+      if [ -n "$seen" ]; then kill -USR1 $W || exit 0; fi
+      seen=1
+    elif [ -n "$MOST" ]; then
+      for f in "$D.o" "$D.e"; do
+        if [ -n "$MOST" ] && [ -s "$f" ] && [ $(wc -c <"$f") -ge $CAP ]; then
+          MOST=
+          over output
+        fi
+      done
+    fi
+  done
+}
+if claim; then
+  exec 2>"$D.m"
   [ -z "$G" ] || mkdir "$G"
-  if ! mkfifo -m 666 "$D/1" "$D/2" || ! mkfifo "$D/k" "$D/a1" "$D/a2" || { [ -n "$G" ] && [ ! -d "$G" ]; }; then
-    echo "fail" >"$D/end"
-    : >"$D/done"
+  if ! mkfifo -m 666 "$D.1" "$D.2" "$D.k" "$D.a1" "$D.a2" || { [ -n "$G" ] && [ ! -d "$G" ]; }; then
+    echo "fail" >"$D.end"
+    : >"$D.done"
     report
     exit 0
   fi
-  exec 6<>"$D/a1" 7<>"$D/a2" 9<>"$D/k"
-  ( copy "$D/o" ) <"$D/1" >/dev/null 2>&1 7>&- 9>&- &
-  c1=$!
-  ( copy "$D/e" ) <"$D/2" >/dev/null 2>&1 6<&7 7>&- 9>&- &
-  c2=$!
-  read -r line <"/proc/$$/stat"
+  exec 5<&0 6<>"$D.a1" 7<>"$D.a2" 9<>"$D.k"
+  read -r line </proc/self/stat
+  W=${line%% *}
   line=${line##*) }
   set -- $line
   S=-
-  [ "$4" != $$ ] || S=$$
-  wd=
-  if [ -n "$TIMEOUT" ]; then
-    ( trap 'kill $! 2>/dev/null; exit 0' TERM
-      sleep $TIMEOUT &
-      wait $! || { sleep $TIMEOUT_WHOLE & wait $!; }
-      ! endit "kill timeout" || slay ) </dev/null >/dev/null 2>&1 &
-    wd=$!
-  fi
-  ow=
-  if [ -n "$MOST" ]; then
-    ( while :; do
-        for f in "$D/o" "$D/e"; do
-          if [ -s "$f" ] && [ $(wc -c <"$f") -ge $CAP ]; then ! endit "kill output" || slay; exit 0; fi
-        done
-        sleep 0.05 || sleep 1
-      done ) </dev/null >/dev/null 2>&1 &
-    ow=$!
-  fi
-  echo "$$ $S $$ $c1 $c2 $wd $ow" >"$D/pid"
+  [ "$4" != $W ] || { S=$W; SETSID=; }
+  ( copy "$D.o" ) <"$D.1" >/dev/null 2>&1 5<&- 7>&- 9>&- &
+  c1=$!
+  ( copy "$D.e" ) <"$D.2" >/dev/null 2>&1 5<&- 6<&7 7>&- 9>&- &
+  c2=$!
+  ( clock ) </dev/null >/dev/null 2>&1 5<&- 6>&- 7>&- &
+  clock=$!
+  echo "$W $S $W $c1 $c2 $clock" >"$D.pid"
   read -r began rest </proc/uptime
-  if [ -e "$D/end" ]; then
-    : >"$D/1" 2>"$D/2"
+  if [ -e "$D.end" ]; then
+    : >"$D.1" 2>"$D.2"
     ran=
   else
     ran=1
-    ( [ -z "$G" ] || echo 0 >"$G/cgroup.procs" || { echo "never group" >&3; exit 1; }
-@LAUNCH@ ) <@STDIN@ >"$D/1" 2>"$D/2" 3>"$D/n" 6>&- 7>&- 9>&-
+    printf 'SETSID=%s\n%s\n' "$SETSID" @SCRIPT@ 2>/dev/null | ( [ -z "$G" ] || echo 0 >"$G/cgroup.procs" || { echo "never group" >&3; exit 1; }
+@LAUNCH@ ) 8<@STDIN@ >"$D.1" 2>"$D.2" 3>"$D.n" 5<&- 6>&- 7>&- 9>&-
   fi
   status=$?
   echo end >&6
   echo end >&7
   read -r ended rest </proc/uptime
   by=exit
-  [ ! -s "$D/m" ] || by=signal
+  [ ! -s "$D.m" ] || by=signal
   if endit "$by $status"; then
-    [ -z "$wd" ] || kill $wd
-    [ -z "$ow" ] || kill $ow
     [ -z "$TIDY" ] || slay
-  else
-    i=0
-    until [ -s "$D/end" ] || [ $i -gt 100000 ]; do i=$((i+1)); done
-    read -r word reason <"$D/end"
-    case $reason in
-      timeout) wait $wd; [ -z "$ow" ] || kill $ow;;
-      output) wait $ow; [ -z "$wd" ] || kill $wd;;
-      *)
-        [ -z "$wd" ] || kill $wd
-        [ -z "$ow" ] || kill $ow
-        [ -z "$ran" ] || read -r word <&9;;
-    esac
+  elif [ -n "$ran" ]; then
+    read -r word <&9
   fi
   [ -z "$G" ] || rmdir "$G" 2>/dev/null
   late=
   trap 'late=1' USR1
-  ( while sleep 0.15 || sleep 1; do kill -USR1 $$ || exit 0; done ) </dev/null >/dev/null 2>&1 &
-  drain=$!
+  : >"$D.x"
   [ -n "$late" ] || wait $c1
   [ -n "$late" ] || wait $c2
-  kill $drain
+  kill $clock
   trap '' USR1
   [ -z "$late" ] || { drained $c1; drained $c2; }
-  echo "$began $ended" >"$D/times"
-  if [ -s "$D/n" ]; then
-    while read -r word rest; do [ "$word" = session ] || echo "$word $rest"; done <"$D/n" >"$D/note"
+  echo "$began $ended" >"$D.times"
+  if [ -s "$D.n" ]; then
+    while read -r word rest; do [ "$word" = session ] || echo "$word $rest"; done <"$D.n" >"$D.note"
   fi
-  : >"$D/done"
+  : >"$D.done"
   report
-elif [ -d "$D" ]; then
-  until [ -e "$D/done" ]; do
-    if [ -s "$D/pid" ]; then
-      read -r W rest <"$D/pid"
-      if [ ! -d "/proc/$W" ] && [ ! -e "$D/done" ]; then
+elif [ -e "$D.c" ]; then
+  until [ -e "$D.done" ]; do
+    if [ -s "$D.pid" ]; then
+      read -r W rest <"$D.pid"
+      if [ ! -d "/proc/$W" ] && [ ! -e "$D.done" ]; then
         endit "lost"
         slay
-        for ack in "$D/a1" "$D/a2"; do [ ! -p "$ack" ] || echo end 1<>"$ack"; done
-        : >"$D/done"
+        for ack in "$D.a1" "$D.a2"; do [ ! -p "$ack" ] || echo end 1<>"$ack"; done
+        : >"$D.done"
       fi
     fi
     sleep 0.2 || sleep 1
@@ -311,18 +337,18 @@ if [ -n "$SETSID" ]; then read -r me rest </proc/self/stat; echo "session $me" >
 /// Ends a command by its id: records why, unless something ended it before, and kills its tree.
 pub(super) const CANCEL: &str = r#"
 umask 077
-if mkdir "$D" 2>/dev/null; then
-  echo "never" >"$D/end"
-  : >"$D/done"
-elif [ ! -e "$D/done" ]; then
+if claim; then
+  echo "never" >"$D.end"
+  : >"$D.done"
+elif [ ! -e "$D.done" ]; then
   ! endit "kill $REASON" || :
   i=0
-  until [ -s "$D/end" ] || [ $i -gt 100000 ]; do i=$((i+1)); done
-  read -r word reason <"$D/end"
-  if [ "$word $reason" = "kill $REASON" ] && [ -s "$D/pid" ]; then
+  until [ -s "$D.end" ] || [ $i -gt 100000 ]; do i=$((i+1)); done
+  read -r word reason <"$D.end"
+  if [ "$word $reason" = "kill $REASON" ] && [ -s "$D.pid" ]; then
     slay
-    read -r W rest <"$D/pid"
-    if [ -d "/proc/$W" ] && [ ! -e "$D/done" ]; then echo slain >"$D/k"; fi
+    read -r W rest <"$D.pid"
+    if [ -d "/proc/$W" ] && [ ! -e "$D.done" ]; then echo slain >"$D.k"; fi
   fi
 fi
 "#;
@@ -330,38 +356,38 @@ fi
 /// What of a command's output is there that was not read yet; waits a while for some. `O` and `E` are what was read of the streams that
 /// are wanted, `OA` and `EA` how far their copiers were let go before, `DRAIN` the streams that nobody will read.
 pub(super) const FOLLOW: &str = r#"
-let_go() { echo $2 1<>"$D/a$1"; }
+let_go() { echo $2 1<>"$D.a$1"; }
 size() { s=0; [ ! -s "$1" ] || s=$(wc -c <"$1"); s=$((s)); }
 drained=
 n=0
 while :; do
   more=
   os=0; es=0
-  if [ -p "$D/a2" ]; then
+  if [ -p "$D.a2" ]; then
     for f in $DRAIN; do let_go $f 4611686018427387904; drained=$drained$f; done
     DRAIN=
   fi
   if [ -n "$O" ]; then
-    size "$D/o"; os=$s
+    size "$D.o"; os=$s
     if [ $O -gt $OA ] && [ $os -ge $((OA+WINDOW)) ]; then let_go 1 $O; OA=$O; fi
     [ $os -le $O ] || more=1
   fi
   if [ -n "$E" ]; then
-    size "$D/e"; es=$s
+    size "$D.e"; es=$s
     if [ $E -gt $EA ] && [ $es -ge $((EA+WINDOW)) ]; then let_go 2 $E; EA=$E; fi
     [ $es -le $E ] || more=1
   fi
   [ -z "$O$E" ] && [ -z "$DRAIN" ] && break
-  [ -z "$more" ] && [ ! -e "$D/done" ] && [ $n -lt $ROUNDS ] || break
+  [ -z "$more" ] && [ ! -e "$D.done" ] && [ $n -lt $ROUNDS ] || break
   n=$((n+1))
   sleep 0.2 || sleep 1
 done
-over=; [ ! -e "$D/done" ] || over=1
+over=; [ ! -e "$D.done" ] || over=1
 left=$INLINE
 part() { c=0; if [ -n "$1" ] && [ $2 -gt $1 ]; then c=$(($2-$1)); [ $c -le $left ] || c=$left; left=$((left-c)); fi; }
 part "$O" $os; oc=$c
 part "$E" $es; ec=$c
 echo "tierbox-live 1 out=$oc; err=$ec; sizes=$os $es; let=$OA $EA; drained=$drained; over=$over;"
-[ $oc = 0 ] || tail -c +$((O+1)) "$D/o" | head -c $oc
-[ $ec = 0 ] || tail -c +$((E+1)) "$D/e" | head -c $ec
+[ $oc = 0 ] || tail -c +$((O+1)) "$D.o" | head -c $oc
+[ $ec = 0 ] || tail -c +$((E+1)) "$D.e" | head -c $ec
 "#;
