@@ -225,9 +225,12 @@ mod unit {
         shells.run(&run(&script)).await.unwrap();
         let held = lock(&shells.idle).pop().unwrap();
         std::fs::write(&go, "").unwrap();
-        while !gone.exists() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        let said = async {
+            while !gone.exists() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), said).await.unwrap();
         lock(&shells.idle).push(held);
         assert_eq!(shells.run(&run("echo mine")).await.unwrap().stdout, b"mine\n");
         assert!(lock(&shells.idle).is_empty());
@@ -242,7 +245,7 @@ mod unit {
         }
         let much = shells.run(&run("head -c 3000000 /dev/zero")).await.unwrap_err();
         assert_eq!(much.kind(), ErrorKind::TooLarge);
-        let given_up = tokio::time::timeout(Duration::from_millis(50), shells.run(&run("sleep 100"))).await;
+        let given_up = tokio::time::timeout(Duration::from_millis(50), shells.run(&run("sleep 2"))).await;
         assert!(given_up.is_err());
         assert_eq!(shells.run(&run("echo there")).await.unwrap().stdout, b"there\n");
     }
