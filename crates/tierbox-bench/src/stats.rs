@@ -41,6 +41,16 @@ impl Summary {
     }
 }
 
+/// Times one thing `count` times, after a few times that do not count.
+#[cfg(feature = "docker")]
+pub(crate) fn in_a_row<E>(count: usize, mut one: impl FnMut() -> Result<Duration, E>) -> Result<Vec<Duration>, E> {
+    let warm_up = (count / 10).clamp(1, 5);
+    for _ in 0..warm_up {
+        one()?;
+    }
+    (0..count).map(|_| one()).collect()
+}
+
 /// Times two things in turns, each `count` times, after a few turns that do not count. Who goes first changes.
 pub(crate) fn in_turns<E>(
     count: usize,

@@ -1,7 +1,7 @@
 //! The writing side of a channel.
 //!
 //! A caller writes its frame itself while nothing is queued: no task, no hop, and it works in `Drop` and outside of any
-//! runtime. Only what the other side does not take at once is queued, for the driver to write.
+//! runtime (a stream's `poll_write` has to). Only what the other side does not take at once is queued, for the driver to write.
 //!
 //! The queue is bounded by what its users do: data waits for credit, requests wait for [`Outgoing::room`], and what cannot
 //! wait (cancel, abort, credit) is a few bytes for each call that exists.
@@ -9,7 +9,9 @@
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use tokio::io::{AsyncWrite, AsyncWriteExt};
@@ -30,9 +32,13 @@ enum Line {
     /// A local socket; descriptors can go with a frame.
     #[cfg(all(target_os = "linux", feature = "descriptors"))]
     Socket(Arc<OwnedFd>),
-    /// A task of the driver's, which owns the stream.
-    Task,
+    /// A stream, until it ended. A task of the driver's writes what it does not take at once.
+    Stream(Mutex<Option<Writer>>),
+    /// A session, which takes frames from the queue.
+    Session,
 }
+
+type Writer = Box<dyn AsyncWrite + Send + Unpin>;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Phase {
@@ -52,7 +58,7 @@ struct Queue {
     items: VecDeque<Item>,
     bytes: usize,
     phase: Phase,
-    /// A flush task runs (sockets only).
+    /// A task writes, and what comes meanwhile waits for it.
     flushing: bool,
 }
 
@@ -70,10 +76,10 @@ impl Outgoing {
         Arc::new(Self { line, queue: Mutex::new(queue), room: Notify::new(), work: Notify::new(), dead: Notify::new() })
     }
 
-    /// A queue that a task of the driver's writes to `writer`.
-    pub(crate) fn stream(writer: Box<dyn AsyncWrite + Send + Unpin>, driver: &tokio::runtime::Handle) -> Arc<Self> {
-        let outgoing = Self::new(Line::Task);
-        driver.spawn(pump(outgoing.clone(), writer));
+    /// Writes to `writer`; what that does not take at once, a task of the driver's writes.
+    pub(crate) fn stream(writer: Writer, driver: &tokio::runtime::Handle) -> Arc<Self> {
+        let outgoing = Self::new(Line::Stream(Mutex::new(Some(writer))));
+        driver.spawn(pump(outgoing.clone()));
         outgoing
     }
 
@@ -84,7 +90,7 @@ impl Outgoing {
         if queue.phase != Phase::Open {
             return false;
         }
-        if queue.items.is_empty() {
+        if queue.items.is_empty() && !queue.flushing {
             match self.write_now(&mut item) {
                 Ok(true) => return true,
                 Ok(false) => {}
@@ -134,7 +140,7 @@ impl Outgoing {
         drop(queue);
         self.work.notify_one();
         match driver::handle() {
-            Ok(driver) if waiting || matches!(self.line, Line::Task) => {
+            Ok(driver) if waiting || matches!(self.line, Line::Stream(_) | Line::Session) => {
                 let outgoing = self.clone();
                 driver.spawn(async move {
                     tokio::time::sleep(LAST_WORDS).await;
@@ -166,10 +172,8 @@ impl Outgoing {
         match &self.line {
             #[cfg(all(target_os = "linux", feature = "descriptors"))]
             Line::Socket(socket) => socket::write(socket, item),
-            Line::Task => {
-                let _ = item;
-                Ok(false)
-            }
+            Line::Stream(writer) => write_some(writer, item),
+            Line::Session => Ok(false),
         }
     }
 
@@ -184,13 +188,13 @@ impl Outgoing {
                     driver.spawn(socket::flush(self.clone(), socket.clone()));
                 }
             }
-            Line::Task => self.work.notify_one(),
+            Line::Stream(_) | Line::Session => self.work.notify_one(),
         }
     }
 
     /// A queue that a session takes frames from.
     pub(crate) fn session() -> Arc<Self> {
-        Self::new(Line::Task)
+        Self::new(Line::Session)
     }
 
     /// The next frame; `None` when there is none now.
@@ -214,22 +218,76 @@ impl Outgoing {
         self.work.notified().await;
     }
 
-    /// The next bytes for a stream; `None` when there are none now.
+    /// The next bytes for a stream; `None` when there are none now, and whoever has some may write them.
     fn batch(&self) -> Option<Vec<u8>> {
         let mut queue = lock(&self.queue);
+        queue.flushing = !queue.items.is_empty();
         let mut batch = Vec::new();
         while batch.len() < BATCH
             && let Some(item) = queue.items.pop_front()
         {
-            if batch.is_empty() { batch = item.bytes } else { batch.extend_from_slice(&item.bytes) }
+            queue.bytes -= item.bytes.len() - item.sent;
+            if batch.is_empty() && item.sent == 0 {
+                batch = item.bytes
+            } else {
+                batch.extend_from_slice(&item.bytes[item.sent..])
+            }
         }
-        queue.bytes -= batch.len();
         self.room.notify_waiters();
-        if batch.is_empty() { None } else { Some(batch) }
+        queue.flushing.then_some(batch)
     }
 }
 
-async fn pump(outgoing: Arc<Outgoing>, mut writer: Box<dyn AsyncWrite + Send + Unpin>) {
+/// Writes what a stream takes now. False if it did not take all.
+fn write_some(writer: &Mutex<Option<Writer>>, item: &mut Item) -> io::Result<bool> {
+    // The task asks again for itself, to be woken.
+    let mut nobody = Context::from_waker(Waker::noop());
+    let mut writer = lock(writer);
+    let Some(writer) = writer.as_mut() else { return Err(io::ErrorKind::BrokenPipe.into()) };
+    while item.sent < item.bytes.len() {
+        match Pin::new(&mut *writer).poll_write(&mut nobody, &item.bytes[item.sent..]) {
+            Poll::Ready(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
+            Poll::Ready(Ok(count)) => item.sent += count,
+            Poll::Ready(Err(error)) => return Err(error),
+            Poll::Pending => return Ok(false),
+        }
+    }
+    match Pin::new(writer).poll_flush(&mut nobody) {
+        Poll::Ready(flushed) => flushed.map(|()| true),
+        Poll::Pending => Ok(false),
+    }
+}
+
+/// A stream that others write to as well, each a whole frame at a time.
+struct Common<'a>(&'a Mutex<Option<Writer>>);
+
+impl Common<'_> {
+    fn poll<T>(&self, poll: impl FnOnce(Pin<&mut Writer>) -> Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        match lock(self.0).as_mut() {
+            Some(writer) => poll(Pin::new(writer)),
+            None => Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
+        }
+    }
+}
+
+impl AsyncWrite for Common<'_> {
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll(|writer| writer.poll_write(context, bytes))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.poll(|writer| writer.poll_flush(context))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.poll(|writer| writer.poll_shutdown(context))
+    }
+}
+
+/// Writes what was queued, and ends the stream with the channel.
+async fn pump(outgoing: Arc<Outgoing>) {
+    let Line::Stream(line) = &outgoing.line else { return };
+    let mut writer = Common(line);
     let write = async {
         loop {
             if let Some(batch) = outgoing.batch() {
@@ -247,6 +305,7 @@ async fn pump(outgoing: Arc<Outgoing>, mut writer: Box<dyn AsyncWrite + Send + U
         _ = write => outgoing.die(),
         () = outgoing.dead.notified() => {}
     }
+    drop(lock(line).take());
 }
 
 #[cfg(all(target_os = "linux", feature = "descriptors"))]

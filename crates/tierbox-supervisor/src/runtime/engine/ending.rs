@@ -180,6 +180,9 @@ impl Engine {
         let keep = command.detached || command.owner.is_none();
         self.release(key);
         self.commands.over(key, keep);
+        if self.commands.is_newest(key) {
+            self.wait_for_quiet(super::spare::QUIET);
+        }
         self.ending |= self.lonely && !self.commands.any_live();
         self.feed_followers(key);
     }

@@ -15,8 +15,12 @@ use super::{Child, Engine};
 use crate::protocol::{Done, End, Exec, Failure, FromSupervisor, NotStarted};
 use crate::runtime::identity::Identity;
 
-/// After this long a launch that went well is told.
+/// After this long a launch that went well is told to whoever waits for that, and a tree that is being killed is looked at.
 pub const FIRST_LOOK: Duration = Duration::from_millis(1);
+
+/// After this long it is told to everybody. A command that ends before has the time to itself: on a slow machine, or over a line of many
+/// hands, one more message in its middle takes longer than the command.
+const LATER_LOOK: Duration = Duration::from_millis(25);
 
 /// The longest pause between two looks at a tree that is being killed, or at a child that is being launched.
 const SLOWEST_LOOK: Duration = Duration::from_millis(50);
@@ -71,7 +75,7 @@ impl Engine {
     fn follow_launch(&mut self, connection: u32, call: u32, key: u32, exec: &Exec) {
         self.connections.open_call(connection, call, super::connection::Call::Exec(key));
         self.watch_streams(key);
-        self.set_timer(key, FIRST_LOOK, Timer::Look(key));
+        self.set_timer(key, if exec.detached { FIRST_LOOK } else { LATER_LOOK }, Timer::Look(key));
         if let Some(limit) = exec.timeout_ms {
             self.set_timer(key, Duration::from_millis(limit), Timer::Timeout(key));
         }

@@ -24,8 +24,11 @@ const MAX_ORDER: usize = 48 << 10;
 /// Spare children kept when commands come many at a time.
 const MAX_SPARES: usize = 4;
 
-/// After this long without a launch it is a good time to make one more.
-const QUIET: Duration = Duration::from_millis(2);
+/// This long after the newest command's end it is a good time to make one more.
+pub const QUIET: Duration = Duration::from_millis(2);
+
+/// Or this long after its launch, if it still runs: making one takes time from it, and on a slow machine more than it takes itself.
+const PATIENCE: Duration = Duration::from_millis(50);
 
 /// A child that waits to become a command.
 #[derive(Debug)]
@@ -49,14 +52,14 @@ pub struct Spares {
     /// Whether one was used or missed since the last was made. One that dies is not replaced before: somebody inside may be
     /// killing them as fast as they come.
     due: bool,
-    /// Whether a quieter moment is waited for.
-    timed: bool,
-    used: Instant,
+    /// How long to wait for a quieter moment, and when it comes once that is counted.
+    pause: Duration,
+    quiet: Option<Instant>,
 }
 
 impl Default for Spares {
     fn default() -> Self {
-        Self { ready: Vec::new(), wanted: 2, launches: 0, due: false, timed: false, used: Instant::now() }
+        Self { ready: Vec::new(), wanted: 2, launches: 0, due: false, pause: QUIET, quiet: None }
     }
 }
 
@@ -65,7 +68,7 @@ impl Engine {
     pub(super) fn use_spare(&mut self, order: &Order, stdio: &[Option<OwnedFd>; 3]) -> Option<Spare> {
         self.spares.due = true;
         self.spares.launches = self.spares.launches.saturating_add(1);
-        self.spares.used = Instant::now();
+        self.wait_for_quiet(PATIENCE);
         let order = order.to_bytes();
         if order.len() > MAX_ORDER {
             return None;
@@ -92,15 +95,23 @@ impl Engine {
         }
         // Nor is the first command held up, which may be the only one: its end brings the next look.
         let settled = self.spares.launches > 1 || !self.commands.any_live();
-        if self.spares.due && settled && !std::mem::replace(&mut self.spares.timed, true) {
-            self.timers.after(QUIET, Timer::Spare);
+        if self.spares.due && settled && self.spares.quiet.is_none() {
+            self.spares.quiet = Some(self.timers.after(self.spares.pause, Timer::Spare));
+        }
+    }
+
+    /// The newest command began or ended: the time to a quieter moment is counted anew.
+    pub(super) fn wait_for_quiet(&mut self, pause: Duration) {
+        self.spares.pause = pause;
+        if let Some(at) = self.spares.quiet.take() {
+            self.timers.cancel(at, Timer::Spare);
         }
     }
 
     /// A quieter moment.
     pub(super) fn add_spare_later(&mut self) {
-        self.spares.timed = false;
-        if self.spares.due && self.spares.used.elapsed() >= QUIET {
+        self.spares.quiet = None;
+        if self.spares.due {
             self.add_spare();
         }
     }

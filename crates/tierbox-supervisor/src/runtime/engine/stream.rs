@@ -208,7 +208,8 @@ impl Inlet {
 /// If there are no descriptors left.
 pub fn pipe(own_is_reader: bool) -> io::Result<(OwnedFd, OwnedFd)> {
     let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
-    unblock(if own_is_reader { &reader } else { &writer })?;
+    // A fresh pipe has no other flags that could be set.
+    rustix::fs::fcntl_setfl(if own_is_reader { &reader } else { &writer }, rustix::fs::OFlags::NONBLOCK)?;
     Ok((reader, writer))
 }
 
