@@ -1,16 +1,13 @@
 //! Removes what a lease names, and nothing that does not bear its label.
 
-use std::collections::HashMap;
 use std::time::Duration;
 
-use bollard::query_parameters::{
-    ListContainersOptions, ListImagesOptions, RemoveContainerOptions, RemoveImageOptions, RemoveVolumeOptions,
-};
 use tierbox_core::{DestroyReport, LeaseRecord, Result};
 
-use crate::engine::{Engine, failed, is_absent, is_settled};
+use crate::built::{self, Guest};
+use crate::engine::{Engine, is_absent};
 use crate::environment::Memory;
-use crate::launch::LABEL;
+use crate::removal::{Removal, words};
 
 /// Kinds of resources in a lease.
 pub const CONTAINER: &str = "container";
@@ -21,11 +18,11 @@ pub const VOLUME: &str = "volume";
 /// See [`CONTAINER`].
 pub const IMAGE: &str = "image";
 
-/// How often something is tried again that the engine is still busy with.
-const TRIES: u32 = 40;
+/// How long a removal takes at most, however much there is.
+const PATIENCE: Duration = Duration::from_secs(600);
 
-/// The pause between two tries.
-const PAUSE: Duration = Duration::from_millis(100);
+/// How long one waits to hear whether something lives.
+const GLANCE: Duration = Duration::from_secs(10);
 
 /// How long one waits for what a dead harness asked for, before one looks whether something came into being.
 const AFTERMATH: Duration = Duration::from_millis(500);
@@ -38,110 +35,129 @@ const ROUNDS: u32 = 10;
 /// # Errors
 /// When the engine cannot be asked.
 pub async fn lease(lease: &LeaseRecord) -> Result<DestroyReport> {
-    let mut report = DestroyReport::default();
     if lease.resources.is_empty() {
-        return Ok(report);
+        return Ok(DestroyReport::default());
     }
     crate::crash::point("destroy");
     let memory = Memory::of(lease)?;
     let engine = Engine::connect(&memory.socket).await?;
-    if !memory.ready && !remove_all(&engine, lease, &mut report).await {
-        remove_belated(&engine, lease, &mut report).await;
-    } else {
-        remove_all(&engine, lease, &mut report).await;
-    }
-    Ok(report)
+    Ok(within(PATIENCE, &engine, lease, memory.ready).await)
 }
 
-/// Its owner may have died with a request on the way, which the engine then carries out all the same. On a busy machine one thing
-/// comes after another: it is over once a whole round finds nothing more.
-async fn remove_belated(engine: &Engine, lease: &LeaseRecord, report: &mut DestroyReport) {
-    for _ in 0..ROUNDS {
-        tokio::time::sleep(AFTERMATH).await;
-        let removed = report.removed.len();
-        remove_all(engine, lease, report).await;
-        if report.removed.len() == removed {
-            break;
-        }
+async fn within(patience: Duration, engine: &Engine, lease: &LeaseRecord, ready: bool) -> DestroyReport {
+    let mut pass = Pass { removal: Removal::new(engine, &lease.id, patience), lease, ready, report: DestroyReport::default() };
+    if !pass.all().await && !ready {
+        pass.belated().await;
     }
+    pass.report
 }
 
-/// Removes what is there. Whether every container was.
-async fn remove_all(engine: &Engine, lease: &LeaseRecord, report: &mut DestroyReport) -> bool {
-    *report = DestroyReport { removed: std::mem::take(&mut report.removed), ..DestroyReport::default() };
-    let mut complete = true;
-    let built = lease.resources_of(IMAGE).next().is_some();
-    if built {
-        remove_steps(engine, &lease.id, report).await;
-    }
-    for kind in [CONTAINER, NETWORK, VOLUME, IMAGE] {
-        for id in lease.resources_of(kind).rev() {
-            let removed = remove(engine, kind, id, &lease.id).await;
-            complete &= kind != CONTAINER || matches!(removed, Ok(true));
-            match removed {
-                Ok(true) => report.removed.push(format!("{kind} {id}")),
-                Ok(false) => {}
-                Err(why) => {
-                    report.failed.push(format!("{kind} {id}: {why}"));
-                    report.manual.push(by_hand(engine, kind, id));
-                }
+/// The removal of a lease's things.
+struct Pass<'a> {
+    removal: Removal<'a>,
+    lease: &'a LeaseRecord,
+    /// Whether its start went to its end.
+    ready: bool,
+    report: DestroyReport,
+}
+
+impl Pass<'_> {
+    /// Its owner may have died with a request on the way, which the engine then carries out all the same. On a busy machine one
+    /// thing comes after another: it is over once a whole round finds nothing more.
+    async fn belated(&mut self) {
+        for _ in 0..ROUNDS {
+            tokio::time::sleep(AFTERMATH).await;
+            let removed = self.report.removed.len();
+            self.all().await;
+            if self.report.removed.len() == removed {
+                break;
             }
         }
     }
-    if built {
-        remove_layers(engine, &lease.id, report).await;
-    }
-    complete
-}
 
-/// Removes the containers of the steps of a build that was interrupted: the engine named them. Those that somebody else made of an
-/// image of the lease's bear its label too, but their image has a name.
-async fn remove_steps(engine: &Engine, lease: &str, report: &mut DestroyReport) {
-    let options = ListContainersOptions { all: true, filters: Some(labelled(lease)), ..Default::default() };
-    // Whoever does not answer here says why when the rest is removed.
-    let found = engine.docker.list_containers(Some(options)).await.unwrap_or_default();
-    for step in found {
-        let (Some(id), Some(image), Some(image_id)) = (step.id, step.image, step.image_id) else { continue };
-        let hash = |text: &str| text.strip_prefix("sha256:").unwrap_or(text).to_owned();
-        if hash(&image_id).starts_with(&hash(&image)) && once(engine, CONTAINER, &id).await.is_ok() {
-            report.removed.push(format!("{CONTAINER} {id}"));
-        }
-    }
-}
-
-/// Removes the images without a name that a build left: of earlier stages, or of one that did not come to its end. Each goes once
-/// nothing is made of it any more.
-async fn remove_layers(engine: &Engine, lease: &str, report: &mut DestroyReport) {
-    let mut failures = Vec::new();
-    for _ in 0..TRIES {
-        let options = ListImagesOptions { all: true, filters: Some(labelled(lease)), ..Default::default() };
-        let found = match engine.docker.list_images(Some(options)).await {
-            Ok(found) => found,
-            Err(error) => return report.failed.push(format!("images of the build: {}", failed("look", &error).message())),
+    /// Removes what is there. Whether every container was.
+    async fn all(&mut self) -> bool {
+        let lease = self.lease;
+        self.report = DestroyReport { removed: std::mem::take(&mut self.report.removed), ..DestroyReport::default() };
+        let built = lease.resources_of(IMAGE).next().is_some();
+        let guests = if built {
+            // After the start no build is under way: what bears the label then is somebody else's.
+            built::steps(&mut self.removal, lease, !self.ready, &mut self.report).await
+        } else {
+            Ok(Vec::new())
         };
-        let nameless = found.into_iter().filter(|image| image.repo_tags.iter().all(|tag| tag == "<none>:<none>"));
-        let layers: Vec<String> = nameless.map(|image| image.id).collect();
-        if layers.is_empty() {
+        let mut complete = true;
+        for id in lease.resources_of(CONTAINER).rev() {
+            complete &= self.one(CONTAINER, id, id).await;
+        }
+        self.networks().await;
+        for id in lease.resources_of(VOLUME).rev() {
+            self.one(VOLUME, id, id).await;
+        }
+        if built {
+            self.images(guests.map_err(|error| words(&error))).await;
+        }
+        complete
+    }
+
+    /// Removes one thing. Whether it was there and is gone.
+    async fn one(&mut self, kind: &str, id: &str, shown: &str) -> bool {
+        match self.removal.remove(kind, id).await {
+            Ok(true) => self.report.removed.push(format!("{kind} {shown}")),
+            Ok(false) => return false,
+            Err(why) => {
+                self.failed(kind, id, shown, &why);
+                return false;
+            }
+        }
+        true
+    }
+
+    async fn networks(&mut self) {
+        let lease = self.lease;
+        if lease.resources_of(NETWORK).next().is_none() {
             return;
         }
-        failures.clear();
-        for id in layers {
-            match once(engine, IMAGE, &id).await {
-                Ok(()) => report.removed.push(format!("{IMAGE} {id}")),
-                // It went with one that was made of it.
-                Err(error) if is_absent(&error) => {}
-                Err(error) => failures.push(format!("{IMAGE} {id}: {}", failed("remove", &error).message())),
+        match self.removal.networks().await {
+            Ok(found) => {
+                for (id, name) in found {
+                    self.one(NETWORK, &id, &name).await;
+                }
             }
-        }
-        if !failures.is_empty() {
-            tokio::time::sleep(PAUSE).await;
+            Err(error) => lease.resources_of(NETWORK).for_each(|id| self.failed(NETWORK, id, id, &words(&error))),
         }
     }
-    report.failed.append(&mut failures);
-}
 
-fn labelled(lease: &str) -> HashMap<String, Vec<String>> {
-    HashMap::from([("label".to_owned(), vec![format!("{LABEL}={lease}")])])
+    /// Removes the images that were built, unless somebody uses one: its name is then left too, by which he finds it.
+    async fn images(&mut self, guests: Result<Vec<Guest>, String>) {
+        let lease = self.lease;
+        let guests = match guests {
+            Ok(guests) => guests,
+            Err(why) => return lease.resources_of(IMAGE).for_each(|id| self.failed(IMAGE, id, id, &why)),
+        };
+        let mut are_held = false;
+        for id in lease.resources_of(IMAGE).rev() {
+            match built::held(&mut self.removal, &guests, id).await {
+                Ok(None) => {
+                    self.one(IMAGE, id, id).await;
+                }
+                Ok(Some(why)) => {
+                    are_held = true;
+                    self.failed(IMAGE, id, id, &why);
+                }
+                Err(error) => self.failed(IMAGE, id, id, &words(&error)),
+            }
+        }
+        // What an image that stays was made of stays with it.
+        if !are_held {
+            built::layers(&mut self.removal, &guests, &mut self.report).await;
+        }
+    }
+
+    fn failed(&mut self, kind: &str, id: &str, shown: &str, why: &str) {
+        self.report.failed.push(format!("{kind} {shown}: {why}"));
+        self.report.manual.push(by_hand(self.removal.engine, kind, id));
+    }
 }
 
 fn by_hand(engine: &Engine, kind: &str, id: &str) -> String {
@@ -154,64 +170,123 @@ fn by_hand(engine: &Engine, kind: &str, id: &str) -> String {
     format!("docker -H unix://{} {command} {id}", engine.socket.display())
 }
 
-type Answer<T> = Result<T, bollard::errors::Error>;
-
-/// Removes one thing. True if it was there and the lease's.
-async fn remove(engine: &Engine, kind: &str, id: &str, lease: &str) -> Result<bool, String> {
-    let mut said = String::new();
-    for _ in 0..TRIES {
-        match owner(engine, kind, id).await {
-            Ok(Some(owner)) if owner == lease => {}
-            // Somebody else's of the same name is left alone.
-            Ok(_) => return Ok(false),
-            Err(error) if is_absent(&error) => return Ok(false),
-            Err(error) => return Err(failed("look", &error).message().to_owned()),
-        }
-        match once(engine, kind, id).await {
-            Ok(()) => return Ok(true),
-            Err(error) if is_absent(&error) => return Ok(true),
-            // Removal is already on its way, or something still uses it.
-            Err(error) if is_settled(&error) => said = failed("remove", &error).message().to_owned(),
-            Err(error) => said = failed("remove", &error).message().to_owned(),
-        }
-        tokio::time::sleep(PAUSE).await;
-    }
-    Err(said)
-}
-
-/// The lease whose label something bears.
-async fn owner(engine: &Engine, kind: &str, id: &str) -> Answer<Option<String>> {
-    let docker = &engine.docker;
-    let labels = match kind {
-        CONTAINER => docker.inspect_container(id, None).await?.config.and_then(|config| config.labels),
-        NETWORK => docker.inspect_network(id, None).await?.labels,
-        VOLUME => Some(docker.inspect_volume(id).await?.labels),
-        _ => docker.inspect_image(id).await?.config.and_then(|config| config.labels),
-    };
-    Ok(labels.and_then(|mut labels| labels.remove(LABEL)))
-}
-
-async fn once(engine: &Engine, kind: &str, id: &str) -> Answer<()> {
-    let docker = &engine.docker;
-    match kind {
-        CONTAINER => {
-            docker.remove_container(id, Some(RemoveContainerOptions { force: true, v: true, ..Default::default() })).await
-        }
-        NETWORK => docker.remove_network(id).await,
-        VOLUME => docker.remove_volume(id, Some(RemoveVolumeOptions { force: true })).await,
-        _ => docker.remove_image(id, Some(RemoveImageOptions { force: true, ..Default::default() }), None).await.map(drop),
-    }
-}
-
-/// Whether anything of a lease still runs.
+/// Whether anything of a lease still runs. Who cannot ask does not know, and takes it for running.
 pub async fn is_alive(lease: &LeaseRecord) -> bool {
     let Ok(memory) = Memory::of(lease) else { return false };
-    let Ok(engine) = Engine::connect(&memory.socket).await else { return false };
-    for id in lease.resources_of(CONTAINER) {
-        let running = engine.docker.inspect_container(id, None).await.ok().and_then(|found| found.state?.running);
-        if running == Some(true) {
-            return true;
+    let asked = async {
+        let engine = Engine::connect(&memory.socket).await.ok()?;
+        for id in lease.resources_of(CONTAINER) {
+            match engine.docker.inspect_container(id, None).await {
+                Ok(found) if found.state.as_ref().and_then(|state| state.running) == Some(true) => return Some(true),
+                Ok(_) => {}
+                Err(error) if is_absent(&error) => {}
+                Err(_) => return None,
+            }
         }
+        Some(false)
+    };
+    tokio::time::timeout(GLANCE, asked).await.ok().flatten().unwrap_or(true)
+}
+
+#[cfg(test)]
+mod unit {
+    use std::path::Path;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::time::Instant;
+
+    use tierbox_core::Resource;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{UnixListener, UnixStream};
+
+    use super::*;
+    use crate::launch::LABEL;
+
+    const ID: &str = "docker-1";
+
+    /// An engine that tells of every container, and answers a removal with this, or never.
+    fn engine(path: &Path, removal: Option<&'static str>) -> Arc<AtomicUsize> {
+        let listener = UnixListener::bind(path).unwrap();
+        let removals = Arc::new(AtomicUsize::new(0));
+        let counted = removals.clone();
+        tokio::spawn(async move {
+            while let Ok((line, _)) = listener.accept().await {
+                tokio::spawn(answer(line, removal, counted.clone()));
+            }
+        });
+        removals
     }
-    false
+
+    async fn answer(mut line: UnixStream, removal: Option<&'static str>, removals: Arc<AtomicUsize>) {
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            match line.read_u8().await {
+                Ok(byte) => head.push(byte),
+                Err(_) => return,
+            }
+        }
+        let head = String::from_utf8(head).unwrap();
+        let (status, body) = match (head.starts_with("DELETE"), removal) {
+            (true, None) => {
+                removals.fetch_add(1, Ordering::Relaxed);
+                return std::future::pending().await;
+            }
+            (true, Some(status)) => {
+                removals.fetch_add(1, Ordering::Relaxed);
+                (status, r#"{"message": "it says so"}"#.to_owned())
+            }
+            (false, _) if head.contains("/version") => ("200 OK", r#"{"ApiVersion": "1.41", "Components": []}"#.to_owned()),
+            _ => ("200 OK", format!(r#"{{"Config": {{"Labels": {{"{LABEL}": "{ID}"}}}}, "State": {{"Running": true}}}}"#)),
+        };
+        let length = body.len();
+        let said = format!(
+            "HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
+        );
+        line.write_all(said.as_bytes()).await.unwrap();
+    }
+
+    fn containers(socket: &Path) -> LeaseRecord {
+        let memory = Memory { socket: socket.to_owned(), ready: true, detached: None };
+        let resource = |id: &str| Resource { kind: CONTAINER.to_owned(), id: id.to_owned() };
+        crate::environment::record(ID, &memory, &["a", "b", "c"].map(resource)).unwrap()
+    }
+
+    #[tokio::test]
+    async fn an_engine_that_answers_no_removal_is_asked_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("engine.sock");
+        let removals = engine(&socket, None);
+        let mut engine = Engine::connect(&socket).await.unwrap();
+        engine.docker.set_timeout(Duration::from_secs(1));
+        let start = Instant::now();
+        let report = within(PATIENCE, &engine, &containers(&socket), true).await;
+        assert!(start.elapsed() < Duration::from_secs(30), "{:?}", start.elapsed());
+        assert_eq!((removals.load(Ordering::Relaxed), report.failed.len(), report.manual.len()), (1, 3, 3), "{report:?}");
+        assert!(report.failed.iter().all(|line| line.contains("no answer")) && report.removed.is_empty(), "{report:?}");
+    }
+
+    #[tokio::test]
+    async fn what_is_busy_is_tried_again_until_time_is_up_and_a_refusal_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("busy.sock");
+        let removals = engine(&socket, Some("409 Conflict"));
+        let connected = Engine::connect(&socket).await.unwrap();
+        let report = within(Duration::from_secs(1), &connected, &containers(&socket), true).await;
+        let tried = removals.load(Ordering::Relaxed);
+        assert!((2..=crate::removal::TRIES as usize).contains(&tried) && report.failed.len() == 3, "{tried}: {report:?}");
+        let socket = dir.path().join("refusing.sock");
+        let removals = engine(&socket, Some("400 Bad Request"));
+        let connected = Engine::connect(&socket).await.unwrap();
+        let report = within(PATIENCE, &connected, &containers(&socket), true).await;
+        assert_eq!((removals.load(Ordering::Relaxed), report.failed.len()), (3, 3), "{report:?}");
+    }
+
+    #[tokio::test]
+    async fn what_nobody_can_tell_counts_as_alive() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("engine.sock");
+        assert!(is_alive(&containers(&socket)).await, "no engine is there to say that it is not");
+        engine(&socket, None);
+        assert!(is_alive(&containers(&socket)).await);
+    }
 }

@@ -9,6 +9,7 @@
 mod backend;
 mod beside;
 mod build;
+mod built;
 mod compose;
 mod crash;
 mod destroy;
@@ -30,6 +31,7 @@ mod outside;
 mod plain;
 mod plan;
 mod program;
+mod removal;
 mod report;
 mod seccomp;
 mod services;
