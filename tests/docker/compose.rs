@@ -7,7 +7,8 @@ use libtest_mimic::Trial;
 use serde_json::json;
 use tierbox::{Environment, EnvironmentSpec, ErrorKind, ExecRequest, SandboxExt};
 
-use crate::world::{Listener, ensure, nothing_left, sh, start, text, trial, with_settings, write};
+use crate::support::engines;
+use crate::world::{Listener, docker, engine, ensure, nothing_left, sh, start, text, trial, with_settings, write};
 
 pub fn all() -> Vec<Trial> {
     vec![
@@ -17,6 +18,8 @@ pub fn all() -> Vec<Trial> {
         trial("compose::volumes_are_shared_and_removed", volumes_are_shared_and_removed),
         trial("compose::dependencies_are_waited_for", dependencies_are_waited_for),
         trial("compose::a_service_that_fails_fails_the_start", a_service_that_fails_fails_the_start),
+        trial("compose::an_images_own_check_is_waited_for", an_images_own_check_is_waited_for),
+        trial("compose::networks_of_one_name_are_removed", networks_of_one_name_are_removed),
         trial("compose::all_writable_areas_keep_within_the_limit", all_writable_areas_keep_within_the_limit),
         trial("compose::each_machines_limits_are_reported", each_machines_limits_are_reported),
         trial("compose::what_a_service_drops_it_has_not", what_a_service_drops_it_has_not),
@@ -192,6 +195,78 @@ services:
     );
     let error = start(spec).await.err().ok_or("it started")?;
     ensure(error.message().contains("bad") && error.message().contains("my last words"), format!("{error:?}"))
+}
+
+/// A service that waits for the health of another, whose image is built with this check.
+fn waiting(check: &str) -> (tempfile::TempDir, EnvironmentSpec) {
+    let (dir, spec) = composed(
+        "
+services:
+  default: {image: tierbox-test/debian:1, depends_on: {other: {condition: service_healthy}}}
+  other: {build: ./other, command: [sh, -c, 'sleep 2; touch /tmp/well; sleep infinity']}
+",
+    );
+    write(dir.path(), "other/Dockerfile", &format!("FROM tierbox-test/busybox:1\n{check}\n"));
+    (dir, spec)
+}
+
+async fn an_images_own_check_is_waited_for() -> Result<(), String> {
+    let (_dir, spec) = waiting("HEALTHCHECK --interval=1s --timeout=5s --retries=10 CMD test -e /tmp/well");
+    let environment = start(spec).await.map_err(text)?;
+    let other = environment.machine("other").map_err(text)?;
+    let age = "echo $(($(date +%s) - $(stat -c %Y /tmp/well)))";
+    // The control: it was not well before, and is since then.
+    let (well, started) = (sh(&other, age).await, sh(&environment.primary(), "test -d /proc/1 && echo up").await);
+    environment.stop().await.map_err(text)?;
+    ensure(well.is_ok() && started? == "up", format!("{well:?}"))?;
+    nothing_left(environment.id())?;
+    let never = "HEALTHCHECK --interval=1s --timeout=1s --retries=2 CMD echo not well; exit 1";
+    let (_dir, spec) = waiting(never);
+    let error = start(spec).await.err().ok_or("it started beside what never gets well")?;
+    ensure(error.kind() == ErrorKind::HostUnable && error.message().contains("not well"), format!("{error:?}"))?;
+    for check in ["HEALTHCHECK NONE", "LABEL a=b"] {
+        let (_dir, spec) = waiting(check);
+        let error = start(spec).await.err().ok_or("it started beside what nobody checks")?;
+        ensure(error.kind() == ErrorKind::InvalidProfile && error.message().contains("other"), format!("{error:?}"))?;
+    }
+    // Where nobody waits for it, the image's check counts for nothing: another command runs here.
+    let (dir, spec) = waiting(never);
+    write(
+        dir.path(),
+        "compose.yaml",
+        "services: {default: {image: tierbox-test/debian:1}, other: {build: ./other, command: sleep infinity}}\n",
+    );
+    let environment = start(spec).await.map_err(text)?;
+    environment.stop().await.map_err(text)?;
+    nothing_left(environment.id())
+}
+
+/// What the engine answers to a request of its interface.
+fn asked(path: &str, body: &serde_json::Value) -> String {
+    use std::io::{Read, Write};
+    let address = engines::address(engine()).unwrap_or_default();
+    let mut line = std::os::unix::net::UnixStream::connect(address.trim_start_matches("unix://")).expect("the engine's socket");
+    let body = body.to_string();
+    let head = "Host: x\r\nContent-Type: application/json\r\nConnection: close";
+    write!(line, "POST {path} HTTP/1.1\r\n{head}\r\nContent-Length: {}\r\n\r\n{body}", body.len()).expect("a request");
+    let mut said = String::new();
+    line.read_to_string(&mut said).expect("an answer");
+    said
+}
+
+/// Engines have several networks of one name, which is then no name to remove one by.
+async fn networks_of_one_name_are_removed() -> Result<(), String> {
+    let (_dir, spec) = composed(PAIR);
+    let environment = start(spec).await.map_err(text)?;
+    let name = format!("tierbox-{}-default", environment.id());
+    let labels = json!({"dev.tierbox.lease": environment.id()});
+    let said = asked("/v1.41/networks/create", &json!({"Name": name, "Internal": true, "Labels": labels}));
+    let found = docker(&["network", "ls", "--format", "{{.Name}}", "--filter", &format!("name=^{name}$")]);
+    let stopped = environment.stop().await;
+    // The control: there were two.
+    ensure(found.lines().count() == 2, format!("{found:?}: {said}"))?;
+    stopped.map_err(text)?;
+    nothing_left(environment.id())
 }
 
 async fn dangerous_keys_never_reach_the_engine() -> Result<(), String> {

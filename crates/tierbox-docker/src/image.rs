@@ -1,13 +1,15 @@
 //! Images: found, fetched or built, and what they say of themselves.
 
-use bollard::models::ImageConfig;
+use std::time::Duration;
+
+use bollard::models::{HealthConfig, ImageConfig};
 use bollard::query_parameters::CreateImageOptions;
 use futures_util::StreamExt;
 use tierbox_core::{Error, ErrorKind, Progress, Result};
 
 use crate::BACKEND;
 use crate::engine::{self, Engine, failed};
-use crate::plan::{ImagePlan, WORKSPACE};
+use crate::plan::{Health, ImagePlan, WORKSPACE};
 use crate::settings::Pull;
 
 /// An image that the engine has.
@@ -27,6 +29,8 @@ pub struct Image {
     pub command: Vec<String>,
     /// Directories for which the engine makes volumes.
     pub volumes: Vec<String>,
+    /// Its own health check.
+    pub health: Option<Health>,
 }
 
 impl Image {
@@ -40,6 +44,7 @@ impl Image {
             entrypoint: config.entrypoint.unwrap_or_default(),
             command: config.cmd.unwrap_or_default(),
             volumes: config.volumes.unwrap_or_default(),
+            health: config.healthcheck.and_then(|check| health(check, config.shell)),
         }
     }
 
@@ -47,6 +52,30 @@ impl Image {
     pub fn workdir(&self, profile: Option<&str>) -> String {
         profile.or(self.workdir.as_deref()).unwrap_or(WORKSPACE).to_owned()
     }
+}
+
+/// An image's health check, with what engines take where it says nothing. `CMD-SHELL` means the image's own shell.
+fn health(check: HealthConfig, shell: Option<Vec<String>>) -> Option<Health> {
+    let words = check.test?;
+    let test = match words.split_first()? {
+        (first, rest) if first == "CMD" && !rest.is_empty() => rest.to_vec(),
+        (first, [script]) if first == "CMD-SHELL" => {
+            let shell = shell.filter(|shell| !shell.is_empty());
+            let mut test = shell.unwrap_or_else(|| ["/bin/sh", "-c"].map(str::to_owned).to_vec());
+            test.push(script.clone());
+            test
+        }
+        _ => return None,
+    };
+    let time = |nanos: Option<i64>| u64::try_from(nanos.unwrap_or(0)).ok().filter(|nanos| *nanos > 0).map(Duration::from_nanos);
+    let usual = Duration::from_secs(30);
+    Some(Health {
+        test: Some(test),
+        interval: time(check.interval).unwrap_or(usual),
+        timeout: time(check.timeout).unwrap_or(usual),
+        retries: u32::try_from(check.retries.unwrap_or(0)).ok().filter(|retries| *retries > 0).unwrap_or(3),
+        start_period: time(check.start_period).unwrap_or_default(),
+    })
 }
 
 /// Makes sure that the engine has an image. `built` is the name of one that was built for this environment.
@@ -92,4 +121,24 @@ async fn fetch(engine: &Engine, name: &str) -> Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod unit {
+    use super::*;
+
+    #[test]
+    fn an_images_check_is_read_as_engines_do() {
+        let words = |words: &[&str]| Some(words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>());
+        let of = |test: &[&str]| HealthConfig { test: words(test), ..HealthConfig::default() };
+        assert_eq!(health(of(&["CMD", "a", "b"]), None).unwrap().test, words(&["a", "b"]));
+        assert_eq!(health(of(&["CMD-SHELL", "a b"]), None).unwrap().test, words(&["/bin/sh", "-c", "a b"]));
+        assert_eq!(health(of(&["CMD-SHELL", "a b"]), words(&["/x", "-e"])).unwrap().test, words(&["/x", "-e", "a b"]));
+        for none in [&["NONE"][..], &[], &["CMD"]] {
+            assert_eq!(health(of(none), None), None);
+        }
+        let check = HealthConfig { interval: Some(2_000_000_000), retries: Some(-1), timeout: Some(0), ..of(&["CMD", "a"]) };
+        let found = health(check, None).unwrap();
+        assert_eq!((found.interval.as_secs(), found.timeout.as_secs(), found.retries), (2, 30, 3));
+    }
 }

@@ -12,6 +12,9 @@ use crate::plan::{Condition, Health, MachinePlan, Service};
 /// The longest pause between two looks at a service that starts.
 const PAUSE: Duration = Duration::from_millis(200);
 
+/// The shortest.
+const BREATH: Duration = Duration::from_millis(10);
+
 /// How much of a service's last words goes into an error.
 const LAST_WORDS: u64 = 2000;
 
@@ -20,7 +23,10 @@ const LAST_WORDS: u64 = 2000;
 pub struct Running {
     name: String,
     exec: Option<ExecId>,
+    /// How it is known to be well.
     health: Option<Health>,
+    /// Whether the compose file says so itself, not the image.
+    is_said: bool,
 }
 
 /// What a service runs: its own entrypoint and command, or the image's. A new entrypoint leaves the image's command out.
@@ -42,29 +48,40 @@ pub async fn start(sandbox: &dyn Sandbox, machine: &MachinePlan, image: &Image) 
     // It serves for as long as there is the machine: `limits.exec` is for commands.
     let request = || ExecRequest::new(argv.clone()).timeout(Duration::MAX);
     let exec = if argv.is_empty() { None } else { Some(sandbox.spawn_detached(request()).await?) };
-    let health = service.health.clone().filter(|health| health.test.is_some());
-    Ok(Some(Running { name: machine.name.clone(), exec, health }))
+    // What the file says counts in place of the image's own, also that there is to be none.
+    let health = service.health.as_ref().or(image.health.as_ref()).filter(|health| health.test.is_some());
+    Ok(Some(Running { name: machine.name.clone(), exec, health: health.cloned(), is_said: service.health.is_some() }))
 }
 
 impl Running {
     /// Waits until a condition holds.
     ///
     /// # Errors
-    /// `HostUnable` with the service's last words if it can no longer hold.
+    /// `HostUnable` with the service's last words if it can no longer hold; `InvalidProfile` for the health of what has no check.
     pub async fn reach(&self, sandbox: &dyn Sandbox, condition: Condition) -> Result<()> {
         match condition {
             Condition::Started => Ok(()),
-            Condition::Healthy => self.healthy(sandbox).await,
+            Condition::Healthy => match &self.health {
+                Some(health) => self.passes(sandbox, health).await,
+                None => Err(self.unchecked()),
+            },
             Condition::Completed => self.completed(sandbox).await,
         }
     }
 
-    /// Waits until the service is well; one without a health check is well while it has not failed.
+    /// Waits until the service is well; one without a health check in its file is well while it has not failed. An image's own check
+    /// is for those who wait for it: it is of the image's command, and another may run here.
     ///
     /// # Errors
     /// As [`reach`](Self::reach).
     pub async fn healthy(&self, sandbox: &dyn Sandbox) -> Result<()> {
-        let Some(health) = &self.health else { return self.not_failed(sandbox).await };
+        match self.health.as_ref().filter(|_| self.is_said) {
+            Some(health) => self.passes(sandbox, health).await,
+            None => self.not_failed(sandbox).await,
+        }
+    }
+
+    async fn passes(&self, sandbox: &dyn Sandbox, health: &Health) -> Result<()> {
         let test = health.test.clone().unwrap_or_default();
         let round = health.interval.saturating_add(health.timeout);
         let grace = health.start_period.saturating_add(round.saturating_mul(health.retries.max(1)));
@@ -81,8 +98,15 @@ impl Running {
                 let why = format!("its health check still fails after {grace:?}: {}", last(&said));
                 return Err(self.failed(sandbox, &why).await);
             }
-            tokio::time::sleep(health.interval.min(PAUSE)).await;
+            tokio::time::sleep(health.interval.clamp(BREATH, PAUSE)).await;
         }
+    }
+
+    fn unchecked(&self) -> Error {
+        let why = format!("another waits for the health of the service {}, and neither it nor its image has a check", self.name);
+        Error::new(ErrorKind::InvalidProfile, "start the services", why)
+            .with_backend(BACKEND)
+            .with_help("give it a `healthcheck`, or wait for `service_started`")
     }
 
     async fn not_failed(&self, sandbox: &dyn Sandbox) -> Result<()> {

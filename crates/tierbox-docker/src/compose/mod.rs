@@ -12,7 +12,7 @@ use tierbox_core::{EnvironmentSpec, Result};
 
 use self::read::At;
 use self::yaml::{Node, Value};
-use crate::plan::{Link, MachinePlan};
+use crate::plan::{Condition, ImagePlan, Link, MachinePlan};
 use crate::settings::{Settings, cut, invalid, is_name};
 
 /// The largest file that is read.
@@ -83,7 +83,13 @@ fn compose(at: &At<'_>, root: &Node, dir: &Path, spec: &EnvironmentSpec, setting
                     if !is_name(name) || name.contains(|char: char| char == '.' || char.is_ascii_uppercase()) {
                         return Err(at.wrong(node.line, "a service's name has small letters, digits, `-` and `_`"));
                     }
-                    entries.push(service::read(&at, name, node, dir, spec, settings)?);
+                    let entry = service::read(&at, name, node, dir, spec, settings)?;
+                    if matches!(entry.machine.image, ImagePlan::Built(_)) && !names_an_image(name) {
+                        let why = "the image that is built is called like the service, and an image's name has no `-` or `_` at its end, \
+                                   no more than two `_` in a row, and no `_` beside a `-`";
+                        return Err(at.wrong(node.line, why));
+                    }
+                    entries.push(entry);
                 }
             }
             "networks" => networks = declared(&at, node, &["driver", "internal"])?,
@@ -100,7 +106,7 @@ fn compose(at: &At<'_>, root: &Node, dir: &Path, spec: &EnvironmentSpec, setting
     if entries.is_empty() || entries.len() > MAX_SERVICES {
         return Err(at.key("services").wrong(root.line, format!("between 1 and {MAX_SERVICES} services are needed")));
     }
-    link(&mut entries, &mut networks);
+    link(at, root.line, &mut entries, &mut networks)?;
     check(at, root.line, &entries, &networks, &volumes)?;
     let primary = primary(at, root.line, &entries, settings)?;
     entries.swap(0, primary);
@@ -136,15 +142,33 @@ fn declared(at: &At<'_>, node: &Node, options: &[&str]) -> Result<Vec<String>> {
     Ok(names)
 }
 
+/// Whether an image can be called like a service, as engines see it.
+fn names_an_image(name: &str) -> bool {
+    let is_sign = |char: char| !char.is_ascii_alphanumeric();
+    let joins = |signs: &str| matches!(signs, "_" | "__") || signs.bytes().all(|sign| sign == b'-');
+    !name.ends_with(is_sign) && name.split(|char| !is_sign(char)).all(joins)
+}
+
 /// Puts services that name no network on one together, unless there is only one.
-fn link(entries: &mut [Entry], networks: &mut Vec<String>) {
+fn link(at: &At<'_>, line: usize, entries: &mut [Entry], networks: &mut Vec<String>) -> Result<()> {
     let several = entries.len() > 1;
     for entry in entries.iter_mut().filter(|entry| several && !entry.machine.alone && entry.machine.links.is_empty()) {
         entry.machine.links.push(Link { network: DEFAULT_NETWORK.to_owned(), aliases: Vec::new() });
-        if !networks.iter().any(|network| network == DEFAULT_NETWORK) {
-            networks.push(DEFAULT_NETWORK.to_owned());
+        match networks.iter().find(|network| network.eq_ignore_ascii_case(DEFAULT_NETWORK)) {
+            Some(declared) if declared == DEFAULT_NETWORK => {}
+            // One network for both would join services that the file keeps apart.
+            Some(declared) => {
+                let why = format!(
+                    "it differs in the case of letters only, which engines do not tell apart, from the network `{DEFAULT_NETWORK}` of \
+                     services that name none, such as {:?}",
+                    cut(&entry.machine.name)
+                );
+                return Err(at.key("networks").key(declared).wrong(line, why));
+            }
+            None => networks.push(DEFAULT_NETWORK.to_owned()),
         }
     }
+    Ok(())
 }
 
 /// Checks that every name that is used is declared, and that no service waits for itself.
@@ -161,6 +185,12 @@ fn check(at: &At<'_>, line: usize, entries: &[Entry], networks: &[String], volum
         for after in machine.service.iter().flat_map(|service| &service.after) {
             if !entries.iter().any(|entry| entry.machine.name == after.service) {
                 return missing("service", &after.service);
+            }
+            let waited_for = entries.iter().find(|entry| entry.machine.name == after.service);
+            let health = waited_for.and_then(|entry| entry.machine.service.as_ref()?.health.as_ref());
+            if after.condition == Condition::Healthy && health.is_some_and(|health| health.test.is_none()) {
+                let why = format!("the service {:?} is never healthy: its health check is switched off", cut(&after.service));
+                return Err(at.key("depends_on").wrong(line, why).with_help("wait for `service_started`, or give it a check"));
             }
         }
     }
@@ -301,6 +331,8 @@ mod unit {
             "pids_limit: -1",
             "pids_limit: 1e9",
             "pids_limit: 0",
+            "healthcheck: {test: x, timeout: 0s}",
+            "healthcheck: {test: x, interval: 0s}",
         ] {
             refusal(&format!("services: {{a: {{image: x, {key}}}}}\n"));
         }
@@ -314,6 +346,50 @@ mod unit {
         let two = |more: &str| format!("services:\n  a: {{image: x}}\n  b: {{image: x{more}}}\n");
         assert!(refusal(&two("")).contains("primary"));
         assert_eq!(load(&two(", x-default: true")).unwrap().machines[0].name, "b");
+    }
+
+    #[test]
+    fn networks_that_engines_do_not_tell_apart_are_refused() {
+        let two = |network: &str, other: &str| {
+            format!(
+                "services:\n  a: {{image: x, x-default: true, networks: [{network}]}}\n  b: {{image: x{other}}}\nnetworks: {{{network}: {{}}}}\n"
+            )
+        };
+        assert!(refusal(&two("Default", "")).contains("networks.Default"));
+        for (network, other, expected) in [
+            ("default", "", vec!["default"]),
+            ("front", "", vec!["front", "default"]),
+            ("Default", ", networks: [Default]", vec!["Default"]),
+            ("Default", ", network_mode: none", vec!["Default"]),
+        ] {
+            assert_eq!(load(&two(network, other)).unwrap().networks, expected);
+        }
+    }
+
+    #[test]
+    fn a_service_that_is_built_is_called_as_an_image_can_be() {
+        for name in ["web_", "a_-b", "a___b", "web-"] {
+            let text = refusal(&format!("services:\n  {name}:\n    build: .\n"));
+            assert!(text.contains("compose.yaml:") && text.contains(name), "{text}");
+            assert!(load(&format!("services: {{{name}: {{image: x}}}}\n")).is_ok(), "{name}");
+        }
+        for name in ["web", "a_b", "a__b", "a--b", "1-2_3"] {
+            assert!(load(&format!("services: {{{name}: {{build: .}}}}\n")).is_ok(), "{name}");
+        }
+    }
+
+    #[test]
+    fn nobody_waits_for_the_health_of_what_has_no_check() {
+        let with = |check: &str| {
+            format!(
+                "services:\n  a: {{image: x, x-default: true, depends_on: {{b: {{condition: service_healthy}}}}}}\n  b: {{image: x{check}}}\n"
+            )
+        };
+        for off in [", healthcheck: {disable: true}", ", healthcheck: {test: [NONE]}"] {
+            assert!(refusal(&with(off)).contains("services.a.depends_on"));
+        }
+        // Whether the image has one is known once it is there.
+        assert!(load(&with("")).is_ok() && load(&with(", healthcheck: {test: 'true'}")).is_ok());
     }
 
     #[test]

@@ -377,8 +377,8 @@ fn health(at: &At<'_>, node: &Node) -> Result<Health> {
         let at = at.key(key);
         match key.as_str() {
             "test" => health.test = health_test(&at, node)?,
-            "interval" => health.interval = read::duration(&at, node)?,
-            "timeout" => health.timeout = read::duration(&at, node)?,
+            "interval" => health.interval = some_time(&at, node)?,
+            "timeout" => health.timeout = some_time(&at, node)?,
             "retries" => health.retries = u32::try_from(read::count(&at, node)?).unwrap_or(u32::MAX),
             "start_period" | "start_interval" => health.start_period = health.start_period.max(read::duration(&at, node)?),
             "disable" if read::flag(&at, node)? => health.test = None,
@@ -390,6 +390,13 @@ fn health(at: &At<'_>, node: &Node) -> Result<Health> {
         return Err(at.wrong(node.line, "`test` is missing"));
     }
     Ok(health)
+}
+
+fn some_time(at: &At<'_>, node: &Node) -> Result<Duration> {
+    match read::duration(at, node)? {
+        Duration::ZERO => Err(at.wrong(node.line, "more than nothing is expected")),
+        some => Ok(some),
+    }
 }
 
 /// The command of a health check.
