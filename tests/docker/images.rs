@@ -16,6 +16,8 @@ pub fn all() -> Vec<Trial> {
         trial("images::a_dockerfile_is_built_and_removed", a_dockerfile_is_built_and_removed),
         trial("images::builds_leave_nothing_however_they_end", builds_leave_nothing_however_they_end),
         trial("images::what_triggers_of_a_base_leave_is_removed_too", what_triggers_of_a_base_leave_is_removed_too),
+        trial("images::what_somebody_makes_of_a_built_image_is_left_alone", what_somebody_makes_of_a_built_image_is_left_alone),
+        trial("images::volumes_where_areas_lie_have_their_limit", volumes_where_areas_lie_have_their_limit),
         trial("images::root_by_another_name_is_no_default_user", root_by_another_name_is_no_default_user),
         trial("images::a_users_group_counts", a_users_group_counts),
         trial("images::what_is_ignored_is_not_sent", what_is_ignored_is_not_sent),
@@ -197,6 +199,73 @@ async fn what_triggers_of_a_base_leave_is_removed_too() -> Result<(), String> {
     let error = start(with("exit 3")).await.err().ok_or("it started")?;
     ensure(error.kind() == ErrorKind::HostUnable, format!("{error:?}"))?;
     ensure(marked(&mark).is_empty(), format!("{:?} are left of a build that failed", marked(&mark)))
+}
+
+/// A container that somebody makes by hand.
+struct Guest(String);
+
+impl Guest {
+    fn run(name: String, image: &str) -> Self {
+        docker(&["run", "-d", "--network", "none", "--name", &name, "--entrypoint", "sleep", image, "1000"]);
+        Self(name)
+    }
+
+    fn lives(&self) -> bool {
+        running(&self.0)
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        let _ = try_docker(&["rm", "-f", &self.0]);
+    }
+}
+
+async fn what_somebody_makes_of_a_built_image_is_left_alone() -> Result<(), String> {
+    let dir = tempfile::tempdir().map_err(|error| error.to_string())?;
+    write(dir.path(), "Dockerfile", "FROM tierbox-test/busybox:1\nUSER root\nRUN echo built > /built\nUSER app\n");
+    let mut spec = with_settings(json!({"dockerfile": "Dockerfile"}));
+    spec.base_dir = dir.path().to_owned();
+    let environment = start(spec).await.map_err(text)?;
+    let image = format!("tierbox-{}-default", environment.id());
+    let number = docker(&["image", "inspect", "-f", "{{.Id}}", &image]);
+    let guests =
+        [("name", &image), ("number", &number)].map(|(by, image)| Guest::run(format!("guest-{by}-{}", environment.id()), image));
+    for _ in 0..2 {
+        let error = environment.stop().await.err().ok_or("the image of somebody's container was removed")?;
+        ensure(guests.iter().any(|guest| error.message().contains(&guest.0)), format!("{error:?}"))?;
+        ensure(guests.iter().all(Guest::lives), "somebody's container was removed")?;
+        ensure(try_docker(&["image", "inspect", "-f", "{{.Id}}", &image]).is_some(), "the image lost its name")?;
+    }
+    drop(guests);
+    environment.stop().await.map_err(text)?;
+    nothing_left(environment.id())
+}
+
+async fn volumes_where_areas_lie_have_their_limit() -> Result<(), String> {
+    let with = |volumes: &str| {
+        let dir = tempfile::tempdir().expect("a directory");
+        write(dir.path(), "Dockerfile", &format!("FROM tierbox-test/debian:1\nVOLUME {volumes}\n"));
+        let mut spec = with_settings(json!({"dockerfile": "Dockerfile"}));
+        spec.base_dir = dir.path().to_owned();
+        spec.limits.disk = Some(tierbox::Limit::required(8 << 20));
+        (dir, spec)
+    };
+    let (_dir, spec) = with("/tmp /workspace/");
+    let environment = start(spec).await.map_err(text)?;
+    let fill =
+        "for dir in /tmp /workspace; do head -c 9000000 /dev/zero > $dir/x 2>/dev/null; done; cat /tmp/x /workspace/x | wc -c";
+    let held = sh(&environment.primary(), fill).await;
+    environment.stop().await.map_err(text)?;
+    let held: u64 = held?.parse().map_err(|error| format!("{error}"))?;
+    ensure((4 << 20..=8 << 20).contains(&held), format!("{held} bytes in 8 MiB"))?;
+    nothing_left(environment.id())?;
+    for elsewhere in ["/data", "/tmp/below"] {
+        let (_dir, spec) = with(elsewhere);
+        let error = start(spec).await.err().ok_or("a volume without a bound was taken")?;
+        ensure(error.kind() == ErrorKind::LimitRefused, format!("{elsewhere}: {error:?}"))?;
+    }
+    Ok(())
 }
 
 fn running(id: &str) -> bool {

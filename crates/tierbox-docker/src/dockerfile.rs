@@ -5,8 +5,11 @@
 
 use std::collections::BTreeMap;
 
+/// What some editors write at the beginning of a file in UTF-8; the builder passes over it.
+const BYTE_ORDER: &[u8] = b"\xef\xbb\xbf";
+
 /// Puts a `LABEL` behind every `FROM`, and other images in the place of some that are named there. Everything else stays as it is,
-/// byte for byte.
+/// byte for byte, but for a mark of the byte order at the beginning, which says nothing.
 pub fn labelled(text: &[u8], key: &str, value: &str, instead: &BTreeMap<Vec<u8>, String>) -> Vec<u8> {
     let label = format!("LABEL {key}=\"{value}\"\n");
     let mut out = Vec::with_capacity(text.len() + 256);
@@ -77,6 +80,7 @@ fn words(instruction: &[u8]) -> impl Iterator<Item = &[u8]> {
 /// Calls `visit` with each instruction in one line, and with how it is written. Comments and empty lines are instructions of nothing but
 /// themselves.
 fn for_each(text: &[u8], mut visit: impl FnMut(&[u8], &[u8])) {
+    let text = text.strip_prefix(BYTE_ORDER).unwrap_or(text);
     let escape = escape(text);
     let mut lines = text.split_inclusive(|byte| *byte == b'\n');
     while let Some(line) = lines.next() {
@@ -189,6 +193,8 @@ mod unit {
             "ARG A=1\nFROM a AS one\nLABEL k=\"v\"\nRUN x\n\nfrom b\nLABEL k=\"v\"\nCOPY --from=one / /\n"
         );
         assert_eq!(of("FROM a"), "FROM a\nLABEL k=\"v\"\n");
+        assert_eq!(of("\u{feff}FROM a"), "FROM a\nLABEL k=\"v\"\n");
+        assert_eq!(of("\u{feff}# escape=`\nFROM `\n a\n"), "# escape=`\nFROM `\n a\nLABEL k=\"v\"\n");
     }
 
     #[test]

@@ -179,8 +179,10 @@ pub fn apply(config: &mut HostConfig, around: &Around<'_>, machine: &MachinePlan
     {
         config.pids_limit = Some(signed(limit.max));
     }
-    // What the image declares as volumes is the engine's to make, without a bound.
-    let closed = holds_disk(machine) && image.volumes.is_empty();
+    // What the image declares as volumes is the engine's to make, without a bound; but an area lies over one.
+    let areas = config.tmpfs.as_ref();
+    let is_area = |path: &String| areas.is_some_and(|areas| areas.contains_key(path.trim_end_matches('/')));
+    let closed = holds_disk(machine) && image.volumes.iter().all(is_area);
     reports.add("disk", limits.disk, size, closed, "tmpfs")?;
     reports.add("inodes", limits.inodes, |count| count.to_string(), closed && !engine.is_podman, "tmpfs")?;
     reports.add("file-size", limits.file_size, size, true, "rlimit")?;
