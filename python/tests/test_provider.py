@@ -228,5 +228,18 @@ async def test_a_daemon_that_died_is_started_again_and_finds_the_sample() -> Non
     await Provider.task_cleanup("task", None, True)
 
 
+async def test_a_daemon_that_does_not_start_is_a_sandbox_that_is_not_to_be_had(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    program = tmp_path / "tierbox"
+    program.write_text("#!/bin/sh\necho nonsense\n")
+    monkeypatch.setenv("TIERBOX_PROGRAM", str(program))
+    monkeypatch.setattr(_daemon, "_socket", None)
+    for mode in (0o600, 0o700):
+        program.chmod(mode)
+        with pytest.raises(SandboxUnavailableError, match="did not start"):
+            await _daemon.ask("GET", "/v1")
+
+
 async def test_concurrency_comes_from_the_daemon() -> None:
     assert (Provider.default_concurrency() or 0) >= 1

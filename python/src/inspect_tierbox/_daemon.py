@@ -63,10 +63,11 @@ def socket(fresh: bool = False) -> str:
     with _lock:
         if _socket is None or fresh:
             run = [program(), "serve", "--background", "--json", "--idle", "10m"]
-            done = subprocess.run(run, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
-            if done.returncode != 0:
-                raise SandboxUnavailableError(f"the tierbox daemon did not start: {done.stderr.strip()}")
-            _socket = json.loads(done.stdout)["socket"]
+            try:
+                done = subprocess.run(run, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=True)
+                _socket = json.loads(done.stdout)["socket"]
+            except (OSError, ValueError, subprocess.SubprocessError) as why:
+                raise SandboxUnavailableError(f"the tierbox daemon did not start: {getattr(why, 'stderr', '') or why}") from why
         return _socket
 
 
@@ -74,7 +75,7 @@ async def _line() -> tuple[Line, list[Line]]:
     """A connection, and those that wait. They are an event loop's own."""
     for fresh in (False, True):
         _lines.set(lines := _lines.get({}))
-        idle = lines.setdefault(path := socket(fresh), [])
+        idle = lines.setdefault(path := (not fresh and _socket) or await anyio.to_thread.run_sync(socket, fresh), [])
         while idle:
             (poll := select.poll()).register((line := idle.pop()).extra(SocketAttribute.raw_socket), select.POLLIN)
             if not poll.poll(0):
