@@ -6,8 +6,12 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+#[path = "serve/bounded.rs"]
+mod bounded;
 #[path = "serve/http.rs"]
 mod http;
+#[path = "serve/lasting.rs"]
+mod lasting;
 mod support;
 
 use http::{Daemon, LIMIT};
@@ -249,7 +253,7 @@ mod conformance {
         let document = json!({ "profile": PROFILE }).to_string();
         let waiting = daemon.send("POST", "/v1/environments", &headers, document.as_bytes());
         let free = async {
-            let queue = tierbox_serve::queue_file(&daemon.directory.path().join("state"));
+            let queue = tierbox_serve::queue_file(&daemon.directory.path().join("state"), std::process::id());
             until("the queue is written down", || async {
                 std::fs::read_to_string(&queue).is_ok_and(|text| text.contains("\"patient\""))
             })
@@ -424,6 +428,12 @@ mod conformance {
         stream.read_exact(&mut heard).await.unwrap();
         let id = daemon.create(json!({ "profile": PROFILE })).await;
         let (head, _) = daemon.shell(&id, "exit 5").await;
+        let code = format!("/v1/environments/{id}/code");
+        let task = daemon.json("POST", &code, json!({ "runtime": "sh", "code": "exit 6" })).await.value();
+        let detached = json!({ "argv": ["/bin/sh", "-c", "exit 7"], "detach": true });
+        let detached = daemon.json("POST", &format!("/v1/environments/{id}/exec"), detached).await.value();
+        until("all three are counted", || async { daemon.get("/metrics").await.text().contains("tierbox_exec_seconds_count 3") })
+            .await;
         daemon.json("DELETE", &format!("/v1/environments/{id}"), Value::Null).await;
         let mut text = String::new();
         let until_the_end = async {
@@ -438,7 +448,12 @@ mod conformance {
         let documents = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
         let told: Vec<Value> = documents.filter(Value::is_object).collect();
         let kinds: Vec<&str> = told.iter().filter_map(|event| event["event"].as_str()).collect();
-        assert_eq!(kinds, ["asked", "started", "exec-started", "exec-ended", "destroyed"]);
+        let of_execs = ["exec-started", "exec-ended"];
+        let expected =
+            [["asked", "started"].as_slice(), &of_execs, &["task-started", "task-ended"], &of_execs, &["destroyed"]].concat();
+        assert_eq!(kinds, expected);
+        assert_eq!((&told[5]["task"], &told[5]["outcome"]), (&task["task_hash"], &json!({ "exited": 6 })));
+        assert_eq!((&told[7]["exec"], &told[7]["outcome"]), (&detached["exec"], &json!({ "exited": 7 })));
         assert_eq!((&told[3]["exec"], &told[3]["outcome"]), (&head["exec"], &json!({ "exited": 5 })));
         assert!(told[1..].iter().all(|event| event["environment"] == json!(id)));
         assert_eq!((&told[1]["backend"], &told[1]["profile"]), (&json!("local"), &json!(PROFILE)));
@@ -480,17 +495,7 @@ mod escape {
     }
 
     async fn on_tcp_with(change: impl Fn(&mut tierbox_serve::Options)) -> Daemon {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("tokens");
-        std::fs::write(&path, format!("harness {HARNESS}\n")).unwrap();
-        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
-        let tokens = tierbox_serve::Tokens::read(&path).unwrap();
-        Daemon::start(move |options| {
-            options.tcp = Some(([127, 0, 0, 1], 0).into());
-            options.tokens = Some(tokens.clone());
-            change(options);
-        })
-        .await
+        Daemon::with_tokens(&[HARNESS], change).await
     }
 
     #[tokio::test]

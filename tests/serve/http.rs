@@ -40,7 +40,32 @@ impl Daemon {
     pub async fn again(&mut self, change: impl Fn(&mut Options)) {
         let mut options = Options::default();
         change(&mut options);
-        let server = Server::bind(client(&self.directory), options).await.expect("a daemon");
+        self.take(Server::bind(client(&self.directory), options).await.expect("a daemon"));
+    }
+
+    /// One with a harness token for each of these, on TCP as well.
+    pub async fn with_tokens(tokens: &[&str], change: impl Fn(&mut Options)) -> Self {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("tokens");
+        let lines: String = tokens.iter().map(|token| format!("harness {token}\n")).collect();
+        std::fs::write(&path, lines).expect("a file");
+        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600)).expect("its mode");
+        let tokens = tierbox_serve::Tokens::read(&path).expect("tokens");
+        Self::start(move |options| {
+            options.tcp = Some(([127, 0, 0, 1], 0).into());
+            options.tokens = Some(tokens.clone());
+            change(options);
+        })
+        .await
+    }
+
+    /// What ends it, and its task.
+    pub fn parts(&mut self) -> (oneshot::Sender<()>, JoinHandle<tierbox::Result<()>>) {
+        (self.stop.take().expect("it runs"), self.task.take().expect("it runs"))
+    }
+
+    /// Lets this one run.
+    pub fn take(&mut self, server: Server) {
         (self.socket, self.address) = (server.socket().to_owned(), server.address());
         let (stop, stopped) = oneshot::channel();
         self.stop = Some(stop);

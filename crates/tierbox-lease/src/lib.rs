@@ -42,7 +42,7 @@ mod unpublished;
 pub use id::{check_id, is_shaped_like_id};
 pub use journal::{Entry, Foreign, Journal, Listing, NewLease, Standing};
 pub use lease::Lease;
-pub use reaper::{CleanupOptions, CleanupReport, cleanup, cleanup_with};
+pub use reaper::{CleanupOptions, CleanupReport, cleanup, cleanup_one, cleanup_with};
 pub use slots::{Slot, Slots};
 pub use state::StateDir;
 pub use tree::remove_tree;

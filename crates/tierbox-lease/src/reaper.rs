@@ -65,9 +65,34 @@ pub async fn cleanup_with(
         report.failed.push(format!("{}: {}", file.path.display(), file.problem));
     }
     for entry in listing.entries {
-        clean_one(journal, registry, options, entry, &mut report, destroyed).await;
+        clean_one(journal, registry, options, entry, &mut report, Asked { wanted: &|| false, destroyed }).await;
     }
     Ok(report)
+}
+
+/// Destroys one environment, if nobody wants it any more. `wanted` is asked last, when its lease is locked: a program that has it in use
+/// keeps it by that. An engine that does not answer holds up this one alone.
+///
+/// # Errors
+/// `NotFound` for one that is gone; if its lease cannot be read. Whatever else goes wrong is in the report.
+pub async fn cleanup_one(
+    journal: &Journal,
+    registry: &Registry,
+    id: &str,
+    wanted: &(dyn Fn() -> bool + Sync),
+    destroyed: &(dyn Fn(&Entry) + Sync),
+) -> Result<CleanupReport> {
+    journal.sweep_unfinished();
+    let entry = journal.get(id)?;
+    let mut report = CleanupReport::default();
+    clean_one(journal, registry, CleanupOptions::default(), entry, &mut report, Asked { wanted, destroyed }).await;
+    Ok(report)
+}
+
+/// What a caller wants to say and to hear.
+struct Asked<'a> {
+    wanted: &'a (dyn Fn() -> bool + Sync),
+    destroyed: &'a (dyn Fn(&Entry) + Sync),
 }
 
 async fn clean_one(
@@ -76,7 +101,7 @@ async fn clean_one(
     options: CleanupOptions,
     entry: Entry,
     report: &mut CleanupReport,
-    gone: &(dyn Fn(&Entry) + Sync),
+    asked: Asked<'_>,
 ) {
     let id = entry.record.id.clone();
     let standing = entry.standing(SystemTime::now());
@@ -97,6 +122,10 @@ async fn clean_one(
         report.kept.push(format!("{id}: {}", why_kept(&entry, standing)));
         return;
     }
+    if (asked.wanted)() {
+        report.kept.push(format!("{id}: in use"));
+        return;
+    }
     tracing::debug!(target: "tierbox::op", id, backend = record.backend, "clean up");
     let destroyed = match registry.get(&record.backend) {
         Ok(backend) => backend.destroy(&record).await,
@@ -109,7 +138,7 @@ async fn clean_one(
             report.manual.extend(done.manual);
         }
         Ok(done) => {
-            gone(&entry);
+            (asked.destroyed)(&entry);
             match lease.remove() {
                 Ok(()) if done.removed.is_empty() => report.removed.push(id),
                 Ok(()) => report.removed.push(format!("{id}: {}", done.removed.join(", "))),

@@ -25,11 +25,21 @@ pub struct Budget {
     pub backends: BTreeMap<String, u64>,
 }
 
+/// The memory that a virtual machine of Vagrant's is taken to have.
+const VIRTUAL_MACHINE: u64 = 1 << 30;
+/// Instances of EC2 at once: they cost money, not this host's memory.
+const INSTANCES: u64 = 16;
+
 impl Budget {
-    /// Nine tenths of this host's memory, and sixteen times its CPUs, because most commands wait most of the time.
+    /// Nine tenths of this host's memory, and sixteen times its CPUs, because most commands wait most of the time. Of virtual machines,
+    /// whose memory their box or their type says and no profile has to, as many as have a gibibyte each in that memory, and of instances
+    /// of EC2, which have memory of their own, sixteen.
     pub fn of_host() -> Self {
         let cpus = std::thread::available_parallelism().map_or(1, |count| count.get() as u64);
-        Self { memory: host_memory().map(|bytes| bytes / 10 * 9), cpu_millis: Some(cpus * 16_000), backends: BTreeMap::new() }
+        let memory = host_memory().map(|bytes| bytes / 10 * 9);
+        let machines = memory.map_or(1, |bytes| (bytes / VIRTUAL_MACHINE).max(1));
+        let backends = [("vagrant".to_owned(), machines), ("ec2".to_owned(), INSTANCES)].into();
+        Self { memory, cpu_millis: Some(cpus * 16_000), backends }
     }
 }
 
@@ -54,6 +64,11 @@ impl Demand {
             memory: spec.limits.memory.map_or(0, |limit| limit.max),
             cpu_millis: spec.limits.cpu_millis.map_or(0, |limit| limit.max),
         }
+    }
+
+    fn of_machines(&self, count: u64) -> Self {
+        let times = |each: u64| each.saturating_mul(count);
+        Self { backend: self.backend.clone(), memory: times(self.memory), cpu_millis: times(self.cpu_millis) }
     }
 
     /// As labels of the environment, so that a daemon that is started again knows what is taken.
@@ -108,6 +123,8 @@ struct Ticket {
 pub(crate) struct Permit {
     admission: Admission,
     demand: Demand,
+    /// What one machine was asked for, where there are several.
+    each: Option<Demand>,
 }
 
 /// A place in the queue, given up when it is dropped.
@@ -154,7 +171,7 @@ impl Admission {
     /// Takes a share for what exists already, whether it fits or not.
     pub fn take(&self, demand: Demand) -> Permit {
         self.lock().add(&demand);
-        Permit { admission: self.clone(), demand }
+        Permit { admission: self.clone(), demand, each: None }
     }
 
     pub fn usage(&self) -> Usage {
@@ -189,7 +206,7 @@ impl Admission {
                 let Some(ticket) = state.waiting.take(head) else { break };
                 state.add(&ticket.demand);
                 state.changed += 1;
-                let permit = Permit { admission: self.clone(), demand: ticket.demand };
+                let permit = Permit { admission: self.clone(), demand: ticket.demand, each: None };
                 // Whoever gave up meanwhile gives the share back, but not under this lock.
                 unwanted.extend(ticket.admit.send(permit).err());
             }
@@ -251,6 +268,18 @@ impl State {
         if let Some(count) = self.backends.get_mut(&demand.backend) {
             *count = count.saturating_sub(1);
         }
+    }
+}
+
+impl Permit {
+    /// It was asked for one machine: there are so many, which each have what it says. What is there already is not refused.
+    pub fn times(&mut self, machines: u64) {
+        let each = self.each.get_or_insert_with(|| self.demand.clone());
+        let all = each.of_machines(machines.max(1));
+        let mut state = self.admission.lock();
+        state.subtract(&self.demand);
+        state.add(&all);
+        self.demand = all;
     }
 }
 
@@ -344,6 +373,27 @@ mod unit {
         drop(free);
         drop(big.await.unwrap().unwrap());
         waits.abort();
+    }
+
+    #[tokio::test]
+    async fn several_machines_have_each_what_was_asked_for_one() {
+        let admission = Admission::new(Budget { memory: Some(10), ..Budget::default() });
+        let mut share = admission.admit(&client("c"), "p", demand("a", 3), soon()).await.unwrap();
+        for machines in [4, 4, 3] {
+            share.times(machines);
+            let usage = admission.usage();
+            assert_eq!((usage.memory, usage.backends["a"]), (machines * 3, 1));
+        }
+        let full = admission.admit(&client("c"), "p", demand("a", 2), Instant::now() + Duration::from_millis(30)).await;
+        assert_eq!(full.err().unwrap().kind(), ErrorKind::LimitReached);
+        drop(share);
+        assert_eq!(admission.usage().memory, 0);
+    }
+
+    #[test]
+    fn backends_whose_profiles_name_no_memory_are_bounded() {
+        let budget = Budget::of_host();
+        assert!(budget.backends["vagrant"] >= 1 && budget.backends["ec2"] == INSTANCES);
     }
 
     #[tokio::test]

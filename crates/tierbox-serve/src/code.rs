@@ -6,9 +6,12 @@ use tierbox::code::{CodeOutcome, CodeRunner, CodeStatus, CodeTask, SessionInfo, 
 use tierbox::{AgentSandbox, Error, ErrorKind, Result};
 
 use crate::answer::{self, Answer, BYTES};
-use crate::environments::{Busy, invalid, seconds};
+use crate::environments::{invalid, seconds};
+use crate::files::AGENT_MOST;
 use crate::handler::Asked;
+use crate::held::Busy;
 use crate::principal::Principal;
+use crate::room::Place;
 use crate::routes::Op;
 use crate::{exec, wire};
 
@@ -37,10 +40,22 @@ impl Coder {
         }
     }
 
-    async fn files(&self, task: &str, name: Option<&[u8]>) -> Result<Vec<TaskFile>> {
-        match self {
-            Self::Harness(runner) => runner.get_files(task, name, MOST_BYTES).await,
-            Self::Agent(agent) => agent.get_files(task, name, MOST_BYTES).await,
+    /// With the place that an agent's have in memory.
+    async fn files(&self, environment: &Busy, task: &str, name: Option<&[u8]>) -> Result<(Vec<TaskFile>, Option<Place>)> {
+        Ok(match self {
+            Self::Harness(runner) => (runner.get_files(task, name, MOST_BYTES).await?, None),
+            Self::Agent(agent) => {
+                let place = environment.room(AGENT_MOST).await;
+                (agent.get_files(task, name, AGENT_MOST).await?, Some(place))
+            }
+        })
+    }
+
+    /// The limits that a task cannot change.
+    fn check(&self, task: &CodeTask) -> Result<()> {
+        match (self, task.limits.output) {
+            (Self::Agent(agent), Some(limit)) => exec::refuse_greed(limit.bytes, agent.limits()),
+            _ => Ok(()),
         }
     }
 
@@ -65,21 +80,33 @@ pub(crate) async fn code(mut asked: Asked, environment: Busy, op: Op, task: &str
     match op {
         Op::RunCode => {
             let task = wanted(asked.intake.document().await?)?;
-            answer::json(&coder.run(&task).await?.report())
+            coder.check(&task)?;
+            let (shared, id) = (&asked.shared, environment.running().id());
+            shared.events.task(id, None);
+            let ran = coder.run(&task).await;
+            shared.events.task(id, Some(ran.as_ref().ok()));
+            let outcome = ran?;
+            shared.metrics.ended(outcome.outcome(), outcome.result.completed.usage.wall);
+            answer::json(&outcome.report())
         }
         Op::CodeFiles => {
             let file = |file: &TaskFile| wire::CodeFile {
                 name: String::from_utf8_lossy(&file.name).into_owned(),
                 size: file.contents.len() as u64,
             };
-            let files = coder.files(task, None).await?.iter().map(file).collect();
+            let (files, _place) = coder.files(&environment, task, None).await?;
+            let files = files.iter().map(file).collect();
             answer::json(&wire::CodeFiles { files })
         }
         Op::CodeFile => {
             let name = asked.query.bytes("name").ok_or_else(|| invalid("the query has no `name`"))?;
-            let found = coder.files(task, Some(name)).await?.into_iter().next();
+            let (found, place) = coder.files(&environment, task, Some(name)).await?;
             let missing = || Error::new(ErrorKind::NotFound, "read file of task", "the task has no file of that name");
-            Ok(answer::bytes(BYTES, found.ok_or_else(missing)?.contents))
+            let contents = found.into_iter().next().ok_or_else(missing)?.contents;
+            Ok(match place {
+                Some(place) => answer::bytes(BYTES, place.keep(contents)),
+                None => answer::bytes(BYTES, contents),
+            })
         }
         Op::CleanCode => {
             let asked: wire::CleanCode = asked.intake.document().await?;

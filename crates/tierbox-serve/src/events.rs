@@ -3,6 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
+use tierbox::code::CodeOutcome;
 use tierbox::{ExecId, Outcome};
 use tokio::sync::{broadcast, mpsc};
 
@@ -43,6 +44,15 @@ impl Events {
         });
     }
 
+    /// Tells of a code task's beginning, or of its end: with no outcome where it could not be run.
+    pub fn task(&self, environment: &str, ended: Option<Option<&CodeOutcome>>) {
+        let kind = if ended.is_some() { EventKind::TaskEnded } else { EventKind::TaskStarted };
+        self.tell(kind, environment, |event| {
+            event.task = ended.flatten().map(|outcome| outcome.task_hash.clone());
+            event.outcome = ended.flatten().map(CodeOutcome::outcome);
+        });
+    }
+
     /// Everything from now on, one JSON document a line.
     pub fn follow(&self) -> Answer {
         let mut events = self.0.subscribe();
@@ -75,5 +85,16 @@ impl Events {
 fn empty(kind: EventKind, environment: &str) -> Event {
     let time = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64());
     let environment = (!environment.is_empty()).then(|| environment.to_owned());
-    Event { time, event: kind, environment, backend: None, profile: None, client: None, exec: None, outcome: None, missed: None }
+    Event {
+        time,
+        event: kind,
+        environment,
+        backend: None,
+        profile: None,
+        client: None,
+        exec: None,
+        task: None,
+        outcome: None,
+        missed: None,
+    }
 }

@@ -6,21 +6,23 @@ use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use tierbox::{
-    AgentSandbox, ByteReader, Captured, Completed, ExecHandle, ExecId, ExecRequest, KillReason, OutputLimit, PtySize, Result,
-    Sandbox, Stdin,
+    AgentSandbox, ByteReader, Captured, Completed, ExecHandle, ExecId, ExecRequest, KillReason, Limits, OutputLimit, PtySize,
+    Result, Sandbox, Stdin,
 };
 use tokio::io::AsyncReadExt;
 use tokio::sync::mpsc;
 
 use crate::answer::{self, Answer, FRAMES, JSON, WITH_BYTES};
-use crate::environments::{Busy, invalid, seconds};
+use crate::environments::{invalid, seconds};
 use crate::frames::{Kind, frame};
 use crate::handler::Asked;
-use crate::intake::Intake;
+use crate::held::Busy;
+use crate::intake::{Intake, WHOLE};
 use crate::presence::Presence;
 use crate::principal::Principal;
+use crate::room::Place;
 use crate::server::Shared;
-use crate::wire;
+use crate::{watch, wire};
 
 /// How much of a stream is read, and sent as one frame, at once.
 const CHUNK: usize = 32 << 10;
@@ -56,8 +58,10 @@ struct Plan {
     actor: Actor,
     request: ExecRequest,
     limit: OutputLimit,
-    detach: bool,
+    /// The machine, where the command is to run without a connection.
+    detach: Option<Arc<dyn Sandbox>>,
     intake: Intake,
+    _place: Option<Place>,
 }
 
 async fn plan(asked: Asked, environment: &Busy) -> Result<(Plan, Presence)> {
@@ -65,27 +69,41 @@ async fn plan(asked: Asked, environment: &Busy) -> Result<(Plan, Presence)> {
     let head: wire::Exec = if json { intake.document().await? } else { intake.head().await? };
     let sandbox = machine(&principal, environment, head.machine.as_deref())?;
     let limit = limit(&head, sandbox.as_ref())?;
-    if matches!(principal, Principal::Agent(_)) && limit.bytes > sandbox.limits().output {
-        return Err(invalid("output_limit is more than the profile's limits.output, which is the most for an agent"));
+    if matches!(principal, Principal::Agent(_)) {
+        refuse_greed(limit.bytes, sandbox.limits())?;
     }
     let streams = sandbox.capabilities().streaming_stdin;
+    let detach = head.detach.then(|| sandbox.clone());
     let actor = match principal {
         Principal::Harness => Actor::Harness(sandbox),
         Principal::Agent(_) => Actor::Agent(environment.agent(sandbox.name()).await?),
     };
-    let detach = head.detach;
     if json && head.stdin {
         return Err(invalid("stdin follows the document only in the media type application/vnd.tierbox.exec"));
     }
     let mut request = request(head)?;
+    let mut place = None;
     if matches!(request.stdin, Stdin::Stream) && request.pty.is_none() {
         match intake.little().await? {
             Some(bytes) => request.stdin = Stdin::Bytes(bytes),
-            None if !streams => request.stdin = Stdin::Bytes(intake.whole().await?),
+            None if !streams => {
+                if let Actor::Agent(_) = actor {
+                    place = Some(environment.room(WHOLE as u64).await);
+                }
+                request.stdin = Stdin::Bytes(intake.whole().await?);
+            }
             None => {}
         }
     }
-    Ok((Plan { actor, request, limit, detach, intake }, presence))
+    Ok((Plan { actor, request, limit, detach, intake, _place: place }, presence))
+}
+
+/// An agent retains what the profile says, and no more.
+pub(crate) fn refuse_greed(bytes: u64, limits: &Limits) -> Result<()> {
+    if bytes > limits.output {
+        return Err(invalid("output_limit is more than the profile's limits.output, which is the most for an agent"));
+    }
+    Ok(())
 }
 
 /// A machine by its name, or the primary one, as far as whoever asks may use it.
@@ -135,8 +153,8 @@ fn request(head: wire::Exec) -> Result<ExecRequest> {
 pub(crate) async fn collected(asked: Asked, environment: Busy) -> Result<Answer> {
     let shared = asked.shared.clone();
     let (mut plan, presence) = plan(asked, &environment).await?;
-    if plan.detach {
-        return detached(plan).await;
+    if let Some(sandbox) = plan.detach.take() {
+        return detached(&shared, &environment, sandbox.name(), plan).await;
     }
     if plan.request.pty.is_some() {
         return Err(invalid("a command with a terminal has to be streamed"));
@@ -165,12 +183,13 @@ pub(crate) async fn collected(asked: Asked, environment: Busy) -> Result<Answer>
     Ok(answer::bytes(WITH_BYTES, bytes.freeze()))
 }
 
-async fn detached(plan: Plan) -> Result<Answer> {
+async fn detached(shared: &Arc<Shared>, environment: &Busy, machine: &str, plan: Plan) -> Result<Answer> {
     if matches!(plan.request.stdin, Stdin::Stream) {
         return Err(invalid("a detached command can be given at most 64 KiB of stdin, of a stated length"));
     }
-    let exec = plan.actor.spawn_detached(plan.request).await?.to_string();
-    Ok(answer::bytes(JSON, answer::line(&wire::Detached { exec })?))
+    let exec = plan.actor.spawn_detached(plan.request).await?;
+    watch::watch(shared, environment.held(), machine, exec);
+    Ok(answer::bytes(JSON, answer::line(&wire::Detached { exec: exec.to_string() })?))
 }
 
 /// Feeds a command from a client, and returns only when that fails.
@@ -189,7 +208,7 @@ fn left() -> tierbox::Error {
 pub(crate) async fn streamed(asked: Asked, environment: Busy) -> Result<Answer> {
     let shared = asked.shared.clone();
     let (mut plan, presence) = plan(asked, &environment).await?;
-    if plan.detach {
+    if plan.detach.is_some() {
         return Err(invalid("a detached command is not streamed: follow its output"));
     }
     let mut handle = plan.actor.spawn(plan.request).await?;

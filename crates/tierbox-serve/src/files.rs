@@ -4,15 +4,16 @@ use tierbox::{ByteReader, DirEntry, Error, ErrorKind, FileKind, FileMeta, GuestP
 use tokio::io::AsyncReadExt;
 
 use crate::answer::{self, Answer, BYTES, TAR};
-use crate::environments::{Busy, invalid};
+use crate::environments::invalid;
 use crate::exec::machine;
 use crate::handler::Asked;
+use crate::held::Busy;
 use crate::principal::Principal;
 use crate::routes::Op;
 use crate::wire;
 
 /// The most that an agent reads or writes at once.
-const AGENT_MOST: u64 = 100 << 20;
+pub(crate) const AGENT_MOST: u64 = 100 << 20;
 
 /// Does what was asked with a file.
 pub(crate) async fn file(asked: Asked, environment: Busy, op: Op) -> Result<Answer> {
@@ -67,10 +68,13 @@ async fn agents(asked: Asked, environment: &Busy, machine: &str, op: Op, path: G
     match op {
         Op::ReadFile => {
             let most = asked.query.number("max")?.unwrap_or(AGENT_MOST).min(AGENT_MOST);
-            Ok(answer::bytes(BYTES, agent.read_bytes(path, most).await?))
+            Ok(answer::reader(BYTES, agent.read(&path, most).await?))
         }
         Op::WriteFile => {
-            let mut contents = Vec::new();
+            // Whoever approves it looks at all of it.
+            let length = asked.intake.length();
+            let _place = environment.room(length.unwrap_or(AGENT_MOST)).await;
+            let mut contents = Vec::with_capacity(length.unwrap_or(0).min(AGENT_MOST) as usize);
             let failed = |error| Error::io("read request", error);
             asked.intake.into_reader().take(AGENT_MOST + 1).read_to_end(&mut contents).await.map_err(failed)?;
             if contents.len() as u64 > AGENT_MOST {

@@ -1,20 +1,22 @@
 //! One request, from its head to its answer.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 
 use hyper::body::Incoming;
-use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue, WWW_AUTHENTICATE};
+use hyper::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderValue, WWW_AUTHENTICATE};
 use hyper::{HeaderMap, Request, StatusCode, Uri};
 use tierbox::{Error, ErrorKind, ExecInfo, ExecState, KillReason, Result};
 
 use crate::answer::{self, Answer, BYTES, JSON, METRICS, TAR, WITH_BYTES};
-use crate::environments::{Busy, invalid};
+use crate::environments::invalid;
 use crate::grant::Grant;
+use crate::held::Busy;
 use crate::intake::Intake;
 use crate::presence::Presence;
 use crate::principal::{Origin, Principal, Refusal};
 use crate::routes::{self, Content, Found, Op, Route};
+use crate::seats::Visitor;
 use crate::server::Shared;
 use crate::turns::Client;
 use crate::{code, exec, files, runs, wire};
@@ -78,17 +80,17 @@ impl Query {
     }
 }
 
-/// Answers a request. One that is heard makes its connection a `known` one.
+/// Answers a request. One that is heard makes the visitor a known one.
 pub(crate) async fn handle(
     shared: Arc<Shared>,
     origin: &Origin,
     presence: Presence,
     request: Request<Incoming>,
-    known: &AtomicBool,
+    visitor: &Visitor,
 ) -> Answer {
-    let answer = match admitted(&shared, origin, &request) {
+    let answer = match admitted(&shared, origin, &request, visitor) {
         Ok(admitted) => {
-            known.store(true, Ordering::Relaxed);
+            visitor.greet();
             let work = answer(shared.clone(), origin, presence.clone(), request, admitted);
             let answered = tokio::select! {
                 answered = work => answered,
@@ -113,7 +115,12 @@ struct Admitted {
 }
 
 /// Whether the request is heard at all. Who has no right learns nothing about what there is.
-fn admitted(shared: &Shared, origin: &Origin, request: &Request<Incoming>) -> std::result::Result<Admitted, Box<Answer>> {
+fn admitted(
+    shared: &Shared,
+    origin: &Origin,
+    request: &Request<Incoming>,
+    visitor: &Visitor,
+) -> std::result::Result<Admitted, Box<Answer>> {
     let refuse = |refusal: Refusal| {
         shared.metrics.refused.fetch_add(1, Ordering::Relaxed);
         Box::new(refused(&refusal))
@@ -131,6 +138,7 @@ fn admitted(shared: &Shared, origin: &Origin, request: &Request<Incoming>) -> st
         Principal::Agent(own) if !route.agent || places.first() != Some(&own.environment) => {
             Err(refuse(Refusal::Forbidden("an agent may not ask this")))
         }
+        Principal::Agent(own) if !visitor.sit(&shared.seats, &own.environment) => Err(Box::new(no_seat())),
         _ => Ok(Admitted { route, places, principal, owner }),
     }
 }
@@ -145,6 +153,15 @@ fn refused(refusal: &Refusal) -> Answer {
     if status == StatusCode::UNAUTHORIZED {
         answer.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     }
+    answer
+}
+
+/// The connection ends with it: another one may find a seat later.
+fn no_seat() -> Answer {
+    let message = "the agents of this environment, or all agents, have as many connections as they may";
+    let error = Error::new(ErrorKind::LimitReached, "admit request", message).with_help("end one of them").retryable();
+    let mut answer = answer::problem(&error);
+    answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     answer
 }
 
@@ -208,7 +225,7 @@ async fn general(mut asked: Asked, op: Op) -> Result<Answer> {
             let create: wire::Create = asked.intake.document().await?;
             answer::json(&shared.create(&asked.client, create).await?)
         }
-        Op::RenewMine => answer::json(&shared.renew_all(&asked.client.name, &asked.intake.document().await?)?),
+        Op::RenewMine => answer::json(&shared.renew_all(&asked.client, &asked.intake.document().await?)?),
         _ => Err(Error::new(ErrorKind::Internal, "answer request", "the table of requests is wrong")),
     }
 }

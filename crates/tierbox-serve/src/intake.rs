@@ -15,7 +15,7 @@ const DOCUMENT: usize = 8 << 20;
 const LITTLE: u64 = 64 << 10;
 
 /// The most stdin that is collected where it cannot be passed on.
-const WHOLE: usize = 64 << 20;
+pub(crate) const WHOLE: usize = 64 << 20;
 
 /// The body of one request.
 pub(crate) struct Intake {
@@ -78,6 +78,11 @@ impl Intake {
             }
         }
         parse(&text)
+    }
+
+    /// How long the body is, if its client said so.
+    pub fn length(&self) -> Option<u64> {
+        self.body.size_hint().exact()
     }
 
     /// What follows the head, whole, if it is little and its length is known; `None` otherwise.

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use hyper::server::conn::http1;
@@ -20,6 +20,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use crate::handler;
 use crate::presence::Presence;
 use crate::principal::Origin;
+use crate::seats::Visitor;
 use crate::server::Shared;
 
 /// Header lines of one request.
@@ -99,7 +100,7 @@ fn lock(path: &Path) -> Result<std::fs::File> {
 }
 
 /// Accepts connections, and serves each in a task of its own.
-pub(crate) async fn accept(shared: Arc<Shared>, listeners: Listeners) -> Result<()> {
+pub(crate) async fn accept(shared: Arc<Shared>, listeners: &Listeners) -> Result<()> {
     // Each has room of its own: who has no token could else keep those out who come over the Unix socket.
     let room = || Arc::new(Semaphore::new(shared.options.connections));
     let (room_of_unix, room_of_tcp) = (room(), room());
@@ -133,9 +134,9 @@ pub(crate) async fn accept(shared: Arc<Shared>, listeners: Listeners) -> Result<
 }
 
 /// Ready when the time is up in which a client must have shown who it is, unless it has.
-async fn stranger(known: &AtomicBool, greeting: Duration) {
+async fn stranger(visitor: &Visitor, greeting: Duration) {
     tokio::time::sleep(greeting).await;
-    if known.load(Ordering::Relaxed) {
+    if visitor.is_known() {
         std::future::pending().await
     }
 }
@@ -175,10 +176,10 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     shared.metrics.connections.fetch_add(1, Ordering::Relaxed);
-    let known = Arc::new(AtomicBool::new(matches!(origin, Origin::Unix { .. })));
+    let visitor = Arc::new(if matches!(origin, Origin::Unix { .. }) { Visitor::known() } else { Visitor::default() });
     let service = service_fn(|request| {
-        let (shared, presence, origin, known) = (shared.clone(), presence.clone(), origin.clone(), known.clone());
-        async move { Ok::<_, Infallible>(handler::handle(shared, &origin, presence, request, &known).await) }
+        let (shared, presence, origin, visitor) = (shared.clone(), presence.clone(), origin.clone(), visitor.clone());
+        async move { Ok::<_, Infallible>(handler::handle(shared, &origin, presence, request, &visitor).await) }
     });
     let serving = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -190,7 +191,7 @@ where
         served = serving => if let Err(error) = served {
             tracing::debug!(target: "tierbox::serve", %error, "a connection broke off");
         },
-        () = stranger(&known, shared.options.greeting) => {
+        () = stranger(&visitor, shared.options.greeting) => {
             tracing::debug!(target: "tierbox::serve", "a connection without a valid token was closed");
         }
     }

@@ -60,18 +60,43 @@ pub fn default_socket(client: &Tierbox) -> Result<PathBuf> {
     Ok(client.state_path()?.join("serve").join("serve.sock"))
 }
 
-/// The file in which a daemon shows who waits for admission, for `tierbox ls`.
-pub fn queue_file(state: &Path) -> PathBuf {
-    state.join("serve").join("queue.json")
+/// The file in which the daemon of this process id shows who waits for admission, for `tierbox ls`: several daemons may share a state
+/// directory.
+pub fn queue_file(state: &Path, pid: u32) -> PathBuf {
+    state.join("serve").join(format!("{QUEUE}{pid}.json"))
 }
 
-/// Who waits for admission, as a daemon of this state directory last wrote it down. Nobody, without a living daemon.
+/// How the names of such files begin.
+const QUEUE: &str = "queue-";
+
+/// Who waits for admission, as the daemons of this state directory last wrote it down. Nobody, without a living daemon.
 pub fn waiting(state: &Path) -> Vec<crate::Waiting> {
-    #[derive(serde::Deserialize)]
-    struct Queue {
-        pid: u32,
-        waiting: Vec<crate::Waiting>,
+    let lines = queue_files(state).filter(|(_, pid)| is_alive(*pid));
+    let read = |path: PathBuf| serde_json::from_slice(&std::fs::read(path).ok()?).ok();
+    lines.filter_map(|(path, _)| read(path)).flat_map(|Queue { waiting }| waiting).collect()
+}
+
+/// What dead daemons wrote down goes.
+pub(crate) fn forget_dead_queues(state: &Path) {
+    for (path, _) in queue_files(state).filter(|(_, pid)| !is_alive(*pid)) {
+        let _ = std::fs::remove_file(path);
     }
-    let queue = std::fs::read(queue_file(state)).ok().and_then(|text| serde_json::from_slice::<Queue>(&text).ok());
-    queue.filter(|queue| Path::new("/proc").join(queue.pid.to_string()).exists()).map(|queue| queue.waiting).unwrap_or_default()
+}
+
+#[derive(serde::Deserialize)]
+struct Queue {
+    waiting: Vec<crate::Waiting>,
+}
+
+fn queue_files(state: &Path) -> impl Iterator<Item = (PathBuf, u32)> {
+    let files = std::fs::read_dir(state.join("serve")).into_iter().flatten().flatten();
+    files.filter_map(|file| {
+        let name = file.file_name();
+        let pid = name.to_str()?.strip_prefix(QUEUE)?.strip_suffix(".json")?.parse().ok()?;
+        Some((file.path(), pid))
+    })
+}
+
+fn is_alive(pid: u32) -> bool {
+    Path::new("/proc").join(pid.to_string()).exists()
 }

@@ -60,9 +60,10 @@ impl Origin {
         }
         match (headers.get(AUTHORIZATION), self) {
             (Some(value), _) => {
-                let token = value.to_str().ok().and_then(|text| text.strip_prefix("Bearer "));
-                let (principal, index) = token.and_then(|token| tokens.principal(token.trim())).ok_or(Refusal::Unauthorized)?;
-                Ok((principal, format!("token-{index}")))
+                let token = value.to_str().ok().and_then(|text| text.strip_prefix("Bearer ")).map(str::trim);
+                let known = token.and_then(|token| Some((tokens.principal(token)?, token)));
+                let (principal, token) = known.ok_or(Refusal::Unauthorized)?;
+                Ok((principal, format!("token-{}", Tokens::mark(token))))
             }
             (None, Self::Unix { uid, .. }) => Ok((Principal::Harness, format!("uid-{uid}"))),
             (None, Self::Tcp { .. }) => Err(Refusal::Unauthorized),

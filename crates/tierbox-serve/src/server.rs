@@ -1,20 +1,21 @@
 //! The daemon as a whole.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tierbox::{Result, StartOptions, Tierbox};
 
-use crate::admission::{Admission, Demand};
-use crate::environments::Held;
+use crate::admission::{Admission, Demand, Permit};
 use crate::events::Events;
+use crate::held::Held;
 use crate::listen::{self, Listeners};
 use crate::metrics::Metrics;
 use crate::options::{Options, default_socket};
+use crate::seats::Seats;
 use crate::tokens::Tokens;
-use crate::{reaper, wire};
+use crate::{reaper, recovery, wire};
 
 /// What all requests share.
 pub(crate) struct Shared {
@@ -24,12 +25,25 @@ pub(crate) struct Shared {
     pub admission: Admission,
     pub metrics: Arc<Metrics>,
     pub events: Events,
+    pub seats: Seats,
     environments: Mutex<BTreeMap<String, Arc<Held>>>,
+    /// What each environment has of the budget, until it is gone. Those that others started have nothing.
+    shares: Mutex<BTreeMap<String, Permit>>,
+    /// Environments whose clean-up is under way.
+    cleaning: Mutex<BTreeSet<String>>,
 }
 
 impl Shared {
     pub fn environments(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Held>>> {
         self.environments.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn shares(&self) -> MutexGuard<'_, BTreeMap<String, Permit>> {
+        self.shares.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn cleaning(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.cleaning.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub fn about(&self, profile: Option<&str>) -> Result<wire::About> {
@@ -58,10 +72,13 @@ impl Shared {
 pub struct Server {
     shared: Arc<Shared>,
     listeners: Listeners,
+    /// What an earlier daemon served.
+    left: Vec<String>,
 }
 
 impl Server {
-    /// Binds the sockets, and finds the environments again that an earlier daemon served.
+    /// Binds the sockets, and takes the share of the environments that an earlier daemon served. They themselves are found again while
+    /// it runs: one that does not answer holds up nobody.
     ///
     /// # Errors
     /// `AlreadyExists` if a daemon listens there already; `InvalidInput` for an address that is not loopback, or for one
@@ -77,12 +94,15 @@ impl Server {
             admission: Admission::new(options.budget.clone()),
             metrics: Arc::default(),
             events: Events::default(),
+            seats: Seats::of(options.connections),
             environments: Mutex::default(),
+            shares: Mutex::default(),
+            cleaning: Mutex::default(),
             options,
         });
-        let found = shared.find_again().await?;
-        tracing::info!(target: "tierbox::op", socket = %socket.display(), environments = found, "serve");
-        Ok(Self { shared, listeners })
+        let left = shared.take_shares()?;
+        tracing::info!(target: "tierbox::op", socket = %socket.display(), environments = left.len(), "serve");
+        Ok(Self { shared, listeners, left })
     }
 
     /// The path of the Unix socket.
@@ -101,14 +121,16 @@ impl Server {
     /// If a socket fails.
     pub async fn run(self, stop: impl Future<Output = ()>) -> Result<()> {
         let reaper = reaper::run(self.shared.clone());
-        let path: PathBuf = self.listeners.path.clone();
         let result = tokio::select! {
-            result = listen::accept(self.shared.clone(), self.listeners) => result,
+            result = listen::accept(self.shared.clone(), &self.listeners) => result,
             () = reaper => Ok(()),
+            () = recovery::run(self.shared.clone(), self.left) => Ok(()),
             () = stop => Ok(()),
         };
         reaper::forget_queue(&self.shared);
-        let _ = std::fs::remove_file(path);
+        let _ = std::fs::remove_file(&self.listeners.path);
+        // Whoever may bind this path from here on finds it free, and keeps what it puts there.
+        drop(self.listeners);
         result
     }
 }

@@ -314,6 +314,10 @@ pub enum EventKind {
     ExecStarted,
     /// A command ended.
     ExecEnded,
+    /// A code task was launched.
+    TaskStarted,
+    /// A code task ended.
+    TaskEnded,
     /// The follower was too slow for some.
     Missed,
     /// Nothing happened for a while.
@@ -337,7 +341,9 @@ pub struct Event {
     pub client: Option<String>,
     /// The command's id.
     pub exec: Option<String>,
-    /// How the command ended.
+    /// The code task's name, at its end.
+    pub task: Option<String>,
+    /// How the command or task ended.
     #[schemars(with = "Option<serde_json::Value>")]
     pub outcome: Option<Outcome>,
     /// How many events were missed.

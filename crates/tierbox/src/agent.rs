@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use tierbox_code::{CodeOutcome, CodeRunner, CodeStatus, CodeTask, SessionInfo, TaskCleanup, TaskFile};
 use tierbox_core::{
-    AgentPolicy, Approver, Confinement, DirEntry, Error, ErrorKind, ExecHandle, ExecId, ExecRequest, ExecResult, FileMeta,
-    GuestPath, Limits, Result, Sandbox, SandboxExt, Sensitive, Tooling,
+    AgentPolicy, Approver, ByteReader, Confinement, DirEntry, Error, ErrorKind, ExecHandle, ExecId, ExecRequest, ExecResult,
+    FileMeta, GuestPath, Limits, ReadOptions, Result, Sandbox, SandboxExt, Sensitive, Tooling,
 };
 use tokio::sync::OnceCell;
 
@@ -135,6 +135,16 @@ impl AgentSandbox {
     pub async fn read_bytes(&self, path: impl Into<GuestPath> + Send, max: u64) -> Result<Vec<u8>> {
         self.require_look("read files")?;
         self.sandbox.read_bytes(path, max).await
+    }
+
+    /// Reads a file of at most `max` bytes as a stream. Allowed at T0 and T1.
+    ///
+    /// # Errors
+    /// `PolicyDenied`; else as [`Sandbox::read`].
+    pub async fn read(&self, path: &GuestPath, max: u64) -> Result<ByteReader> {
+        self.require_look("read files")?;
+        let (_, reader) = self.sandbox.read(path, ReadOptions { max: Some(max), ..ReadOptions::default() }).await?;
+        Ok(reader)
     }
 
     /// The entries of a directory. Allowed at T0 and T1.

@@ -24,6 +24,9 @@ use crate::{AuditLayer, Run, StartOptions, check, life, runs, start};
 /// How long what a gateway decided may take to be read, before its environment is ended.
 const LAST_WORDS: Duration = Duration::from_secs(10);
 
+/// How long an engine may take to say whether an environment is still there.
+const ANSWER: Duration = Duration::from_secs(3);
+
 /// Starts and finds environments. Cheap to clone; clones share everything.
 ///
 /// It needs a tokio runtime with time enabled, of either flavour.
@@ -105,10 +108,28 @@ pub struct Listed {
     pub record: LeaseRecord,
     /// Who wants it.
     pub standing: Standing,
-    /// Whether anything of it still exists.
+    /// Whether anything of it still exists. Of one whose engine does not answer, it is taken for granted.
     pub alive: bool,
     /// What its starter noted: [`StartOptions::label`](crate::StartOptions::label).
     pub labels: BTreeMap<String, String>,
+}
+
+/// An environment as the journal knows it: no engine was asked.
+#[derive(Debug, Clone)]
+pub struct Leased {
+    /// What its lease says.
+    pub record: LeaseRecord,
+    /// Who wants it.
+    pub standing: Standing,
+    /// What its starter noted: [`StartOptions::label`](crate::StartOptions::label).
+    pub labels: BTreeMap<String, String>,
+}
+
+impl Leased {
+    fn of(entry: Entry) -> Self {
+        let standing = entry.standing(SystemTime::now());
+        Self { record: entry.record, standing, labels: Memo::from_value(&entry.memo).labels }
+    }
 }
 
 /// All environments, and what lies among their leases without being one.
@@ -309,10 +330,35 @@ impl Tierbox {
         let mut listing = Listing { foreign: found.foreign, environments: Vec::new() };
         // What a verification makes and ends is nobody's environment, unless it was left behind.
         let shown = found.entries.into_iter().filter(|entry| !(entry.twin && entry.locked));
-        for entry in shown {
-            listing.environments.push(self.listed(entry).await);
+        // All are asked at once, so that an engine that does not answer holds up no other.
+        let asked: Vec<_> = shown
+            .map(|entry| {
+                let client = self.clone();
+                tokio::spawn(async move { client.listed(entry).await })
+            })
+            .collect();
+        for listed in asked {
+            let failed = |error: tokio::task::JoinError| Error::new(ErrorKind::Internal, "list environments", error.to_string());
+            listing.environments.push(listed.await.map_err(failed)?);
         }
         Ok(listing)
+    }
+
+    /// All environments in the state directory, as the journal knows them, without what verifications make.
+    ///
+    /// # Errors
+    /// If the state directory cannot be read.
+    pub fn leases(&self) -> Result<Vec<Leased>> {
+        let entries = self.journal()?.list()?.entries;
+        Ok(entries.into_iter().filter(|entry| !entry.twin).map(Leased::of).collect())
+    }
+
+    /// One environment as the journal knows it, by id or name.
+    ///
+    /// # Errors
+    /// `NotFound`, naming what there is.
+    pub fn lease(&self, id_or_name: &str) -> Result<Leased> {
+        Ok(Leased::of(self.journal()?.find(id_or_name)?))
     }
 
     /// One environment, by id or name.
@@ -399,6 +445,22 @@ impl Tierbox {
         Ok(report)
     }
 
+    /// Removes one environment, by its id, if nobody wants it any more: neither its lease, nor `wanted`, which is asked last.
+    ///
+    /// # Errors
+    /// `NotFound`; if its lease cannot be read; the rest is in the report.
+    pub async fn cleanup_one(&self, id: &str, wanted: impl Fn() -> bool + Send + Sync) -> Result<CleanupReport> {
+        #[cfg(target_os = "linux")]
+        tierbox_verify::remove_orphans();
+        let journal = self.journal()?;
+        let registry = &self.inner.registry;
+        let report = tierbox_lease::cleanup_one(journal, registry, id, &wanted, &|entry| self.keep_left(entry)).await?;
+        if !report.removed.is_empty() {
+            Termination::forget(journal.state().path(), id);
+        }
+        Ok(report)
+    }
+
     /// Keeps what the gateway of a logged environment had decided whose owner is gone, before its lease is removed.
     fn keep_left(&self, entry: &Entry) {
         let keep = || -> Result<()> {
@@ -454,7 +516,7 @@ impl Tierbox {
     async fn listed(&self, entry: Entry) -> Listed {
         let standing = entry.standing(SystemTime::now());
         let alive = match self.inner.registry.get(&entry.record.backend) {
-            Ok(backend) => backend.is_alive(&entry.record).await,
+            Ok(backend) => tokio::time::timeout(ANSWER, backend.is_alive(&entry.record)).await.unwrap_or(true),
             Err(_) => false,
         };
         Listed { record: entry.record, standing, alive, labels: Memo::from_value(&entry.memo).labels }

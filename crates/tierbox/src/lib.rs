@@ -77,7 +77,7 @@ mod verification;
 
 pub use agent::{AgentOptions, AgentSandbox};
 pub use audited::{AuditLayer, DEFAULT_KEEP};
-pub use client::{Listed, Listing, Tierbox, TierboxBuilder, prepare};
+pub use client::{Leased, Listed, Listing, Tierbox, TierboxBuilder, prepare};
 pub use options::StartOptions;
 pub use profiles::ProfileSource;
 pub use running::Running;

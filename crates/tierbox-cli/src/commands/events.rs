@@ -70,7 +70,7 @@ fn show(text: &[u8], json: bool) {
     let kind = serde_json::to_value(event.event).ok().and_then(|kind| kind.as_str().map(str::to_owned)).unwrap_or_default();
     let outcome = event.outcome.map(|outcome| outcome.to_string());
     let missed = event.missed.map(|missed| format!("{missed} events"));
-    let words = [event.environment, event.backend, event.profile, event.client, event.exec, outcome, missed];
+    let words = [event.environment, event.backend, event.profile, event.client, event.exec, event.task, outcome, missed];
     let words: Vec<String> = words.into_iter().flatten().collect();
     output::line(neutral::line(format!("{kind:12} {}", words.join("  ")).as_bytes()));
 }

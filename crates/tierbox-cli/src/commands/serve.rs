@@ -1,9 +1,11 @@
 //! `tierbox serve`.
 
 use std::io::{BufRead, BufReader, Read};
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use tierbox::{Error, ErrorKind};
 use tierbox_serve::{Options, Server, Tokens, default_socket};
@@ -12,6 +14,8 @@ use crate::args::ServeArgs;
 use crate::interrupt::Failure;
 use crate::{Context, output};
 
+/// How long a daemon that ends may keep its place.
+const PATIENCE: Duration = Duration::from_secs(20);
 /// The most CPUs that make sense as a bound.
 const MOST_CPUS: f64 = 1e6;
 
@@ -43,9 +47,24 @@ pub(crate) async fn serve(context: &mut Context, args: ServeArgs) -> Result<u8, 
     }
 }
 
-/// Starts this program again without `--background`, in a process group of its own, and waits until it listens.
+/// Starts a daemon unless one listens already, and waits until it hears. One that is about to end has its place still, and hears nobody:
+/// then another one is started when the place is free.
 fn background(context: &Context, socket: Option<PathBuf>) -> Result<PathBuf, Error> {
     let socket = socket.map_or_else(|| default_socket(&context.client), Ok)?;
+    let began = Instant::now();
+    loop {
+        launch()?;
+        let Err(error) = UnixStream::connect(&socket) else { return Ok(socket) };
+        if began.elapsed() > PATIENCE {
+            return Err(Error::io("start daemon", error).with_context("path", socket.display()));
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+/// Starts this program again without `--background`, in a process group of its own, and waits until it listens, or says that
+/// another one does.
+fn launch() -> Result<(), Error> {
     let failed = |error| Error::io("start daemon", error);
     let program = std::env::current_exe().map_err(failed)?;
     let arguments = std::env::args_os().skip(1).filter(|argument| argument != "--background" && argument != "--json");
@@ -64,7 +83,7 @@ fn background(context: &Context, socket: Option<PathBuf>) -> Result<PathBuf, Err
         BufReader::new(stdout.take(64 << 10)).read_line(&mut line).map_err(failed)?;
     }
     if !line.is_empty() {
-        return Ok(socket);
+        return Ok(());
     }
     let mut said = String::new();
     if let Some(stderr) = child.stderr.take() {
@@ -72,7 +91,7 @@ fn background(context: &Context, socket: Option<PathBuf>) -> Result<PathBuf, Err
     }
     let status = child.wait().map_err(failed)?;
     if status.code() == Some(i32::from(crate::exit::of_error(ErrorKind::AlreadyExists))) {
-        return Ok(socket);
+        return Ok(());
     }
     Err(Error::new(ErrorKind::Internal, "start daemon", format!("it ended with {status}: {}", said.trim())))
 }

@@ -114,3 +114,22 @@ async fn what_cannot_be_removed_keeps_its_lease() {
     assert!(journal.get(&stubborn).is_ok() && journal.get(&unknown_id).is_ok());
     assert!(journal.state().leases().join("local-garbage.json").exists());
 }
+
+#[tokio::test(flavor = "current_thread")]
+async fn one_alone_goes_unless_it_is_in_use_or_wanted() {
+    let Fixture { _dir, journal, registry, recorder } = fixture();
+    let over = Hold::Until(SystemTime::UNIX_EPOCH);
+    let (one, other) = (make(&journal, over, "directory"), make(&journal, over, "directory"));
+    let later = make(&journal, Hold::Until(SystemTime::now() + Duration::from_secs(3600)), "directory");
+    let gone = Mutex::new(Vec::new());
+    let note = |entry: &Entry| gone.lock().unwrap().push(entry.record.id.clone());
+    for (id, wanted) in [(&one, true), (&later, false)] {
+        let report = cleanup_one(&journal, &registry, id, &|| wanted, &note).await.unwrap();
+        assert_eq!((report.removed.len(), report.kept.len()), (0, 1), "{report:?}");
+    }
+    assert!(recorder.0.lock().unwrap().is_empty());
+    cleanup_one(&journal, &registry, &one, &|| false, &note).await.unwrap();
+    assert_eq!((recorder.0.lock().unwrap().clone(), gone.into_inner().unwrap()), (vec![one.clone()], vec![one.clone()]));
+    assert!(journal.get(&other).is_ok() && journal.get(&later).is_ok());
+    assert_eq!(cleanup_one(&journal, &registry, &one, &|| false, &|_| ()).await.unwrap_err().kind(), ErrorKind::NotFound);
+}
