@@ -29,12 +29,16 @@ pub async fn a_task_has_files_variables_and_an_outcome(environment: Arc<dyn Envi
     let files = runner.get_files(&outcome.task_hash, None, 1000).await.unwrap();
     let files: Vec<_> = files.iter().map(|file| (file.name.as_slice(), file.contents.as_slice())).collect();
     assert_eq!(files, [(b"data/in.txt".as_slice(), b"input ".as_slice()), (b"out/result", b"abc")]);
+    let listed = runner.list_files(&outcome.task_hash).await.unwrap();
+    let sizes: Vec<_> = listed.files.iter().map(|file| (file.name.as_slice(), file.size)).collect();
+    assert_eq!((sizes, listed.incomplete), (vec![(b"data/in.txt".as_slice(), 6), (b"out/result", 3)], None));
     let one = runner.get_files(&outcome.task_hash, Some(b"out/result"), 3).await.unwrap();
     assert_eq!(one[0].contents, b"abc");
     let kind = |result: Result<Vec<_>, tierbox_core::Error>| result.unwrap_err().kind();
     assert_eq!(kind(runner.get_files(&outcome.task_hash, Some(b"nothing"), 3).await), ErrorKind::NotFound);
     assert_eq!(kind(runner.get_files(&outcome.task_hash, None, 8).await), ErrorKind::TooLarge);
     assert_eq!(kind(runner.get_files("0123456789abcdef", None, 8).await), ErrorKind::NotFound);
+    assert_eq!(runner.list_files("0123456789abcdef").await.unwrap_err().kind(), ErrorKind::NotFound);
 }
 
 pub async fn python_is_python3_where_only_that_exists(environment: Arc<dyn Environment>) {
@@ -137,6 +141,7 @@ pub async fn what_makes_no_sense_is_refused_before_anything_is_made(environment:
         (task().session(""), ErrorKind::InvalidInput),
         (task().session("s").private_dir(false), ErrorKind::InvalidInput),
         (task().limits(long), ErrorKind::InvalidInput),
+        (task().limits(TaskLimits { time: Some(Duration::ZERO), ..none }), ErrorKind::InvalidInput),
         (task().limits(TaskLimits { memory: Some(u64::MAX), ..none }), ErrorKind::InvalidInput),
         (task().limits(TaskLimits { memory: Some(0), ..none }), ErrorKind::InvalidInput),
         (task().limits(TaskLimits { file_size: Some(u64::MAX), ..none }), ErrorKind::InvalidInput),

@@ -1,9 +1,9 @@
 //! What hostile code tasks try.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use tierbox::code::CodeTask;
+use tierbox::code::{CodeOutcome, CodeRunner, CodeTask};
 use tierbox_core::{Environment, ErrorKind, ExecRequest, Outcome, SandboxExt};
 
 use super::conformance::runner;
@@ -63,6 +63,11 @@ pub async fn what_a_task_puts_into_the_place_of_directories_leads_nobody_astray(
         assert_eq!(outcome.result.stdout.text(), "fine\n", "after {code}: {outcome:?}");
         assert_eq!(runner.get_files(&outcome.task_hash, None, 100).await.unwrap().len(), 1, "after {code}");
     }
+    // Its own text, as a directory that cannot be entered: the same task runs again.
+    for _ in 0..2 {
+        let code = "rm \"$0\"; mkdir -p \"$0/x\"; chmod 0 \"$0\"";
+        assert!(runner.run_code(&CodeTask::new("sh", code)).await.unwrap().success());
+    }
     // Its own directory, or that of its session: a link is no directory of a task's.
     let task = |code: &str| CodeTask::new("sh", code).session("s");
     let moved = runner.run_code(&task("rm -rf \"$PWD\"; ln -s \"${PWD%/*}/../elsewhere\" \"$PWD\"")).await.unwrap();
@@ -90,4 +95,77 @@ pub async fn a_task_that_removes_its_own_ground_is_survived(environment: Arc<dyn
         environment.primary().run(ExecRequest::shell("ls -A /etc | wc -l; rm .tierbox-code")).await.unwrap().stdout.text();
     assert_eq!(before, after);
     assert!(runner.run_code(&CodeTask::new("sh", ":")).await.unwrap().success());
+}
+
+/// What a task left, it and others can go on with: the next one of its session runs, and their files can be listed and read.
+async fn goes_on(runner: &CodeRunner, code: &str) -> (CodeOutcome, CodeOutcome) {
+    let task = |code: &str| CodeTask::new("sh", code).session("s");
+    let first = runner.run_code(&task(code)).await.unwrap();
+    assert!(first.success(), "{:?}", first.result);
+    let next = runner.run_code(&task("printf next > new")).await.unwrap();
+    assert!(next.success(), "{:?}", next.result);
+    let new = runner.get_files(&next.task_hash, Some(b"new"), 10).await.unwrap();
+    assert_eq!(new[0].contents, b"next");
+    (first, next)
+}
+
+/// A directory that cannot be entered, and one whose files can be named and not be looked at.
+pub async fn a_locked_directory_does_not_end_a_session(environment: Arc<dyn Environment>) {
+    let runner = runner(&environment).await;
+    let code = "mkdir locked named; : > locked/x; : > named/y; chmod 0 locked; chmod 444 named; echo open > open; \
+                ! ls locked >/dev/null 2>&1 || echo all-may";
+    let (first, next) = goes_on(&runner, code).await;
+    // Who may do everything is stopped by no mode.
+    let hidden = first.result.stdout.text() != "all-may\n";
+    let names: Vec<&str> = next.files_created.iter().map(|file| file.name.as_str()).collect();
+    assert_eq!((names, next.files_incomplete.is_some()), (vec!["new"], hidden), "{:?}", next.files_incomplete);
+    let listed = runner.list_files(&next.task_hash).await.unwrap();
+    let seen = |name: &[u8]| listed.files.iter().find(|file| file.name == name).map(|file| file.size);
+    assert_eq!((seen(b"open"), seen(b"new"), seen(b"locked/x").is_none()), (Some(5), Some(4), hidden));
+    assert_eq!(listed.incomplete.is_some(), hidden);
+    let files = runner.get_files(&next.task_hash, None, 100).await.unwrap();
+    assert!(files.iter().any(|file| file.name == b"open" && file.contents == b"open\n"), "{files:?}");
+}
+
+/// More files than are listed: what is listed is told, and that it is not all.
+pub async fn many_files_do_not_end_a_session(environment: Arc<dyn Environment>) {
+    let runner = runner(&environment).await;
+    let (first, next) = goes_on(&runner, "i=0; while [ $i -lt 10500 ]; do : > f$i; i=$((i + 1)); done").await;
+    assert_eq!(first.files_created.len(), 10_000);
+    for outcome in [&first, &next] {
+        assert_eq!(outcome.files_incomplete.as_deref(), Some("there are more than 10000 files"));
+    }
+    assert!(next.files_created.len() <= 1000, "{} of them count as new", next.files_created.len());
+    let listed = runner.list_files(&next.task_hash).await.unwrap();
+    assert_eq!((listed.files.len(), listed.incomplete.as_deref()), (10_000, Some("there are more than 10000 files")));
+}
+
+/// Files that take no place, and whose hashes would take long: 60 of 256 MiB, and 200 of 1 MiB.
+pub async fn huge_files_do_not_end_a_session(environment: Arc<dyn Environment>) {
+    let runner = runner(&environment).await;
+    let code = "mkdir big some; (cd big && truncate -s 268435456 $(seq 60)); cd some && truncate -s 1048576 $(seq 200)";
+    let began = Instant::now();
+    let (first, next) = goes_on(&runner, code).await;
+    assert!(began.elapsed() < Duration::from_secs(60), "it took {:?}", began.elapsed());
+    assert_eq!((first.files_created.len(), first.files_incomplete.as_deref()), (260, None));
+    let big = |outcome: &CodeOutcome| outcome.files_created.iter().filter(|file| file.size == 256 << 20).count();
+    assert_eq!((big(&first), big(&next)), (60, 60), "what has no hash may be another one");
+    assert!(first.files_created.iter().all(|file| file.size != 256 << 20 || file.sha256.is_none()));
+    let hashed: u64 = first.files_created.iter().filter(|file| file.sha256.is_some()).map(|file| file.size).sum();
+    assert!((1..=136 << 20).contains(&hashed), "{hashed} bytes were hashed");
+    let listed = runner.list_files(&next.task_hash).await.unwrap();
+    assert_eq!((listed.files.len(), listed.incomplete), (261, None));
+    assert_eq!(runner.get_files(&next.task_hash, None, 1 << 20).await.unwrap_err().kind(), ErrorKind::TooLarge);
+}
+
+/// Whoever asks for files right after it, with no run between that would mend the record.
+pub async fn a_pipe_in_the_place_of_a_record_keeps_nobody_waiting(environment: Arc<dyn Environment>) {
+    let runner = runner(&environment).await;
+    let code = "for record in ../.tasks/*; do rm -f $record; mkfifo $record; done";
+    let outcome = runner.run_code(&CodeTask::new("sh", code)).await.unwrap();
+    assert!(outcome.success(), "{outcome:?}");
+    let asked = tokio::time::timeout(Duration::from_secs(30), runner.get_files(&outcome.task_hash, None, 100));
+    assert_eq!(asked.await.expect("an answer").unwrap_err().kind(), ErrorKind::NotFound);
+    let asked = tokio::time::timeout(Duration::from_secs(30), runner.list_files(&outcome.task_hash));
+    assert_eq!(asked.await.expect("an answer").unwrap_err().kind(), ErrorKind::NotFound);
 }

@@ -41,6 +41,10 @@ pub const ALL: &[(&str, Case)] = cases! {
         a_program_cannot_forge_its_outcome,
         a_task_that_removes_its_own_ground_is_survived,
         what_a_task_puts_into_the_place_of_directories_leads_nobody_astray,
+        a_locked_directory_does_not_end_a_session,
+        many_files_do_not_end_a_session,
+        huge_files_do_not_end_a_session,
+        a_pipe_in_the_place_of_a_record_keeps_nobody_waiting,
     ;
 };
 

@@ -6,6 +6,7 @@
 #![deny(missing_docs)]
 #![forbid(unsafe_code)]
 
+mod files;
 mod hash;
 mod runner;
 mod script;
@@ -14,6 +15,7 @@ mod task;
 pub use hash::task_hash;
 pub use runner::CodeRunner;
 pub use task::{
-    CodeOutcome, CodeStatus, CodeTask, CreatedFile, RuntimeStatus, SessionInfo, TaskCleanup, TaskFile, TaskLimits, TaskReport,
+    CodeOutcome, CodeStatus, CodeTask, CreatedFile, RuntimeStatus, SessionInfo, TaskCleanup, TaskEntry, TaskFile, TaskFiles,
+    TaskLimits, TaskReport,
 };
 pub use tierbox_core::{CodeSettings, Runtime};

@@ -1,6 +1,5 @@
 //! Runs tasks in one sandbox.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -9,9 +8,10 @@ use tierbox_core::{
     CodeSettings, Error, ErrorKind, ExecRequest, ExecResult, KillReason, Outcome, Result, Runtime, Sandbox, SandboxExt,
 };
 
-use crate::hash::{is_hash, sha256, short, task_hash};
+use crate::files::{self, HASHED_FIRST, HASHED_LATER, Listing};
+use crate::hash::{is_hash, short, task_hash};
 use crate::script::{self, Answer, Script, unclear};
-use crate::task::{CodeOutcome, CodeStatus, CodeTask, CreatedFile, RuntimeStatus, SessionInfo, TaskCleanup, TaskFile};
+use crate::task::{CodeOutcome, CodeStatus, CodeTask, CreatedFile, RuntimeStatus, SessionInfo, TaskCleanup, TaskFile, TaskFiles};
 
 /// Input files of one task.
 const MOST_FILES: usize = 1000;
@@ -23,8 +23,6 @@ const LONGEST_SESSION: usize = 200;
 const MOST_BYTES: u64 = 1 << 50;
 const MOST_OPEN: u64 = 1 << 30;
 const MOST_SECONDS: u64 = 366 * 86400;
-/// Files that are listed.
-const MOST_LISTED: usize = 10_000;
 
 /// Runs code tasks in one sandbox. Cheap to clone.
 ///
@@ -70,9 +68,8 @@ impl CodeRunner {
     /// before any side effect; `NotFound` if the machine has no program for the runtime; `NoSpace`, `PermissionDenied` if
     /// the task's directory cannot be made; as [`Sandbox::spawn`].
     pub async fn run_code(&self, task: &CodeTask) -> Result<CodeOutcome> {
-        let runtime = self.check(task)?;
+        let (runtime, time) = self.check(task)?;
         let place = Place::of(task);
-        let time = self.time(task)?;
         let prepared = self.prepare(task, runtime, &place).await?;
         let result = self.sandbox.run(self.request(task, runtime, &prepared, time)).await?;
         let error_message = explain(&result, time);
@@ -98,32 +95,56 @@ impl CodeRunner {
     /// The files of a task (of its session, if it has one), or one of them. One command in the machine.
     ///
     /// # Errors
-    /// `NotFound` for a task or file that is not there; `TooLarge` if all take more than `max` bytes.
+    /// `NotFound` for a task or file that is not there; `TooLarge` if all take more than `max` bytes, or are more than are listed.
     pub async fn get_files(&self, task_hash: &str, name: Option<&[u8]>, max: u64) -> Result<Vec<TaskFile>> {
-        const OPERATION: &str = "get files";
-        if !is_hash(task_hash) {
-            return Err(invalid(OPERATION, "a task's name is 16 hex digits"));
-        }
-        let mut args = vec![self.base(), task_hash.into()];
         if let Some(name) = name {
-            check_name(OPERATION, name)?;
-            args.push(name.to_vec());
+            check_name("get files", name)?;
         }
         let most = max.saturating_add(script::ANSWER);
-        let mut answer = Script::new(OPERATION, script::FILES, args).at_most(most).run(self.sandbox.as_ref()).await?;
-        let missing = |message: &str| Err(Error::new(ErrorKind::NotFound, OPERATION, message).with_context("task", task_hash));
-        match answer.text()?.as_str() {
-            "files" => {}
-            "no-file" => return missing("the task has no such file"),
-            "no-directory" => return missing("the task ran without a directory of its own, so that it has no files"),
-            "unreadable" => return Err(Error::new(ErrorKind::PermissionDenied, OPERATION, "the task left the file unreadable")),
-            "no-base" | "no-task" => {
-                return Err(Error::new(ErrorKind::NotFound, OPERATION, format!("there is no task {task_hash} here"))
-                    .with_help("tasks are removed when they expire, and with their sandbox"));
-            }
-            _ => return Err(unclear(OPERATION)),
+        let mut answer =
+            self.ask_for_files("get files", task_hash, if name.is_some() { "one" } else { "all" }, name, most).await?;
+        if let Some((kind, why)) = answer.incomplete.take() {
+            return Err(Error::new(kind, answer.operation, why).with_help(files::ONE_BY_ONE));
         }
-        read_files(&mut answer, max)
+        files::read_contents(&mut answer, max)
+    }
+
+    /// The names and sizes of a task's files (of its session's, if it has one), without what they hold. One command in the machine.
+    ///
+    /// # Errors
+    /// `NotFound` for a task that is not there.
+    pub async fn list_files(&self, task_hash: &str) -> Result<TaskFiles> {
+        let mut answer = self.ask_for_files("list files", task_hash, "list", None, script::ANSWER).await?;
+        Ok(Listing::read(&mut answer).into_files())
+    }
+
+    /// What stands behind the first word of the answer is not looked at yet, nor whether it is whole.
+    async fn ask_for_files(
+        &self,
+        operation: &'static str,
+        task_hash: &str,
+        what: &str,
+        name: Option<&[u8]>,
+        most: u64,
+    ) -> Result<Answer> {
+        if !is_hash(task_hash) {
+            return Err(invalid(operation, "a task's name is 16 hex digits"));
+        }
+        let mut args = vec![self.base(), task_hash.into(), what.into()];
+        args.extend(name.map(<[u8]>::to_vec));
+        let mut answer = Script::new(operation, script::FILES, args).at_most(most).try_run(self.sandbox.as_ref()).await?;
+        let missing = |message: &str| Err(Error::new(ErrorKind::NotFound, operation, message).with_context("task", task_hash));
+        match answer.head(Answer::text)?.as_str() {
+            "files" => Ok(answer),
+            "no-file" => missing("the task has no such file"),
+            "no-directory" => missing("the task ran without a directory of its own, so that it has no files"),
+            "unreadable" => Err(Error::new(ErrorKind::PermissionDenied, operation, "the task left the file unreadable")),
+            "no-base" | "no-task" => {
+                Err(Error::new(ErrorKind::NotFound, operation, format!("there is no task {task_hash} here"))
+                    .with_help("tasks are removed when they expire, and with their sandbox"))
+            }
+            _ => Err(unclear(operation)),
+        }
     }
 
     /// Removes tasks whose last run is at least this long ago (the profile's expiry where `None`, everything at zero), and
@@ -215,7 +236,7 @@ impl CodeRunner {
         self.settings.expiry.max(longest + Duration::from_secs(60))
     }
 
-    fn check(&self, task: &CodeTask) -> Result<&Runtime> {
+    fn check(&self, task: &CodeTask) -> Result<(&Runtime, Option<Duration>)> {
         const OPERATION: &str = "run code";
         let runtime = self.settings.runtime(&task.runtime).ok_or_else(|| {
             let names: Vec<&str> = self.settings.runtimes.iter().map(|runtime| runtime.name.as_str()).collect();
@@ -243,9 +264,10 @@ impl CodeRunner {
                 return Err(invalid(OPERATION, "a session is a directory, and this task is to have none"));
             }
         }
-        // Arguments and variables are checked here, before anything is made inside.
-        self.request(task, runtime, &Prepared::default(), None).validate()?;
-        Ok(runtime)
+        // Arguments, variables and the time are checked here, before anything is made inside.
+        let time = self.time(task)?;
+        self.request(task, runtime, &Prepared::default(), time).validate()?;
+        Ok((runtime, time))
     }
 
     /// A limit that no machine can count up to would come out as another one there.
@@ -289,6 +311,8 @@ impl CodeRunner {
             place.session_hash.clone().unwrap_or_default().into_bytes(),
             place.code_file(runtime).into_bytes(),
             decimal(self.expiry().as_secs()),
+            decimal(HASHED_FIRST),
+            decimal(HASHED_LATER),
             decimal(runtime.programs.len() as u64),
         ];
         args.extend(runtime.programs.iter().map(|program| program.clone().into_bytes()));
@@ -299,11 +323,13 @@ impl CodeRunner {
             args.push(decimal(contents.len() as u64));
             input.extend_from_slice(contents);
         }
-        let mut answer = Script::new(OPERATION, script::PREPARE, args).stdin(input).run(self.sandbox.as_ref()).await?;
-        self.refusal(&answer.text()?, runtime)?;
-        let (program, directory, code_file) = (answer.text()?, answer.text()?, answer.text()?);
-        let fresh = answer.text()? == "fresh";
-        let before = if fresh { Listing::of_inputs(task) } else { Listing::read(&mut answer)?.0 };
+        let mut answer = Script::new(OPERATION, script::PREPARE, args).stdin(input).try_run(self.sandbox.as_ref()).await?;
+        let ready = answer.head(Answer::text)?;
+        self.refusal(&ready, runtime)?;
+        let (program, directory) = (answer.head(Answer::text)?, answer.head(Answer::text)?);
+        let (code_file, state) = (answer.head(Answer::text)?, answer.head(Answer::text)?);
+        // What earlier code left is listed last: whatever it did to that, this task can run.
+        let before = if state == "fresh" { Listing::of_inputs(task) } else { Listing::read(&mut answer) };
         Ok(Prepared { program, directory, code_file, before })
     }
 
@@ -357,19 +383,14 @@ impl CodeRunner {
     async fn left(&self, place: &Place, before: &Listing) -> Result<(Vec<CreatedFile>, Option<String>)> {
         const OPERATION: &str = "list files of the task";
         let session = place.session_hash.clone().unwrap_or_default();
-        let args = vec![self.base(), place.hash.clone().into(), place.directory.clone().into(), session.into()];
+        let mut args = vec![self.base(), place.hash.clone().into(), place.directory.clone().into(), session.into()];
+        args.extend([decimal(HASHED_FIRST), decimal(HASHED_LATER)]);
         let mut answer = Script::new(OPERATION, script::AFTER, args).try_run(self.sandbox.as_ref()).await?;
-        match answer.next() {
-            Some(b"files") => {}
-            Some(b"no-base" | b"no-directory") => {
-                return Ok((Vec::new(), Some("the task removed its own directory".to_owned())));
-            }
-            _ => return Err(unclear(OPERATION)),
+        match answer.head(Answer::text)?.as_str() {
+            "files" => Ok(Listing::read(&mut answer).changed_since(before)),
+            "no-base" | "no-directory" => Ok((Vec::new(), Some("the task removed its own directory".to_owned()))),
+            _ => Err(unclear(OPERATION)),
         }
-        let (after, cut) = Listing::read(&mut answer)?;
-        let why =
-            answer.incomplete.take().map(|(_, why)| why).or(cut.then(|| format!("there are more than {MOST_LISTED} files")));
-        Ok((after.changed_since(before), why))
     }
 }
 
@@ -412,67 +433,6 @@ struct Prepared {
     directory: String,
     code_file: String,
     before: Listing,
-}
-
-/// Files by name: size and hash.
-#[derive(Default)]
-struct Listing(BTreeMap<Vec<u8>, (u64, Option<String>)>);
-
-impl Listing {
-    fn of_inputs(task: &CodeTask) -> Self {
-        let entry = |(name, contents): (&String, &Vec<u8>)| {
-            let parts: Vec<&str> = name.split('/').filter(|part| *part != ".").collect();
-            (parts.join("/").into_bytes(), (contents.len() as u64, Some(sha256(contents))))
-        };
-        Self(task.files.iter().map(entry).collect())
-    }
-
-    /// Reads to the end; tells whether there was more than is listed.
-    fn read(answer: &mut Answer) -> Result<(Self, bool)> {
-        let mut files = BTreeMap::new();
-        while let Some(hash) = answer.next().map(|hash| String::from_utf8_lossy(hash).into_owned()) {
-            let Some(size) = answer.next().map(|size| String::from_utf8_lossy(size).parse::<u64>()) else { break };
-            let Some(name) = answer.next().map(<[u8]>::to_vec) else { break };
-            let size = size.map_err(|_| unclear(answer.operation))?;
-            if files.len() == MOST_LISTED {
-                return Ok((Self(files), true));
-            }
-            let is_sha256 = hash.len() == 64 && hash.bytes().all(|byte| byte.is_ascii_hexdigit());
-            files.insert(name, (size, is_sha256.then_some(hash)));
-        }
-        Ok((Self(files), false))
-    }
-
-    fn changed_since(self, before: &Self) -> Vec<CreatedFile> {
-        let is_new = |(name, facts): &(Vec<u8>, (u64, Option<String>))| {
-            before.0.get(name).is_none_or(|old| old != facts || facts.1.is_none())
-        };
-        let shown = |(name, (size, sha256)): (Vec<u8>, (u64, Option<String>))| CreatedFile {
-            name: String::from_utf8_lossy(&name).into_owned(),
-            name_bytes: name,
-            size,
-            sha256,
-        };
-        self.0.into_iter().filter(is_new).map(shown).collect()
-    }
-}
-
-fn read_files(answer: &mut Answer, max: u64) -> Result<Vec<TaskFile>> {
-    let operation = answer.operation;
-    let (mut files, mut total) = (Vec::new(), 0_u64);
-    while let Some(name) = answer.next().map(<[u8]>::to_vec) {
-        let size = answer.number()?;
-        total = total.saturating_add(size);
-        if total > max {
-            return Err(Error::new(ErrorKind::TooLarge, operation, format!("the files take more than {max} bytes"))
-                .with_help("ask for one file by its name"));
-        }
-        let count = usize::try_from(size).map_err(|_| unclear(operation))?;
-        let contents = answer.take(count).ok_or_else(|| unclear(operation))?.to_vec();
-        files.push(TaskFile { name, contents });
-    }
-    files.sort_by(|a, b| a.name.cmp(&b.name));
-    Ok(files)
 }
 
 /// A path below the task's directory.

@@ -90,12 +90,31 @@ pub(crate) struct Answer {
 }
 
 impl Answer {
+    #[cfg(test)]
+    pub fn of(operation: &'static str, bytes: &[u8]) -> Self {
+        Self { operation, bytes: bytes.to_vec(), at: 0, incomplete: None }
+    }
+
     /// The next field; `None` at the end.
     pub fn next(&mut self) -> Option<&[u8]> {
         let rest = self.bytes.get(self.at..)?;
         let end = rest.iter().position(|byte| *byte == 0)?;
         self.at += end + 1;
         Some(&rest[..end])
+    }
+
+    /// The next three.
+    pub fn fields(&mut self) -> Option<[Vec<u8>; 3]> {
+        Some([self.next()?.to_vec(), self.next()?.to_vec(), self.next()?.to_vec()])
+    }
+
+    /// Something that must be there, although the rest may be cut off.
+    pub fn head<T>(&mut self, read: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
+        let found = read(self);
+        match self.incomplete.take_if(|_| found.is_err()) {
+            Some((kind, why)) => Err(Error::new(kind, self.operation, why)),
+            None => found,
+        }
     }
 
     /// The next so many bytes.

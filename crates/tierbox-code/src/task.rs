@@ -131,7 +131,8 @@ pub struct CreatedFile {
     pub name_bytes: Vec<u8>,
     /// Its size in bytes.
     pub size: u64,
-    /// Its SHA-256 in hex; `None` where the task left it unreadable.
+    /// Its SHA-256 in hex; `None` where the task left it unreadable, or more than is hashed: 128 MiB of the first 200 files, and
+    /// 8 MiB of each 200 that follow.
     pub sha256: Option<String>,
 }
 
@@ -238,6 +239,24 @@ pub struct TaskFile {
     pub name: Vec<u8>,
     /// What it holds.
     pub contents: Vec<u8>,
+}
+
+/// A file of a task, without its contents.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TaskEntry {
+    /// Its path below the task's directory.
+    pub name: Vec<u8>,
+    /// Its size in bytes.
+    pub size: u64,
+}
+
+/// The files of a task, without their contents.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TaskFiles {
+    /// By name; at most 10000.
+    pub files: Vec<TaskEntry>,
+    /// Why these are not all, where they are not.
+    pub incomplete: Option<String>,
 }
 
 /// What a clean-up did.

@@ -119,7 +119,13 @@ fn contents(bytes: &[u8]) -> Value {
 
 async fn get_files(agent: &AgentSandbox, arguments: Value) -> Result<Value> {
     let asked: GetFiles = arguments::read("get_files", arguments)?;
-    let files = agent.get_files(&asked.task_hash, asked.name.as_deref().map(str::as_bytes), MOST_FILES).await?;
+    let files = match agent.get_files(&asked.task_hash, asked.name.as_deref().map(str::as_bytes), MOST_FILES).await {
+        // Whoever is to ask for one by its name has to know the names.
+        Err(error) if error.kind() == ErrorKind::TooLarge && asked.name.is_none() => {
+            return file_names(agent, &asked.task_hash).await;
+        }
+        files => files?,
+    };
     let shown = files.iter().map(|file| {
         let mut shown = contents(&file.contents);
         shown["name"] = json!(String::from_utf8_lossy(&file.name));
@@ -127,6 +133,18 @@ async fn get_files(agent: &AgentSandbox, arguments: Value) -> Result<Value> {
         shown
     });
     let mut shown = json!({ "files": shown.collect::<Vec<_>>() });
+    cut(&mut shown, "files", "ask for one by its name");
+    Ok(shown)
+}
+
+async fn file_names(agent: &AgentSandbox, task: &str) -> Result<Value> {
+    let found = agent.list_task_files(task).await?;
+    let shown = found.files.iter().map(|file| json!({ "name": String::from_utf8_lossy(&file.name), "size": file.size }));
+    let mut note = "together they are too large to show what they hold: ask for one by its name".to_owned();
+    if let Some(why) = &found.incomplete {
+        note.push_str(&format!("; {why}"));
+    }
+    let mut shown = json!({ "files": shown.collect::<Vec<_>>(), "note": note });
     cut(&mut shown, "files", "ask for one by its name");
     Ok(shown)
 }

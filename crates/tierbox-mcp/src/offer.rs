@@ -87,7 +87,7 @@ fn get_files() -> Tool {
         "task_hash": { "type": "string", "description": "as run_code returned it" },
         "name": { "type": "string", "description": "one file, by its path below the task's directory; all of them otherwise" }
     });
-    let description = "Returns the files of a task that run_code ran, with their contents.".to_owned();
+    let description = "Returns the files of a task that run_code ran, with their contents; names and sizes alone where they are too large together.".to_owned();
     tool("get_files", description, object(&["task_hash"], properties), looks())
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tierbox::code::{CodeOutcome, CodeRunner, CodeStatus, CodeTask, SessionInfo, TaskCleanup, TaskFile, TaskLimits};
+use tierbox::code::{CodeOutcome, CodeRunner, CodeStatus, CodeTask, SessionInfo, TaskCleanup, TaskEntry, TaskFile, TaskFiles, TaskLimits};
 use tierbox::{AgentSandbox, Error, ErrorKind, Result};
 
 use crate::answer::{self, Answer, BYTES};
@@ -51,6 +51,14 @@ impl Coder {
         })
     }
 
+    /// Names and sizes alone.
+    async fn names(&self, task: &str) -> Result<TaskFiles> {
+        match self {
+            Self::Harness(runner) => runner.list_files(task).await,
+            Self::Agent(agent) => agent.list_task_files(task).await,
+        }
+    }
+
     /// The limits that a task cannot change.
     fn check(&self, task: &CodeTask) -> Result<()> {
         match (self, task.limits.output) {
@@ -90,13 +98,10 @@ pub(crate) async fn code(mut asked: Asked, environment: Busy, op: Op, task: &str
             answer::json(&outcome.report())
         }
         Op::CodeFiles => {
-            let file = |file: &TaskFile| wire::CodeFile {
-                name: String::from_utf8_lossy(&file.name).into_owned(),
-                size: file.contents.len() as u64,
-            };
-            let (files, _place) = coder.files(&environment, task, None).await?;
-            let files = files.iter().map(file).collect();
-            answer::json(&wire::CodeFiles { files })
+            let file =
+                |file: &TaskEntry| wire::CodeFile { name: String::from_utf8_lossy(&file.name).into_owned(), size: file.size };
+            let found = coder.names(task).await?;
+            answer::json(&wire::CodeFiles { files: found.files.iter().map(file).collect(), incomplete: found.incomplete })
         }
         Op::CodeFile => {
             let name = asked.query.bytes("name").ok_or_else(|| invalid("the query has no `name`"))?;

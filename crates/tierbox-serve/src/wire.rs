@@ -407,8 +407,10 @@ pub struct CodeFile {
 /// The files of a code task.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct CodeFiles {
-    /// Sorted by name.
+    /// Sorted by name; at most 10000.
     pub files: Vec<CodeFile>,
+    /// Why these are not all, where they are not.
+    pub incomplete: Option<String>,
 }
 
 /// Facts about a file.

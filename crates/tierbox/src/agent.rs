@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tierbox_code::{CodeOutcome, CodeRunner, CodeStatus, CodeTask, SessionInfo, TaskCleanup, TaskFile};
+use tierbox_code::{CodeOutcome, CodeRunner, CodeStatus, CodeTask, SessionInfo, TaskCleanup, TaskFile, TaskFiles};
 use tierbox_core::{
     AgentPolicy, Approver, ByteReader, Confinement, DirEntry, Error, ErrorKind, ExecHandle, ExecId, ExecRequest, ExecResult,
     FileMeta, GuestPath, Limits, ReadOptions, Result, Sandbox, SandboxExt, Sensitive, Tooling,
@@ -97,6 +97,15 @@ impl AgentSandbox {
     pub async fn get_files(&self, task_hash: &str, name: Option<&[u8]>, max: u64) -> Result<Vec<TaskFile>> {
         self.require_look("read files")?;
         self.code()?.get_files(task_hash, name, max).await
+    }
+
+    /// The names and sizes of a task's files. Allowed at T0 and T1.
+    ///
+    /// # Errors
+    /// `PolicyDenied`; else as [`CodeRunner::list_files`].
+    pub async fn list_task_files(&self, task_hash: &str) -> Result<TaskFiles> {
+        self.require_look("read files")?;
+        self.code()?.list_files(task_hash).await
     }
 
     /// Removes old tasks. Allowed at T0 only.

@@ -4,7 +4,7 @@ use std::io::{IsTerminal, Read, Write};
 use std::path::Path;
 use std::time::Duration;
 
-use tierbox::code::{CodeOutcome, CodeTask, TaskLimits};
+use tierbox::code::{CodeOutcome, CodeTask, TaskEntry, TaskLimits};
 use tierbox::{AgentOptions, AgentSandbox, Error, ErrorKind, Result, Running, Tierbox, base64};
 
 use crate::args::{CodeCommand, CodeRunArgs};
@@ -134,7 +134,29 @@ async fn attached(client: &Tierbox, name: &str) -> Result<Running> {
 }
 
 async fn files(agent: &AgentSandbox, task: &str, name: Option<&str>, json: bool) -> Result<u8> {
-    let files = agent.get_files(task, name.map(str::as_bytes), MOST_BYTES).await?;
+    match name {
+        Some(name) => contents(agent, task, name, json).await,
+        None => names(agent, task, json).await,
+    }
+}
+
+async fn names(agent: &AgentSandbox, task: &str, json: bool) -> Result<u8> {
+    let found = agent.list_task_files(task).await?;
+    if json {
+        let shown = |file: &TaskEntry| serde_json::json!({ "name": String::from_utf8_lossy(&file.name), "size": file.size });
+        output::json(&found.files.iter().map(shown).collect::<Vec<_>>());
+    } else {
+        let row = |file: &TaskEntry| vec![neutral::line(&file.name), file.size.to_string()];
+        output::line(table::render(&["NAME", "BYTES"], &found.files.iter().map(row).collect::<Vec<_>>()));
+    }
+    if let Some(why) = found.incomplete {
+        output::remark(&format!("not all files are listed: {why}"));
+    }
+    Ok(0)
+}
+
+async fn contents(agent: &AgentSandbox, task: &str, name: &str, json: bool) -> Result<u8> {
+    let files = agent.get_files(task, Some(name.as_bytes()), MOST_BYTES).await?;
     if json {
         let shown = files.iter().map(|file| {
             let (text, base64) = (std::str::from_utf8(&file.contents).ok(), base64::unless_text(&file.contents));
@@ -143,13 +165,10 @@ async fn files(agent: &AgentSandbox, task: &str, name: Option<&str>, json: bool)
         output::json(&shown.collect::<Vec<_>>());
         return Ok(0);
     }
-    match (name, files.first()) {
-        (Some(_), Some(file)) if std::io::stdout().is_terminal() => output::raw(&Neutralizer::default().push(&file.contents)),
-        (Some(_), Some(file)) => output::raw(&file.contents),
-        _ => {
-            let row = |file: &tierbox::code::TaskFile| vec![neutral::line(&file.name), file.contents.len().to_string()];
-            output::line(table::render(&["NAME", "BYTES"], &files.iter().map(row).collect::<Vec<_>>()));
-        }
+    match files.first() {
+        Some(file) if std::io::stdout().is_terminal() => output::raw(&Neutralizer::default().push(&file.contents)),
+        Some(file) => output::raw(&file.contents),
+        None => {}
     }
     Ok(0)
 }

@@ -17,10 +17,10 @@ make_directory() {
     [ -r "$1" ] && [ -w "$1" ] && [ -x "$1" ] || chmod u+rwx "$1" 2>/dev/null || :
 }
 
-# Writes what comes into a file of its own, whatever else a task left there.
+# Writes a text into a file of its own, whatever else a task left there.
 record() {
     if [ -L "$1" ] || [ ! -f "$1" ]; then remove "$1" || return 1; fi
-    cat >"$1"
+    printf %s "$2" 2>/dev/null >"$1"
 }
 
 # Goes into the directory of the tasks' directories, or says that there is none.
@@ -63,6 +63,11 @@ remove() {
     rm -rf "./$1" 2>/dev/null
 }
 
+# Makes room for something below the base, whatever stands there.
+clear() {
+    [ ! -e "./$1" ] && [ ! -L "./$1" ] || remove "$1"
+}
+
 # Removes tasks and sessions whose last run is at least so many seconds ago, and calls `$2 KIND NAME` for each. Only names
 # that are hashes are ever touched.
 expire() {
@@ -73,34 +78,105 @@ expire() {
     else
         set --
     fi
-    for kind in tasks sessions; do
-        find ".$kind" -type f "$@" | while IFS= read -r record; do
-            hash=${record##*/}
-            is_hash "$hash" || continue
-            case $kind in
-                tasks) name=$hash directory=$hash ;;
-                sessions) name=$(head -c 256 "$record") directory=s-$hash ;;
-            esac
-            if remove "$directory"; then
-                rm -f "$record"
-                "$told" "$kind" "$name"
-            else
-                "$told" failed "$directory"
-            fi
-        done
+    find .tasks .sessions -type f "$@" | while IFS= read -r record; do
+        hash=${record##*/}
+        is_hash "$hash" || continue
+        case $record in
+            .tasks/*) kind=tasks name=$hash directory=$hash ;;
+            *) kind=sessions name=$(head -c 256 "$record") directory=s-$hash ;;
+        esac
+        if remove "$directory"; then
+            rm -f "$record"
+            "$told" "$kind" "$name"
+        else
+            "$told" failed "$directory"
+        fi
     done
     rm -f .expiry
 }
 
-# Tells of every file below the current directory but the code's: hash, size, name. A hash takes time: huge files have none.
-list() {
-    find . -type f ! -name '.task-????????????????*' -exec /bin/sh -c '
+# Gives every file below the current directory but the code's to a script as its arguments, so many at a time that no machine runs
+# out of room. What cannot be entered, and what goes away meanwhile, is no reason to tell of nothing.
+#
+# The script reads a line from its input for each 200 files, and tells that there are more where there is none left. In that line is
+# how many bytes of them may be hashed: a hash takes time.
+each_file() {
+    groups=51 allowances=$1
+    while [ "$groups" -gt 1 ]; do
+        groups=$((groups - 1))
+        allowances="$allowances
+$2"
+    done
+    find . -type f ! -name '.task-????????????????*' -exec /bin/sh -c "$3" sh {} + 2>/dev/null <<EOF || answer unreadable 0 ""
+$allowances
+EOF
+}
+
+# Calls `group` for 200 files at a time, of which all that follow `facts` are there. It knows `new_line`, and how many words there were.
+in_groups='
+    new_line="
+"
+    IFS=$new_line
+    set -f
+    answer() { printf "%s\0" "$@"; }
+    count() { counted=$#; }
+    some() {
+        # One more group is one too many: whoever looks for files is ended.
+        if ! read -r room; then answer many 0 ""; kill "$PPID"; exit; fi
         for file do
-            size=$(stat -c %s "$file" 2>/dev/null || wc -c <"$file" 2>/dev/null) || size=
-            hash=
-            if [ -n "$size" ] && [ "$size" -le 268435456 ] && [ -r "$file" ]; then
-                hash=$(sha256sum <"$file" 2>/dev/null) || hash=
-            fi
-            printf "%s\0" "${hash%% *}" "$((size + 0))" "${file#./}"
-        done' sh {} +
+            shift
+            if [ -f "$file" ]; then set -- "$@" "$file"; else answer unreadable 0 ""; fi
+        done
+        [ $# -gt 0 ] || return 0
+        sizes=$(stat -c %s "$@" 2>/dev/null)
+        count $sizes
+        # One went away at this moment. Which one is not known.
+        if [ "$counted" -eq $# ]; then group "$@"; else answer unreadable 0 ""; fi
+    }
+    words= number=0
+    while [ "$number" -lt 200 ]; do
+        number=$((number + 1))
+        words="$words \"\${$number}\""
+    done
+    while [ $# -gt 200 ]; do
+        eval "some $words"
+        shift 200
+    done
+    some "$@"
+'
+
+# Tells of every file below the current directory but the code's: size and name, and later hash and name. $1 bytes are hashed of the
+# first 200 files, $2 of each 200 that follow.
+list() {
+    each_file "$1" "$2" '
+    group() {
+        for size in $sizes; do
+            file=$1
+            shift
+            answer "" "$size" "${file#./}"
+            [ -r "$file" ] && [ "$size" -le "$room" ] || continue
+            case $file in
+                *"$new_line"*)
+                    # A program for each such file: that takes as long as a mebibyte.
+                    [ "$room" -ge $((size + 1048576)) ] || continue
+                    room=$((room - size - 1048576))
+                    hash=$(sha256sum <"$file" 2>/dev/null) && answer "${hash%% *}" "" "${file#./}"
+                    ;;
+                *)
+                    room=$((room - size))
+                    set -- "$@" "$file"
+                    ;;
+            esac
+        done
+        [ $# -gt 0 ] || return 0
+        hashes=$(sha256sum "$@" 2>/dev/null)
+        count $hashes
+        [ "$counted" -eq $# ] || return 0
+        for hash in $hashes; do
+            hash=${hash%% *}
+            # A backslash in front says that one in the name is written twice.
+            answer "${hash#\\}" "" "${1#./}"
+            shift
+        done
+    }'"$in_groups"
 }
