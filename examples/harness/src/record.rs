@@ -14,7 +14,8 @@ pub enum Verdict {
     Right,
     /// The scorer says no, and this.
     Wrong(String),
-    /// The agent's own doing kept it from being scored: its time was up, it filled the disk.
+    /// The agent's own doing kept it from being scored: its time was up, it filled the disk, it locked what is scored, or left the
+    /// clean-up no process.
     Failed(String),
     /// It says nothing about the agent: a sandbox could not be had, or went away, after all retries.
     Invalid(String),

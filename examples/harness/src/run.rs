@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use tierbox::verify::Attestation;
 use tierbox::{
-    AgentOptions, Error, ErrorKind, ExecRequest, Outcome, Result, Running, Sandbox, SandboxExt, StartOptions, Tierbox,
+    AgentOptions, AgentSandbox, Error, ErrorKind, ExecRequest, Outcome, Result, Running, Sandbox, SandboxExt, StartOptions,
+    Tierbox,
 };
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -196,27 +197,49 @@ impl Work {
         score::import(sandbox.as_ref(), given).await?;
         script(sandbox.as_ref(), sample.setup).await?;
         let agent = running.for_agent(AgentOptions::new()).await?;
-        for step in &sample.steps {
-            let step = ExecRequest::shell(step).cwd(WORK).timeout(sample.time);
-            match agent.run(step).await {
-                Ok(ran) => match ran.outcome() {
-                    // A step that fails is the agent's to deal with; what it left is scored.
-                    Outcome::Exited(_) | Outcome::Signaled(_) => {}
-                    Outcome::Lost => return Err(Error::new(ErrorKind::Lost, "run step", "the sandbox went away").retryable()),
-                    other => return Ok(Err(Verdict::Failed(other.to_string()))),
-                },
-                Err(error) if error.kind() == ErrorKind::PolicyDenied => return Ok(Err(Verdict::Failed(error.to_string()))),
-                Err(error) => return Err(error),
-            }
+        match act(&agent, sandbox.as_ref(), sample).await {
+            Err(error) if is_the_agents(&error) => Ok(Err(Verdict::Failed(format!("{}: {error}", error.kind())))),
+            acted => acted,
         }
-        let tree = match score::export(sandbox.as_ref()).await {
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                return Ok(Err(Verdict::Failed("it removed the directory that is scored".to_owned())));
-            }
-            other => other?,
-        };
-        script(sandbox.as_ref(), sample.cleanup).await?;
-        Ok(tree.ok_or_else(|| Verdict::Failed("it left more than can be scored".to_owned())))
+    }
+}
+
+/// What the agent does, and what is looked at of what it left.
+async fn act(agent: &AgentSandbox, sandbox: &dyn Sandbox, sample: &Sample) -> Result<Result<Tree, Verdict>> {
+    for step in &sample.steps {
+        let ran = agent.run(ExecRequest::shell(step).cwd(WORK).timeout(sample.time)).await?;
+        match ran.outcome() {
+            // A step that fails is the agent's to deal with; what it left is scored.
+            Outcome::Exited(_) | Outcome::Signaled(_) => {}
+            Outcome::Lost => return Err(Error::new(ErrorKind::Lost, "run step", "the sandbox went away").retryable()),
+            other => return Ok(Err(Verdict::Failed(other.to_string()))),
+        }
+    }
+    let tree = match score::export(sandbox).await {
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            return Ok(Err(Verdict::Failed("it removed the directory that is scored".to_owned())));
+        }
+        other => other?,
+    };
+    if let Some(failure) = try_script(sandbox, sample.cleanup).await? {
+        return Ok(Err(Verdict::Failed(format!("its clean-up {failure}"))));
+    }
+    Ok(tree.ok_or_else(|| Verdict::Failed("it left more than can be scored".to_owned())))
+}
+
+/// Whether an agent can bring this about by what it does in its sandbox. If that said nothing about it, it could have any answer of
+/// its own that is wrong taken out of the count.
+pub(crate) fn is_the_agents(error: &Error) -> bool {
+    use ErrorKind::{
+        AlreadyExists, IsADirectory, LimitReached, NoSpace, NotAFile, NotFound, PermissionDenied, PolicyDenied, TooLarge,
+        UnsafeArchive,
+    };
+    match error.kind() {
+        PolicyDenied | PermissionDenied | UnsafeArchive | NoSpace | NotAFile | NotFound | IsADirectory | AlreadyExists
+        | TooLarge | LimitReached => true,
+        // A machine that went away is said to be lost; this is what one that is there could not do.
+        ErrorKind::Io => !error.is_retryable(),
+        _ => false,
     }
 }
 
@@ -227,12 +250,21 @@ fn is_transient(error: &Error) -> bool {
 
 /// Runs a script of the harness's own, which must succeed.
 async fn script(sandbox: &dyn Sandbox, text: &str) -> Result<()> {
-    let ran = sandbox.run(ExecRequest::shell(text).cwd(WORK).timeout(Duration::from_secs(60))).await?;
-    if ran.success() {
-        return Ok(());
+    match try_script(sandbox, text).await? {
+        None => Ok(()),
+        Some(failure) => Err(Error::new(ErrorKind::Internal, "run set-up or clean-up", format!("it {failure}"))),
     }
-    let said: String = ran.stderr.text().chars().take(200).collect();
-    let error =
-        Error::new(ErrorKind::Internal, "run set-up or clean-up", format!("it {}: {}", ran.outcome(), said.escape_debug()));
-    Err(if ran.outcome() == Outcome::Lost { error.retryable() } else { error })
+}
+
+/// Runs a script of the harness's own, and tells how it failed.
+async fn try_script(sandbox: &dyn Sandbox, text: &str) -> Result<Option<String>> {
+    let ran = sandbox.run(ExecRequest::shell(text).cwd(WORK).timeout(Duration::from_secs(60))).await?;
+    match ran.outcome() {
+        Outcome::Exited(0) => Ok(None),
+        Outcome::Lost => Err(Error::new(ErrorKind::Lost, "run set-up or clean-up", "the sandbox went away").retryable()),
+        outcome => {
+            let said: String = ran.stderr.text().chars().take(200).collect();
+            Ok(Some(format!("{outcome}: {}", said.escape_debug())))
+        }
+    }
 }

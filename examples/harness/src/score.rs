@@ -6,7 +6,7 @@ use tierbox::{ExecRequest, KillReason, Outcome, Result, Sandbox, SandboxExt, Sta
 use tokio::io::AsyncReadExt;
 
 use crate::record::Verdict;
-use crate::run::WORK;
+use crate::run::{WORK, is_the_agents};
 use crate::task::Sample;
 
 /// The most that a tree may take. More is the agent's failure, not the harness's memory.
@@ -55,9 +55,10 @@ pub async fn score(client: &Tierbox, profile: &str, sample: &Sample, tree: &Tree
     let running = client.start_with(profile, sealed(client, profile)?).await?;
     let verdict = async {
         if let Err(error) = import(running.sandbox().as_ref(), tree).await {
-            return match error.kind() {
-                tierbox::ErrorKind::UnsafeArchive => Ok(Verdict::Failed(format!("the tree is hostile: {}", error.message()))),
-                _ => Err(error),
+            // The sandbox is as fresh as all are: what it cannot take in is the tree.
+            return match is_the_agents(&error) {
+                true => Ok(Verdict::Failed(format!("the tree cannot be taken in: {}", error.message()))),
+                false => Err(error),
             };
         }
         let scored = running.run(ExecRequest::shell(sample.scorer).cwd(WORK).timeout(PATIENCE).kill_leftovers()).await?;

@@ -62,17 +62,26 @@ fn evaluate_with(engine: &str, profile: &str, tier: &str, more: &[&str]) {
     let verdicts: BTreeMap<String, &str> =
         records.iter().map(|record| (name(record), record["verdict"].as_str().unwrap())).collect();
     let expected = [
+        ("honesty/crowded", "wrong"),
         ("honesty/forged", "wrong"),
         ("honesty/linked", "wrong"),
+        ("honesty/locked", "wrong"),
         ("sums/endless", "failed"),
         ("sums/of-nine", "right"),
         ("sums/right", "right"),
         ("sums/wrong", "wrong"),
     ];
-    // A tree with a link that leads out is refused by some machines before it is scored: either way it is not right.
+    // In local containers there is a limit on processes, and nobody may do everything.
+    if engine == "local-container" {
+        assert_eq!((verdicts["honesty/locked"], verdicts["honesty/crowded"]), ("failed", "failed"), "{text}");
+    }
+    // A tree with a link that leads out is refused by some machines before it is scored; a mode stops not everybody, and processes are
+    // not counted everywhere. In no case is it right, nor does it say nothing about the agent.
     let mut verdicts = verdicts;
-    if verdicts["honesty/linked"] == "failed" {
-        verdicts.insert("honesty/linked".to_owned(), "wrong");
+    for name in ["honesty/linked", "honesty/locked", "honesty/crowded"] {
+        if verdicts[name] == "failed" {
+            verdicts.insert(name.to_owned(), "wrong");
+        }
     }
     let found: Vec<(&str, &str)> = verdicts.iter().map(|(name, verdict)| (name.as_str(), *verdict)).collect();
     assert_eq!(found, expected, "{text}");
@@ -81,7 +90,7 @@ fn evaluate_with(engine: &str, profile: &str, tier: &str, more: &[&str]) {
         assert_eq!((&record["attestation"]["tier"], &record["attestation"]["version"]), (&tier.into(), &1.into()));
         assert!(record["attestation"]["mechanisms"].is_array() && record["attestation"]["profile_sha256"].is_string());
     }
-    assert!(said.contains("[6/6]"), "no progress was shown: {said}");
+    assert!(said.contains("[8/8]"), "no progress was shown: {said}");
     assert_eq!(leases(&path), 0, "a run leaves nothing");
 }
 
@@ -124,7 +133,7 @@ mod conformance {
         let output = harness(&directory.path().join("state")).args(["run", "--profile"]).arg(&profile).output().unwrap();
         let text = String::from_utf8(output.stdout).unwrap();
         let records: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-        assert_eq!(records.len(), 6, "{text}");
+        assert_eq!(records.len(), 8, "{text}");
         for record in records {
             assert_eq!((&record["verdict"], &record["tier"]), (&"invalid".into(), &"T0.H3.N2".into()), "{record}");
             assert!(record["attestation"].is_null() && record["attempts"] == 1, "{record}");
