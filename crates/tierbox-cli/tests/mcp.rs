@@ -128,6 +128,13 @@ mod conformance {
                 ),
                 (r#"{"jsonrpc":"2.0","id":4,"method":"tools/call","params":{"name":"nothing"}}"#, 4.into(), -32602, "run_code"),
                 (r#"{"jsonrpc":"2.0","id":5,"method":"nothing"}"#, 5.into(), -32601, "nothing"),
+                (
+                    r#"{"jsonrpc":"2.0","id":8,"method":"tools/call","params":{"name":"run_code","arguments":{"code":"echo \ud800"}}}"#,
+                    8.into(),
+                    -32700,
+                    "hex escape",
+                ),
+                (r#"{"jsonrpc":"2.0","id":9,"method":"tools/call","params":{"name":"exec",}}"#, 9.into(), -32700, "no JSON"),
             ] {
                 let answer = typed.ask(line);
                 assert_eq!((&answer["id"], &answer["error"]["code"]), (&id, &code.into()), "{answer}");

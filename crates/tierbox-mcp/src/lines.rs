@@ -1,7 +1,8 @@
-//! Lines that are too long: the library drops them without a word, and whoever asked would wait for ever.
+//! Lines that are too long, or no JSON: the library drops them without a word, and whoever asked would wait for ever.
 //!
-//! Every byte goes on as it came. Behind a line that is longer than the library takes, a short line stands in for it: a request with
-//! the same id, by a method of our own, which is answered by an error.
+//! Every byte goes on as it came. Behind a line that the library does not take, a short line stands in for it: a request with the same
+//! id, by a method of our own, which is answered by an error. A line without an id gets none: it may be no request, and two programs
+//! that complain of each other's complaints never end.
 
 use std::io;
 use std::pin::Pin;
@@ -15,19 +16,23 @@ use tokio::io::{AsyncRead, ReadBuf};
 pub(crate) const LONGEST: usize = DEFAULT_MAX_LINE_LENGTH;
 /// The method of the line that stands in.
 pub(crate) const TOO_LONG: &str = "tierbox/too-long";
+/// The method of the line that stands in for one that is no JSON; `why` is its parameter.
+pub(crate) const NO_JSON: &str = "tierbox/no-json";
 
 /// How much is read at once.
 const CHUNK: usize = 64 << 10;
 /// The longest key or id that is looked at.
 const LONGEST_TOKEN: usize = 300;
 
-/// Input whose lines that are too long are followed by one that stands in for them.
+/// Input whose lines that are not taken are followed by one that stands in for them.
 pub(crate) struct Lines<R> {
     input: R,
     chunk: Box<[u8]>,
     /// What of the chunk has not gone on yet.
     left: std::ops::Range<usize>,
     longest: usize,
+    /// The line that is being read, as far as it is not too long.
+    line: Vec<u8>,
     length: usize,
     scan: Scan,
     stand_in: Vec<u8>,
@@ -40,7 +45,7 @@ impl<R> Lines<R> {
 
     fn at_most(input: R, longest: usize) -> Self {
         let chunk = vec![0; CHUNK].into_boxed_slice();
-        Self { input, chunk, left: 0..0, longest, length: 0, scan: Scan::default(), stand_in: Vec::new() }
+        Self { input, chunk, left: 0..0, longest, line: Vec::new(), length: 0, scan: Scan::default(), stand_in: Vec::new() }
     }
 
     /// How much of what is left goes on next: to the end of a line that needs one behind it, else all.
@@ -51,11 +56,18 @@ impl<R> Lines<R> {
             self.length += 1;
             if byte != b'\n' {
                 self.scan.step(byte);
+                if self.length <= self.longest {
+                    self.line.push(byte);
+                }
                 continue;
             }
-            let scan = std::mem::take(&mut self.scan);
-            if std::mem::take(&mut self.length) > self.longest {
-                self.stand_in = scan.request().map(stand_in).unwrap_or_default();
+            let (scan, line) = (std::mem::take(&mut self.scan), std::mem::take(&mut self.line));
+            let refused = match std::mem::take(&mut self.length) > self.longest {
+                true => Some((TOO_LONG, json!({}))),
+                false => no_json(&line).map(|why| (NO_JSON, json!({ "why": why }))),
+            };
+            if let Some((id, (method, params))) = scan.request().zip(refused) {
+                self.stand_in = stand_in(&id, method, &params);
                 return index + 1 - self.left.start;
             }
         }
@@ -63,8 +75,14 @@ impl<R> Lines<R> {
     }
 }
 
-fn stand_in(id: Value) -> Vec<u8> {
-    format!("{}\n", json!({ "jsonrpc": "2.0", "id": id, "method": TOO_LONG })).into_bytes()
+/// Why a line is no JSON that the library could read.
+fn no_json(line: &[u8]) -> Option<String> {
+    let line = line.strip_prefix(b"\xef\xbb\xbf").unwrap_or(line);
+    serde_json::from_slice::<Value>(line).err().map(|error| error.to_string())
+}
+
+fn stand_in(id: &Value, method: &str, params: &Value) -> Vec<u8> {
+    format!("{}\n", json!({ "jsonrpc": "2.0", "id": id, "method": method, "params": params })).into_bytes()
 }
 
 impl<R: AsyncRead + Unpin> AsyncRead for Lines<R> {
@@ -162,8 +180,20 @@ mod unit {
             ),
             ("\"a\\\"b\"", format!("{{\"method\":\"m\",\"params\":[{{\"id\":8}},\"}}{long}\\\"\"],\"id\":\"a\\\"b\"}}\n")),
         ] {
-            let behind = format!("{{\"id\":{id},\"jsonrpc\":\"2.0\",\"method\":\"{TOO_LONG}\"}}\n");
+            let behind = format!("{{\"id\":{id},\"jsonrpc\":\"2.0\",\"method\":\"{TOO_LONG}\",\"params\":{{}}}}\n");
             assert_eq!(through(&format!("{short}{line}{short}")).await, format!("{short}{line}{behind}{short}"));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_request_that_is_no_json_is_followed_by_one_with_its_id() {
+        for line in [r#"{"id":1,"method":"\ud800"}"#, r#"{"method":"m","id":1,"params":}"#, r#"{"id":1,"method":"m","x":1e999}"#]
+        {
+            let out = through(&format!("{line}\n")).await;
+            let behind = out.strip_prefix(&format!("{line}\n")).unwrap();
+            let behind: Value = serde_json::from_str(behind).unwrap();
+            assert_eq!((&behind["id"], &behind["method"]), (&1.into(), &NO_JSON.into()), "{line}");
+            assert!(behind["params"]["why"].as_str().unwrap().contains("at line 1"), "{behind}");
         }
     }
 
@@ -177,6 +207,7 @@ mod unit {
             format!("[{{\"id\": 3, \"method\": \"{long}\"}}]\n"),
             format!("{long}\n{long}"),
             "}}]]\n".to_owned(),
+            "no json\n\n{\"method\":\"notify\",}\n".to_owned(),
         ] {
             assert_eq!(through(&line).await, line);
         }

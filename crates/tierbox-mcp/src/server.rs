@@ -128,12 +128,16 @@ impl ServerHandler for Server {
     }
 }
 
-/// Why a request was not understood: it is too long, its parameters are not those of its method, or there is no such method.
+/// Why a request was not understood: it is too long or no JSON, its parameters are not those of its method, or there is no such method.
 fn misunderstood(method: &str, params: Option<Value>) -> ErrorData {
     match method {
         lines::TOO_LONG => {
             let message = format!("the message is longer than {} bytes; pass large contents in several calls", lines::LONGEST);
             ErrorData::invalid_request(message, None)
+        }
+        lines::NO_JSON => {
+            let why = params.as_ref().and_then(|params| params["why"].as_str()).unwrap_or_default();
+            ErrorData::parse_error(format!("the message is no JSON: {why}"), None)
         }
         "tools/call" => {
             let read = serde_json::from_value::<CallToolRequestParams>(params.unwrap_or(Value::Null));
