@@ -1,9 +1,13 @@
 //! Ctrl-C and its kin: the first ends the work in an orderly way, the second at once.
 
 use std::future::Future;
+use std::time::{Duration, Instant};
 
 use tierbox::Error;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+
+/// How long the same signal is taken for one: `timeout` sends its own to a program and to the program's group.
+const ECHO: Duration = Duration::from_secs(1);
 
 /// Why a command of the command line did not succeed.
 #[derive(Debug)]
@@ -26,6 +30,7 @@ pub(crate) struct Interrupts {
     terminate: Signal,
     hangup: Signal,
     received: u32,
+    last: Option<(u8, Instant)>,
 }
 
 impl Interrupts {
@@ -36,18 +41,25 @@ impl Interrupts {
             terminate: listen(SignalKind::terminate())?,
             hangup: listen(SignalKind::hangup())?,
             received: 0,
+            last: None,
         })
     }
 
     /// Waits for the next signal and returns its number.
     async fn next(&mut self) -> u8 {
-        let number = tokio::select! {
-            _ = self.interrupt.recv() => 2,
-            _ = self.terminate.recv() => 15,
-            _ = self.hangup.recv() => 1,
-        };
-        self.received += 1;
-        number
+        loop {
+            let number = tokio::select! {
+                _ = self.interrupt.recv() => 2,
+                _ = self.terminate.recv() => 15,
+                _ = self.hangup.recv() => 1,
+            };
+            if self.last.is_some_and(|(last, at)| last == number && at.elapsed() < ECHO) {
+                continue;
+            }
+            self.last = Some((number, Instant::now()));
+            self.received += 1;
+            return number;
+        }
     }
 
     /// Whether somebody asked again, and so does not want to wait for an orderly end.

@@ -255,6 +255,20 @@ mod conformance {
         }
     }
 
+    /// As `timeout` does it: the second one does not ask for a hurry, in which things are left.
+    #[test]
+    fn a_signal_that_comes_twice_at_once_is_one() {
+        let Some(state) = fixture() else { return };
+        for delay in [0, 1, 5, 20, 50] {
+            let mut child = running(state.path());
+            send(&child, Signal::TERM);
+            std::thread::sleep(std::time::Duration::from_millis(delay));
+            send(&child, Signal::TERM);
+            assert_eq!(end(&mut child).code(), Some(143));
+            assert_empty(state.path());
+        }
+    }
+
     #[test]
     fn what_a_kill_leaves_is_cleaned_up() {
         let Some(state) = fixture() else { return };
