@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use tierbox::code::{CodeOutcome, CodeRunner, CodeStatus, CodeTask, SessionInfo, TaskCleanup, TaskEntry, TaskFile, TaskFiles, TaskLimits};
+use tierbox::code::{
+    CodeOutcome, CodeRunner, CodeStatus, CodeTask, SessionInfo, TaskCleanup, TaskEntry, TaskFile, TaskFiles, TaskLimits,
+};
 use tierbox::{AgentSandbox, Error, ErrorKind, Result};
 
 use crate::answer::{self, Answer, BYTES};
