@@ -37,11 +37,15 @@ pub fn failure(records: &[Record]) -> Option<Failure<'_>> {
     Some(Failure { class: record.error_class().unwrap_or_default(), message: record.message().unwrap_or_default() })
 }
 
-/// Whether Vagrant ended with an error of Ruby's that nobody there had foreseen: such as libvirt's, when a network of somebody
-/// else's goes while a plugin reads the list of all.
+/// Errors of Ruby's that come of what others do at the same time: such as libvirt's, when a network of somebody else's goes while a
+/// plugin reads the list of all. One that a Vagrantfile raises itself would come again.
+const ACCIDENTS: &[&str] = &["(Libvirt::", "(Fog::", "(Errno::", "(Net::SSH::", "(IOError)", "(EOFError)"];
+
+/// Whether Vagrant ended with such an error, which nobody there had foreseen.
 pub fn is_accident(records: &[Record]) -> bool {
     let is_unforeseen = failure(records).is_some_and(|failure| failure.class == ENDED);
-    is_unforeseen && records.iter().filter_map(Record::message).any(|message| is_frame(&shown(message)))
+    let is_one = |line: &str| line.contains(":in ") && ACCIDENTS.iter().any(|class| line.contains(class));
+    is_unforeseen && records.iter().filter_map(Record::message).flat_map(str::lines).any(is_one)
 }
 
 /// The last lines that were said, each on a line of its own after a newline; empty if nothing was said.
@@ -237,6 +241,9 @@ mod unit {
         said.extend((1..40).map(|line| Record::read(&format!("\tfrom /usr/lib/ruby/vagrant/warden.rb:{line}:in `call'"))));
         said.push(Record { machine: String::new(), kind: "error-exit".into(), data: vec![ENDED.into(), "status 1".into()] });
         assert!(is_accident(&said) && !is_accident(&said[..1]) && !is_accident(&said[40..]));
+        let mut own = said.clone();
+        own[0] = Record::read("/v/Vagrantfile:9:in `block': far enough (RuntimeError)");
+        assert!(!is_accident(&own));
         let error = explain("up", &said);
         assert!(error.message().contains("no such thing (Libvirt::Error)\n  status 1"), "{error}");
     }
