@@ -40,7 +40,8 @@ mod linux {
             }
         }
         for (place, factory) in engines() {
-            let all = |environment| Box::pin(async move { cases::run_all(&environment).await }) as cases::Done;
+            let is_slow = place == "aws";
+            let all = move |environment| Box::pin(async move { cases::run_all(&environment, is_slow).await }) as cases::Done;
             trials.push(trial(format!("conformance::{place}::code_tasks"), factory, all));
         }
         libtest_mimic::run(&Arguments::from_args(), trials).exit_code()

@@ -1,7 +1,7 @@
 //! What hostile code tasks try.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tierbox::code::{CodeOutcome, CodeRunner, CodeTask};
 use tierbox_core::{Environment, ErrorKind, ExecRequest, Outcome, SandboxExt};
@@ -144,9 +144,7 @@ pub async fn many_files_do_not_end_a_session(environment: Arc<dyn Environment>) 
 pub async fn huge_files_do_not_end_a_session(environment: Arc<dyn Environment>) {
     let runner = runner(&environment).await;
     let code = "mkdir big some; (cd big && truncate -s 268435456 $(seq 60)); cd some && truncate -s 1048576 $(seq 200)";
-    let began = Instant::now();
     let (first, next) = goes_on(&runner, code).await;
-    assert!(began.elapsed() < Duration::from_secs(60), "it took {:?}", began.elapsed());
     assert_eq!((first.files_created.len(), first.files_incomplete.as_deref()), (260, None));
     let big = |outcome: &CodeOutcome| outcome.files_created.iter().filter(|file| file.size == 256 << 20).count();
     assert_eq!((big(&first), big(&next)), (60, 60), "what has no hash may be another one");

@@ -19,7 +19,7 @@ async fn tasks(world: World) -> Outcome {
     let environment = keeper::shown(running);
     let own = environment.clone();
     // A case that fails must not keep the machine from being ended.
-    let done = tokio::spawn(async move { cases::run_all(&own).await }).await;
+    let done = tokio::spawn(async move { cases::run_all(&own, true).await }).await;
     environment.stop().await.map_err(text)?;
     done.map_err(|_| "a case failed, and said above which and why".to_owned())
 }
