@@ -58,6 +58,7 @@ impl Drop for Inspect {
 }
 
 /// The steps of a life, as [`Inspect`] knows them.
+#[cfg(feature = "docker")]
 pub(crate) const STEPS: [&str; 5] = ["create", "exec", "write", "read", "destroy"];
 
 /// A command by the provider of the daemon, against Inspect's own providers that work here. Nothing where no Python with Inspect, or
