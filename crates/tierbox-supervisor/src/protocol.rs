@@ -117,6 +117,28 @@ wire_struct! {
     }
 }
 
+impl Exec {
+    /// One without a limit or anything of its own: it reads nothing, and its output comes in frames.
+    pub fn new(id: [u8; 16], argv: Vec<Blob>) -> Self {
+        Self {
+            id,
+            argv,
+            env: Vec::new(),
+            env_clear: false,
+            cwd: None,
+            user: None,
+            timeout_ms: None,
+            idle_ms: None,
+            stdin: StdinMode::Null,
+            output: OutputMode::Framed,
+            pty: None,
+            kill_leftovers: false,
+            detached: false,
+            confine: None,
+        }
+    }
+}
+
 wire_struct! {
     /// The only files that a command may execute; it can then write none.
     pub struct Confinement {

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use tierbox_supervisor::protocol::{self, Exec, FromSupervisor, Mechanism, OutputMode, StdinMode, ToSupervisor};
+use tierbox_supervisor::protocol::{self, Exec, FromSupervisor, Mechanism, ToSupervisor};
 use tierbox_supervisor::setup::{Agent, Cgroup, MadeFile, Mode, Setup, UserMap};
 use tierbox_supervisor::wire::{Blob, Wire};
 
@@ -127,22 +127,7 @@ impl Machine {
         let mut id = [0; 16];
         id[..4].copy_from_slice(&self.calls.to_le_bytes());
         let argv = ["/bin/sh", "-c", script].map(blob).to_vec();
-        let exec = Exec {
-            id,
-            argv,
-            env: Vec::new(),
-            env_clear: false,
-            cwd: None,
-            user: user.map(str::to_owned),
-            timeout_ms: Some(15_000),
-            idle_ms: None,
-            stdin: StdinMode::Null,
-            output: OutputMode::Framed,
-            pty: None,
-            kill_leftovers: false,
-            detached: false,
-            confine: None,
-        };
+        let exec = Exec { user: user.map(str::to_owned), timeout_ms: Some(15_000), ..Exec::new(id, argv) };
         self.send(self.calls, &ToSupervisor::Exec { exec });
         let mut printed = Vec::new();
         loop {

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use tierbox_supervisor::protocol::{
-    Decoder, Done, End, Exec, Frame, FromSupervisor, OutputMode, STDERR, STDOUT, StdinMode, ToSupervisor, VERSION, encode,
+    Decoder, Done, End, Exec, Frame, FromSupervisor, OutputMode, STDERR, STDOUT, ToSupervisor, VERSION, encode,
 };
 use tierbox_supervisor::setup::{Agent, Mode, Setup};
 use tierbox_supervisor::wire::Blob;
@@ -255,22 +255,7 @@ impl Collected {
 pub fn exec(argv: &[&str]) -> Exec {
     let mut id = [0; 16];
     id[..8].copy_from_slice(&unique().to_le_bytes());
-    Exec {
-        id,
-        argv: argv.iter().map(blob).collect(),
-        env: Vec::new(),
-        env_clear: false,
-        cwd: None,
-        user: None,
-        timeout_ms: None,
-        idle_ms: None,
-        stdin: StdinMode::Null,
-        output: OutputMode::Framed,
-        pty: None,
-        kill_leftovers: false,
-        detached: false,
-        confine: None,
-    }
+    Exec::new(id, argv.iter().map(blob).collect())
 }
 
 pub fn sh(script: &str) -> Exec {

@@ -95,7 +95,6 @@ pub fn check(exec: &Exec) -> Result<(), &'static str> {
 #[cfg(test)]
 mod unit {
     use super::*;
-    use crate::protocol::{OutputMode, StdinMode};
     use crate::setup::{Agent, Mode};
     use crate::wire::Blob;
 
@@ -116,22 +115,7 @@ mod unit {
         setup.env = vec![(blob("PATH"), blob("/bin"))];
         setup.root_path = Some(blob("/sbin:/bin"));
         let root = Identity { uid: 0, ..Identity::agent(&setup.agent) };
-        let exec = Exec {
-            id: [0; 16],
-            argv: vec![blob("x")],
-            env: Vec::new(),
-            env_clear: false,
-            cwd: None,
-            user: None,
-            timeout_ms: None,
-            idle_ms: None,
-            stdin: StdinMode::Null,
-            output: OutputMode::Framed,
-            pty: None,
-            kill_leftovers: false,
-            detached: false,
-            confine: None,
-        };
+        let exec = Exec::new([0; 16], vec![blob("x")]);
         let path = |setup: &Setup, identity: &Identity| Variables::of(setup, &exec, identity).get(b"PATH").map(<[u8]>::to_vec);
         assert_eq!(path(&setup, &root).as_deref(), Some(b"/sbin:/bin".as_slice()));
         assert_eq!(path(&setup, &Identity::agent(&setup.agent)).as_deref(), Some(b"/bin".as_slice()));
