@@ -28,7 +28,8 @@ async fn outcome_is_timeout(s: Subject) -> Verdict {
     let result = s.run(ExecRequest::new(["sleep", "1000"]).timeout(SHORT)).await?;
     ensure_eq!(result.outcome(), Outcome::Killed(KillReason::Timeout), "outcome");
     let wall = result.completed.usage.wall;
-    ensure!(wall >= SHORT - Duration::from_millis(5) && wall < Duration::from_secs(3), "it was killed after {wall:?}");
+    // Not earlier by more than clocks and rounding make of it: over a plain transport the shell that waits is not the one that measures.
+    ensure!(wall >= SHORT.mul_f64(0.8) && wall < Duration::from_secs(3), "it was killed after {wall:?}");
     Ok(())
 }
 

@@ -7,7 +7,7 @@ use tierbox_core::{ExecRequest, GuestPath, KillReason, Leftovers, Limit, NotStar
 use super::{Canary, attacks, needs_the_hosts_kernel};
 use crate::attack::{findings, install, nothing_leaked};
 use crate::case::{Fail, Verdict, ensure, ensure_eq, skip};
-use crate::subject::{Mark, Subject, number};
+use crate::subject::{Mark, Subject, number, within};
 
 attacks! { "processes":
     e14_double_forks [TreeKill] "Double-forked, setsid children with every descriptor closed die with the timeout.";
@@ -137,7 +137,10 @@ async fn e18_orphans(s: Subject, _: Canary) -> Verdict {
     // Under a name of their own: without a pid namespace everybody's dead are seen.
     let name = format!("o{}", number() % 1_000_000_000);
     own.sh(format!("ln {program} {name}")).await?;
-    let result = own.run(own.shell(format!("exec ./{name} orphans 10000"))).await?;
+    // An emulated processor takes milliseconds for each.
+    let limit = s.scaled(Duration::from_secs(60));
+    let made = own.sandbox.run(own.shell(format!("exec ./{name} orphans 10000")));
+    let result = within(limit, "ten thousand orphans", made).await??;
     ensure_eq!(result.stdout.bytes(), b"made 10000\n".to_vec(), "what was made");
     let zombies = || async { own.text(format!("cat /proc/[0-9]*/stat 2>/dev/null | grep -c '({name}) Z '; :")).await };
     own.until(own.patience, "every orphan is reaped", || async { Ok(zombies().await? == "0") }).await?;
