@@ -6,9 +6,9 @@ use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::Duration;
 
 use libtest_mimic::Trial;
-use tierbox::{ErrorKind, ExecRequest, SandboxExt, StartOptions, Tierbox};
+use tierbox::{ErrorKind, ExecRequest, Outcome as Ended, SandboxExt, StartOptions, Tierbox};
 
-use crate::lifecycle::{SLOW, cleaned, starting};
+use crate::lifecycle::{SLOW, cleaned, cut, starting};
 use crate::support::again;
 use crate::world::{Outcome, World, printed, remains, text, tokens, trial, until};
 
@@ -185,15 +185,36 @@ async fn changed_key(running: &tierbox::Running, world: &World, token: &str) -> 
         if last.contains("Host key verification failed") {
             let known = std::fs::read_to_string(world.state.join("vagrant").join(token).join("known_hosts")).map_err(text)?;
             let of_three = known.lines().filter(|line| line.starts_with("three ")).count();
-            return if of_three == 1 { Ok(()) } else { Err(format!("{of_three} keys are known of the machine")) };
+            return if of_three == 1 {
+                is_not_worked_in(running, world, token).await
+            } else {
+                Err(format!("{of_three} keys are known of the machine"))
+            };
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     Err(format!("a machine with another host key was let in: {last:?}"))
 }
 
+/// Nor does a command go to it, once the connection of before is gone.
+async fn is_not_worked_in(running: &tierbox::Running, world: &World, token: &str) -> Outcome {
+    cut(world, token);
+    let machine = running.machine("three").map_err(text)?;
+    let run = || machine.run(ExecRequest::new(["true"]));
+    // Nobody knows of a command under way; the next one hears why none goes there.
+    let first = run().await.map(|result| result.outcome());
+    if !matches!(first, Ok(Ended::Lost) | Err(_)) {
+        return Err(format!("behind another host key a command ended as {first:?}"));
+    }
+    let told = run().await.map(|result| result.outcome()).map_err(|error| error.to_string());
+    match &told {
+        Err(why) if why.to_lowercase().contains("host key") => Ok(()),
+        _ => Err(format!("a changed host key is told as {told:?}")),
+    }
+}
+
 async fn late_points(world: World) -> Outcome {
-    for point in ["connected", "destroy"] {
+    for point in ["up", "connected", "destroy"] {
         let vagrantfile = write(&world.files.join("late"), "Vagrant.configure('2') { |c| c.vm.box = 'tierbox/debian12' }\n")?;
         let mut child = starting(&world, "lxc-test", &vagrantfile, Some(point))?;
         let status = tokio::task::spawn_blocking(move || child.wait()).await.map_err(text)?.map_err(text)?;

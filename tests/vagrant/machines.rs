@@ -45,8 +45,11 @@ pub async fn reaches_no_address_of_the_host(machine: &Arc<dyn Sandbox>) -> Outco
 }
 
 async fn is_heard(machine: Arc<dyn Sandbox>, address: String, listener: tokio::net::TcpListener) -> Outcome {
-    let port = listener.local_addr().map_err(text)?.port();
-    let request = ExecRequest::new(["bash", "-c", &format!("exec 3<>/dev/tcp/{address}/{port}")]).timeout(Duration::from_secs(6));
+    let port = listener.local_addr().map_err(text)?.port().to_string();
+    // An address of one link is looked for on each of the machine's own: the host's zone says nothing there.
+    let script = "case $0 in fe80:*) a=$(printf \"${0%\\%*}%%%s\\n\" $(ls /sys/class/net)) ;; *) a=$0 ;; esac
+        for one in $a; do (: 3<>\"/dev/tcp/$one/$1\") && exit 0; done; exit 1";
+    let request = ExecRequest::new(["bash", "-c", script, &address, &port]).timeout(Duration::from_secs(6));
     let (heard, tried) = tokio::join!(tokio::time::timeout(Duration::from_secs(8), listener.accept()), machine.run(request));
     if heard.is_ok() || tried.map_err(text)?.success() {
         return Err(format!("{} reaches this host at {address}", machine.name()));
@@ -54,11 +57,15 @@ async fn is_heard(machine: Arc<dyn Sandbox>, address: String, listener: tokio::n
     Ok(())
 }
 
-/// Addresses of this host that something other than loopback could reach.
+/// Addresses of this host that something other than loopback could reach, those of one link with the name of it.
 fn host_addresses() -> Vec<String> {
-    let listed = crate::world::printed("ip", &["-4", "-o", "addr"]);
-    let addresses = listed.lines().filter_map(|line| line.split_whitespace().nth(3)?.split('/').next().map(str::to_owned));
-    addresses.filter(|address| address != "127.0.0.1").collect()
+    let listed = crate::world::printed("ip", &["-o", "addr"]);
+    let address = |line: &str| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let (link, address) = (words.get(1)?, words.get(3)?.split('/').next()?);
+        Some(if address.starts_with("fe80:") { format!("{address}%{link}") } else { address.to_owned() })
+    };
+    listed.lines().filter_map(address).filter(|address| !["127.0.0.1", "::1"].contains(&address.as_str())).collect()
 }
 
 async fn pair(world: World) -> Outcome {
@@ -76,6 +83,7 @@ async fn pair(world: World) -> Outcome {
     if !who.stdout.text().contains("192.168.57.20/") {
         return Err(format!("the victim is {who:?}"));
     }
+    every_machine_is_put_back(&running).await?;
     let missing = running.machine("gateway").err().ok_or("there is no gateway")?;
     if !missing.message().contains("attacker, victim") {
         return Err(format!("{missing}"));
@@ -87,6 +95,25 @@ async fn pair(world: World) -> Outcome {
     attacker.run(ExecRequest::shell(routes).user("root")).await.map_err(text)?;
     reaches_no_address_of_the_host(&attacker).await.map_err(|why| format!("with a route of its own {why}"))?;
     ends_without_remains(&world, running).await
+}
+
+/// A snapshot is of all machines, not of the first alone.
+async fn every_machine_is_put_back(running: &tierbox::Running) -> Outcome {
+    for machine in running.machines() {
+        machine.write_bytes("kept", "before").await.map_err(text)?;
+    }
+    running.snapshot("clean").await.map_err(text)?;
+    for machine in running.machines() {
+        machine.write_bytes("kept", "after").await.map_err(text)?;
+    }
+    running.restore("clean").await.map_err(text)?;
+    for machine in running.machines() {
+        let kept = machine.read_bytes("kept", 100).await.map_err(text)?;
+        if kept != b"before" {
+            return Err(format!("{} was not put back: {:?}", machine.name(), String::from_utf8_lossy(&kept)));
+        }
+    }
+    Ok(())
 }
 
 async fn ends_without_remains(world: &World, running: tierbox::Running) -> Outcome {
