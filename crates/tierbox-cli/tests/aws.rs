@@ -4,8 +4,9 @@
 mod support;
 
 mod aws {
+    use std::io::{BufRead, BufReader};
     use std::path::{Path, PathBuf};
-    use std::process::{Command, Output};
+    use std::process::{Child, Command, Output, Stdio};
 
     use serde_json::Value;
 
@@ -37,6 +38,10 @@ mod aws {
         }
 
         fn tierbox_with(&self, arguments: &[&str], variables: &[(&str, &str)]) -> Output {
+            self.command(arguments, variables).output().unwrap()
+        }
+
+        fn command(&self, arguments: &[&str], variables: &[(&str, &str)]) -> Command {
             let mut command: Command = tierbox(&self.at("state"));
             for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("AWS_")) {
                 command.env_remove(name);
@@ -45,7 +50,18 @@ mod aws {
                 .env("AWS_ACCESS_KEY_ID", &self.key)
                 .env("AWS_SECRET_ACCESS_KEY", "hunter2hunter2")
                 .current_dir(self.directory.path());
-            command.envs(variables.iter().copied()).args(arguments).output().unwrap()
+            command.envs(variables.iter().copied()).args(arguments);
+            command
+        }
+
+        /// A harness in whose sandbox a command runs for long, until somebody ends it.
+        fn at_work(&self, profile: &str, variables: &[(&str, &str)]) -> Child {
+            let arguments = ["run", "--quiet", "--profile", profile, "--", "sh", "-c", "echo up; exec sleep 1000"];
+            let mut child = self.command(&arguments, variables).stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+            let mut line = String::new();
+            BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+            assert_eq!(line, "up\n");
+            child
         }
 
         /// The flags that name the account and its stack.
@@ -108,6 +124,7 @@ mod aws {
         assert_eq!(succeeds(&ran), "here\n", "{}", text(&ran));
 
         logs_in(&account);
+        asks_first(&account);
 
         let told = succeeds(&account.tierbox(&["ec2", "cleanup", "./made.toml", "--yes"]));
         assert!(told.contains("nothing to remove"), "{told}");
@@ -146,6 +163,89 @@ mod aws {
         {
             assert!(told.contains(part), "{part} is not in {told}");
         }
+    }
+
+    /// What somebody uses is not ended by mistake: without a terminal and without `--yes`, nothing is.
+    fn asks_first(account: &Account) {
+        let mut harness = account.at_work("./unverified.toml", &[]);
+        let all = account.tierbox(&["ec2", "cleanup", "./made.toml", "--all"]);
+        assert!(all.status.code() != Some(0) && text(&all).contains("--yes"), "{}", text(&all));
+        // Others may work in that account too: whose it is stands in the lease.
+        let listed = account.tierbox(&["--json", "ls"]);
+        let listed: Value = serde_json::from_slice(&listed.stdout).unwrap();
+        let id = listed["environments"][0]["id"].as_str().unwrap_or_else(|| panic!("{listed}")).to_owned();
+        assert!(text(&all).contains(&id), "{}", text(&all));
+        let one = account.tierbox(&["ec2", "cleanup", "./made.toml", "--id", &id]);
+        assert!(one.status.code() != Some(0) && text(&one).contains("--yes"), "{}", text(&one));
+        assert_eq!(harness.try_wait().unwrap(), None, "it was ended");
+        let told = succeeds(&account.tierbox(&["ec2", "cleanup", "./made.toml", "--id", &id, "--yes"]));
+        assert!(told.contains("removed: instance") && told.contains(&id), "{told}");
+        let again = succeeds(&account.tierbox(&["ec2", "cleanup", "./made.toml", "--id", &id]));
+        assert!(again.contains("nothing to remove"), "{again}");
+        harness.kill().unwrap();
+        harness.wait().unwrap();
+        succeeds(&account.tierbox(&["cleanup"]));
+    }
+
+    /// The variable alone says where AWS is: to every call, to the profile that is written, and to who cleans up later without it.
+    #[test]
+    fn an_endpoint_is_named_by_a_variable_alone() {
+        let Some(account) = Account::new("var") else { return };
+        let by = [("AWS_ENDPOINT_URL", account.url.as_str()), ("AWS_REGION", "us-east-1")];
+        let setup = ["ec2", "setup", "--yes", "--output", "made.toml", "--stack", &account.key];
+        succeeds(&account.tierbox_with(&setup, &by));
+        let profile = std::fs::read_to_string(account.at("made.toml")).unwrap();
+        assert!(profile.contains(&account.url) && profile.contains("region = \"us-east-1\""), "{profile}");
+        succeeds(&account.tierbox(&["ec2", "check", "./made.toml"]));
+        // A profile that does not say it, as people write theirs.
+        let lines = profile.lines().filter(|line| !line.starts_with("endpoint-url") && !line.starts_with("region"));
+        let own: String = lines.flat_map(|line| [line, "\n"]).collect();
+        write(&account.at("own.toml"), &own.replace("[ec2]", "verify = \"off\"\nreason = \"a test\"\n\n[ec2]"));
+        let told = succeeds(&account.tierbox_with(&["ec2", "check", "./own.toml"], &by));
+        assert!(told.contains("N2") && told.contains("role"), "{told}");
+        let mut harness = account.at_work("./own.toml", &by);
+        harness.kill().unwrap();
+        harness.wait().unwrap();
+        let told = succeeds(&account.tierbox(&["cleanup"]));
+        assert!(told.contains("instance i-"), "{told}");
+        let teardown = ["ec2", "teardown", "--yes", "--stack", &account.key];
+        let told = succeeds(&account.tierbox_with(&teardown, &by));
+        assert!(told.contains(&format!("removed: stack {}", account.key)), "{told}");
+    }
+
+    /// Who asks is who the profile names, though there are keys in the environment; and what is told of it is so.
+    #[test]
+    fn a_profile_of_credentials_goes_before_keys_in_the_environment() {
+        let Some(account) = Account::new("who") else { return };
+        let keys = "[other]\naws_access_key_id = OTHR0123456789\naws_secret_access_key = hunter2other\n";
+        write(&account.at("credentials"), keys);
+        write(&account.at("config"), "[profile other]\nregion = us-east-1\n");
+        let at = |name: &str| account.at(name).display().to_string();
+        let (credentials, config) = (at("credentials"), at("config"));
+        let files = [("AWS_SHARED_CREDENTIALS_FILE", credentials.as_str()), ("AWS_CONFIG_FILE", config.as_str())];
+        let of =
+            |profile: &str| format!("extends = \"ec2\"\n[ec2]\nbucket = \"b\"\nendpoint-url = \"{}\"\n{profile}", account.url);
+        write(&account.at("named.toml"), &of("profile = \"other\"\n"));
+        let checked = text(&account.tierbox_with(&["ec2", "check", "./named.toml"], &files));
+        assert!(checked.contains("keys that begin with OTHR, from the profile other"), "{checked}");
+        let told = succeeds(&account.tierbox_with(&["config", "auth", "./named.toml"], &files));
+        assert!(told.contains("the profile other"), "{told}");
+        // A variable that names a profile is of AWS's usual chain, in which keys go first: it is told so.
+        write(&account.at("chain.toml"), &of(""));
+        let variables = [files[0], files[1], ("AWS_PROFILE", "other")];
+        let checked = text(&account.tierbox_with(&["ec2", "check", "./chain.toml"], &variables));
+        let start: String = account.key.chars().take(4).collect();
+        assert!(checked.contains(&format!("keys that begin with {start}, from AWS's usual chain")), "{checked}");
+        let told = succeeds(&account.tierbox_with(&["config", "auth", "./chain.toml"], &variables));
+        assert!(told.contains("AWS_ACCESS_KEY_ID, which go before AWS_PROFILE"), "{told}");
+        // With an instance that exists the variable overrides the profile.
+        write(&account.at("attach.toml"), &of("instance-id = \"i-0123456789abcdef0\"\n").replace("\"ec2\"", "\"ec2-default\""));
+        let checked = text(&account.tierbox_with(&["ec2", "check", "./attach.toml"], &variables));
+        assert!(checked.contains("keys that begin with OTHR, from the profile other"), "{checked}");
+        // One that is not there is an error, whatever keys there are.
+        write(&account.at("none.toml"), &of("profile = \"nobody\"\nregion = \"us-east-1\"\n"));
+        let checked = account.tierbox_with(&["ec2", "check", "./none.toml"], &files);
+        assert!(checked.status.code() == Some(69) && text(&checked).contains("nobody"), "{}", text(&checked));
     }
 
     #[test]

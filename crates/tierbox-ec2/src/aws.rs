@@ -4,6 +4,8 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use aws_config::profile::ProfileFileCredentialsProvider;
+use aws_config::provider_config::ProviderConfig;
 use aws_config::{BehaviorVersion, SdkConfig};
 use aws_credential_types::provider::error::CredentialsError;
 use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvider, future};
@@ -53,7 +55,7 @@ pub(crate) struct Aws {
     /// Who asks, for calls that no client makes.
     pub(crate) credentials: Option<SharedCredentialsProvider>,
     pub(crate) region: String,
-    /// As it was asked for.
+    /// As it was asked for, with what AWS's own configuration said of region and endpoint.
     pub(crate) account: Account,
     /// The number of the account; asked for once.
     pub(crate) owner: OnceCell<Option<String>>,
@@ -92,7 +94,10 @@ impl Aws {
         }
         let made = Arc::new(Self::connect(account.clone(), keys.map(SharedCredentialsProvider::new)).await?);
         let mut all = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
-        all.get_or_insert_default().insert(account, made.clone());
+        let all = all.get_or_insert_default();
+        // A lease has what was found: who removes must come by the same keys.
+        all.insert(made.account.clone(), made.clone());
+        all.insert(account, made.clone());
         Ok(made)
     }
 
@@ -104,11 +109,14 @@ impl Aws {
         Self::connect(account, Some(SharedCredentialsProvider::new(Asked(control)))).await
     }
 
-    async fn connect(account: Account, keys: Option<SharedCredentialsProvider>) -> Result<Self> {
+    async fn connect(mut account: Account, keys: Option<SharedCredentialsProvider>) -> Result<Self> {
         let config = load(&account, keys).await;
         let region = config.region().map(|region| region.as_ref().to_owned()).ok_or_else(|| {
             invalid("no region is named").with_help("write ec2.region, or set INSPECT_EC2_SANDBOX_REGION or AWS_REGION")
         })?;
+        // Calls that no client makes go where the clients' do, and so do those of a later process that has the lease alone.
+        account.endpoint = account.endpoint.or_else(|| config.endpoint_url().map(str::to_owned));
+        account.region.get_or_insert_with(|| region.clone());
         let ssm = aws_sdk_ssm::Client::new(&config);
         let s3 = aws_sdk_s3::config::Builder::from(&config)
             .force_path_style(config.endpoint_url().is_some())
@@ -182,10 +190,21 @@ async fn load(account: &Account, keys: Option<SharedCredentialsProvider>) -> Sdk
     if let Some(endpoint) = &account.endpoint {
         loader = loader.endpoint_url(endpoint);
     }
-    if let Some(keys) = keys {
-        loader = loader.credentials_provider(keys);
+    match (keys, &account.profile) {
+        (Some(keys), _) => loader.credentials_provider(keys).load().await,
+        (None, Some(profile)) => of_profile(&loader.load().await, profile),
+        (None, None) => loader.load().await,
     }
-    loader.load().await
+}
+
+/// The same with a profile's credentials and no other: in the usual chain, keys in the environment go before it.
+fn of_profile(config: &SdkConfig, profile: &str) -> SdkConfig {
+    let mut by = ProviderConfig::without_region().with_region(config.region().cloned());
+    if let Some(http) = config.http_client() {
+        by = by.with_http_client(http);
+    }
+    let provider = ProfileFileCredentialsProvider::builder().configure(&by).profile_name(profile).build();
+    config.to_builder().credentials_provider(SharedCredentialsProvider::new(provider)).build()
 }
 
 /// How long one call may take: none of them waits for anything.

@@ -76,8 +76,14 @@ async fn credentials(aws: &Aws) -> Check {
             let start: String = found.access_key_id().chars().take(4).collect();
             check("credentials", CheckStatus::Ok, format!("{kind} that begin with {start}, from {}", source(aws)), "")
         }
-        Err(error) => check("credentials", CheckStatus::Fail, error.to_string(), fix),
+        Err(error) => check("credentials", CheckStatus::Fail, format!("{}: {}", source(aws), chain_of(&error)), fix),
     }
+}
+
+/// An error and what caused it: the SDK's own words are of the outermost alone.
+fn chain_of(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 /// Where credentials come from, as far as settings say.
@@ -85,7 +91,17 @@ pub(crate) fn source(aws: &Aws) -> String {
     match (&aws.account.profile, &aws.account.key) {
         (Some(profile), _) => format!("the profile {profile} of AWS's own files"),
         (None, Some(_)) => "the keys that the profile or its variables name".to_owned(),
-        (None, None) => "AWS's usual chain (variables, files, roles)".to_owned(),
+        (None, None) => chain(&|name| std::env::var(name).is_ok_and(|value| !value.is_empty())),
+    }
+}
+
+/// What AWS's usual chain comes to first.
+fn chain(is_set: &dyn Fn(&str) -> bool) -> String {
+    match (is_set("AWS_ACCESS_KEY_ID") && is_set("AWS_SECRET_ACCESS_KEY"), is_set("AWS_PROFILE")) {
+        (true, true) => "AWS's usual chain: the keys in AWS_ACCESS_KEY_ID, which go before AWS_PROFILE".to_owned(),
+        (true, false) => "AWS's usual chain: the keys in AWS_ACCESS_KEY_ID".to_owned(),
+        (false, true) => "AWS's usual chain: the profile that AWS_PROFILE names".to_owned(),
+        (false, false) => "AWS's usual chain (files, roles)".to_owned(),
     }
 }
 

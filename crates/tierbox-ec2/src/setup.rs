@@ -77,8 +77,10 @@ impl Ec2Backend {
     /// # Errors
     /// `HostUnable` with CloudFormation's own reason; `InvalidProfile`, `Credentials`.
     pub async fn setup(&self, settings: &serde_json::Value, wanted: &Wanted, progress: &dyn Progress) -> Result<SetUp> {
-        let given = Settings::from_value(settings)?.filled()?;
+        let mut given = Settings::from_value(settings)?.filled()?;
         let aws = self.clients(given.clone()).await?;
+        // The profile that is written leads to where this deploys, whatever the variables of who uses it say.
+        (given.region, given.endpoint_url) = (aws.account.region.clone(), aws.account.endpoint.clone());
         let control = self.control(&aws);
         let gateway = match &wanted.gateway {
             None => None,
