@@ -127,6 +127,7 @@ async fn refused(world: World) -> Outcome {
     fails("ENABLED");
     world.refuses(&good, "when it fails").await?;
     fails("DISABLED");
+    untrusted(&world, &out, &good).await?;
     let bound = delete("ListFirewallRuleGroupAssociations", json!({"VpcId": out["VpcId"]}));
     let id = bound["FirewallRuleGroupAssociations"][0]["Id"].as_str().ok_or("no association")?.to_owned();
     delete("DisassociateFirewallRuleGroup", json!({"FirewallRuleGroupAssociationId": id}));
@@ -137,6 +138,30 @@ async fn refused(world: World) -> Outcome {
     ask(format!("Action=DeleteVpcEndpoints&VpcEndpointId.1={id}"));
     world.refuses(&good, "no endpoint of ssmmessages").await?;
     ensure!(world.server.instances().is_empty(), "something was made: {:?}", world.server.instances());
+    Ok(())
+}
+
+/// A rule that inspects what the bucket's name leads to blocks that: no file would come, and nothing would say why.
+async fn untrusted(world: &World, out: &BTreeMap<String, String>, good: &EnvironmentSpec) -> Outcome {
+    let ask = |action: &str, body: Value| world.server.json("route53resolver", &format!("Route53Resolver.{action}"), &body);
+    let group = &out["FirewallRuleGroupId"];
+    let told = ask("ListFirewallRules", json!({"FirewallRuleGroupId": group}));
+    let rules = told["FirewallRules"].as_array().ok_or("no rules")?;
+    let rule = rules.iter().find(|rule| rule["Action"] == "ALLOW").ok_or(format!("no rule allows: {told}"))?;
+    ensure!(rule["FirewallDomainRedirectionAction"] == "TRUST_REDIRECTION_DOMAIN", "{rule}");
+    let list = &rule["FirewallDomainListId"];
+    let with = |how: &str| {
+        ask("DeleteFirewallRule", json!({"FirewallRuleGroupId": group, "FirewallDomainListId": list}));
+        let body = json!({"FirewallRuleGroupId": group, "FirewallDomainListId": list, "Priority": 1, "Action": "ALLOW",
+                          "Name": "endpoints", "CreatorRequestId": how, "FirewallDomainRedirectionAction": how});
+        ask("CreateFirewallRule", body)
+    };
+    with("INSPECT_REDIRECTION_DOMAIN");
+    world.refuses(good, "s3-r-w.us-east-1.amazonaws.com").await?;
+    let checks = tierbox_ec2::Ec2Backend::new().check(&good.settings, good.tier.network()).await.map_err(text)?;
+    let told = checks.iter().find(|check| check.name == "N2").ok_or("N2 is not checked")?;
+    ensure!(told.status == tierbox_core::CheckStatus::Fail && told.detail.contains("s3-r-w"), "{told:?}");
+    with("TRUST_REDIRECTION_DOMAIN");
     Ok(())
 }
 

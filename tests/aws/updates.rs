@@ -15,6 +15,7 @@ pub fn all() -> Vec<Trial> {
         trial("updates::parts_come_under_those_who_work", parts),
         trial("updates::what_fails_leaves_the_stack_as_it_was", fails),
         trial("updates::what_people_chose_stays", chosen),
+        trial("updates::a_network_of_n0_answers_names_and_is_no_closed_one", open),
     ]
 }
 
@@ -28,12 +29,11 @@ async fn chosen(world: World) -> Outcome {
         ("Retention", "7"),
     ];
     let before = super::network::stack_with(&world, &own).await?;
-    let made = brought(&world, |wanted| wanted.internet = true).await.map_err(text)?;
+    let made = brought(&world, |_| ()).await.map_err(text)?;
     for (key, value) in own {
         ensure!(made.stack.parameters.get(key).map(String::as_str) == Some(value), "{key}: {:?}", made.stack.parameters);
     }
     ensure!(made.stack.output("VpcId").map_err(text)? == before["VpcId"], "it is another network");
-    made.stack.output("PublicSubnetId").map_err(text)?;
     taken_down(&world).await
 }
 
@@ -61,20 +61,18 @@ async fn parts(world: World) -> Outcome {
     let working = world.start(&closed(&world, &plain)?).await.map_err(text)?;
     let sandbox = working.environment.primary();
     sandbox.write_bytes("kept", "before").await.map_err(text)?;
-    let open = brought(&world, |wanted| wanted.internet = true).await.map_err(text)?;
-    ensure!(open.stack.status == "UPDATE_COMPLETE", "{:?}", open.stack);
-    let public = open.stack.output("PublicSubnetId").map_err(text)?.to_owned();
-    ensure!(open.profile.contains(&public) && open.profile.contains("T0.H3.N0"), "{}", open.profile);
-    let mut free = spec_of(&world, &open, "SecurityGroupN0")?;
-    free.settings["subnets"] = json!([public]);
-    let started = world.start(&free).await.map_err(text)?;
-    let outside = page(started.environment.primary().as_ref(), "http://203.0.113.10/").await?;
-    ensure!(outside == "outside", "N0 does not get out: {outside}");
-    started.environment.stop().await.map_err(text)?;
+    // Names would be answered to whom they must not be.
+    let refused = |error: Option<tierbox_core::Error>| match error {
+        Some(error) if error.kind() == ErrorKind::InvalidInput && error.message().contains("is closed") => Ok(()),
+        other => Err(format!("the network was opened: {other:?}")),
+    };
+    refused(brought(&world, |wanted| wanted.internet = true).await.err())?;
     let program = program(&world)?;
     let gated = brought(&world, |wanted| wanted.gateway = Some(program.clone())).await.map_err(text)?;
+    ensure!(gated.stack.status == "UPDATE_COMPLETE", "{:?}", gated.stack);
+    refused(brought(&world, |wanted| wanted.internet = true).await.err())?;
     let gateway = gated.stack.output("GatewayInstance").map_err(text)?.to_owned();
-    for (key, value) in &open.stack.outputs {
+    for (key, value) in &plain.stack.outputs {
         ensure!(gated.stack.outputs.get(key) == Some(value), "{key} was {value}: {:?}", gated.stack.outputs);
     }
     let again = brought(&world, |wanted| wanted.gateway = Some(program)).await.map_err(text)?;
@@ -88,11 +86,46 @@ async fn parts(world: World) -> Outcome {
     taken_down(&world).await
 }
 
+/// `--internet` makes a network for N0: names are answered, all of S3 is in reach; N2 in it is refused by name, and no gateway comes.
+async fn open(world: World) -> Outcome {
+    let open = brought(&world, |wanted| wanted.internet = true).await.map_err(text)?;
+    let public = open.stack.output("PublicSubnetId").map_err(text)?.to_owned();
+    ensure!(open.profile.contains(&public) && open.profile.contains("T0.H3.N0"), "{}", open.profile);
+    ensure!(open.checks.iter().all(|check| check.status != tierbox_core::CheckStatus::Fail), "{:?}", open.checks);
+    let mut free = spec_of(&world, &open, "SecurityGroupN0")?;
+    free.settings["subnets"] = json!([public]);
+    let started = world.start(&free).await.map_err(text)?;
+    let sandbox = started.environment.primary();
+    let named = page(sandbox.as_ref(), "http://index.test/").await?;
+    ensure!(named == "outside", "names are not answered: {named}");
+    sandbox.write_bytes("large", vec![5; 200_000]).await.map_err(text)?;
+    ensure!(sandbox.read_bytes("large", 1 << 20).await.map_err(text)? == vec![5; 200_000], "the file came back changed");
+    started.environment.stop().await.map_err(text)?;
+    let vpc = open.stack.output("VpcId").map_err(text)?;
+    let ask = |action: &str| {
+        let body = format!("Action={action}&Version=2016-11-15&Filter.1.Name=vpc-id&Filter.1.Value.1={vpc}");
+        world.server.signed("POST", "/", "ec2", &body)
+    };
+    let endpoint = ask("DescribeVpcEndpoints");
+    let endpoint =
+        endpoint.split("<vpcEndpointId>").find(|part| part.contains(".s3</serviceName>")).ok_or("no endpoint of s3")?;
+    let tables = ask("DescribeRouteTables");
+    let table = tables.split("<routeTableId>").find(|part| part.contains("igw-")).and_then(|part| part.split('<').next());
+    ensure!(!endpoint.contains(table.ok_or("no table leads out")?), "N0's way to S3 has the policy of N2: {endpoint}");
+    world.refuses(&closed(&world, &open)?, "DNS firewall").await?;
+    let program = program(&world)?;
+    let refused = brought(&world, |wanted| wanted.gateway = Some(program)).await.err().ok_or("names were taken away")?;
+    ensure!(refused.kind() == ErrorKind::InvalidInput && refused.message().contains("is N0's"), "{refused:?}");
+    taken_down(&world).await
+}
+
 async fn fails(world: World) -> Outcome {
     let plain = brought(&world, |_| ()).await.map_err(text)?;
     let working = world.start(&closed(&world, &plain)?).await.map_err(text)?;
     world.server.set(json!({"stack_fails": {"PublicAssociation": 1}}));
-    let error = brought(&world, |wanted| wanted.internet = true).await.err().ok_or("it went well")?;
+    let program = program(&world)?;
+    let gated = || brought(&world, |wanted| wanted.gateway = Some(program.clone()));
+    let error = gated().await.err().ok_or("it went well")?;
     ensure!(error.kind() == ErrorKind::HostUnable && error.message().contains("PublicAssociation injected"), "{error:?}");
     ensure!(error.help().is_some_and(|help| help.contains("as it was before")), "{error:?}");
     let vpc = plain.stack.output("VpcId").map_err(text)?;
@@ -103,8 +136,7 @@ async fn fails(world: World) -> Outcome {
     let same = brought(&world, |_| ()).await.map_err(text)?;
     ensure!(same.stack.outputs == plain.stack.outputs, "{:?}", same.stack);
     ensure!(working.environment.primary().run(ExecRequest::new(["true"])).await.map_err(text)?.success(), "it is gone");
-    let open = brought(&world, |wanted| wanted.internet = true).await.map_err(text)?;
-    open.stack.output("PublicSubnetId").map_err(text)?;
+    gated().await.map_err(text)?.stack.output("PublicSubnetId").map_err(text)?;
     working.environment.stop().await.map_err(text)?;
     taken_down(&world).await
 }

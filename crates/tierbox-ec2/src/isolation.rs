@@ -300,6 +300,7 @@ async fn check_names(aws: &Aws, vpc: &str, bucket: &str) -> Result<String> {
     let mut groups = pages(aws, "ListFirewallRuleGroupAssociations", json!({"VpcId": vpc}), listed).await?;
     groups.retain(|group| group["VpcId"] == vpc);
     groups.sort_by_key(|group| group["Priority"].as_i64());
+    let mut answered = Answered::default();
     for group in &groups {
         let id = group["FirewallRuleGroupId"].as_str().unwrap_or_default();
         if group["Status"].as_str().is_some_and(|status| status != "COMPLETE") {
@@ -312,8 +313,9 @@ async fn check_names(aws: &Aws, vpc: &str, bucket: &str) -> Result<String> {
                 Value::Null => None,
                 list => Some(pages(aws, "ListFirewallDomains", json!({"FirewallDomainListId": list}), "Domains").await?),
             };
+            answered.by(&rule, domains.as_deref(), &aws.region, bucket);
             match judge(&rule, domains.as_deref(), &aws.region, bucket) {
-                Judged::BlocksAll => return Ok(id.to_owned()),
+                Judged::BlocksAll => return answered.check(id, &aws.region, bucket).map(|()| id.to_owned()),
                 Judged::Harmless => {}
                 Judged::Answers(name) => {
                     return Err(open(format!("the DNS firewall {id} answers {name}, and a query carries data"), fix));
@@ -322,6 +324,53 @@ async fn check_names(aws: &Aws, vpc: &str, bucket: &str) -> Result<String> {
         }
     }
     Err(open(format!("no DNS firewall of {vpc} blocks all other names, and a query carries data"), fix))
+}
+
+/// Which of the bucket's names are answered, by all rules before the one that blocks: without them no file comes, and nobody says why.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Answered {
+    /// The bucket's own.
+    bucket: bool,
+    /// What that one leads to, since its rule trusts it or another rule names it.
+    target: bool,
+}
+
+impl Answered {
+    fn by(&mut self, rule: &Value, domains: Option<&[Value]>, region: &str, bucket: &str) {
+        if rule["Action"] == "BLOCK" {
+            return;
+        }
+        let names = || domains.unwrap_or_default().iter().filter_map(Value::as_str).map(|name| name.trim_end_matches('.'));
+        let own = names().any(|name| name == format!("{bucket}.s3.{region}.amazonaws.com"));
+        self.bucket |= own;
+        self.target |= own && rule["FirewallDomainRedirectionAction"] == "TRUST_REDIRECTION_DOMAIN";
+        self.target |= names().any(|name| name == target_of_buckets(region));
+    }
+
+    fn check(&self, id: &str, region: &str, bucket: &str) -> Result<()> {
+        if !self.bucket {
+            let message =
+                format!("the DNS firewall {id} blocks {bucket}.s3.{region}.amazonaws.com, so that no file comes or goes");
+            return Err(open(message, "add the name to the list that its rule allows; infra/tierbox.yaml has such a list"));
+        }
+        if !self.target {
+            let target = target_of_buckets(region);
+            let message = format!(
+                "the DNS firewall {id} blocks {target}, to which the name of {bucket} leads, so that no file comes or goes"
+            );
+            return Err(open(
+                message,
+                "let its rule trust where names lead (TRUST_REDIRECTION_DOMAIN), or allow that name too; `tierbox ec2 setup` \
+                 brings a stack of infra/tierbox.yaml to it",
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// What names of buckets lead to.
+fn target_of_buckets(region: &str) -> String {
+    format!("s3-r-w.{region}.amazonaws.com")
 }
 
 /// What a rule of the DNS firewall does to names.
@@ -367,7 +416,7 @@ async fn pages(aws: &Aws, action: &str, mut body: Value, key: &str) -> Result<Ve
 fn is_ours(name: &str, region: &str, bucket: &str) -> bool {
     let suffix = format!(".{region}.amazonaws.com");
     match name.strip_suffix(&suffix) {
-        Some(head) => SERVICES.contains(&head) || head == "s3" || head == format!("{bucket}.s3"),
+        Some(head) => SERVICES.contains(&head) || head == "s3" || head == "s3-r-w" || head == format!("{bucket}.s3"),
         None => false,
     }
 }
@@ -486,10 +535,35 @@ mod unit {
     }
 
     #[test]
+    fn a_firewall_that_lets_no_file_through_is_told() {
+        let own = json!(["b.s3.eu-west-2.amazonaws.com."]);
+        let with = json!(["b.s3.eu-west-2.amazonaws.com.", "s3-r-w.eu-west-2.amazonaws.com."]);
+        let trusts = json!({"Action": "ALLOW", "FirewallDomainRedirectionAction": "TRUST_REDIRECTION_DOMAIN"});
+        let checked = |rules: &[(&Value, &Value)]| {
+            let mut answered = Answered::default();
+            for (rule, domains) in rules {
+                answered.by(rule, domains.as_array().map(Vec::as_slice), "eu-west-2", "b");
+            }
+            answered.check("rslvr-frg-1", "eu-west-2", "b").map_err(|error| error.message().to_owned())
+        };
+        let (inspects, target) = (json!({"Action": "ALLOW"}), json!(["s3-r-w.eu-west-2.amazonaws.com."]));
+        for good in [&[(&trusts, &own)][..], &[(&inspects, &with)], &[(&inspects, &own), (&inspects, &target)]] {
+            assert_eq!(checked(good), Ok(()), "{good:?}");
+        }
+        assert!(checked(&[(&inspects, &own)]).is_err_and(|why| why.contains("s3-r-w.eu-west-2.amazonaws.com")));
+        // It is the bucket's own rule that must trust.
+        let other = json!(["ssm.eu-west-2.amazonaws.com."]);
+        assert!(checked(&[(&trusts, &other), (&inspects, &own)]).is_err_and(|why| why.contains("s3-r-w")));
+        assert!(checked(&[(&trusts, &other)]).is_err_and(|why| why.contains("blocks b.s3.eu-west-2")));
+        assert!(checked(&[(&json!({"Action": "BLOCK"}), &with)]).is_err());
+    }
+
+    #[test]
     fn names_of_others_carry_data() {
         assert!(
             is_ours("ssm.eu-west-2.amazonaws.com", "eu-west-2", "b") && is_ours("b.s3.eu-west-2.amazonaws.com", "eu-west-2", "b")
         );
+        assert!(is_ours("s3-r-w.eu-west-2.amazonaws.com", "eu-west-2", "b"));
         for other in ["*", "*.amazonaws.com", "evil.example", "other.s3.eu-west-2.amazonaws.com", "*.s3.eu-west-2.amazonaws.com"]
         {
             assert!(!is_ours(other, "eu-west-2", "b"), "{other}");

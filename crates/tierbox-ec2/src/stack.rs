@@ -122,6 +122,9 @@ pub(crate) async fn deploy(aws: &Arc<Aws>, name: &str, parts: &Parts, progress: 
             .with_help("up to 25 lower-case letters, digits and dashes, a letter first"));
     }
     let before = find(aws, name).await?;
+    if let Some(before) = &before {
+        stays_as_closed(before, parts)?;
+    }
     progress.step(if before.is_none() { "deploying the stack" } else { "updating the stack" });
     let changes = bring(aws, name, before.as_ref(), parts).await?;
     let (begun, mut pause) = (Instant::now(), FIRST_LOOK);
@@ -140,6 +143,20 @@ pub(crate) async fn deploy(aws: &Arc<Aws>, name: &str, parts: &Parts, progress: 
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(LOOK);
     }
+}
+
+/// A network is N0's or closed, from its creation on: who works in it counts on the one or the other.
+fn stays_as_closed(before: &Stack, parts: &Parts) -> Result<()> {
+    let (public, gateway) = (before.outputs.contains_key("PublicSubnetId"), before.outputs.contains_key("GatewayInstance"));
+    let is_open = public && !gateway;
+    let why = match (is_open, parts.internet, parts.gateway.is_some()) {
+        (false, true, _) => "is closed: names would be answered to those who work there with N2 or N1",
+        (true, _, true) => "is N0's: with a gateway, names would be answered no more to those who work there",
+        _ => return Ok(()),
+    };
+    Err(Error::new(ErrorKind::InvalidInput, "deploy stack", format!("the network of the stack {} {why}", before.name))
+        .with_backend(BACKEND)
+        .with_help("make another stack with --stack, or tear this one down first"))
 }
 
 /// What to do about a stack that was not deployed.
@@ -428,6 +445,93 @@ mod unit {
         assert_eq!(reason(&(last.clone() + &first)).as_deref(), Some("B no capacity"));
         assert_eq!(reason(&first).as_deref(), Some("A old"));
         assert_eq!(reason(&(event("UPDATE_IN_PROGRESS", "s", "") + &first)), None);
+    }
+
+    #[test]
+    fn a_network_is_closed_or_not_from_its_creation_on() {
+        let of = |outputs: &[&str]| Stack {
+            name: "s".to_owned(),
+            status: "CREATE_COMPLETE".to_owned(),
+            outputs: outputs.iter().map(|key| ((*key).to_owned(), "x".to_owned())).collect(),
+            parameters: BTreeMap::new(),
+        };
+        let (closed, open) = (of(&[]), of(&["PublicSubnetId"]));
+        let gated = of(&["PublicSubnetId", "GatewayInstance"]);
+        let internet = Parts { internet: true, ..Parts::default() };
+        let gateway = Parts { gateway: Some("ami-1".to_owned()), ..Parts::default() };
+        for (before, parts) in [(&closed, &internet), (&gated, &internet), (&open, &gateway)] {
+            let refused = stays_as_closed(before, parts).unwrap_err();
+            assert!(refused.kind() == ErrorKind::InvalidInput && refused.help().is_some_and(|help| help.contains("--stack")));
+        }
+        for (before, parts) in [(&open, &internet), (&closed, &gateway), (&gated, &gateway)] {
+            assert!(stays_as_closed(before, parts).is_ok(), "{before:?} {parts:?}");
+            assert!(stays_as_closed(before, &Parts::default()).is_ok());
+        }
+    }
+
+    /// What the crate's sources call by the clients of the SDK, by the names of the API.
+    fn calls_of(source: &str) -> Vec<String> {
+        let own = source.split("#[cfg(test)]").next().unwrap_or_default();
+        let tight: String = own.split_whitespace().collect();
+        let mut calls = Vec::new();
+        for service in ["ec2", "ssm", "s3"] {
+            for rest in tight.split(&format!(".{service}.")).skip(1) {
+                let name = rest.split(|letter: char| !letter.is_ascii_alphanumeric() && letter != '_').next().unwrap_or_default();
+                // Names of hosts have such parts too.
+                if rest[name.len()..].starts_with('(') && name != "clone" {
+                    let action: String = name.split('_').map(|word| word[..1].to_uppercase() + &word[1..]).collect();
+                    calls.push(format!("{service}:{action}"));
+                }
+            }
+        }
+        calls
+    }
+
+    /// The right that a call of S3 takes, where it is not of the same name.
+    fn right(call: &str) -> &str {
+        match call {
+            "s3:ListObjectsV2" => "s3:ListBucket",
+            "s3:DeleteObjects" => "s3:DeleteObject",
+            "s3:HeadObject" => "s3:GetObject",
+            "s3:CreateMultipartUpload" | "s3:UploadPart" | "s3:CompleteMultipartUpload" => "s3:PutObject",
+            "s3:ListMultipartUploads" => "s3:ListBucketMultipartUploads",
+            other => other,
+        }
+    }
+
+    #[test]
+    fn the_harness_policy_has_all_that_is_called_outside_of_setup() {
+        let policy = TEMPLATE.split_once("  HarnessPolicy:").unwrap().1.split_once("\n  # --- N1").unwrap().0;
+        let granted: Vec<&str> = policy
+            .split(|letter: char| !letter.is_ascii_alphanumeric() && letter != ':')
+            .filter(|word| word.contains(':'))
+            .collect();
+        let mut called: Vec<String> = [
+            "iam:GetInstanceProfile",
+            "iam:GetRolePolicy",
+            "iam:ListAttachedRolePolicies",
+            "iam:ListRolePolicies",
+            "iam:PassRole",
+            "route53resolver:GetFirewallConfig",
+            "route53resolver:ListFirewallDomains",
+            "route53resolver:ListFirewallRuleGroupAssociations",
+            "route53resolver:ListFirewallRules",
+            "ssm:StartSession",
+            "sts:GetCallerIdentity",
+        ]
+        .map(str::to_owned)
+        .to_vec();
+        for entry in std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/src")).unwrap() {
+            let path = entry.unwrap().path();
+            if !["setup.rs", "stack.rs", "install.rs"].iter().any(|own| path.ends_with(own)) {
+                called.extend(calls_of(&std::fs::read_to_string(&path).unwrap()));
+            }
+        }
+        for known in ["ec2:RunInstances", "ssm:SendCommand", "s3:PutObject"] {
+            assert!(called.iter().any(|call| call == known), "{known} is not among {called:?}");
+        }
+        let missing: Vec<&String> = called.iter().filter(|call| !granted.contains(&right(call))).collect();
+        assert!(missing.is_empty(), "the template's harness policy does not grant {missing:?}");
     }
 
     #[test]

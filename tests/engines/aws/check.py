@@ -311,9 +311,12 @@ def check_network(id):
     name = f"{KEY}.canary.test"
     got = run(first, f"python3 -c \"import socket; print(socket.gethostbyname('{name}'))\"")
     check("yet the resolver answers", got["StandardOutputContent"] == "203.0.113.10\n" and seen(first, "dns")[-1]["name"] == name + ".", got["StandardOutputContent"] + got["StandardErrorContent"])
-    allow_only(vpc, ["ssm.us-east-1.amazonaws.com"])
+    allow_only(vpc, ["ssm.us-east-1.amazonaws.com", "one.s3.us-east-1.amazonaws.com"], ["two.s3.us-east-1.amazonaws.com"])
     got = run(first, f"python3 -c \"import socket; print(socket.gethostbyname('ssm.us-east-1.amazonaws.com')); print(socket.gethostbyname('{name}'))\"")
     check("DNS Firewall: only what is listed", got["StandardOutputContent"] == "203.0.113.10\n" and seen(first, "dns")[-1]["verdict"] == "NODATA", got["StandardOutputContent"] + got["StandardErrorContent"])
+    got = run(first, "python3 -c \"import socket; print(socket.gethostbyname_ex('two.s3.us-east-1.amazonaws.com')[0]); socket.gethostbyname('one.s3.us-east-1.amazonaws.com')\"")
+    check("what a bucket's name leads to is blocked, unless it is trusted", got["StandardOutputContent"] == "s3-r-w.us-east-1.amazonaws.com\n"
+          and seen(first, "dns")[-1]["verdict"] == "NODATA", got["StandardOutputContent"] + got["StandardErrorContent"])
     peer = ec2.describe_instances(InstanceIds=[second])["Reservations"][0]["Instances"][0]["PrivateIpAddress"]
     server = "import socket\ns = socket.create_server(('', 8000))\nwhile True:\n c = s.accept()[0]; c.recv(999); c.send(b'HTTP/1.0 200 OK\\r\\n\\r\\n'); c.close()"
     run(second, f"setsid python3 -c \"{server}\" >/dev/null 2>&1 </dev/null &")
@@ -327,15 +330,19 @@ def check_network(id):
     return vpc, subnet
 
 
-def allow_only(vpc, names):
+def allow_only(vpc, names, trusted):
     firewall = boto3.client("route53resolver", config=CONFIG, endpoint_url=URL, region_name="us-east-1", aws_access_key_id=KEY, aws_secret_access_key="t")
     some = firewall.create_firewall_domain_list(CreatorRequestId="1", Name="some")["FirewallDomainList"]["Id"]
     every = firewall.create_firewall_domain_list(CreatorRequestId="2", Name="every")["FirewallDomainList"]["Id"]
     firewall.update_firewall_domains(FirewallDomainListId=some, Operation="ADD", Domains=names)
     firewall.update_firewall_domains(FirewallDomainListId=every, Operation="ADD", Domains=["*"])
+    leads = firewall.create_firewall_domain_list(CreatorRequestId="7", Name="trusted")["FirewallDomainList"]["Id"]
+    firewall.update_firewall_domains(FirewallDomainListId=leads, Operation="ADD", Domains=trusted)
     group = firewall.create_firewall_rule_group(CreatorRequestId="3", Name="only")["FirewallRuleGroup"]["Id"]
     firewall.create_firewall_rule(CreatorRequestId="4", FirewallRuleGroupId=group, FirewallDomainListId=some, Priority=1, Action="ALLOW", Name="a")
-    firewall.create_firewall_rule(CreatorRequestId="5", FirewallRuleGroupId=group, FirewallDomainListId=every, Priority=2, Action="BLOCK",
+    firewall.create_firewall_rule(CreatorRequestId="8", FirewallRuleGroupId=group, FirewallDomainListId=leads, Priority=2, Action="ALLOW", Name="c",
+                                  FirewallDomainRedirectionAction="TRUST_REDIRECTION_DOMAIN")
+    firewall.create_firewall_rule(CreatorRequestId="5", FirewallRuleGroupId=group, FirewallDomainListId=every, Priority=3, Action="BLOCK",
                                   BlockResponse="NODATA", Name="b")
     firewall.associate_firewall_rule_group(CreatorRequestId="6", FirewallRuleGroupId=group, VpcId=vpc, Priority=101, Name="only")
 

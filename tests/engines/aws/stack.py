@@ -83,6 +83,7 @@ def check_names(out):
     lists = [names.list_firewall_domains(FirewallDomainListId=each["FirewallDomainListId"])["Domains"] for each in rules]
     check("it allows the endpoints' names, then blocks everything", [each["Action"] for each in rules] == ["ALLOW", "BLOCK"]
           and all(each.endswith(".us-east-1.amazonaws.com.") for each in lists[0]) and lists[1] == ["*."], lists)
+    check("it trusts what the bucket's name leads to", rules[0].get("FirewallDomainRedirectionAction") == "TRUST_REDIRECTION_DOMAIN", rules)
 
 
 def check_bucket(out):
@@ -121,10 +122,12 @@ def check_instance(out):
         s3.put_object(Bucket=out["Bucket"], Key="x", Body=b"x")
         url = s3.generate_presigned_url("get_object", Params={"Bucket": out["Bucket"], "Key": "x"}, ExpiresIn=60)
         script = [f"curl -fsS '{url}' && echo; curl -sS -m 2 http://203.0.113.10/; echo $?",
-                  "python3 -c \"import socket; socket.gethostbyname('secret.canary.test')\" 2>/dev/null; echo $?"]
+                  "python3 -c \"import socket; socket.gethostbyname('secret.canary.test')\" 2>/dev/null; echo $?",
+                  f"python3 -c \"import socket; socket.gethostbyname('{out['Bucket']}.s3.us-east-1.amazonaws.com')\"; echo $?"]
         command = ssm.send_command(InstanceIds=[id], DocumentName="AWS-RunShellScript", Parameters={"commands": script})["Command"]["CommandId"]
         row = until(lambda: done(command), "the command")
         check("files come, the outside and its names do not", row.split("\n")[:3] == ["x", "28", "1"], repr(row))
+        check("the bucket's name is answered, wherever it leads", row.split("\n")[3:4] == ["0"], repr(row))
     finally:
         ec2.terminate_instances(InstanceIds=[id])
         until(lambda: ec2.describe_instances(InstanceIds=[id])["Reservations"][0]["Instances"][0]["State"]["Name"] == "terminated", "its end")

@@ -139,15 +139,25 @@ API = {
 }
 
 
-def verdict(vpc, name):
-    """ALLOW, or what a blocked question is answered with: the first rule by priority of group and rule that names it."""
+def verdict(vpc, chain):
+    """ALLOW, or what a blocked question is answered with. Every name of a chain is judged, until a rule trusts where its own leads."""
+    for name in chain:
+        said, trusts = judged(vpc, name)
+        if said != "ALLOW" or trusts:
+            return said
+    return "ALLOW"
+
+
+def judged(vpc, name):
+    """What the first rule by priority of group and rule that names it says, and whether it trusts what the name leads to."""
     with LOCK:
         mine = sorted((each for each in ASSOCIATIONS.values() if each["VpcId"] == vpc), key=lambda each: each["Priority"])
         for association in mine:
             for rule in GROUPS.get(association["FirewallRuleGroupId"], {}).get("rules", []):
                 if any(matches(pattern, name) for pattern in LISTS.get(rule["FirewallDomainListId"], {}).get("domains", [])):
-                    return BLOCKED[rule.get("BlockResponse", "NODATA")] if rule["Action"] == "BLOCK" else "ALLOW"
-    return "ALLOW"
+                    said = BLOCKED[rule.get("BlockResponse", "NODATA")] if rule["Action"] == "BLOCK" else "ALLOW"
+                    return said, rule.get("FirewallDomainRedirectionAction") == "TRUST_REDIRECTION_DOMAIN"
+    return "ALLOW", False
 
 
 def matches(pattern, name):

@@ -1,5 +1,6 @@
 """Resolvers: the VPC's, and one outside. Every name exists, unless a DNS Firewall rule says otherwise, which binds the VPC's alone;
 every question is recorded."""
+import re
 import socket
 import struct
 import threading
@@ -7,7 +8,7 @@ import threading
 from . import firewall
 from .network import OUTSIDE, record
 
-A, NOERROR, SERVFAIL, NXDOMAIN = 1, 0, 2, 3
+A, CNAME, NOERROR, SERVFAIL, NXDOMAIN = 1, 5, 0, 2, 3
 
 
 def serve(listening, vpc, is_public=False):
@@ -22,9 +23,15 @@ def run(listening, vpc, is_public):
             name, kind, end = parse(question)
         except (IndexError, ValueError, struct.error):
             continue
-        verdict = "ALLOW" if is_public else firewall.verdict(vpc.id, name)
+        verdict = "ALLOW" if is_public else firewall.verdict(vpc.id, chain(name))
         record(machine, "public dns" if is_public else "dns", name=name, verdict=verdict)
-        listening.sendto(answer(question, kind, end, verdict), (address, port))
+        listening.sendto(answer(question, kind, end, verdict, chain(name)[1:]), (address, port))
+
+
+def chain(name):
+    """A name and what it leads to: buckets' names lead to one of S3's own."""
+    bucket = re.fullmatch(r"[a-z0-9.-]+\.s3\.([a-z0-9-]+)\.amazonaws\.com\.", name)
+    return [name, f"s3-r-w.{bucket[1]}.amazonaws.com."] if bucket else [name]
 
 
 def parse(question):
@@ -40,9 +47,15 @@ def parse(question):
     return ".".join(labels).lower() + ".", kind, at + 5
 
 
-def answer(question, kind, end, verdict):
+def answer(question, kind, end, verdict, targets):
     code = {"NXDOMAIN": NXDOMAIN, "SERVFAIL": SERVFAIL}.get(verdict, NOERROR)
     given = verdict == "ALLOW" and kind == A
-    header = question[:2] + struct.pack("!HHHHH", 0x8180 | code, 1, int(given), 0, 0)
-    body = b"\xc0\x0c" + struct.pack("!HHIH", A, 1, 5, 4) + socket.inet_aton(OUTSIDE) if given else b""
+    body, owner, at = b"", b"\xc0\x0c", end
+    for target in targets if given else []:
+        name = b"".join(bytes([len(label)]) + label.encode() for label in target.rstrip(".").split(".")) + b"\0"
+        body += owner + struct.pack("!HHIH", CNAME, 1, 5, len(name)) + name
+        owner = struct.pack("!H", 0xc000 | (at + len(body) - len(name)))
+    if given:
+        body += owner + struct.pack("!HHIH", A, 1, 5, 4) + socket.inet_aton(OUTSIDE)
+    header = question[:2] + struct.pack("!HHHHH", 0x8180 | code, 1, int(given) * (1 + len(targets)), 0, 0)
     return header + question[12:end] + body
