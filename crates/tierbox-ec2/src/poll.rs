@@ -18,6 +18,8 @@ pub(crate) struct Ended {
     pub(crate) details: String,
     pub(crate) stdout: String,
     pub(crate) stderr: String,
+    /// How long it ran, if AWS tells.
+    pub(crate) ran: Option<Duration>,
 }
 
 /// A command on its way.
@@ -48,6 +50,8 @@ struct Listing {
 /// The first look comes after the time that commands took lately, within these bounds; the pauses then grow to the third.
 const FIRST: (Duration, Duration) = (Duration::from_millis(120), Duration::from_millis(1500));
 const LONGEST: Duration = Duration::from_secs(2);
+/// A command that runs no longer tells how long commands take by themselves.
+const QUICK: Duration = Duration::from_secs(1);
 /// Looks per second, at first and at most, and at least when AWS says that there are too many.
 const RATES: (f64, f64) = (20.0, 0.5);
 /// From how many waiting commands on they are looked at together.
@@ -109,10 +113,11 @@ impl Poller {
         loop {
             tokio::time::sleep(rest).await;
             looks += 1;
+            let asked = sent.at.elapsed();
             let many = lock(&self.waiting).len() >= MANY;
             let ended = if many { self.look_together(sent).await? } else { self.look(sent).await? };
             if let Some(ended) = ended {
-                self.learn(looks == 1, sent.at.elapsed());
+                self.learn(looks, asked, ended.ran);
                 return Ok(Some(ended));
             }
             if sent.at.elapsed() > limit {
@@ -123,12 +128,11 @@ impl Poller {
         }
     }
 
-    /// Learns from quick commands when to look first: earlier as long as they have ended by then, so that about every fifth first
-    /// look comes too early.
-    fn learn(&self, at_once: bool, took: Duration) {
-        if took < FIRST.1 {
+    /// Learns from quick commands when to look first.
+    fn learn(&self, looks: u32, asked: Duration, ran: Option<Duration>) {
+        if ran.map_or(asked < FIRST.1, |ran| ran < QUICK) {
             let mut usual = lock(&self.usual);
-            *usual = usual.mul_f64(if at_once { 0.95 } else { 1.2 }).clamp(FIRST.0, FIRST.1);
+            *usual = next(*usual, looks, asked);
         }
     }
 
@@ -142,6 +146,7 @@ impl Poller {
                 let status = answer.status.clone().unwrap_or(CommandInvocationStatus::Pending);
                 let ended = Ended {
                     status,
+                    ran: answer.execution_elapsed_time.as_deref().and_then(seconds),
                     details: answer.status_details.unwrap_or_default(),
                     stdout: answer.standard_output_content.unwrap_or_default(),
                     stderr: answer.standard_error_content.unwrap_or_default(),
@@ -229,7 +234,7 @@ impl Poller {
         if is_over(&status) {
             let output = row.command_plugins.unwrap_or_default().into_iter().next().and_then(|plugin| plugin.output);
             let details = row.status_details.unwrap_or_default();
-            awaited.ended = Some(Ended { status, details, stdout: output.unwrap_or_default(), stderr: String::new() });
+            awaited.ended = Some(Ended { status, details, stdout: output.unwrap_or_default(), stderr: String::new(), ran: None });
         }
     }
 
@@ -266,6 +271,23 @@ impl Poller {
     }
 }
 
+/// When to look first, after a command whose end was seen by so many looks, the last of them so long after its sending: earlier as long
+/// as one is enough, so that about every fifth first look comes too early; at once as late as this one where two were not.
+fn next(usual: Duration, looks: u32, asked: Duration) -> Duration {
+    let next = match looks {
+        1 => usual.mul_f64(0.95),
+        2 => usual.mul_f64(1.2),
+        _ => asked.mul_f64(0.9).max(usual.mul_f64(1.2)),
+    };
+    next.clamp(FIRST.0, FIRST.1)
+}
+
+/// A length of time as SSM writes it, of less than a minute: `PT0.204S`.
+fn seconds(text: &str) -> Option<Duration> {
+    let seconds: f64 = text.strip_prefix("PT")?.strip_suffix('S')?.parse().ok()?;
+    Duration::try_from_secs_f64(seconds).ok()
+}
+
 fn is_over(status: &CommandInvocationStatus) -> bool {
     matches!(
         status,
@@ -274,4 +296,44 @@ fn is_over(status: &CommandInvocationStatus) -> bool {
             | CommandInvocationStatus::TimedOut
             | CommandInvocationStatus::Cancelled
     )
+}
+
+#[cfg(test)]
+mod unit {
+    use super::*;
+
+    /// The looks of some commands that end so long after their sending, by calls that take so long.
+    fn looks(ends: Duration, call: Duration, count: usize) -> Vec<u32> {
+        let mut usual = Duration::from_millis(250);
+        let mut all = Vec::new();
+        for _ in 0..count {
+            let (mut at, mut pause, mut looks) = (usual.max(call), usual.mul_f64(0.8), 1);
+            while at < ends {
+                at += call + pause;
+                pause = pause.mul_f64(1.6).min(LONGEST);
+                looks += 1;
+            }
+            usual = next(usual, looks, at);
+            all.push(looks);
+        }
+        all
+    }
+
+    #[test]
+    fn two_looks_are_soon_enough_however_slow_the_api_is() {
+        for (ends, call) in [(120, 1), (400, 10), (700, 30), (1200, 300), (1300, 500)] {
+            let all = looks(Duration::from_millis(ends), Duration::from_millis(call), 40);
+            assert!(all[2..].iter().all(|looks| *looks <= 2), "{ends} ms by {call} ms: {all:?}");
+            let once = all[2..].iter().filter(|looks| **looks == 1).count();
+            assert!(once * 10 >= (all.len() - 2) * 7, "{ends} ms by {call} ms: {all:?}");
+        }
+    }
+
+    #[test]
+    fn what_ssm_says_of_time_is_read() {
+        assert_eq!(seconds("PT0.25S"), Some(Duration::from_millis(250)));
+        for other in ["", "PT1M2S", "PT-1S", "0.25"] {
+            assert_eq!(seconds(other), None, "{other}");
+        }
+    }
 }
