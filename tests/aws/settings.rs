@@ -8,7 +8,9 @@ use std::time::{Duration, SystemTime};
 use async_trait::async_trait;
 use libtest_mimic::Trial;
 use serde_json::json;
-use tierbox_core::{Applied, Backend, Environment, EnvironmentSpec, ErrorKind, ExecRequest, LeaseHandle, SandboxExt, Silent};
+use tierbox_core::{
+    Applied, Backend, Environment, EnvironmentSpec, Error, ErrorKind, ExecRequest, LeaseHandle, SandboxExt, Silent,
+};
 use tierbox_ec2::{Control, Ec2Backend, Find, Given, Instance, Order};
 use tierbox_lease::NewLease;
 
@@ -23,7 +25,10 @@ pub fn all() -> Vec<Trial> {
         trial("settings::a_zone_without_capacity_is_passed_over", zones),
         trial("settings::what_is_in_another_network_is_refused", elsewhere),
         trial("settings::an_organisations_own_control_makes_the_instances", control),
+        trial("settings::a_control_plane_that_renews_is_asked_to", renewed),
+        trial("settings::who_cannot_renew_is_told_at_the_start", not_renewed),
         trial("settings::who_has_the_machine_by_a_group_counts_as_root", grouped),
+        trial("settings::an_image_without_cgroups_is_refused_with_advice", no_cgroups),
         trial("settings::an_image_that_closes_nothing_needs_a_role_without_rights", open_image),
     ]
 }
@@ -278,6 +283,68 @@ async fn control(world: World) -> Outcome {
     Ok(())
 }
 
+/// The same control plane, with a say of its own in how long instances live.
+struct Renewing {
+    plane: Arc<Plane>,
+    may: bool,
+    asked: AtomicUsize,
+}
+
+#[async_trait]
+impl Control for Renewing {
+    async fn create(&self, order: &Order) -> tierbox_core::Result<Instance> {
+        self.plane.create(order).await
+    }
+
+    async fn terminate(&self, ids: &[String]) -> tierbox_core::Result<()> {
+        self.plane.terminate(ids).await
+    }
+
+    async fn find(&self, which: &Find) -> tierbox_core::Result<Vec<Instance>> {
+        self.plane.find(which).await
+    }
+
+    async fn renew(&self, ids: &[String], until: SystemTime) -> tierbox_core::Result<bool> {
+        self.asked.fetch_add(1, Ordering::SeqCst);
+        assert!(ids.len() == 1 && until > SystemTime::now() + Duration::from_secs(60), "{ids:?} {until:?}");
+        if self.may { Ok(true) } else { Err(Error::new(ErrorKind::Credentials, "renew", "the control plane forbids it")) }
+    }
+
+    async fn credentials(&self) -> tierbox_core::Result<Option<Given>> {
+        self.plane.credentials().await
+    }
+}
+
+impl Renewing {
+    async fn start(self: &Arc<Self>, world: &World) -> tierbox_core::Result<Box<dyn Environment>> {
+        let lease = Arc::new(world.journal.create(NewLease::new("ec2", "ec2", "T0.H3.N0"))?);
+        Ec2Backend::with_control(self.clone()).start(&world.spec(|_| ()), lease, &Silent).await
+    }
+}
+
+async fn renewed(world: World) -> Outcome {
+    let control = Arc::new(Renewing { plane: Plane::new(&world, ""), may: true, asked: AtomicUsize::new(0) });
+    let environment = control.start(&world).await.map_err(text)?;
+    ensure!(control.asked.load(Ordering::SeqCst) >= 1, "it was not asked");
+    ensure!(!world.server.calls().contains_key("ec2:CreateTags"), "tags were written all the same: {:?}", world.server.calls());
+    environment.stop().await.map_err(text)?;
+    // One that does not renew leaves it to tierbox.
+    let plain = Plane::new(&world, "");
+    let environment = plain.start(&world, &world.spec(|_| ())).await.map_err(text)?;
+    ensure!(world.server.calls().contains_key("ec2:CreateTags"), "nobody renews: {:?}", world.server.calls());
+    environment.stop().await.map_err(text)
+}
+
+/// Who finds out later loses an environment that lives.
+async fn not_renewed(world: World) -> Outcome {
+    let control = Arc::new(Renewing { plane: Plane::new(&world, ""), may: false, asked: AtomicUsize::new(0) });
+    let error = control.start(&world).await.err().ok_or("it started, and would be ended by others")?;
+    let told = error.message().contains("ExpiresAt") && error.message().contains("forbids it");
+    ensure!(error.kind() == ErrorKind::Credentials && told, "{error:?}");
+    ensure!(error.help().is_some_and(|help| help.contains("ec2:CreateTags")), "{error:?}");
+    world.until(Duration::from_secs(20), "nothing is left", || world.is_clean()).await
+}
+
 async fn grouped(world: World) -> Outcome {
     let plane = Plane::new(&world, "groupadd docker; useradd -m -G docker agent");
     let spec = world.spec(|spec| spec.user = Some("agent".to_owned()));
@@ -287,6 +354,17 @@ async fn grouped(world: World) -> Outcome {
     ensure!(door.applied == Applied::Absent && door.detail.contains("become root"), "{door:?}");
     ensure!(report.notes.iter().any(|note| note.contains("no role")), "the role was not looked at: {:?}", report.notes);
     environment.stop().await.map_err(text)
+}
+
+async fn no_cgroups(world: World) -> Outcome {
+    let plane = Plane::new(&world, "mount -t tmpfs none /sys/fs/cgroup && mount -o remount,ro /sys/fs/cgroup");
+    let error = plane.start(&world, &world.spec(|_| ())).await.err().ok_or("it started, and nothing would end its commands")?;
+    ensure!(
+        error.kind() == ErrorKind::HostUnable && error.message().contains("cgroup") && error.message().contains("i-"),
+        "{error:?}"
+    );
+    ensure!(error.help().is_some_and(|help| help.contains("/sys/fs/cgroup") && help.contains("Ubuntu")), "{error:?}");
+    world.until(Duration::from_secs(20), "nothing is left", || world.is_clean()).await
 }
 
 /// Whoever finds the metadata service open has the role, root or not.

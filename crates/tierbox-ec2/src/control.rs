@@ -124,6 +124,17 @@ pub trait Control: Send + Sync {
     /// `Credentials`, `HostUnable`.
     async fn find(&self, which: &Find) -> Result<Vec<Instance>>;
 
+    /// Lets instances live until then: whoever cleans up goes by the tag `ExpiresAt`. Says whether it did; by default it did not, and
+    /// tierbox then writes the tag itself, which takes the right `ec2:CreateTags`. A start asks once, and is refused where that fails
+    /// for the lack of a right; then it is asked every third of `outlive-minutes`. Those that are gone are no error.
+    ///
+    /// # Errors
+    /// `Credentials`, `HostUnable`.
+    async fn renew(&self, ids: &[String], until: SystemTime) -> Result<bool> {
+        let _ = (ids, until);
+        Ok(false)
+    }
+
     /// Credentials for commands and files, instead of those of this process. None by default. They are asked for again before they end.
     ///
     /// # Errors

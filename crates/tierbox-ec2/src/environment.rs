@@ -80,12 +80,13 @@ impl Ec2Environment {
     /// Gives the machines a sign of life now and then, for as long as this process lives.
     pub(crate) fn keep_alive(&self, life: Duration) {
         let links: Vec<Arc<Link>> = self.machines.iter().map(|held| held.link.clone()).collect();
-        let (aws, instances, gateway) = (self.aws.clone(), self.instances(), self.gateway.clone());
+        let (instances, gateway) = (self.instances(), self.gateway.clone());
+        let (aws, control) = (self.aws.clone(), self.control.clone());
         let Ok(driver) = tierbox_guest::driver::handle() else { return };
         let task = driver.spawn(async move {
             loop {
                 tokio::time::sleep(life / 3).await;
-                sign_of_life(&aws, &links, &instances, life).await;
+                sign_of_life(&aws, &control, &links, &instances, life).await;
                 if let Some(Err(error)) = match &gateway {
                     Some(gateway) => Some(gateway.renew().await),
                     None => None,
@@ -134,12 +135,12 @@ impl Ec2Environment {
 }
 
 /// Renews the tag and the machines' own timers, all at once: a machine that does not answer must not cost the others theirs.
-async fn sign_of_life(aws: &Arc<Aws>, links: &[Arc<Link>], instances: &[String], life: Duration) {
+async fn sign_of_life(aws: &Arc<Aws>, control: &Arc<dyn Control>, links: &[Arc<Link>], instances: &[String], life: Duration) {
     let mut signs = JoinSet::new();
-    let (client, all) = (aws.clone(), instances.to_vec());
+    let (aws, control, all) = (aws.clone(), control.clone(), instances.to_vec());
     signs.spawn(async move {
-        if let Err(error) = tags::renew(&client, &all, SystemTime::now() + life).await {
-            tracing::warn!(target: "tierbox::ec2", "the tag ExpiresAt is not renewed: {}", error.message());
+        if let Err(error) = tags::renew(&aws, control.as_ref(), &all, SystemTime::now() + life).await {
+            tracing::error!(target: "tierbox::ec2", "{}; {}", error.message(), error.help().unwrap_or_default());
         }
     });
     for link in links {

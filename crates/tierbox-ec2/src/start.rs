@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tierbox_core::{
     EnvironmentSpec, Error, ErrorKind, KillDomain, LeaseHandle, Mechanism, Network, Progress, Resource, Result, Tier,
@@ -217,6 +217,7 @@ impl Start<'_> {
         let facts: Vec<Prepared> = held.iter().map(|(_, prepared)| prepared.clone()).collect();
         let role = if facts.iter().any(is_open) { Some(self.role().await?) } else { None };
         self.check_inside(&facts)?;
+        self.check_renewal(memory).await?;
         let mut report = report::make(self.spec, &self.plan, &image, memory, &facts, role.as_ref());
         report.mechanisms.extend(network);
         report.notes.extend(gateway.iter().flat_map(Gateway::notes));
@@ -267,6 +268,20 @@ impl Start<'_> {
         let message = format!("{network} does not hold: metadata are open to the user, or the user can become root");
         Err(Error::new(ErrorKind::TierRefused, "check machine", message)
             .with_help("leave user out: tierbox makes one without rights, and closes metadata to it"))
+    }
+
+    /// Renews the machines once: who has no right to would lose them in the middle of their work, and hears of it now.
+    async fn check_renewal(&self, memory: &Memory) -> Result<()> {
+        let ids: Vec<String> = memory.machines.iter().map(|machine| machine.instance.clone()).collect();
+        let (aws, control, until) = (self.aws.clone(), self.control.clone(), SystemTime::now() + self.life());
+        match driven(async move { tags::renew(&aws, control.as_ref(), &ids, until).await }).await {
+            Err(error) if error.kind() == ErrorKind::Credentials => Err(error),
+            Err(error) => {
+                tracing::warn!(target: "tierbox::ec2", "{}", error.message());
+                Ok(())
+            }
+            Ok(()) => Ok(()),
+        }
     }
 
     /// What the role of the instances may do, which is what an agent may do who can become root.
@@ -372,12 +387,16 @@ async fn enter(
 /// # Errors
 /// `HostUnable` where it has no cgroup for commands.
 pub(crate) async fn open(link: Arc<Link>, config: PlainConfig) -> Result<PlainSandbox> {
+    let instance = link.instance().to_owned();
     let sandbox = PlainSandbox::open(link, config).await?;
     let domain = tierbox_core::Sandbox::capabilities(&sandbox).kill_domain;
     if domain < KillDomain::Cgroup {
-        return Err(Error::new(ErrorKind::HostUnable, "prepare machine", "commands can have no cgroup of their own there")
-            .with_backend(BACKEND)
-            .with_help("the image needs cgroups, of version 2 with cgroup.kill (Linux 5.14) or of version 1 with the freezer"));
+        let message =
+            format!("commands can have no cgroup of their own on {instance}, so that nothing would end all of a command");
+        return Err(Error::new(ErrorKind::HostUnable, "prepare machine", message).with_backend(BACKEND).with_help(
+            "root there must be able to make directories in /sys/fs/cgroup, of version 2 with cgroup.kill (Linux 5.14) or of version 1 \
+             with the freezer: take an image that has it (Ubuntu from 22.04, Amazon Linux 2023), or mount it there",
+        ));
     }
     Ok(sandbox)
 }

@@ -5,11 +5,12 @@ use std::time::{Duration, SystemTime};
 
 use aws_sdk_ec2::primitives::{DateTime, DateTimeFormat};
 use aws_sdk_ec2::types::Tag;
-use tierbox_core::Result;
+use tierbox_core::{Error, Result};
 
+use crate::BACKEND;
 use crate::aws::Aws;
 use crate::call::again;
-use crate::control::is_not_found;
+use crate::control::{Control, is_not_found};
 
 /// The environment that an instance belongs to; policies of AWS ask for it.
 pub(crate) const TASK: &str = "tierbox:task";
@@ -46,8 +47,24 @@ pub(crate) fn of(
     extra.clone().into_iter().chain(own.map(|(key, value)| (key.to_owned(), value))).collect()
 }
 
+/// Lets machines live until then: by the control plane if it does that, else by the tag.
+///
+/// # Errors
+/// What refuses it, with what then happens.
+pub(crate) async fn renew(aws: &Aws, control: &dyn Control, instances: &[String], until: SystemTime) -> Result<()> {
+    let renewed = async { if control.renew(instances, until).await? { Ok(()) } else { by_tag(aws, instances, until).await } };
+    renewed.await.map_err(|error| {
+        let message = format!("the tag {EXPIRES} of {} cannot be renewed: {}", instances.join(", "), error.message());
+        let error = Error::new(error.kind(), "renew instances", message).with_backend(BACKEND);
+        error.with_help(
+            "grant ec2:CreateTags on them (infra/tierbox.yaml does), or let the control plane renew them (Control::renew): once the \
+             tag is past, `tierbox ec2 cleanup` of any host ends what runs there",
+        )
+    })
+}
+
 /// Renews the tag of when machines are not wanted any more.
-pub(crate) async fn renew(aws: &Aws, instances: &[String], until: SystemTime) -> Result<()> {
+async fn by_tag(aws: &Aws, instances: &[String], until: SystemTime) -> Result<()> {
     match tag(aws, instances, until).await {
         // One that is gone spoils the call for the others.
         Err(error) if is_not_found(&error) && instances.len() > 1 => {
