@@ -20,6 +20,7 @@ fn run() -> std::process::ExitCode {
         "network::e49_ports_of_the_host",
         "egress::e45_other_names",
         "egress::e45_what_hides_the_name",
+        "egress::e45_second_names",
         "egress::e45_no_http",
         "egress::e46_addresses",
         "egress::e47_names_as_a_channel",

@@ -55,15 +55,20 @@ impl fmt::Display for HelloError {
 /// # Errors
 /// Why there is none, as soon as that is certain.
 pub fn server_name(bytes: &[u8]) -> Result<Option<String>, HelloError> {
-    let Some(hello) = handshake(bytes)? else {
-        return if bytes.len() < LONGEST { Ok(None) } else { Err(HelloError::TooLong) };
-    };
-    read_hello(&hello).map(Some)
+    Ok(named_hello(bytes)?.map(|(name, _)| name))
 }
 
-/// The body of the first handshake message, which may be spread over several records. Nothing is copied before it is whole, and few
-/// records are looked at: this is done again for every byte that comes.
-fn handshake(bytes: &[u8]) -> Result<Option<Vec<u8>>, HelloError> {
+/// The same, and how many bytes the hello's records have.
+pub(crate) fn named_hello(bytes: &[u8]) -> Result<Option<(String, usize)>, HelloError> {
+    let Some((hello, length)) = handshake(bytes)? else {
+        return if bytes.len() < LONGEST { Ok(None) } else { Err(HelloError::TooLong) };
+    };
+    Ok(Some((read_hello(&hello)?, length)))
+}
+
+/// The body of the first handshake message, which may be spread over several records, and the length of these. Nothing is copied
+/// before it is whole, and few records are looked at: this is done again for every byte that comes.
+fn handshake(bytes: &[u8]) -> Result<Option<(Vec<u8>, usize)>, HelloError> {
     let (mut parts, mut length) = (Vec::new(), 0);
     let mut rest = bytes;
     for _ in 0..MOST_RECORDS {
@@ -79,11 +84,16 @@ fn handshake(bytes: &[u8]) -> Result<Option<Vec<u8>>, HelloError> {
             if wanted > LONGEST {
                 return Err(HelloError::TooLong);
             }
-            if length >= 4 + wanted {
-                return Ok(Some(parts.concat()[4..4 + wanted].to_vec()));
+            // A server would read what follows in the same record as the next message, which could be another hello.
+            let announced = length - first.part.len() + first.length;
+            if announced > 4 + wanted {
+                return Err(HelloError::Malformed);
+            }
+            if length == 4 + wanted {
+                return Ok(Some((parts.concat().split_off(4), bytes.len() - first.rest.len())));
             }
         }
-        if !first.is_whole {
+        if first.part.len() < first.length {
             return Ok(None);
         }
         rest = first.rest;
@@ -94,7 +104,8 @@ fn handshake(bytes: &[u8]) -> Result<Option<Vec<u8>>, HelloError> {
 /// A record, as far as it came.
 struct Record<'a> {
     part: &'a [u8],
-    is_whole: bool,
+    /// As its header says.
+    length: usize,
     rest: &'a [u8],
 }
 
@@ -110,7 +121,7 @@ fn record(bytes: &[u8]) -> Result<Option<Record<'_>>, HelloError> {
         return Err(HelloError::Malformed);
     }
     let (part, rest) = after.split_at(length.min(after.len()));
-    Ok(Some(Record { part, is_whole: part.len() == length, rest }))
+    Ok(Some(Record { part, length, rest }))
 }
 
 /// What is left to read of a message.
@@ -250,6 +261,21 @@ pub(crate) mod unit {
         assert_eq!(server_name(&[22, 3, 1, 0, 0]), Err(HelloError::Malformed));
         assert_eq!(server_name(&[22, 3, 1, 0, 4, 1, 0xff, 0xff, 0xff]), Err(HelloError::TooLong));
         assert_eq!(server_name(&[22, 3, 1, 0, 1, 2]), Err(HelloError::Malformed));
+    }
+
+    #[test]
+    fn a_hello_ends_where_its_record_ends() {
+        let mut early = hello(&[named("a.test")], 4096);
+        let length = early.len();
+        early.extend([23, 3, 3, 0, 1, 9]);
+        assert_eq!(named_hello(&early), Ok(Some(("a.test".into(), length))));
+        let mut two = hello(&[named("a.test")], 4096);
+        let other = hello(&[named("b.test")], 4096);
+        two.extend(&other[5..]);
+        let record = (two.len() - 5) as u16;
+        two[3..5].copy_from_slice(&record.to_be_bytes());
+        assert_eq!(server_name(&two), Err(HelloError::Malformed));
+        assert_eq!(server_name(&two[..length]), Err(HelloError::Malformed));
     }
 
     #[test]

@@ -13,7 +13,7 @@ use hyper::header::{
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode, Uri, Version};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tierbox_core::{AllowScheme, Protocol, host_name};
+use tierbox_core::{AllowScheme, Protocol, Verdict, host_name};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::sync::Mutex;
 
@@ -244,8 +244,14 @@ impl Visit {
         tokio::spawn(async move {
             let guard = visit.guard.clone();
             let pass = async {
-                let client = TokioIo::new(upgrade.await.map_err(io::Error::other)?);
-                visit.pass(client, server, &target).await
+                match upgrade.await {
+                    Ok(client) => visit.pass(TokioIo::new(client), server, &target).await,
+                    Err(error) => {
+                        let why = format!("the client left before its tunnel began: {error}");
+                        visit.room.unused(&target, server.address, Verdict::Failed, why);
+                        Ok(())
+                    }
+                }
             };
             let _ = guard.until_closed(pass).await;
         });
@@ -261,14 +267,14 @@ impl Visit {
         let unlogged = |_| io::Error::other("the log of decisions cannot be written");
         let begin = || self.room.begin(target, address, rule).map_err(unlogged);
         if target.scheme == AllowScheme::Tcp {
-            return tunnel::pass(client, &[], stream, &begin()?).await;
+            return tunnel::pass(client, stream, &begin()?).await;
         }
         let refusal = match tunnel::read_hello(&mut client).await {
-            Ok((first, name)) if name == target.name => return tunnel::pass(client, &first, stream, &begin()?).await,
-            Ok((_, name)) => format!("CONNECT names {}, and the server name is {name}", target.name),
+            Ok(hello) if hello.name == target.name => return tunnel::pass_tls(client, hello, stream, &begin()?).await,
+            Ok(hello) => format!("CONNECT names {}, and the server name is {}", target.name, hello.name),
             Err(error) => error.to_string(),
         };
-        self.room.refuse(Protocol::Tls, &target.name, target.port, refusal);
+        self.room.unused(target, address, Verdict::Refused, refusal);
         client.write_all(&ALERT).await
     }
 }

@@ -32,6 +32,7 @@ mod http;
 mod idle;
 mod left;
 mod log;
+mod opening;
 mod process;
 mod room;
 mod rules;

@@ -76,9 +76,18 @@ impl Room {
     /// Writes a decision that is no allowance.
     pub(crate) fn refuse(&self, protocol: Protocol, name: &str, port: u16, why: impl Into<String>) -> Denied {
         let why = why.into();
-        let id = self.next();
-        self.log.write(&self.decision(id, protocol, name, port, Verdict::Refused, why.clone()));
+        self.note(protocol, name, port, None, Verdict::Refused, why.clone());
         Denied::Refused(why)
+    }
+
+    /// Writes that a connection to this address, which was made, is not used.
+    pub(crate) fn unused(&self, target: &Target, address: IpAddr, verdict: Verdict, why: String) {
+        self.note(protocol(target.scheme), &target.name, target.port, Some(address), verdict, why);
+    }
+
+    fn note(&self, protocol: Protocol, name: &str, port: u16, address: Option<IpAddr>, verdict: Verdict, why: String) {
+        let decision = self.decision(self.next(), protocol, name, port, verdict, why);
+        self.log.write(&Decision { address, ..decision });
     }
 
     /// Writes what was answered to a query. False if nothing may be answered.
@@ -125,9 +134,7 @@ impl Room {
             }
             DialError::Failed(address, why) => (Verdict::Failed, address, why),
         };
-        let mut decision = self.decision(self.next(), protocol(target.scheme), &target.name, target.port, verdict, why.clone());
-        decision.address = address;
-        self.log.write(&decision);
+        self.note(protocol(target.scheme), &target.name, target.port, address, verdict, why.clone());
         if verdict == Verdict::Refused { Denied::Refused(why) } else { Denied::Failed(why) }
     }
 
@@ -178,6 +185,12 @@ impl Flow {
     /// The address it leads to.
     pub(crate) fn address(&self) -> Option<IpAddr> {
         self.decision.address
+    }
+
+    /// Writes why it is cut.
+    pub(crate) fn refuse(&self, why: String) {
+        let Decision { protocol, name, port, address, .. } = &self.decision;
+        self.room.note(*protocol, name, *port, *address, Verdict::Refused, why);
     }
 
     /// Bytes went out.

@@ -129,16 +129,16 @@ async fn arrival(room: Arc<Room>, port: u16, mut client: TcpStream, guard: Guard
         return http::serve(room, Entry::Port(port), client, guard, place).await;
     }
     let pass = async {
-        let (first, name) = match tunnel::read_hello(&mut client).await {
+        let hello = match tunnel::read_hello(&mut client).await {
             Ok(found) => found,
             Err(error) => {
                 room.refuse(Protocol::Tls, "", port, error.to_string());
                 return client.write_all(&ALERT).await;
             }
         };
-        let target = Target { name, port, scheme: AllowScheme::Https };
+        let target = Target { name: hello.name.clone(), port, scheme: AllowScheme::Https };
         match room.connect(&target).await {
-            Ok((server, flow)) => tunnel::pass(&mut client, &first, server, &flow).await,
+            Ok((server, flow)) => tunnel::pass_tls(&mut client, hello, server, &flow).await,
             Err(_) => client.write_all(&ALERT).await,
         }
     };

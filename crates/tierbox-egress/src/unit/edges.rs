@@ -1,5 +1,8 @@
 //! What clients do at the edges of the protocols, and what a sandbox does to hide.
 
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
 use simple_dns::{CLASS, Name, Packet, Question, TYPE};
 
 use super::*;
@@ -165,6 +168,135 @@ fn a_tunnel_is_allowed_when_its_hello_was_judged() {
     connect(&stage, "a.test", server.port, b"");
     stage.until("cut hello", |one| one.rule == crate::hello::HelloError::Cut.to_string());
     assert!(stage.gateway.decisions().unwrap().iter().all(|one| one.verdict == Verdict::Refused), "something was allowed");
+}
+
+/// A server that asks for another hello, whatever comes.
+fn asks_again() -> (Server, Vec<u8>) {
+    let answer = crate::opening::unit::retry_request();
+    (Server::start(answer.clone().leak()), answer)
+}
+
+/// Begins TLS, directly or in a tunnel for `a.test`, and says what follows once the server has asked for another hello. What came then.
+fn says_again(stage: &Stage, port: u16, in_tunnel: bool, [first, second]: [&[u8]; 2]) -> Vec<u8> {
+    let mut stream = TcpStream::connect(if in_tunnel { stage.proxy } else { stage.tls }).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    if in_tunnel {
+        stream.write_all(format!("CONNECT a.test:{port} HTTP/1.1\r\n\r\n").as_bytes()).unwrap();
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            let mut byte = [0];
+            stream.read_exact(&mut byte).unwrap();
+            head.push(byte[0]);
+        }
+    }
+    stream.write_all(first).unwrap();
+    let mut asked = vec![0; crate::opening::unit::retry_request().len()];
+    stream.read_exact(&mut asked).unwrap();
+    stream.write_all(second).unwrap();
+    stream.shutdown(std::net::Shutdown::Write).unwrap();
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer);
+    answer
+}
+
+#[test]
+fn a_second_hello_is_judged_as_the_first() {
+    let (server, asked) = asks_again();
+    let stage = open(server.port, &["https://a.test:PORT", "https://b.test:PORT"]);
+    let first = hello(&[named("a.test")], 4096);
+    for in_tunnel in [false, true] {
+        assert_eq!(says_again(&stage, server.port, in_tunnel, [&first, &first]), asked);
+        assert_eq!(server.all(), [&first[..], &first].concat());
+        // Not even another name that is listed: its rule and its address could be others.
+        for (name, hidden) in [("evil.test", vec![]), ("b.test", vec![]), ("a.test", vec![(0xfe0d, vec![1])])] {
+            let second = hello(&[vec![named(name)], hidden].concat(), 4096);
+            assert_eq!(says_again(&stage, server.port, in_tunnel, [&first, &second]), crate::tunnel::ALERT, "{name}");
+            assert_eq!(server.all(), first, "the second hello went on");
+            let why = if name == "a.test" { "encrypted".to_owned() } else { format!("and the second {name}") };
+            let refused = stage.until("refusal", |one| one.verdict == Verdict::Refused && one.rule.contains(&why));
+            assert_eq!((refused.name.as_str(), refused.address), ("a.test", Some("127.0.0.1".parse().unwrap())));
+        }
+    }
+}
+
+#[test]
+fn a_second_hello_before_the_answer_goes_nowhere() {
+    let (server, _) = asks_again();
+    let stage = open(server.port, &["https://a.test:PORT"]);
+    let both = [hello(&[named("a.test")], 4096), hello(&[named("evil.test")], 4096)].concat();
+    assert_eq!(say(stage.tls, &both), crate::tunnel::ALERT);
+    assert_eq!(connect(&stage, "a.test", server.port, &both).1, crate::tunnel::ALERT);
+    assert!(server.all().is_empty());
+    let is_early = |one: &Decision| one.verdict == Verdict::Refused && one.rule.starts_with("a handshake record before");
+    assert!(stage.until("refusal", is_early).address.is_some());
+}
+
+#[test]
+fn a_tunnel_that_is_not_used_is_on_record_with_its_address() {
+    let server = Server::start(b"served");
+    let stage = open(server.port, &["a.test:PORT"]);
+    connect(&stage, "a.test", server.port, &hello(&[named("b.test")], 4096));
+    let refused = stage.until("refusal", |one| one.rule.contains("the server name is b.test"));
+    assert_eq!((refused.verdict, refused.address), (Verdict::Refused, Some("127.0.0.1".parse().unwrap())));
+}
+
+/// A client that asks for something and cannot be told anything.
+struct Gone(Vec<u8>);
+
+impl tokio::io::AsyncRead for Gone {
+    fn poll_read(mut self: Pin<&mut Self>, _: &mut Context<'_>, buffer: &mut tokio::io::ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.0.is_empty() {
+            return Poll::Pending;
+        }
+        buffer.put_slice(&std::mem::take(&mut self.0));
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl tokio::io::AsyncWrite for Gone {
+    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, _: &[u8]) -> Poll<io::Result<usize>> {
+        Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+#[test]
+fn a_tunnel_whose_client_is_gone_is_on_record_with_its_address() {
+    let server = Server::start(b"served");
+    let dir = tempfile::tempdir().unwrap();
+    let log = dir.path().join("egress.jsonl");
+    let names = Names::default();
+    names.answers.lock().unwrap().insert("a.test".into(), vec![vec!["127.0.0.1".parse().unwrap()]]);
+    let rules = Rules::parse(&[format!("a.test:{}", server.port)]).unwrap();
+    let plan = Plan::new(Ipv4Addr::LOCALHOST, &rules);
+    let config = Config { resolver: Arc::new(names), ..Config::new("test-2", rules, plan, &log) };
+    let tenant = crate::gateway::tenant(config, |_| None).unwrap();
+    let client = Gone(format!("CONNECT a.test:{} HTTP/1.1\r\n\r\n", server.port).into_bytes());
+    let (_closing, guard) = crate::serve::Guard::new();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let decisions = runtime.block_on(async {
+        let place = Arc::new(tenant.place().unwrap());
+        crate::http::serve(tenant.room.clone(), crate::http::Entry::Proxy, client, guard, place).await;
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let decisions = crate::read_log(&log).unwrap();
+            if !decisions.is_empty() || Instant::now() > deadline {
+                return decisions;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    });
+    let [failed] = &decisions[..] else { panic!("{decisions:?}") };
+    assert_eq!((failed.verdict, failed.address), (Verdict::Failed, Some("127.0.0.1".parse().unwrap())));
+    assert!(failed.rule.starts_with("the client left"), "{failed:?}");
+    assert!(server.all().is_empty());
 }
 
 #[test]

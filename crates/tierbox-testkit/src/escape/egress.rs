@@ -14,6 +14,7 @@ use crate::world;
 attacks! { "egress":
     e45_other_names [Isolation, Files] "Another server name, Host, URI, suffix or port than the allowed ones is refused, with the proxy and without.";
     e45_what_hides_the_name [Isolation, Files] "TLS without a name or with an encrypted hello, and bytes that are not TLS, are refused.";
+    e45_second_names [Isolation, Files] "A second client hello, which a server of TLS 1.3 may ask for, names the same server as the first.";
     e45_no_http [Isolation, Files] "What two readers of HTTP could read differently is refused, and on record though no request came of it.";
     e46_addresses [Isolation, Files] "A name that leads to a private, local or metadata address is not dialled, though a server is there.";
     e47_names_as_a_channel [Isolation, Files] "A query for a name that is not allowed leaves nothing outside, and no record but the gateway's address is told.";
@@ -99,6 +100,21 @@ async fn e45_what_hides_the_name(s: Subject, _: Canary) -> Verdict {
         s.environment.decisions().await?.iter().any(|one| one.verdict == Decided::Refused && one.rule.contains("not TLS"));
     ensure!(served, "bytes that are not TLS were not refused: {found:?}");
     nothing_leaked(&tried(&s, &["http", &tls, "SSH-2.0-x|", "\u{1}\u{2}|"]).await?)
+}
+
+async fn e45_second_names(s: Subject, _: Canary) -> Verdict {
+    let at = gateway(&s).await?;
+    let (tls, proxy) = (format!("{at}:443"), format!("{at}:3128"));
+    for to in [["tls", &tls, "direct"], ["tls", &proxy, "index.test:443"]] {
+        let args = |hellos: &[&'static str]| [&to[..], hellos].concat();
+        works(&tried(&s, &args(&["index.test>index.test", "index.test>Index.TEST"])).await?)?;
+        let bad = ["index.test>other.test", "index.test>a.files.test", "index.test>", "index.test>>other.test"];
+        nothing_leaked(&tried(&s, &args(&bad)).await?)?;
+    }
+    let decisions = s.environment.decisions().await?;
+    let refused = decisions.iter().any(|one| one.verdict == Decided::Refused && one.rule.contains("and the second other.test"));
+    ensure!(refused, "no decision about the second hello was written");
+    Ok(())
 }
 
 async fn e45_no_http(s: Subject, _: Canary) -> Verdict {
