@@ -259,9 +259,7 @@ impl Environment for DockerEnvironment {
         let read = move || logs.iter().map(named).collect::<Result<Vec<_>>>();
         let read = tokio::task::spawn_blocking(read).await;
         let read = read.map_err(|error| internal("read egress log", &error.to_string()))??;
-        let mut all: Vec<Decision> = read.into_iter().flatten().collect();
-        all.sort_by_key(|decision| decision.time);
-        Ok(all)
+        Ok(tierbox_egress::merge(read))
     }
 
     async fn ended(&self, limit: Duration) -> bool {

@@ -1,6 +1,7 @@
 //! Where the logs of an environment's gateways lie on this host, and what is left there when it has ended.
 
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use tierbox_core::{Decision, Error, Result};
 
@@ -26,16 +27,28 @@ pub fn read_left(directory: &Path) -> Result<Option<Vec<Decision>>> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(Error::io("read egress log", error).with_context("path", directory.display())),
     };
-    let mut found: Option<Vec<Decision>> = None;
+    let mut found: Option<Vec<Vec<Decision>>> = None;
     for path in entries.flatten().map(|entry| entry.path()) {
         let Some(machine) = machine_of(&path) else { continue };
-        let all = found.get_or_insert_default();
-        all.extend(read(&path)?.into_iter().map(|decision| Decision { machine: machine.clone(), ..decision }));
+        let own = read(&path)?.into_iter().map(|decision| Decision { machine: machine.clone(), ..decision });
+        found.get_or_insert_default().push(own.collect());
     }
-    Ok(found.map(|mut all| {
-        all.sort_by_key(|decision| decision.time);
-        all
-    }))
+    Ok(found.map(merge))
+}
+
+/// The decisions of several gateways by their time, those of each in the order in which it made them: a clock may have been put back
+/// meanwhile, and who reads them again must find the same ones first.
+pub fn merge(logs: Vec<Vec<Decision>>) -> Vec<Decision> {
+    let timed = |log: Vec<Decision>| {
+        let mut latest = SystemTime::UNIX_EPOCH;
+        log.into_iter().map(move |decision| {
+            latest = latest.max(decision.time);
+            (latest, decision)
+        })
+    };
+    let mut all: Vec<_> = logs.into_iter().flat_map(timed).collect();
+    all.sort_by_key(|(time, _)| *time);
+    all.into_iter().map(|(_, decision)| decision).collect()
 }
 
 /// Whose log it is: one machine's, or the whole environment's. `None` for another file.
@@ -68,5 +81,27 @@ mod unit {
         std::fs::write(directory.path().join("egress.txt"), "no log").unwrap();
         let machines: Vec<_> = read_left(directory.path()).unwrap().unwrap().into_iter().map(|one| one.machine).collect();
         assert_eq!(machines, [Some("db-1".to_owned()), Some("web".to_owned()), None]);
+    }
+
+    #[test]
+    fn a_gateways_own_order_counts_more_than_its_clock() {
+        let directory = tempfile::tempdir().unwrap();
+        let log = |machine: &str, times: &[u64]| {
+            let line = |(id, time): (usize, &u64)| {
+                LINE.replace("TIME", &time.to_string()).replace("\"id\":1", &format!("\"id\":{id}")) + "\n"
+            };
+            let lines: String = times.iter().enumerate().map(line).collect();
+            std::fs::write(log_path(directory.path(), Some(machine)), lines).unwrap();
+        };
+        let of = |machine: &str| -> Vec<u64> {
+            let all = read_left(directory.path()).unwrap().unwrap();
+            all.into_iter().filter(|one| one.machine.as_deref() == Some(machine)).map(|one| one.id).collect()
+        };
+        log("web", &[5000, 1000, 1500, 6000]);
+        log("db", &[1200, 5500]);
+        assert_eq!((of("web"), of("db")), (vec![0, 1, 2, 3], vec![0, 1]));
+        // What was first stays first, whatever comes after it.
+        log("web", &[5000, 1000, 1500, 6000, 10]);
+        assert_eq!(of("web"), [0, 1, 2, 3, 4]);
     }
 }

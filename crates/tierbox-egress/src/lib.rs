@@ -46,7 +46,7 @@ pub use address::refused as refused_address;
 pub use dial::{Resolver, SystemResolver};
 pub use gateway::{Config, Gateway};
 pub use hello::{HelloError, server_name};
-pub use left::{log_path, read_left};
+pub use left::{log_path, merge, read_left};
 pub use log::{Log, read as read_log};
 pub use process::{installed, run_if_asked, spawn, stand_alone};
 pub use rules::Rules;
