@@ -105,6 +105,11 @@ impl Masking {
         Cow::Owned(self.take(safe))
     }
 
+    /// How many bytes of the stream came and cannot be written down yet.
+    pub fn held(&self) -> usize {
+        self.held.len()
+    }
+
     /// The rest of a stream that has ended. Of one that was cut off, what may have begun a secret is left out.
     pub fn finish(mut self, complete: bool) -> Vec<u8> {
         if !complete {

@@ -1,5 +1,6 @@
 //! An entry as a line of the log.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde_json::{Map, Value, json};
@@ -13,6 +14,13 @@ const INLINE: usize = 4096;
 /// The longest text of an argument, and the most items of a list. What is longer is cut, and says so.
 const LONGEST_TEXT: usize = 64 << 10;
 const MOST_ITEMS: usize = 1024;
+/// The most bytes of an entry's arguments and outcome together. In JSON a byte may take six, which is less than the longest line.
+const LONGEST_ENTRY: usize = 1 << 20;
+/// What a value takes at least, and a text that is cut: its length and hash.
+const A_VALUE: usize = 16;
+const A_CUT: usize = 128;
+/// Stands for what was left out of a map.
+const OMITTED: &str = "…omitted";
 
 /// A hash in hex.
 pub(crate) fn hash(bytes: &[u8]) -> String {
@@ -55,13 +63,12 @@ pub(super) fn prepare(entry: &AuditEntry, seq: u64, secrets: &Secrets) -> Prepar
     if let Some(exec) = entry.exec {
         put("exec", exec.to_string().into());
     }
+    let mut clean = Clean { secrets, room: LONGEST_ENTRY };
+    // Before the arguments, which may leave no room.
+    put("outcome", clean.value(&json!(entry.outcome)));
     if !entry.arguments.is_empty() {
-        let clean = |(name, value): (&std::borrow::Cow<'_, str>, &Value)| {
-            (name.clone().into_owned(), if name == "env" { variables(value, secrets) } else { redact(value, secrets) })
-        };
-        put("arguments", Value::Object(entry.arguments.iter().map(clean).collect()));
+        put("arguments", Value::Object(clean.arguments(entry)));
     }
-    put("outcome", redact(&json!(entry.outcome), secrets));
     if let Some(duration) = entry.duration {
         put("duration_us", u64::try_from(duration.as_micros()).unwrap_or(u64::MAX).into());
     }
@@ -73,40 +80,103 @@ pub(super) fn prepare(entry: &AuditEntry, seq: u64, secrets: &Secrets) -> Prepar
     Prepared { fields, references }
 }
 
-/// The values of variables whose names say that they are secrets are never written, whoever set them.
-fn variables(value: &Value, secrets: &Secrets) -> Value {
-    let Some(variables) = value.as_object() else { return redact(value, secrets) };
-    let clean = |(name, value): (&String, &Value)| {
-        let value = if names_a_secret(name) { "***".into() } else { redact(value, secrets) };
-        (secrets.redact_text(name).into_owned(), value)
-    };
-    Value::Object(variables.iter().take(MOST_ITEMS).map(clean).collect())
+/// Values without secrets, and no more of them than a line has room for.
+struct Clean<'a> {
+    secrets: &'a Secrets,
+    /// Bytes that are left.
+    room: usize,
 }
 
-fn redact(value: &Value, secrets: &Secrets) -> Value {
-    match value {
-        Value::String(text) => shorten(&secrets.redact_text(text)).into(),
-        Value::Array(items) => {
-            let mut clean: Vec<Value> = items.iter().take(MOST_ITEMS).map(|item| redact(item, secrets)).collect();
-            if items.len() > MOST_ITEMS {
-                clean.push(json!({ "omitted": items.len() - MOST_ITEMS }));
+impl Clean<'_> {
+    fn arguments(&mut self, entry: &AuditEntry) -> Map<String, Value> {
+        let mut arguments: Vec<(&str, &Value)> = entry.arguments.iter().map(|(name, value)| (name.as_ref(), value)).collect();
+        // One that is too big must not take the others' room.
+        arguments.sort_by_cached_key(|(_, value)| weight(value));
+        let clean = self.map(arguments.into_iter(), |clean, name, value| match value.as_object() {
+            Some(variables) if name == "env" => Value::Object(clean.variables(variables)),
+            _ => clean.value(value),
+        });
+        BTreeMap::from_iter(clean).into_iter().collect()
+    }
+
+    /// The values of variables whose names say that they are secrets are never written, whoever set them.
+    fn variables(&mut self, variables: &Map<String, Value>) -> Map<String, Value> {
+        let variables = variables.iter().map(|(name, value)| (name.as_str(), value));
+        self.map(variables, |clean, name, value| if names_a_secret(name) { "***".into() } else { clean.value(value) })
+    }
+
+    fn value(&mut self, value: &Value) -> Value {
+        self.take(A_VALUE);
+        match value {
+            Value::String(text) => self.text(text).into(),
+            Value::Array(items) => {
+                let mut clean = Vec::new();
+                for item in items.iter().take(MOST_ITEMS) {
+                    if self.room == 0 {
+                        break;
+                    }
+                    clean.push(self.value(item));
+                }
+                if clean.len() < items.len() {
+                    clean.push(json!({ "omitted": items.len() - clean.len() }));
+                }
+                Value::Array(clean)
             }
-            Value::Array(clean)
+            Value::Object(map) => Value::Object(
+                self.map(map.iter().map(|(key, value)| (key.as_str(), value)), |clean, _, value| clean.value(value)),
+            ),
+            other => other.clone(),
         }
-        Value::Object(map) => {
-            let clean = |(key, value): (&String, &Value)| (secrets.redact_text(key).into_owned(), redact(value, secrets));
-            Value::Object(map.iter().take(MOST_ITEMS).map(clean).collect())
+    }
+
+    fn map<'v>(
+        &mut self,
+        entries: impl ExactSizeIterator<Item = (&'v str, &'v Value)>,
+        mut make: impl FnMut(&mut Self, &str, &Value) -> Value,
+    ) -> Map<String, Value> {
+        let (all, mut clean) = (entries.len(), Map::new());
+        let mut shown = 0;
+        for (key, value) in entries.take(MOST_ITEMS) {
+            if self.room == 0 {
+                break;
+            }
+            let key_shown = self.text(key);
+            let value = make(self, key, value);
+            clean.insert(key_shown, value);
+            shown += 1;
         }
-        other => other.clone(),
+        if shown < all {
+            clean.insert(OMITTED.to_owned(), (all - shown).into());
+        }
+        clean
+    }
+
+    fn text(&mut self, text: &str) -> String {
+        let clean = self.secrets.redact_text(text);
+        let most = LONGEST_TEXT.min(self.room);
+        if clean.len() <= most {
+            self.take(clean.len());
+            return clean.into_owned();
+        }
+        let end = (0..=most).rev().find(|at| clean.is_char_boundary(*at)).unwrap_or(0);
+        self.take(end + A_CUT);
+        format!("{}[… {} bytes, sha256 {}]", &clean[..end], clean.len(), hash(clean.as_bytes()))
+    }
+
+    fn take(&mut self, bytes: usize) {
+        self.room = self.room.saturating_sub(bytes);
     }
 }
 
-fn shorten(text: &str) -> String {
-    if text.len() <= LONGEST_TEXT {
-        return text.to_owned();
-    }
-    let end = (0..=LONGEST_TEXT).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
-    format!("{}[… {} bytes, sha256 {}]", &text[..end], text.len(), hash(text.as_bytes()))
+/// About how much memory a value takes.
+pub(super) fn weight(value: &Value) -> usize {
+    let held = match value {
+        Value::String(text) => text.len(),
+        Value::Array(items) => items.iter().map(weight).sum(),
+        Value::Object(map) => map.iter().map(|(key, value)| key.len() + weight(value)).sum(),
+        _ => 0,
+    };
+    size_of::<Value>() + held
 }
 
 fn stream(data: &AuditData, seq: u64, secrets: &Secrets, references: &mut Vec<Reference>) -> Value {
@@ -212,5 +282,24 @@ mod unit {
     fn long_arguments_are_cut() {
         let (line, _) = shown(&entry().argument("argv", vec!["é".repeat(100_000)]).argument("list", vec!["x"; 2000]));
         assert!(line.len() < 100_000 && line.contains("200000 bytes") && line.contains("omitted"), "{}", line.len());
+    }
+
+    #[test]
+    fn no_entry_makes_a_line_that_nobody_reads() {
+        let control = "\u{1}".repeat(LONGEST_TEXT);
+        let many: serde_json::Map<String, Value> = (0..MOST_ITEMS).map(|at| (format!("{at}{control}"), json!(at))).collect();
+        let nested = json!(vec![vec!["x"; MOST_ITEMS]; MOST_ITEMS]);
+        let failed = tierbox_core::Error::new(tierbox_core::ErrorKind::Internal, "x", control.repeat(2));
+        for value in [json!(vec![control.as_str(); MOST_ITEMS]), json!(many), nested] {
+            for name in ["argv", "env"] {
+                let entry = entry().argument("before", 1).argument(name, value.clone()).argument("z", "after");
+                let (line, _) = shown(&entry.outcome(tierbox_core::AuditOutcome::failed(&failed)));
+                assert!((line.len() as u64) < super::super::file::LONGEST_LINE / 2, "{name}: {}", line.len());
+                let line: Value = serde_json::from_str(&line).unwrap();
+                assert_eq!(line["arguments"]["before"], 1);
+                assert_eq!(line["outcome"]["status"], "failed");
+                assert!(line["arguments"].to_string().contains("omitted"), "{name}");
+            }
+        }
     }
 }

@@ -15,7 +15,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use serde_json::json;
-use tierbox_core::{Audit, AuditEntry, AuditOperation, AuditSpill, Error, ErrorKind, Principal, Result, Secrets};
+use tierbox_core::{Audit, AuditEntry, AuditOperation, AuditOutcome, AuditSpill, Error, ErrorKind, Principal, Result, Secrets};
 
 pub use check::{Against, Problem, Record, Standing, check, check_against, first, read, read_readable};
 pub use file::Head;
@@ -173,7 +173,7 @@ impl Audit for OperationLog {
             let hidden = entry.arguments.iter_mut().filter(|(key, _)| hides(key));
             hidden.for_each(|(_, value)| *value = "withheld".into());
             entry.data.iter_mut().for_each(|data| data.kept = Default::default());
-            if let tierbox_core::AuditOutcome::Failed { message, .. } = &mut entry.outcome {
+            if let AuditOutcome::Failed { message, .. } = &mut entry.outcome {
                 *message = "withheld".to_owned();
             }
         }
@@ -228,7 +228,10 @@ fn same(error: &Error) -> Error {
 
 /// About how much memory an entry takes.
 fn size(entry: &AuditEntry) -> usize {
-    entry.data.iter().map(|data| data.kept.len()).sum::<usize>() + 512
+    let data = entry.data.iter().map(|data| data.kept.len()).sum::<usize>();
+    let arguments = entry.arguments.iter().map(|(name, value)| name.len() + line::weight(value)).sum::<usize>();
+    let message = if let AuditOutcome::Failed { message, .. } = &entry.outcome { message.len() } else { 0 };
+    data + arguments + message + 512
 }
 
 struct Writer {

@@ -37,14 +37,30 @@ impl Room {
 /// What the names of these files begin with.
 const PREFIX: &str = "long-";
 
+/// Where a stream is written.
+pub(super) trait Sink: Write + Send + Sync {
+    /// Takes away what is behind so many bytes.
+    fn cut(&mut self, length: u64) -> std::io::Result<()>;
+}
+
+impl Sink for File {
+    fn cut(&mut self, length: u64) -> std::io::Result<()> {
+        self.set_len(length)
+    }
+}
+
 /// A stream that is being kept.
 pub(super) struct Spill {
     room: Room,
     path: PathBuf,
     name: String,
-    file: Option<File>,
+    /// `None` if it holds what was not counted, and cannot be cut.
+    file: Option<Box<dyn Sink>>,
+    /// `None` once a write has failed.
     masking: Option<Masking>,
     hasher: Sha256,
+    /// Bytes in the file.
+    length: u64,
     /// Bytes of the stream that are in the file or on their way there.
     taken: u64,
     /// Whether everything so far was taken.
@@ -68,23 +84,42 @@ impl Spill {
             room: room.clone(),
             path,
             name,
-            file: Some(file),
+            file: Some(Box::new(file)),
             masking: Some(secrets.masking()),
             hasher: Sha256::new(),
+            length: 0,
             taken: 0,
             whole: true,
             finished: false,
         })
     }
 
+    /// Writes to another sink from now on.
+    #[cfg(test)]
+    pub(super) fn divert(&mut self, other: impl FnOnce(Box<dyn Sink>) -> Box<dyn Sink>) {
+        self.file = self.file.take().map(other);
+    }
+
     /// Writes what is masked already. A disk that is full ends it, and the line then says how far it came.
     fn put(&mut self, clean: &[u8]) -> bool {
         let Some(file) = &mut self.file else { return false };
         if file.write_all(clean).is_err() {
+            // A part of it may be there, which the hash does not know.
+            if file.cut(self.length).is_err() {
+                self.file = None;
+            }
             return false;
         }
         self.hasher.update(clean);
+        self.length += clean.len() as u64;
         true
+    }
+
+    /// Counts bytes as lost that were taken.
+    fn lose(&mut self, bytes: u64) {
+        self.taken -= bytes;
+        self.whole = false;
+        self.room.give_back(bytes);
     }
 }
 
@@ -93,21 +128,27 @@ impl AuditSpill for Spill {
         if !self.whole {
             return;
         }
+        let Some(mut masking) = self.masking.take() else { return };
         let taken = self.room.take(bytes.len() as u64);
         let part = &bytes[..usize::try_from(taken).unwrap_or(bytes.len())];
-        let Some(mut masking) = self.masking.take() else { return };
-        let kept = self.put(&masking.push(part));
+        let held = masking.held() as u64;
+        self.taken += taken;
+        if !self.put(&masking.push(part)) {
+            return self.lose(held + taken);
+        }
         self.masking = Some(masking);
-        self.taken += if kept { taken } else { 0 };
-        self.whole = kept && taken == bytes.len() as u64;
+        self.whole = taken == bytes.len() as u64;
     }
 
     fn finish(mut self: Box<Self>, complete: bool) -> Option<AuditFile> {
-        let rest = self.masking.take()?.finish(complete && self.whole);
-        if !self.put(&rest) {
-            // What is in the file is no longer what was counted: nothing is better than that.
-            return None;
+        if let Some(masking) = self.masking.take() {
+            let held = masking.held() as u64;
+            if !self.put(&masking.finish(complete && self.whole)) {
+                self.lose(held);
+            }
         }
+        // What is in a file that could not be cut is not what was counted: nothing is better than that.
+        self.file.as_ref()?;
         self.finished = true;
         let sha256 = super::line::hex(&std::mem::take(&mut self.hasher).finalize());
         Some(AuditFile { name: self.name.clone(), bytes: self.taken, sha256 })

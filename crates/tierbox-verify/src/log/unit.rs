@@ -271,6 +271,71 @@ fn long_streams_have_so_much_room_and_end_nothing() {
     assert!(with_secret(directory.path(), 5000).withholding().spill("stdout").is_none());
 }
 
+#[test]
+fn what_waits_for_the_disk_is_counted_with_its_arguments() {
+    let plain = size(&entry(""));
+    assert!(size(&entry(&"x".repeat(1 << 20))) >= plain + (1 << 20));
+    let nested = entry("").argument("env", json!({ "A": ["x".repeat(1 << 20)] }));
+    assert!(size(&nested) >= plain + (1 << 20));
+}
+
+/// A disk that takes so many bytes more, and can or cannot cut a file.
+struct Filling {
+    disk: Box<dyn spill::Sink>,
+    room: usize,
+    cuts: bool,
+}
+
+impl std::io::Write for Filling {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let count = self.disk.write(&bytes[..bytes.len().min(self.room)])?;
+        self.room -= count;
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.disk.flush()
+    }
+}
+
+impl spill::Sink for Filling {
+    fn cut(&mut self, length: u64) -> std::io::Result<()> {
+        if self.cuts { self.disk.cut(length) } else { Err(std::io::Error::other("it cannot be cut")) }
+    }
+}
+
+#[test]
+fn a_long_stream_of_which_a_write_came_half_is_kept_as_far_as_it_was_counted() {
+    let directory = tempfile::tempdir().unwrap();
+    let log = with_secret(directory.path(), 1 << 20);
+    // Of a piece of 100, the bytes that may begin a secret wait for the next one.
+    let held = b"hunter2-long".len() - 1;
+    for (room, cuts, kept) in
+        [(350, true, Some(300 - held)), (50, true, Some(0)), (395, true, Some(400 - held)), (350, false, None)]
+    {
+        let mut spill = spill::Spill::begin(&directory.path().join(OUTPUTS), "stdout", &log.secrets, &log.room).unwrap();
+        spill.divert(|disk| Box::new(Filling { disk, room, cuts }));
+        let mut spill: Box<dyn AuditSpill> = Box::new(spill);
+        (0..6).for_each(|_| spill.write(&[b'x'; 100]));
+        let file = spill.finish(true);
+        assert_eq!(file.as_ref().map(|file| file.bytes), kept.map(|kept| kept as u64), "room for {room}");
+        if let Some(file) = file {
+            log.record(entry("x").data(AuditData::in_file("stdout", 600, Some(file))));
+        }
+    }
+    // Of one that ends where the last bytes have no room.
+    let mut spill = spill::Spill::begin(&directory.path().join(OUTPUTS), "stdout", &log.secrets, &log.room).unwrap();
+    spill.divert(|disk| Box::new(Filling { disk, room: 95, cuts: true }));
+    let mut spill: Box<dyn AuditSpill> = Box::new(spill);
+    spill.write(&[b'x'; 100]);
+    let file = spill.finish(true).unwrap();
+    assert_eq!(file.bytes, 100 - held as u64);
+    log.record(entry("x").data(AuditData::in_file("stdout", 100, Some(file))));
+    drop(log);
+    let standing = check(directory.path()).unwrap();
+    assert!(standing.is_intact() && standing.references == 4, "{standing:?}");
+}
+
 /// A disk that is full for a while: what could not be written comes before what is written later, and what was not kept is counted.
 #[test]
 fn a_write_that_failed_is_made_up_for() {
