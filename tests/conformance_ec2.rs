@@ -8,6 +8,13 @@ mod aws;
 #[cfg(target_os = "linux")]
 const SLOW: [&str; 1] = ["processes::e21_ends_that_race"];
 
+/// What tasks on one instance do not keep from each other, as the documentation says.
+#[cfg(target_os = "linux")]
+const SHARED: &str = r#"
+"conformance::attach::aws::lifecycle::files_are_separate" = "what everybody may read, such as /tmp, is the instance's"
+"conformance::attach::aws::lifecycle::processes_are_separate" = "the table of processes is the instance's"
+"#;
+
 #[cfg(target_os = "linux")]
 fn main() -> std::process::ExitCode {
     use libtest_mimic::Arguments;
@@ -18,6 +25,7 @@ fn main() -> std::process::ExitCode {
     let escapes = || Suite::escape(minimum::ec2(), aws::closed()).expected(include_str!("aws/expected.toml"));
     let suites = [
         Suite::conformance(minimum::ec2(), aws::factory()).by_area(4).variant("aws"),
+        Suite::conformance(minimum::ec2_task(), aws::attached()).expected(SHARED).by_area(4).variant("attach::aws"),
         escapes().without(&SLOW).by_area(2).variant("aws"),
         escapes().only(&SLOW).by_area(1).variant("slow::aws"),
     ]

@@ -183,7 +183,7 @@ impl Server {
 }
 
 /// What Base64 stands for; nonsense for what is none.
-fn decoded(word: &str) -> Vec<u8> {
+pub fn decoded(word: &str) -> Vec<u8> {
     let digit =
         |byte: u8| b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/".iter().position(|each| *each == byte);
     let digits: Vec<usize> = word.bytes().filter_map(digit).collect();
@@ -198,19 +198,31 @@ fn rand_word() -> u64 {
 
 /// Starts environments of a caller of its own, if there is a server.
 pub fn factory() -> Arc<dyn Factory> {
-    Arc::new(Patient { made: OnceCell::new(), is_closed: false })
+    Arc::new(Patient { made: OnceCell::new(), place: Place::Usual })
 }
 
 /// The same with N2, in a stack of that caller's own.
 pub fn closed() -> Arc<dyn Factory> {
-    Arc::new(Patient { made: OnceCell::new(), is_closed: true })
+    Arc::new(Patient { made: OnceCell::new(), place: Place::Closed })
+}
+
+/// The same on one instance that exists.
+pub fn attached() -> Arc<dyn Factory> {
+    Arc::new(Patient { made: OnceCell::new(), place: Place::Attached })
+}
+
+/// Where environments are.
+enum Place {
+    Usual,
+    Closed,
+    Attached,
 }
 
 /// Commands take some tenths of a second each, and the machine is shared with others. The server is asked for a bucket when the first
 /// environment starts: listing the cases reaches nobody.
 struct Patient {
     made: OnceCell<BackendFactory>,
-    is_closed: bool,
+    place: Place,
 }
 
 impl Patient {
@@ -221,9 +233,29 @@ impl Patient {
             "boot_s": 0.05, "ssm_online_s": 0.1, "terminate_s": 0.02,
             "deliver_s": 0.01, "report_s": 0.01, "invocation_visible_s": 0.02,
         }));
-        let spec = if self.is_closed { closed_spec(&server).await? } else { server.spec() };
+        let spec = match self.place {
+            Place::Usual => server.spec(),
+            Place::Closed => closed_spec(&server).await?,
+            Place::Attached => attached_spec(&server),
+        };
         Ok(BackendFactory::new("aws", Arc::new(Ec2Backend::new()), spec, None))
     }
+}
+
+/// An instance that ends itself when the tests are long over, and what a task on it asks for.
+fn attached_spec(server: &Server) -> EnvironmentSpec {
+    // #!/bin/sh
+    // (sleep 1800; shutdown -h now) </dev/null >/dev/null 2>&1 &
+    let ends = "IyEvYmluL3NoCihzbGVlcCAxODAwOyBzaHV0ZG93biAtaCBub3cpIDwvZGV2L251bGwgPi9kZXYvbnVsbCAyPiYxICYK";
+    let body = format!(
+        "Action=RunInstances&Version=2016-11-15&ImageId=ami-1e749f67&MinCount=1&MaxCount=1&UserData={ends}\
+         &InstanceInitiatedShutdownBehavior=terminate"
+    );
+    let made = server.signed("POST", "/", "ec2", &body);
+    let id = made.split_once("<instanceId>").and_then(|(_, rest)| rest.split_once('<')).expect("an instance").0;
+    let mut spec = server.spec();
+    spec.settings["instance-id"] = id.into();
+    spec
 }
 
 /// A stack, and what an environment with N2 in it asks for.

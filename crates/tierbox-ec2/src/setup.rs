@@ -328,6 +328,24 @@ async fn command(aws: &Arc<Aws>, settings: &Settings, id: &str) -> Result<()> {
 mod unit {
     use super::*;
 
+    /// The test server's machines reach no packages: that the script asks for both is seen here, that it is an instance's user data by
+    /// `aws::setup::`.
+    #[test]
+    fn an_instance_installs_both_runtimes_by_whichever_packages_it_has() {
+        use std::os::unix::fs::PermissionsExt;
+        for manager in ["apt-get", "dnf"] {
+            let directory = tempfile::tempdir().unwrap();
+            let log = directory.path().join("log");
+            let tool = directory.path().join(manager);
+            std::fs::write(&tool, format!("#!/bin/sh\necho \"$0 $*\" >>{}\n", log.display())).unwrap();
+            std::fs::set_permissions(&tool, std::fs::Permissions::from_mode(0o755)).unwrap();
+            let ran = std::process::Command::new("/bin/sh").arg("-c").arg(RUNTIMES).env("PATH", directory.path()).status();
+            assert!(ran.unwrap().success(), "{manager}");
+            let did = std::fs::read_to_string(&log).unwrap();
+            assert!(did.lines().any(|line| line.ends_with("install -q -y python3 nodejs")), "{manager}: {did}");
+        }
+    }
+
     #[test]
     fn a_profile_is_written_for_what_was_made() {
         let outputs = [

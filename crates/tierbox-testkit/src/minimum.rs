@@ -124,3 +124,8 @@ pub fn ec2() -> Capabilities {
         ..plain()
     }
 }
+
+/// A task on an instance of EC2 that exists: one machine, as a user of its own and no other.
+pub fn ec2_task() -> Capabilities {
+    Capabilities { networks: vec![Network::N0], users: UserSupport::DefaultOnly, multi_machine: false, ..ec2() }
+}
