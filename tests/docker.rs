@@ -25,6 +25,9 @@ mod images;
 #[path = "docker/links.rs"]
 mod links;
 #[cfg(target_os = "linux")]
+#[path = "docker/lying.rs"]
+mod lying;
+#[cfg(target_os = "linux")]
 #[path = "docker/names.rs"]
 mod names;
 #[cfg(target_os = "linux")]
@@ -58,6 +61,7 @@ fn main() -> std::process::ExitCode {
     match support::again::role().as_deref() {
         Some(detached::STARTER) => return detached::starter(),
         Some(verified::PROBED) => return verified::probed(),
+        Some(engine::CLOSED) => return engine::closed(),
         _ => {}
     }
     let trials = [
@@ -66,6 +70,7 @@ fn main() -> std::process::ExitCode {
         engine::all(),
         failing::all(),
         links::all(),
+        lying::all(),
         names::all(),
         outside::all(),
         plain::all(),

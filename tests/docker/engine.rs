@@ -6,11 +6,14 @@ use libtest_mimic::Trial;
 use serde_json::json;
 use tierbox::{Backend, ErrorKind, ExecRequest, Outcome, SandboxExt, StartOptions, Tierbox};
 
+use crate::support::again;
 use crate::world::{docker, ensure, nothing_left, remains, sh, spec, start, text, trial, with_settings};
 
 pub fn all() -> Vec<Trial> {
     vec![
         trial("engine::a_socket_that_is_not_there_is_told", a_socket_that_is_not_there_is_told),
+        trial("engine::a_socket_that_is_closed_is_told", a_socket_that_is_closed_is_told),
+        trial("engine::n1_with_a_kernel_of_its_own_is_refused", n1_with_a_kernel_of_its_own_is_refused),
         trial("engine::a_container_killed_from_outside_is_lost", a_container_killed_from_outside_is_lost),
         trial("engine::what_bears_no_label_is_left_alone", what_bears_no_label_is_left_alone),
         trial("engine::an_unknown_runtime_is_told", an_unknown_runtime_is_told),
@@ -29,6 +32,58 @@ async fn a_socket_that_is_not_there_is_told() -> Result<(), String> {
     spec.settings["host"] = json!("unix:///nonexistent/docker.sock");
     let error = start(spec).await.err().ok_or("it started")?;
     ensure(error.kind() == ErrorKind::MissingEngine && error.message().contains("/nonexistent/docker.sock"), format!("{error:?}"))
+}
+
+/// The role of a process that may not use the engine's socket.
+pub const CLOSED: &str = "closed-socket";
+
+/// Names the socket to it.
+const SOCKET: &str = "TIERBOX_TEST_CLOSED_SOCKET";
+
+/// Becomes somebody to whom the socket is closed, and tells what a start says.
+pub fn closed() -> std::process::ExitCode {
+    // Threads that begin later are that user's too.
+    if rustix::process::geteuid().is_root() {
+        let nobody = rustix::process::Uid::from_raw(65534);
+        rustix::thread::set_thread_res_uid(nobody, nobody, nobody).expect("root may become anybody");
+    }
+    let mut spec = spec("tierbox-test/debian:1");
+    spec.settings["host"] = json!(format!("unix://{}", std::env::var(SOCKET).expect("a socket is named")));
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let Some(error) = runtime.block_on(start(spec)).err() else { return std::process::ExitCode::SUCCESS };
+    use std::io::Write;
+    let _ = writeln!(std::io::stdout(), "{:?}: {} {}", error.kind(), error.message(), error.help().unwrap_or_default());
+    std::process::ExitCode::FAILURE
+}
+
+async fn a_socket_that_is_closed_is_told() -> Result<(), String> {
+    use std::os::unix::fs::PermissionsExt;
+    let io = |error: std::io::Error| error.to_string();
+    let dir = tempfile::tempdir().map_err(io)?;
+    let socket = dir.path().join("engine.sock");
+    let _listener = std::os::unix::net::UnixListener::bind(&socket).map_err(io)?;
+    std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).map_err(io)?;
+    // Closed to its owner too, should the tests run as that.
+    std::fs::set_permissions(&socket, std::fs::Permissions::from_mode(0o000)).map_err(io)?;
+    let mut command = again::this_program_under(&[], CLOSED);
+    command.env(SOCKET, &socket);
+    let told = tokio::task::spawn_blocking(move || command.output()).await.map_err(|error| error.to_string())?.map_err(io)?;
+    let said = String::from_utf8_lossy(&told.stdout);
+    let is_told = said.starts_with("HostUnable") && said.contains("closed to this user") && said.contains("group");
+    ensure(!told.status.success() && is_told, format!("{told:?}"))
+}
+
+/// Before the engine is asked, which need not have it.
+async fn n1_with_a_kernel_of_its_own_is_refused() -> Result<(), String> {
+    for tier in ["T0.H1.N1", "T0.H1.N0"] {
+        let mut spec = spec("tierbox-test/debian:1");
+        spec.settings["runtime"] = json!("io.containerd.kata.v2");
+        (spec.tier, spec.reason) = (tier.parse().map_err(text)?, Some("a test".to_owned()));
+        let error = start(spec).await.err().ok_or("it started")?;
+        let is_told = error.message().contains("docker.runtime") && error.message().contains("network of its own");
+        ensure(error.kind() == ErrorKind::TierRefused && is_told, format!("{error:?}"))?;
+    }
+    Ok(())
 }
 
 async fn a_container_killed_from_outside_is_lost() -> Result<(), String> {
@@ -67,17 +122,32 @@ async fn an_unknown_runtime_is_told() -> Result<(), String> {
 }
 
 async fn a_runtime_is_passed_on_and_reported() -> Result<(), String> {
-    let mut spec = spec("tierbox-test/debian:1");
+    let mut supervised = spec("tierbox-test/debian:1");
     // The only one that every engine has, by its name; others take the same way.
-    spec.settings["runtime"] = json!("runc");
-    let environment = start(spec).await.map_err(text)?;
+    supervised.settings["runtime"] = json!("runc");
+    let environment = start(supervised).await.map_err(text)?;
     let container = remains(environment.id()).pop().ok_or("no container")?;
     let runtime = docker(&["inspect", "-f", "{{.HostConfig.Runtime}}", &container]);
-    let mechanisms = environment.report().mechanisms.clone();
+    let report = environment.report().clone();
+    let vsock = sh(&environment.primary(), "perl -e 'socket(my $s, 40, 1, 0) ? print \"open\" : print \"closed: $!\"'").await;
     environment.stop().await.map_err(text)?;
     ensure(runtime == "runc", runtime)?;
-    let found = mechanisms.iter().find(|mechanism| mechanism.name == "runtime");
-    ensure(found.is_some_and(|found| found.detail == "runc"), format!("{mechanisms:?}"))
+    let found = |name: &str| report.mechanisms.iter().find(|mechanism| mechanism.name == name);
+    ensure(found("runtime").is_some_and(|found| found.detail == "runc"), format!("{report:?}"))?;
+    // It shares this host's kernel, so that the filter stays; what engines filter by themselves has not always closed this family.
+    let own = |found: &tierbox::Mechanism| found.applied == tierbox::Applied::Enforced && found.detail.contains("instructions");
+    ensure(found("seccomp").is_some_and(own) && report.weakened.is_empty(), format!("{report:?}"))?;
+    let vsock = vsock?;
+    ensure(vsock.starts_with("closed"), vsock)?;
+    // Without the supervisor the engine filters by the same list.
+    let mut plain = spec("tierbox-test/debian:1");
+    (plain.settings["runtime"], plain.settings["transport"]) = (json!("runc"), json!("plain"));
+    let environment = start(plain).await.map_err(text)?;
+    let report = environment.report().clone();
+    environment.stop().await.map_err(text)?;
+    let filter = report.mechanisms.iter().find(|mechanism| mechanism.name == "seccomp");
+    let ours = filter.is_some_and(|filter| filter.detail.contains("tierbox's list"));
+    ensure(ours && report.weakened.is_empty(), format!("{report:?}"))
 }
 
 async fn a_command_that_lacked_memory_is_named_only_if_alone() -> Result<(), String> {

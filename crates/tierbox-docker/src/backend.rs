@@ -32,13 +32,22 @@ pub fn is_root() -> bool {
     std::fs::metadata("/proc/self").is_ok_and(|own| std::os::unix::fs::MetadataExt::uid(&own) == 0)
 }
 
+/// The networks that machines of a plan can have. The gateway listens in the container's network, and what N0 keeps out is barred there:
+/// only root may enter it, and a kernel of the container's own has another.
+fn networks(plan: &Plan) -> Vec<Network> {
+    if is_root() && plan.settings.own_kernel().is_none() {
+        vec![Network::N0, Network::N1, Network::N2]
+    } else {
+        vec![Network::N2]
+    }
+}
+
 /// What machines of a plan can do.
 pub fn capabilities(plan: &Plan) -> Capabilities {
     let closed = plan.machines.iter().all(limits::holds_disk);
     let all = Capabilities {
         host: HostIsolation::H1,
-        // The gateway listens in the container's network, and what N0 keeps out is barred there: only root may enter it.
-        networks: if is_root() { vec![Network::N0, Network::N1, Network::N2] } else { vec![Network::N2] },
+        networks: networks(plan),
         locality: Locality::Local,
         kill_domain: KillDomain::Subreaper,
         streaming_output: true,
@@ -49,7 +58,7 @@ pub fn capabilities(plan: &Plan) -> Capabilities {
         detached_exec: true,
         users: UserSupport::Any,
         // The container's own counter names a command that is alone in it; a service never leaves one alone.
-        memory_outcome: plan.settings.runtime.is_none() && plan.machines.iter().all(|machine| machine.service.is_none()),
+        memory_outcome: plan.settings.own_kernel().is_none() && plan.machines.iter().all(|machine| machine.service.is_none()),
         usage: true,
         confined_exec: true,
         files: true,

@@ -7,7 +7,7 @@ use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
 use std::path::Path;
 
-use tierbox_core::{EnvironmentSpec, Error, ErrorKind, Network, Result};
+use tierbox_core::{EnvironmentSpec, Error, ErrorKind, Network, Result, Sandbox};
 use tierbox_egress::{Config, Gateway, Rules};
 
 use crate::BACKEND;
@@ -52,8 +52,14 @@ impl EgressPlan {
 ///
 /// # Errors
 /// `HostUnable` where its network cannot be entered.
-pub async fn serve(around: &Around<'_>, machine: &str, plan: &EgressPlan, log: &Path) -> Result<Option<Gateway>> {
-    let First { pid, life } = First::of(around, machine).await?;
+pub async fn serve(
+    around: &Around<'_>,
+    machine: &str,
+    sandbox: &dyn Sandbox,
+    plan: &EgressPlan,
+    log: &Path,
+) -> Result<Option<Gateway>> {
+    let First { pid, life } = First::in_own_network(around, machine, sandbox).await?;
     let unable = |error: std::io::Error| {
         Error::new(
             ErrorKind::HostUnable,
@@ -64,10 +70,6 @@ pub async fn serve(around: &Around<'_>, machine: &str, plan: &EgressPlan, log: &
         .with_help("N1 takes root on the engine's own host; with N2 it needs neither")
     };
     let namespace = std::fs::File::open(format!("/proc/{pid}/ns/net")).map_err(unable)?;
-    let own = std::fs::read_link("/proc/self/ns/net").map_err(unable)?;
-    if std::fs::read_link(format!("/proc/{pid}/ns/net")).map_err(unable)? == own {
-        return Err(unable(std::io::Error::other("it is this host's own")));
-    }
     let sockets = plan.sockets.bind_in(namespace.as_fd()).map_err(unable)?;
     let config = Config::new(around.id, plan.rules.clone(), plan.sockets.clone(), log).with_canaries(names(around.lifted))?;
     let named = |error: Error| error.with_backend(BACKEND);

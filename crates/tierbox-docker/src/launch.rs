@@ -224,7 +224,7 @@ fn body(around: &Around<'_>, machine: &MachinePlan, image: &Image) -> Result<(Co
 /// No new privileges; and where no supervisor filters system calls, the engine does by its list.
 fn security(around: &Around<'_>) -> Result<Vec<String>> {
     let mut options = vec!["no-new-privileges".to_owned()];
-    if around.plan.is_plain() && around.plan.settings.runtime.is_none() && twin::filters(around.lifted) {
+    if around.plan.is_plain() && filters(around) {
         let list = seccomp::profile().to_string();
         // podman takes the name of a file, and lies on this host as every engine here.
         let given = if around.engine.is_podman {
@@ -238,6 +238,11 @@ fn security(around: &Around<'_>) -> Result<Vec<String>> {
         options.push(format!("seccomp={given}"));
     }
     Ok(options)
+}
+
+/// Whether tierbox's filter of system calls is set: a kernel that is not this host's needs calls of its own kind.
+fn filters(around: &Around<'_>) -> bool {
+    around.plan.settings.own_kernel().is_none() && twin::filters(around.lifted)
 }
 
 /// The first process.
@@ -347,8 +352,7 @@ fn setup(around: &Around<'_>, machine: &MachinePlan, image: &Image) -> Setup {
         lifetime_ms: around.limits.lifetime.map(|life| u64::try_from(life.as_millis()).unwrap_or(u64::MAX)),
         crash_at: None,
         lifted: Vec::new(),
-        // A runtime of its own brings a kernel of its own.
-        filter: around.plan.settings.runtime.is_none() && twin::filters(around.lifted),
+        filter: filters(around),
     }
 }
 

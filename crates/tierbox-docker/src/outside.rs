@@ -7,7 +7,7 @@ use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
 use std::path::Path;
 
-use tierbox_core::{Error, ErrorKind, Result};
+use tierbox_core::{Error, ErrorKind, Result, Sandbox};
 
 use crate::BACKEND;
 use crate::engine::{Engine, failed};
@@ -32,9 +32,10 @@ const METADATA: [(Ipv4Addr, u8); 4] = [
 ///
 /// # Errors
 /// `HostUnable` where its network cannot be entered.
-pub async fn bar(around: &Around<'_>, machine: &str) -> Result<()> {
+pub async fn bar(around: &Around<'_>, machine: &str, sandbox: &dyn Sandbox) -> Result<()> {
     let own = own_addresses(around.engine).await?;
-    make_unreachable(around, machine, METADATA.into_iter().chain(own.into_iter().map(|address| (address, 32))).collect()).await
+    let barred = METADATA.into_iter().chain(own.into_iter().map(|address| (address, 32)));
+    make_unreachable(around, machine, sandbox, barred.collect()).await
 }
 
 /// Everything, in two halves: each goes before a route to all.
@@ -45,14 +46,18 @@ const EVERYTHING: [(Ipv4Addr, u8); 2] = [(Ipv4Addr::UNSPECIFIED, 1), (Ipv4Addr::
 ///
 /// # Errors
 /// As [`bar`].
-pub async fn shut(around: &Around<'_>, machine: &str) -> Result<()> {
-    make_unreachable(around, machine, EVERYTHING.to_vec()).await
+pub async fn shut(around: &Around<'_>, machine: &str, sandbox: &dyn Sandbox) -> Result<()> {
+    make_unreachable(around, machine, sandbox, EVERYTHING.to_vec()).await
 }
 
-async fn make_unreachable(around: &Around<'_>, machine: &str, prefixes: Vec<(Ipv4Addr, u8)>) -> Result<()> {
-    let First { pid, life: _life } = First::of(around, machine).await?;
+async fn make_unreachable(
+    around: &Around<'_>,
+    machine: &str,
+    sandbox: &dyn Sandbox,
+    prefixes: Vec<(Ipv4Addr, u8)>,
+) -> Result<()> {
+    let First { pid, life: _life } = First::in_own_network(around, machine, sandbox).await?;
     let program = around.program.to_owned();
-    is_anothers(pid)?;
     let unable = |why: String| {
         Error::new(ErrorKind::HostUnable, "bar the network", format!("routes cannot be set in the network of {pid}: {why}"))
             .with_backend(BACKEND)
@@ -60,19 +65,6 @@ async fn make_unreachable(around: &Around<'_>, machine: &str, prefixes: Vec<(Ipv
     };
     let barred = tokio::task::spawn_blocking(move || tierbox_guest::bar_inside(&program, pid, &prefixes)).await;
     barred.map_err(|error| unable(error.to_string()))?.map_err(|error| unable(error.to_string()))
-}
-
-/// Refuses a process that shares this program's own network, whose routes are the host's: an engine that numbers processes otherwise
-/// than this host may name any.
-fn is_anothers(pid: u32) -> Result<()> {
-    let network = |process: &str| std::fs::read_link(format!("/proc/{process}/ns/net")).ok();
-    if network(&pid.to_string()).is_some_and(|there| Some(there) != network("self")) {
-        return Ok(());
-    }
-    let message = format!("process {pid}, which the engine names, is in this program's own network or cannot be looked at");
-    Err(Error::new(ErrorKind::HostUnable, "bar the network", message)
-        .with_backend(BACKEND)
-        .with_help("the engine numbers processes otherwise than this host: run tierbox in the engine's own pid namespace, or take N2 of one machine"))
 }
 
 /// The addresses of the host that the engine runs on, as its machines see it, and of this process's own network.
@@ -119,13 +111,6 @@ mod unit {
         let trie = "Main:\n  +-- 0.0.0.0/0 3 0 5\n     |-- 192.0.2.0\n        /24 link UNICAST\n     |-- 192.0.2.2\n        /32 host LOCAL\n\
              |-- 127.0.0.1\n        /32 host LOCAL\n";
         assert_eq!(addresses(trie), [Ipv4Addr::new(192, 0, 2, 2)]);
-    }
-
-    #[test]
-    fn nobodys_routes_are_changed_in_this_programs_own_network() {
-        let error = is_anothers(std::process::id()).unwrap_err();
-        assert!(error.kind() == ErrorKind::HostUnable && error.message().contains("own network"), "{error}");
-        assert_eq!(is_anothers(u32::MAX).unwrap_err().kind(), ErrorKind::HostUnable);
     }
 
     #[test]

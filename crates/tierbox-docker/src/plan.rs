@@ -179,6 +179,7 @@ pub fn plan(spec: &EnvironmentSpec) -> Result<Plan> {
     spec.check_values()?;
     let settings = Settings::from_value(&spec.settings)?;
     check_tier(spec)?;
+    check_network(spec, &settings)?;
     check_secrets(spec, &settings)?;
     check_mounts(spec, &engine::locate(&settings)?)?;
     check_workdir(spec.workdir.as_deref())?;
@@ -272,6 +273,20 @@ fn check_tier(spec: &EnvironmentSpec) -> Result<()> {
     )
     .with_backend(crate::BACKEND)
     .with_help(format!("the nearest tier that docker can enforce is {nearest}")))
+}
+
+/// A kernel of its own has a network of its own too, which is not the namespace that this host sees: neither a gateway nor routes that
+/// are put there hold for it.
+fn check_network(spec: &EnvironmentSpec, settings: &Settings) -> Result<()> {
+    let network = spec.tier.network();
+    let Some(runtime) = settings.own_kernel().filter(|_| network != Network::N2) else { return Ok(()) };
+    let message = format!(
+        "{network} cannot be enforced with docker.runtime = {runtime:?}: its kernel has a network of its own, in which this host can \
+         neither listen nor set routes"
+    );
+    Err(tierbox_core::Error::new(ErrorKind::TierRefused, "check profile", message)
+        .with_backend(crate::BACKEND)
+        .with_help(format!("take {}.H1.N2, or leave docker.runtime out", spec.tier.tooling())))
 }
 
 /// Host directories: read-only ones alone, and never a way to the engine.

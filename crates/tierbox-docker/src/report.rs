@@ -61,7 +61,7 @@ pub async fn seen(
     let field = |key: &str| status.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':')).unwrap_or_default().trim();
     let own = ready.into_iter().flat_map(|ready| &ready.mechanisms).find(|mechanism| mechanism.name == "seccomp");
     let engines = info.security_options.iter().flatten().any(|option| option.contains("seccomp"));
-    found.push(seccomp(field("Seccomp"), own, engines, plan.settings.runtime.as_deref()));
+    found.push(seccomp(field("Seccomp"), own, engines, plan.settings.own_kernel()));
     found.push(flag("no_new_privs", field("NoNewPrivs") == "1", ""));
     let sets = ["CapInh", "CapPrm", "CapEff", "CapAmb"];
     let held = sets.iter().fold(0, |held, set| held | u64::from_str_radix(field(set), 16).unwrap_or(u64::MAX));
@@ -112,15 +112,15 @@ fn flag(name: &str, set: bool, detail: &str) -> Mechanism {
     if set { mechanism(name, Applied::Enforced, detail) } else { mechanism(name, Applied::Absent, "") }
 }
 
-fn seccomp(mode: &str, own: Option<&Mechanism>, engines: bool, runtime: Option<&str>) -> Mechanism {
-    match (mode, own, runtime) {
+fn seccomp(mode: &str, own: Option<&Mechanism>, engines: bool, own_kernel: Option<&str>) -> Mechanism {
+    match (mode, own, own_kernel) {
         ("2", Some(own), _) => {
             let beside = if engines { ", beside the engine's filter" } else { "" };
             mechanism("seccomp", Applied::Enforced, format!("{}{beside}", own.detail))
         }
         ("2", None, None) => mechanism("seccomp", Applied::Enforced, "the engine filters, by tierbox's list"),
         ("2", None, _) => mechanism("seccomp", Applied::Enforced, "the engine's filter"),
-        (_, _, Some(runtime)) => mechanism("seccomp", Applied::Weaker, format!("left to the runtime {runtime}")),
+        (_, _, Some(runtime)) => mechanism("seccomp", Applied::Weaker, format!("left to the kernel of the runtime {runtime}")),
         _ => mechanism("seccomp", Applied::Absent, ""),
     }
 }
@@ -164,13 +164,13 @@ fn shown(names: &[String]) -> String {
     names.iter().take(8).map(|name| name.escape_debug().take(16).collect::<String>()).collect::<Vec<_>>().join(", ")
 }
 
-/// Checks that what was made is H1.
+/// Checks that what was made is H1; a runtime with a kernel of its own may do without the filter.
 ///
 /// # Errors
 /// `TierRefused` naming what is missing.
-pub fn check(machine: &str, mechanisms: &[Mechanism], runtime: Option<&str>) -> Result<()> {
+pub fn check(machine: &str, mechanisms: &[Mechanism], own_kernel: Option<&str>) -> Result<()> {
     let required = NAMESPACES.iter().map(|(name, _)| *name).chain(["seccomp", "no_new_privs", "capabilities"]);
-    let weaker = |name: &str| name == "capabilities" || (name == "seccomp" && runtime.is_some());
+    let weaker = |name: &str| name == "capabilities" || (name == "seccomp" && own_kernel.is_some());
     let in_force = |name: &str| {
         let found = mechanisms.iter().find(|found| found.name == name).map(|found| found.applied);
         found == Some(Applied::Enforced) || (found == Some(Applied::Weaker) && weaker(name))
@@ -186,4 +186,20 @@ pub fn check(machine: &str, mechanisms: &[Mechanism], runtime: Option<&str>) -> 
     )
     .with_backend(BACKEND)
     .with_help("`docker info` shows whether the daemon was started without seccomp or its defaults were changed"))
+}
+
+#[cfg(test)]
+mod unit {
+    use super::*;
+
+    #[test]
+    fn only_a_kernel_of_its_own_does_without_the_filter() {
+        let others = NAMESPACES.iter().map(|(name, _)| *name).chain(["no_new_privs", "capabilities"]);
+        let with = |seccomp: Mechanism| others.clone().map(|name| flag(name, true, "")).chain([seccomp]).collect::<Vec<_>>();
+        let own_kernel = with(seccomp("0", None, false, Some("runsc")));
+        check("m", &own_kernel, Some("runsc")).unwrap();
+        assert!(check("m", &own_kernel, None).unwrap_err().message().contains("seccomp"));
+        assert!(check("m", &with(seccomp("0", None, false, None)), None).is_err());
+        check("m", &with(seccomp("2", None, false, None)), None).unwrap();
+    }
 }

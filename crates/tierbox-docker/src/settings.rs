@@ -56,7 +56,8 @@ pub struct Settings {
     pub pull: Pull,
     /// `supervisor` (default) or `plain`: how commands and files go in.
     pub transport: Transport,
-    /// The engine's runtime, for example `runsc` for gVisor; the engine's own default where absent.
+    /// The engine's runtime, for example `runsc` for gVisor; the engine's own default where absent. One that brings a kernel of its own
+    /// (gVisor, Kata, krun) goes without tierbox's filter of system calls and with N2 alone.
     pub runtime: Option<String>,
     /// Whether the root file system is read-only (default). `false` lets the sandbox's user change what the image lets him.
     pub read_only: Option<bool>,
@@ -67,6 +68,9 @@ pub struct Settings {
 
 /// What root inside always has: to be other users, to give them files, and to end their processes.
 pub const BASE_CAPABILITIES: [&str; 6] = ["CHOWN", "DAC_OVERRIDE", "FOWNER", "KILL", "SETGID", "SETUID"];
+
+/// Runtimes whose containers have a kernel of their own, which is what their system calls reach instead of this host's.
+const OWN_KERNEL: [&str; 3] = ["runsc", "kata", "krun"];
 
 /// What may be added: Docker's own default without what reaches the network below TCP, makes devices or changes the root.
 const MORE_CAPABILITIES: [&str; 4] = ["AUDIT_WRITE", "FSETID", "NET_BIND_SERVICE", "SETFCAP"];
@@ -128,6 +132,15 @@ impl Settings {
         self.read_only.unwrap_or(true)
     }
 
+    /// The runtime, if it is known to bring a kernel of its own: tierbox's filter of system calls is not for that. Any other, `runc` by
+    /// another name too, runs containers on this host's.
+    pub fn own_kernel(&self) -> Option<&str> {
+        let runtime = self.runtime.as_deref()?;
+        let short = runtime.strip_prefix("io.containerd.").unwrap_or(runtime);
+        let is_of = |family: &str| short.strip_prefix(family).is_some_and(|rest| rest.is_empty() || rest.starts_with(['-', '.']));
+        OWN_KERNEL.into_iter().any(is_of).then_some(runtime)
+    }
+
     /// Every capability that root inside has.
     pub fn all_capabilities(&self) -> Vec<String> {
         let more = self.capabilities.iter().filter_map(|name| check_capability(name).ok());
@@ -145,6 +158,10 @@ impl Settings {
         }
         if !self.capabilities.is_empty() {
             weakened.push(format!("docker.capabilities: root inside also has {}", self.capabilities.join(", ")));
+        }
+        if let Some(runtime) = self.own_kernel() {
+            weakened
+                .push(format!("docker.runtime = {runtime:?}: system calls are left to its own kernel, without tierbox's filter"));
         }
         weakened
     }
@@ -244,6 +261,20 @@ mod unit {
         for bad in ["tcp://1.2.3.4:2375", "unix://relative", "ssh://x", "/var/run/docker.sock"] {
             assert!(socket_of(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn only_runtimes_with_a_kernel_of_their_own_go_without_the_filter() {
+        let with = |runtime: &str| Settings { runtime: Some(runtime.to_owned()), ..Settings::default() };
+        for own in ["runsc", "runsc-kvm", "kata", "kata-qemu", "krun", "io.containerd.runsc.v1", "io.containerd.kata.v2"] {
+            assert_eq!(with(own).own_kernel(), Some(own));
+            assert!(with(own).weakened().iter().any(|told| told.contains(own)), "{own}");
+        }
+        for shared in ["runc", "crun", "youki", "io.containerd.runc.v2", "runscx", "my-runsc", "nvidia"] {
+            assert_eq!(with(shared).own_kernel(), None);
+            assert!(with(shared).weakened().is_empty(), "{shared}");
+        }
+        assert_eq!(Settings::default().own_kernel(), None);
     }
 
     #[test]

@@ -293,7 +293,7 @@ impl Start {
         let sandbox = way.sandbox();
         let seen = report::seen(&*sandbox, ready.as_ref(), &self.plan, plan, around.info).await?;
         if self.lifted.is_none() {
-            report::check(&plan.name, &seen.mechanisms, self.plan.settings.runtime.as_deref())?;
+            report::check(&plan.name, &seen.mechanisms, self.plan.settings.own_kernel())?;
             report::check_ipv6(&plan.name, &seen.by_ipv6)?;
             found.weakened.extend(seen.is_root.then(|| as_root(plan, &agent)).transpose()?.flatten());
         }
@@ -301,18 +301,23 @@ impl Start {
         let mut machine = Machine { way, agent, gateway: None, decisions: None };
         if let Some(egress) = self.plan.egress.as_ref().filter(|_| !plan.alone) {
             let log = tierbox_egress::log_path(&self.lease.directory()?, Some(&plan.name));
-            machine.gateway = egress::serve(around, &plan.name, egress, &log).await?;
+            machine.gateway = egress::serve(around, &plan.name, &*sandbox, egress, &log).await?;
             machine.decisions = Some(log);
         }
         match self.plan.network {
             _ if plan.alone => {}
-            Network::N0 => outside::bar(around, &plan.name).await?,
-            // A twin that shares the host's network must not change it. Where this takes root that is not there, nothing is
-            // reached by the route either, and verification says that there is one.
-            _ if !plan.links.is_empty() && self.lifted.is_none() && is_root() => outside::shut(around, &plan.name).await?,
+            Network::N0 => outside::bar(around, &plan.name, &*machine.way.sandbox()).await?,
+            _ if !plan.links.is_empty() && self.can_shut() => outside::shut(around, &plan.name, &*machine.way.sandbox()).await?,
             _ => {}
         }
         Ok(machine)
+    }
+
+    /// Whether routes can be set for machines that are joined with others alone. A twin that shares the host's network must not change
+    /// it, and a kernel of a container's own knows nothing of them. Where this takes root that is not there, nothing is reached by the
+    /// engine's route either, and verification says that there is one.
+    fn can_shut(&self) -> bool {
+        self.lifted.is_none() && is_root() && self.plan.settings.own_kernel().is_none()
     }
 
     fn report(&self, machines: &[Machine], found: Found, images: &[image::Image]) -> Report {
