@@ -24,6 +24,8 @@ pub fn all() -> Vec<Trial> {
         trial("compose::each_machines_limits_are_reported", each_machines_limits_are_reported),
         trial("compose::what_a_service_drops_it_has_not", what_a_service_drops_it_has_not),
         trial("compose::builds_come_from_beside_the_file_and_are_reported", builds_come_from_beside_the_file_and_are_reported),
+        trial("compose::a_build_takes_arguments_and_stops_at_a_stage", a_build_takes_arguments_and_stops_at_a_stage),
+        trial("compose::a_command_without_a_value_is_the_images", a_command_without_a_value_is_the_images),
         trial("compose::dangerous_keys_never_reach_the_engine", dangerous_keys_never_reach_the_engine),
     ]
 }
@@ -339,4 +341,24 @@ async fn builds_come_from_beside_the_file_and_are_reported() -> Result<(), Strin
     std::os::unix::fs::symlink(outside.path().join("image"), dir.path().join("image")).map_err(|error| error.to_string())?;
     let error = start(spec).await.err().ok_or("it was built from elsewhere")?;
     ensure(error.kind() == ErrorKind::InvalidProfile && error.message().contains("leads out"), format!("{error:?}"))
+}
+
+async fn a_build_takes_arguments_and_stops_at_a_stage() -> Result<(), String> {
+    let (dir, spec) = composed("services: {default: {build: {context: ., args: {WHAT: argued}, target: one}}}\n");
+    let text_of = "FROM tierbox-test/busybox:1 AS one\nARG WHAT=not\nUSER root\nRUN echo $WHAT > /one\nUSER app\n\
+                   FROM one AS two\nUSER root\nRUN echo two > /one\nUSER app\n";
+    write(dir.path(), "Dockerfile", text_of);
+    let environment = start(spec).await.map_err(text)?;
+    let seen = sh(&environment.primary(), "cat /one").await;
+    environment.stop().await.map_err(text)?;
+    ensure(seen.as_deref() == Ok("argued"), format!("{seen:?}"))
+}
+
+async fn a_command_without_a_value_is_the_images() -> Result<(), String> {
+    let (dir, spec) = composed("services:\n  default:\n    build: .\n    command:\n    entrypoint:\n");
+    write(dir.path(), "Dockerfile", "FROM tierbox-test/busybox:1\nENTRYPOINT [\"sleep\"]\nCMD [\"4711\"]\n");
+    let environment = start(spec).await.map_err(text)?;
+    let services = environment.primary().execs().await.map_err(text)?.into_iter().filter(|exec| exec.detached).count();
+    environment.stop().await.map_err(text)?;
+    ensure(services == 1, format!("{services} services run"))
 }

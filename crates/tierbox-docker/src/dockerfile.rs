@@ -12,16 +12,20 @@ const BYTE_ORDER: &[u8] = b"\xef\xbb\xbf";
 /// byte for byte, but for a mark of the byte order at the beginning, which says nothing.
 pub fn labelled(text: &[u8], key: &str, value: &str, instead: &BTreeMap<Vec<u8>, String>) -> Vec<u8> {
     let label = format!("LABEL {key}=\"{value}\"\n");
-    let mut out = Vec::with_capacity(text.len() + 256);
+    let (mut out, mut stages) = (Vec::with_capacity(text.len() + 256), Vec::<String>::new());
     for_each(text, |instruction, written| {
         if !is_from(instruction) {
             return out.extend_from_slice(written);
         }
-        match base(instruction).and_then(|word| Some((word, instead.get(word)?))) {
+        // A stage may be called like an image, its own base even: it keeps its name, and is meant by it from then on.
+        let image = base(instruction).filter(|(_, word)| !stages.contains(&lower(word)));
+        stages.extend(stage(instruction));
+        match image.and_then(|(at, word)| Some((at, instead.get(word)?))) {
             // In one line, whatever it was before.
-            Some((word, other)) => {
-                let words = words(instruction).map(|each| if each == word { other.as_bytes() } else { each });
-                out.extend_from_slice(&words.collect::<Vec<_>>().join(&b' '));
+            Some((at, other)) => {
+                let mut words: Vec<&[u8]> = words(instruction).collect();
+                words[at] = other.as_bytes();
+                out.extend_from_slice(&words.join(&b' '));
             }
             None => out.extend_from_slice(written),
         }
@@ -47,13 +51,12 @@ pub fn bases(text: &[u8], args: &BTreeMap<String, String>) -> BTreeMap<Vec<u8>, 
                 known.insert(name.to_owned(), value.to_owned());
             }
         }
-        let Some(word) = base(instruction).filter(|_| is_from(instruction)) else { return };
+        let Some((_, word)) = base(instruction).filter(|_| is_from(instruction)) else { return };
         let name = filled(&said(word), &known);
         if !stages.contains(&name.to_ascii_lowercase()) && !name.contains('$') {
             found.insert(word.to_vec(), name);
         }
-        let named = all.iter().position(|word| word.eq_ignore_ascii_case(b"AS")).and_then(|at| all.get(at + 1));
-        stages.push(named.map(|name| said(name).to_ascii_lowercase()).unwrap_or_default());
+        stages.push(stage(instruction).unwrap_or_default());
     });
     found
 }
@@ -68,9 +71,18 @@ fn filled(text: &str, known: &BTreeMap<String, String>) -> String {
     })
 }
 
-/// The image that a stage is made of.
-fn base(instruction: &[u8]) -> Option<&[u8]> {
-    words(instruction).skip(1).find(|word| !word.starts_with(b"--"))
+/// The image that a stage is made of, and which word of the instruction it is.
+fn base(instruction: &[u8]) -> Option<(usize, &[u8])> {
+    words(instruction).enumerate().skip(1).find(|(_, word)| !word.starts_with(b"--"))
+}
+
+/// What the stage is called, in small letters, as the builder compares such names.
+fn stage(instruction: &[u8]) -> Option<String> {
+    words(instruction).skip_while(|word| !word.eq_ignore_ascii_case(b"AS")).nth(1).map(lower)
+}
+
+fn lower(word: &[u8]) -> String {
+    String::from_utf8_lossy(word).to_ascii_lowercase()
 }
 
 fn words(instruction: &[u8]) -> impl Iterator<Item = &[u8]> {
@@ -218,6 +230,16 @@ mod unit {
         let labelled = String::from_utf8(labelled(text.as_bytes(), "k", "v", &instead)).unwrap();
         assert!(labelled.contains("\nFROM --platform=x sha256:2 AS one\nLABEL k=\"v\"\n"), "{labelled}");
         assert!(labelled.contains("\nFROM sha256:1 as two\nLABEL") && labelled.contains("\nFROM One\nLABEL"), "{labelled}");
+    }
+
+    #[test]
+    fn a_stage_that_is_called_like_its_base_keeps_its_name() {
+        let instead = BTreeMap::from([(b"base".to_vec(), "sha256:1".to_owned()), (b"from".to_vec(), "sha256:2".to_owned())]);
+        let text = "FROM base AS base\nfrom from\nFROM base\nCOPY --from=base /a /b\n";
+        let labelled = String::from_utf8(labelled(text.as_bytes(), "k", "v", &instead)).unwrap();
+        let label = "LABEL k=\"v\"\n";
+        let expected = format!("FROM sha256:1 AS base\n{label}from sha256:2\n{label}FROM base\n{label}COPY --from=base /a /b\n");
+        assert_eq!(labelled, expected);
     }
 
     #[test]

@@ -227,10 +227,15 @@ mod unit {
     use super::*;
 
     fn load(text: &str) -> Result<Composed> {
+        load_with(text, None)
+    }
+
+    fn load_with(text: &str, primary: Option<&str>) -> Result<Composed> {
         let spec = EnvironmentSpec::new(crate::BACKEND, "T0.H1.N2".parse().unwrap());
         let at = At { file: "compose.yaml", path: String::new() };
         let root = yaml::load(text).map_err(|(line, why)| invalid(format!("{line}: {why}")))?;
-        compose(&at, &root, Path::new("/base"), &spec, &Settings { compose: Some("c".into()), ..Settings::default() })
+        let settings = Settings { compose: Some("c".into()), primary: primary.map(str::to_owned), ..Settings::default() };
+        compose(&at, &root, Path::new("/base"), &spec, &settings)
     }
 
     fn refusal(text: &str) -> String {
@@ -251,6 +256,42 @@ mod unit {
         let web = &composed.machines[1];
         assert_eq!((web.memory, web.env["A"].as_str(), web.links[0].aliases[0].as_str()), (Some(64 << 20), "1", "www"));
         assert!(web.volumes[0].read_only && web.read_only);
+    }
+
+    #[test]
+    fn a_key_without_a_value_leaves_the_images_command() {
+        let service =
+            |keys: &str| load(&format!("services:\n  a:\n    image: x\n{keys}")).unwrap().machines.remove(0).service.unwrap();
+        let left = service("    command:\n    entrypoint:\n");
+        assert_eq!((left.command, left.entrypoint), (None, None));
+        let none = service("    command: []\n    entrypoint: ''\n");
+        assert_eq!((none.command, none.entrypoint), (Some(Vec::new()), Some(Vec::new())));
+        assert_eq!(service("    command: [a, 'b c']\n").command, Some(vec!["a".to_owned(), "b c".to_owned()]));
+    }
+
+    #[test]
+    fn the_profile_says_which_machine_is_the_primary_one() {
+        let text = "services: {default: {image: x}, b: {image: x, x-default: true}, c: {image: x}}\n";
+        let first = |primary: Option<&str>| load_with(text, primary).map(|composed| composed.machines[0].name.clone());
+        assert_eq!(first(Some("c")).unwrap(), "c");
+        assert_eq!(first(Some("default")).unwrap(), "default");
+        assert_eq!(first(None).unwrap(), "b");
+        let error = first(Some("d")).unwrap_err();
+        assert!(error.kind() == ErrorKind::InvalidProfile && error.message().contains("docker.primary"), "{error}");
+    }
+
+    #[test]
+    fn arguments_and_the_stage_of_a_build_are_read() {
+        let build =
+            |keys: &str| match load(&format!("services: {{a: {{build: {{{keys}}}}}}}\n")).unwrap().machines.remove(0).image {
+                ImagePlan::Built(plan) => plan,
+                ImagePlan::Named(..) => panic!("it is not built"),
+            };
+        let plan = build("context: sub, dockerfile: D, args: {A: '1', B: x}, target: two");
+        assert_eq!((plan.context.to_str(), plan.dockerfile.to_str()), (Some("/base/sub"), Some("/base/sub/D")));
+        assert_eq!(plan.args.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>(), ["A=1", "B=x"]);
+        assert_eq!(plan.target.as_deref(), Some("two"));
+        assert_eq!(build("args: [A=1]").args["A"], "1");
     }
 
     #[test]

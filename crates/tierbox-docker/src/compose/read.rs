@@ -93,11 +93,13 @@ pub fn texts(at: &At<'_>, node: &Node) -> Result<Vec<String>> {
     }
 }
 
-/// A command: a list, or one text that is split as a shell would, without running one.
-pub fn command(at: &At<'_>, node: &Node) -> Result<Vec<String>> {
+/// A command: a list, or one text that is split as a shell would, without running one. `None` for a key without a value, which means the
+/// image's own; an empty list or text means none.
+pub fn command(at: &At<'_>, node: &Node) -> Result<Option<Vec<String>>> {
     match &node.value {
-        Value::Text(..) => split(&text(at, node)?).ok_or_else(|| at.wrong(node.line, "a quote is not closed")),
-        _ => texts(at, node),
+        Value::Null => Ok(None),
+        Value::Text(..) => split(&text(at, node)?).map(Some).ok_or_else(|| at.wrong(node.line, "a quote is not closed")),
+        _ => texts(at, node).map(Some),
     }
 }
 

@@ -112,8 +112,8 @@ impl Reader<'_> {
                 self.image = Some(image);
             }
             "build" => self.build = Some(build(at, node, self.dir)?),
-            "command" => self.service.command = Some(read::command(at, node)?),
-            "entrypoint" => self.service.entrypoint = Some(read::command(at, node)?),
+            "command" => self.service.command = read::command(at, node)?,
+            "entrypoint" => self.service.entrypoint = read::command(at, node)?,
             "environment" => self.machine.env.extend(read::variables(at, node)?),
             "user" => self.user(at, node)?,
             "working_dir" => self.machine.workdir = Some(guest_path(at, node.line, &read::text(at, node)?)?),
