@@ -232,7 +232,13 @@ async fn what_is_in_force_is_reported() -> Result<(), String> {
     let environment = start(spec("tierbox-test/debian:1")).await.map_err(text)?;
     let report = environment.report().clone();
     let seen = sh(&environment.primary(), "grep -E '^(NoNewPrivs|Seccomp|CapBnd)' /proc/self/status; ls /sys/class/net").await;
+    let fill = "head -c 80000000 /dev/zero > /dev/fill 2>/dev/null; stat -c %s /dev/fill; rm -f /dev/fill";
+    let filled = environment.primary().run(ExecRequest::shell(fill).user("root")).await;
     environment.stop().await.map_err(text)?;
+    // What the engine mounts there is not ours to limit: no more than that, and told.
+    let filled: u64 = filled.map_err(text)?.stdout.text().trim().parse().map_err(|error| format!("{error}"))?;
+    ensure((60 << 20..=64 << 20).contains(&filled), format!("/dev holds {filled} bytes"))?;
+    ensure(report.notes.iter().any(|note| note.contains("/dev (64 MiB)")), format!("{:?}", report.notes))?;
     for name in
         ["network namespace", "pid namespace", "mount namespace", "seccomp", "no_new_privs", "capabilities", "read-only root"]
     {

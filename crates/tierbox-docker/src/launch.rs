@@ -265,7 +265,8 @@ pub fn resolver(plan: &Plan) -> String {
     plan.egress.as_ref().map_or("127.0.0.1".to_owned(), EgressPlan::nameserver)
 }
 
-/// The areas that can be written to under a read-only root, and the size of shared memory: together within the disk limit.
+/// The areas that can be written to under a read-only root, and the size of shared memory where that is none of them: together within the
+/// disk limit.
 fn writable(around: &Around<'_>, machine: &MachinePlan, image: &Image) -> Result<(HashMap<String, String>, Option<u64>)> {
     let plain = around.plan.is_plain();
     let area = |share, options| Area { share, options };
@@ -285,7 +286,8 @@ fn writable(around: &Around<'_>, machine: &MachinePlan, image: &Image) -> Result
     for path in mounted {
         areas.remove(path);
     }
-    let (mut areas, shared) = limits::areas(around.limits, !around.engine.is_podman, &areas)?;
+    // podman takes no number of files for an area.
+    let (mut areas, shared) = limits::areas(around.limits, !around.engine.is_podman, areas)?;
     if plain {
         areas.insert(PLACE.to_owned(), plain::ROOM.to_owned());
     } else if around.persists {

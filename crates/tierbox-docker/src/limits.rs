@@ -34,28 +34,36 @@ pub struct Area {
     pub options: &'static str,
 }
 
-/// Areas as the engine takes them, and the size of shared memory: together they hold no more than the limits, however many they are.
+/// Shared memory.
+const SHARED: &str = "/dev/shm";
+
+/// Areas as the engine takes them, and the size of shared memory where that is none of them: together they hold no more than the limits,
+/// however many they are. Files in shared memory are counted only where it is an area like the others.
 ///
 /// # Errors
 /// `InvalidProfile` for limits that are too small for so many.
 pub fn areas(
     limits: &Limits,
     counts_inodes: bool,
-    areas: &BTreeMap<String, Area>,
+    mut areas: BTreeMap<String, Area>,
 ) -> Result<(HashMap<String, String>, Option<u64>)> {
-    let total = areas.values().map(|area| area.share).sum::<u64>() + SHM_SHARE;
+    if counts_inodes {
+        areas.insert(SHARED.to_owned(), Area { share: SHM_SHARE, options: "mode=1777,noexec" });
+    }
+    let shared = (!counts_inodes).then_some(SHM_SHARE);
+    let total = areas.values().map(|area| area.share).chain(shared).sum();
     let disk = Split { name: "disk", limit: limits.disk.map(|limit| limit.max), total, least: 4096 };
     let inodes = limits.inodes.filter(|_| counts_inodes).map(|limit| limit.max);
     let inodes = Split { name: "inodes", limit: inodes, total, least: 16 };
     let shares = || areas.values().map(|area| area.share);
-    disk.check(shares().chain([SHM_SHARE]))?;
+    disk.check(shares().chain(shared))?;
     inodes.check(shares())?;
     let options = areas.iter().map(|(path, area)| {
         let size = disk.part(area.share).map(|bytes| format!(",size={bytes}")).unwrap_or_default();
         let count = inodes.part(area.share).map(|count| format!(",nr_inodes={count}")).unwrap_or_default();
         (path.clone(), format!("rw,nosuid,nodev,{}{size}{count}", area.options))
     });
-    Ok((options.collect(), disk.part(SHM_SHARE)))
+    Ok((options.collect(), shared.and_then(|share| disk.part(share))))
 }
 
 /// A limit that areas share.
@@ -130,6 +138,8 @@ pub fn signed(value: u64) -> i64 {
 struct Means {
     by: &'static str,
     memory: bool,
+    /// Whether swap counts as memory.
+    swap: bool,
     cpu: bool,
     pids: bool,
 }
@@ -143,6 +153,7 @@ impl Means {
         Self {
             by,
             memory: info.memory_limit.unwrap_or(true),
+            swap: info.swap_limit.unwrap_or(true),
             cpu: info.cpu_cfs_quota.unwrap_or(true),
             pids: info.pids_limit.unwrap_or(true),
         }
@@ -157,14 +168,7 @@ pub fn apply(config: &mut HostConfig, around: &Around<'_>, machine: &MachinePlan
     let (limits, info, engine) = (around.limits, around.info, around.engine);
     let means = Means::of(info);
     let mut reports = Reports::default();
-    let memory = lower(limits.memory, machine.memory);
-    if reports.add("memory", memory, size, means.memory, means.by)?
-        && let Some(limit) = memory
-    {
-        config.memory = Some(signed(limit.max));
-        // The same bound with swap: none of it is to be used.
-        config.memory_swap = Some(signed(limit.max));
-    }
+    hold_memory(config, &mut reports, lower(limits.memory, machine.memory), &means)?;
     let cpu = lower(limits.cpu_millis, machine.cpu_millis);
     if reports.add("cpu", cpu, |millis| format!("{}", millis as f64 / 1000.0), means.cpu, means.by)?
         && let Some(limit) = cpu
@@ -190,6 +194,21 @@ pub fn apply(config: &mut HostConfig, around: &Around<'_>, machine: &MachinePlan
     Ok(reports.0)
 }
 
+/// Limits memory, and swap with it where that is counted.
+fn hold_memory(config: &mut HostConfig, reports: &mut Reports, limit: Option<Limit<u64>>, means: &Means) -> Result<()> {
+    if !reports.add("memory", limit, size, means.memory, means.by)? {
+        return Ok(());
+    }
+    config.memory = limit.map(|limit| signed(limit.max));
+    if means.swap {
+        // The same bound with swap: none of it is to be used.
+        config.memory_swap = config.memory;
+    } else {
+        reports.weaken("without a bound on swap, which this kernel does not count");
+    }
+    Ok(())
+}
+
 /// Whether all that can be written is in areas of bounded size.
 pub fn holds_disk(machine: &MachinePlan) -> bool {
     machine.read_only && machine.volumes.is_empty()
@@ -199,6 +218,14 @@ pub fn holds_disk(machine: &MachinePlan) -> bool {
 struct Reports(Vec<LimitReport>);
 
 impl Reports {
+    /// Says why the limit that was noted last is held in part alone.
+    fn weaken(&mut self, why: &str) {
+        if let Some(last) = self.0.last_mut() {
+            last.applied = Applied::Weaker;
+            last.by = format!("{}, {why}", last.by);
+        }
+    }
+
     /// Notes a limit. Whether it is to be applied.
     fn add(&mut self, name: &str, limit: Option<Limit<u64>>, show: impl Fn(u64) -> String, can: bool, by: &str) -> Result<bool> {
         let Some(limit) = limit else { return Ok(false) };
@@ -228,27 +255,38 @@ mod unit {
     use super::*;
 
     fn split(limits: &Limits, areas: &[(&str, u64)]) -> Result<(HashMap<String, String>, Option<u64>)> {
+        split_where(true, limits, areas)
+    }
+
+    fn split_where(
+        counts_inodes: bool,
+        limits: &Limits,
+        areas: &[(&str, u64)],
+    ) -> Result<(HashMap<String, String>, Option<u64>)> {
         let area = |(path, share): &(&str, u64)| ((*path).to_owned(), Area { share: *share, options: "mode=1777" });
-        super::areas(limits, true, &areas.iter().map(area).collect())
+        super::areas(limits, counts_inodes, areas.iter().map(area).collect())
     }
 
     const USUAL: [(&str, u64); 3] = [("/workspace", WORK_SHARE), ("/tmp", TMP_SHARE), ("/run", RUN_SHARE)];
 
     #[test]
     fn the_writable_areas_together_hold_no_more_than_the_limit() {
-        let limits = Limits { disk: Some(Limit::required(16 << 20)), inodes: Some(Limit::required(160)), ..Limits::default() };
+        let limits = Limits { disk: Some(Limit::required(16 << 20)), inodes: Some(Limit::required(1600)), ..Limits::default() };
         let (usual, shared) = split(&limits, &USUAL).unwrap();
-        assert_eq!(usual["/workspace"], "rw,nosuid,nodev,mode=1777,size=10485760,nr_inodes=100");
-        assert_eq!(shared, Some(1 << 20));
-        let limits = Limits { inodes: Some(Limit::required(1600)), ..limits };
+        assert_eq!(usual["/workspace"], "rw,nosuid,nodev,mode=1777,size=10485760,nr_inodes=1000");
+        assert_eq!(usual["/dev/shm"], "rw,nosuid,nodev,mode=1777,noexec,size=1048576,nr_inodes=100");
+        assert_eq!(shared, None, "it is an area");
+        let (usual, shared) = split_where(false, &limits, &USUAL).unwrap();
+        assert_eq!((usual.get("/dev/shm"), shared), (None, Some(1 << 20)), "no files are counted");
+        assert_eq!(usual["/workspace"], "rw,nosuid,nodev,mode=1777,size=10485760");
         let more: Vec<(String, u64)> = (0..9).map(|number| (format!("/area{number}"), TMP_SHARE)).collect();
         let more: Vec<(&str, u64)> = more.iter().map(|(path, share)| (path.as_str(), *share)).chain(USUAL).collect();
-        let (areas, shared) = split(&limits, &more).unwrap();
+        let (areas, _) = split(&limits, &more).unwrap();
         let sum = |key: &str| {
             let of = |options: &String| options.split(',').find_map(|option| option.strip_prefix(key)?.parse::<u64>().ok());
             areas.values().filter_map(of).sum::<u64>()
         };
-        assert!(sum("size=") + shared.unwrap() <= 16 << 20 && sum("nr_inodes=") <= 1600);
+        assert!(sum("size=") <= 16 << 20 && sum("nr_inodes=") <= 1600);
         assert!(sum("size=") > 15 << 20, "and hardly less");
     }
 
@@ -269,6 +307,21 @@ mod unit {
         check(&Limits::default(), &machine(1)).unwrap();
         let limits = Limits { memory: Some(Limit::required(0)), ..Limits::default() };
         assert!(check(&limits, &machine(1)).unwrap_err().message().contains("limits.memory"));
+    }
+
+    #[test]
+    fn memory_without_its_swap_is_held_in_part_and_reported_so() {
+        let limited = |swap| {
+            let info = SystemInfo { swap_limit: Some(swap), ..SystemInfo::default() };
+            let (mut config, mut reports) = (HostConfig::default(), Reports::default());
+            hold_memory(&mut config, &mut reports, Some(Limit::required(64 << 20)), &Means::of(&info)).unwrap();
+            (config.memory, config.memory_swap, reports.0.remove(0))
+        };
+        let (memory, swap, report) = limited(true);
+        assert_eq!((memory, swap, report.applied), (Some(64 << 20), Some(64 << 20), Applied::Enforced));
+        let (memory, swap, report) = limited(false);
+        assert_eq!((memory, swap, report.applied), (Some(64 << 20), None, Applied::Weaker));
+        assert!(report.by.contains("cgroup") && report.by.contains("swap"), "{}", report.by);
     }
 
     #[test]

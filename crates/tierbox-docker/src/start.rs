@@ -345,6 +345,7 @@ impl Start {
             .chain(builds)
             .chain(rules)
             .chain(outside)
+            .chain(beyond(spec, &self.plan))
             .chain(plain);
         Report {
             profile: spec.profile.clone(),
@@ -362,6 +363,15 @@ impl Start {
             notes: notes.collect(),
         }
     }
+}
+
+/// What root inside may fill beside the areas that the limits are about.
+fn beyond(spec: &EnvironmentSpec, plan: &Plan) -> Option<String> {
+    let limited = spec.limits.disk.is_some() || spec.limits.inodes.is_some();
+    let own = if plan.is_plain() { " and the scripts' own area (512 MiB)" } else { "" };
+    limited.then(|| {
+        format!("root inside can also write to /dev (64 MiB){own}, which no limit on disk and inodes counts; memory does")
+    })
 }
 
 fn given_up() -> Error {

@@ -11,7 +11,7 @@ use crate::subject::{Subject, within};
 attacks! { "quota":
     e10_sparse_fill [LimitDisk] "Sparse files do not get around the disk limit.";
     e10_every_writable_place [LimitDisk] "All writable places together hold no more than the disk limit.";
-    e11_inode_flood [LimitInodes] "A flood of files ends at the limit, and the sandbox is stopped in time.";
+    e11_inode_flood [LimitInodes] "A flood of files in all writable places together ends at the limit, and the sandbox is stopped in time.";
 }
 
 async fn e10_sparse_fill(s: Subject, _: Canary) -> Verdict {
@@ -36,7 +36,10 @@ async fn e10_every_writable_place(s: Subject, _: Canary) -> Verdict {
 
 async fn e11_inode_flood(s: Subject, _: Canary) -> Verdict {
     let own = s.another(&|spec| spec.limits.inodes = Some(Limit::required(5000))).await?;
-    let flood = own.run(own.shell("mkdir many; cd many; seq 20000 | xargs touch 2>/dev/null; ls | wc -l")).await?;
+    // Wherever files can be made: each place by itself, since some may be the same.
+    let script = "n=0; for d in . /tmp /var/tmp /dev/shm \"$HOME\" /run /var /dev /; do n=$((n+1)); mkdir $d/many$n 2>/dev/null || continue; \
+                  (cd $d/many$n && seq 20000 | xargs touch 2>/dev/null); ls $d/many$n; done | wc -l";
+    let flood = own.run(own.shell(script)).await?;
     let made: u64 = flood.stdout.text().trim().parse().unwrap_or(u64::MAX);
     // A machine's own directories may be allowed for on top.
     ensure!((100..=5200).contains(&made), "{made} files were made under a limit of 5000");
