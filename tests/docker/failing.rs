@@ -16,6 +16,7 @@ pub fn all() -> Vec<Trial> {
     vec![
         trial("failing::an_engine_that_is_killed_loses_what_ran", an_engine_that_is_killed_loses_what_ran),
         trial("failing::a_full_disk_is_no_space", a_full_disk_is_no_space),
+        trial("failing::a_disk_that_fills_up_in_a_machine_is_no_space", a_disk_that_fills_up_in_a_machine_is_no_space),
     ]
 }
 
@@ -117,4 +118,26 @@ async fn a_full_disk_is_no_space() -> Result<(), String> {
     spec.base_dir = dir.path().to_owned();
     let error = start(spec).await.err().ok_or("48 MiB were stored in 24")?;
     ensure(error.kind() == ErrorKind::NoSpace, format!("{error:?}"))
+}
+
+/// Of the engine's, under a root that can be written to; and of an area in memory.
+async fn a_disk_that_fills_up_in_a_machine_is_no_space() -> Result<(), String> {
+    let own = Own::start("24m")?;
+    let mut spec = spec(BUSYBOX);
+    spec.settings["host"] = json!(own.host());
+    spec.settings["read-only"] = json!(false);
+    spec.user = Some("root".to_owned());
+    (spec.limits.disk, spec.limits.inodes) = (Some(tierbox::Limit::best(8 << 20)), None);
+    let environment = start(spec).await.map_err(text)?;
+    let machine = environment.primary();
+    for place in ["/srv", "/tmp"] {
+        let fill = format!("dd if=/dev/zero of={place}/big bs=1M count=64");
+        let filled = machine.run(ExecRequest::shell(fill)).await.map_err(text)?;
+        ensure(!filled.success() && filled.stderr.text().contains("No space left"), format!("{place}: {filled:?}"))?;
+        let error = machine.write_bytes(format!("{place}/file").as_str(), vec![b'x'; 1 << 20]).await.err();
+        ensure(error.as_ref().is_some_and(|error| error.kind() == ErrorKind::NoSpace), format!("{place}: {error:?}"))?;
+        let freed = sh(&machine, &format!("rm -f {place}/big {place}/file; echo works > {place}/file; cat {place}/file")).await?;
+        ensure(freed == "works", format!("{place}: {freed}"))?;
+    }
+    environment.stop().await.map_err(text)
 }

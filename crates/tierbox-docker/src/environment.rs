@@ -20,6 +20,9 @@ use crate::launch::name_of;
 use crate::way::Way;
 use crate::{BACKEND, destroy, join};
 
+/// What is to be known of a shell by the engine's own command.
+const NOTE: &str = "as root inside, with the image's own /bin/sh: an image without one (scratch, distroless) is not entered so";
+
 /// How long a machine may take to confirm that it lives on.
 const DETACH_PATIENCE: Duration = Duration::from_secs(20);
 
@@ -207,7 +210,7 @@ impl Environment for DockerEnvironment {
         let host = format!("unix://{}", self.socket.display());
         let container = name_of(&self.id, machine);
         let argv = ["docker", "-H", &host, "exec", "-it", &container, "/bin/sh"].map(str::to_owned).to_vec();
-        Ok(Connection { argv, needs: Vec::new(), note: "as root inside, with the image's own shell".to_owned() })
+        Ok(Connection { argv, needs: Vec::new(), note: NOTE.to_owned() })
     }
 
     async fn stop(&self) -> Result<()> {
