@@ -72,9 +72,10 @@ async fn small_files(world: World) -> Outcome {
     started.environment.stop().await.map_err(text)
 }
 
-/// Every call takes 0.3 s. (What ends later than a second after its start is asked for output, which is a command more.)
+/// Every call takes 0.3 s, and the agent and SSM take their time too: over a second in all, and yet nobody asks for output meanwhile.
 async fn slow_api(world: World) -> Outcome {
-    world.server.set(serde_json::json!({"latency_s": {"*": 0.3}}));
+    let slow = serde_json::json!({"latency_s": {"*": 0.3}, "deliver_s": 0.3, "report_s": 0.3, "invocation_visible_s": 0.6});
+    world.server.set(slow);
     small_command(world).await
 }
 

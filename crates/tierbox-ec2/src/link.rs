@@ -435,6 +435,10 @@ impl PlainTransport for Link {
         if self.objects.is_some() { LIMITS } else { SMALL }
     }
 
+    fn usual(&self) -> Duration {
+        self.aws.poller.usual()
+    }
+
     fn is_gone(&self) -> bool {
         self.gone.load(Ordering::Relaxed)
     }

@@ -100,6 +100,11 @@ impl Poller {
         }
     }
 
+    /// By when a quick command's end has been told, as things went lately.
+    pub(crate) fn usual(&self) -> Duration {
+        *lock(&self.usual) * 2
+    }
+
     /// Waits for the end of a command, for at most `limit`. `None` is none within that time.
     ///
     /// # Errors

@@ -49,6 +49,11 @@ impl Caller {
         self.is_closed() || self.transport.is_gone()
     }
 
+    /// How long a short script takes.
+    pub(super) fn usual(&self) -> Duration {
+        self.transport.usual()
+    }
+
     /// How much of a file or an output is moved at once.
     pub(super) fn piece(&self) -> usize {
         (self.limits.output - 1024).min(8 << 20) / 1024 * 1024

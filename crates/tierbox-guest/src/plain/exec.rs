@@ -350,6 +350,11 @@ struct Failure {
 }
 
 impl PlainCall {
+    /// How long a short one takes, as far as the transport knows.
+    pub(super) fn usual(&self) -> Duration {
+        self.yard.caller.usual()
+    }
+
     fn settle(&self, end: Result<Told>) {
         let mut state = lock(&self.state);
         state.end = Some(end.map_err(|error| Failure { kind: error.kind(), message: error.message().to_owned() }));

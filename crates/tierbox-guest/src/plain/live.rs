@@ -14,7 +14,7 @@ use super::exec::{PlainCall, Yard};
 use super::script::{FOLLOW, PRELUDE};
 use crate::errors::{lock, printable};
 
-/// When output is first asked for: most commands have ended by then, and bring it themselves.
+/// When output is first asked for, unless the transport is slower: most commands have ended by then, and bring it themselves.
 const FIRST: Duration = Duration::from_secs(1);
 /// Between two scripts of which the first brought something: a twentieth of the command's age, within these bounds.
 const GAPS: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(2));
@@ -75,7 +75,7 @@ pub(super) struct Tail {
 /// Follows a command to its end; then tells who is still to get the rest.
 pub(super) async fn follow(call: &PlainCall, live: &Live) -> Vec<Tail> {
     let mut following = Following::default();
-    if tokio::time::timeout(FIRST, call.told()).await.is_err() {
+    if tokio::time::timeout(FIRST.max(call.usual()), call.told()).await.is_err() {
         following.until_it_ends(call, live).await;
     }
     let mut wanted = lock(&live.wanted);

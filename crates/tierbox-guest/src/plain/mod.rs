@@ -81,7 +81,8 @@ pub struct PlainConfig {
     /// The backend's name, for errors.
     pub backend: &'static str,
     /// What the machine can do, from [`capabilities`]. With `streaming_output` a command's output is brought while it runs, by
-    /// scripts that wait in the machine until there is some: a second after its start, then after each that brought something. A
+    /// scripts that wait in the machine until there is some: a second after its start (later by a slow transport, see
+    /// [`PlainTransport::usual`]), then after each that brought something. A
     /// command that is 4 MiB ahead of whoever reads it waits.
     pub capabilities: Capabilities,
     /// Its limits; `exec` and `output` are defaults of commands, file size and open files are set for each.
@@ -241,6 +242,12 @@ pub trait PlainTransport: Send + Sync {
     /// Whether the machine is known to be gone, so that nobody need ask once more what became of a command.
     fn is_gone(&self) -> bool {
         false
+    }
+
+    /// How long a short script takes from its asking to its answer, as far as is known: so long nobody asks for a command's output, since
+    /// most commands have brought it themselves by then. By default nothing is known.
+    fn usual(&self) -> Duration {
+        Duration::ZERO
     }
 
     /// Kills everything that came of a command, however it detached itself. Called before its end is told, where nothing of it may
