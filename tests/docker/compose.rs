@@ -182,7 +182,9 @@ volumes: {data: }
     let start_time = Instant::now();
     let environment = start(spec).await.map_err(text)?;
     ensure(start_time.elapsed().as_millis() > 1000, "nobody waited")?;
-    ensure(sh(&environment.primary(), "cat /tmp/seen").await? == "seeded", "it started too early")?;
+    // It was started; what it does first takes a moment.
+    let seen = "for i in $(seq 200); do test -s /tmp/seen && break; sleep 0.05; done; cat /tmp/seen";
+    ensure(sh(&environment.primary(), seen).await? == "seeded", "it started too early")?;
     environment.stop().await.map_err(text)?;
     nothing_left(environment.id())
 }
