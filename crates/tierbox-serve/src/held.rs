@@ -77,8 +77,11 @@ impl Held {
         true
     }
 
-    /// Whether its time is up. While it is in use, its time goes on.
+    /// Whether its time is up, where this process says so. While it is in use, its time goes on, but not beyond its lifetime.
     pub fn is_over(&self, now: SystemTime) -> bool {
+        if self.running.is_attached() && self.running.expires().is_some_and(|end| end <= now) {
+            return true;
+        }
         let ttl = self.ttl();
         let mut times = self.times();
         if self.is_busy() {

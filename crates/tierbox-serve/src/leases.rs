@@ -59,17 +59,18 @@ impl Shared {
         ended.map_err(|error| Error::new(ErrorKind::Internal, "end environment", error.to_string()))?
     }
 
-    /// Its share of the budget is given back when it is gone: here, or when its lease is seen to be.
+    /// Its share of the budget is given back when it is gone: here, or when its lease is seen to be. What could not be ended stays
+    /// where it is, and is tried again.
     async fn end(&self, id: String) -> Result<wire::Removed> {
-        let held = self.environments().remove(&id);
-        // One that cannot be detached is this process's own: it ends by its handle.
+        let held = self.environments().get(&id).cloned();
+        // One that cannot be detached is this process's own: it ends by its handle, whoever uses it.
         let removed = match held.filter(|held| held.running.is_attached()) {
-            None => self.client.down(&id).await?.removed,
+            None => {
+                self.environments().remove(&id);
+                self.client.down(&id).await?.removed
+            }
             Some(held) => {
-                if let Some(held) = Arc::into_inner(held) {
-                    held.running.stop().await?;
-                }
-                // Else whoever still uses it is the last to let go, which ends it.
+                held.running.end().await?;
                 vec![id.clone()]
             }
         };

@@ -130,18 +130,19 @@ fn forget_gone(shared: &Shared) {
     }
 }
 
-/// Ends what only this process holds, and nobody renewed.
+/// Ends what only this process holds, and nobody renewed, or whose lifetime is over.
 fn end_own(shared: &Arc<Shared>) {
     let now = SystemTime::now();
     let over: Vec<String> =
         shared.environments().iter().filter(|(_, held)| held.is_over(now)).map(|(id, _)| id.clone()).collect();
-    for id in over {
+    for id in over.into_iter().filter(|id| shared.cleaning().insert(id.clone())) {
         let shared = shared.clone();
         // A slow end holds up nobody else's.
         tokio::spawn(async move {
             if let Err(error) = shared.destroy(&id).await {
-                tracing::warn!(target: "tierbox::op", id, error = error.message(), "could not end what nobody renewed");
+                tracing::warn!(target: "tierbox::op", id, error = error.message(), "could not end what nobody may use any more");
             }
+            shared.cleaning().remove(&id);
         });
     }
 }

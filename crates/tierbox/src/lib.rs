@@ -68,6 +68,7 @@ mod running;
 mod runs;
 mod start;
 mod termination;
+mod timed;
 #[cfg(target_os = "linux")]
 mod tooling;
 mod traced;

@@ -18,6 +18,7 @@ use crate::memo::Memo;
 use crate::noted::Noted;
 use crate::probed::Probed;
 use crate::termination::Termination;
+use crate::timed::Timed;
 use crate::traced::Traced;
 use crate::undertaker::{Burial, bury};
 use crate::{AgentOptions, AgentSandbox, AuditLayer, life, runs};
@@ -45,6 +46,10 @@ pub struct Running {
     /// What it was started from, where that is known.
     spec: Option<Box<EnvironmentSpec>>,
     log: Option<Arc<OperationLog>>,
+    /// Whether it was ended. Whoever ends it holds this.
+    over: tokio::sync::Mutex<bool>,
+    /// Ends it when its lifetime is over, while it is attached.
+    timed: Option<Timed>,
 }
 
 struct Parts {
@@ -79,6 +84,8 @@ impl Running {
             following: None,
             spec: None,
             log: None,
+            over: tokio::sync::Mutex::new(false),
+            timed: None,
             parts: Some(Parts { environment: environment.into(), backend, journal, lease }),
         }
     }
@@ -155,6 +162,13 @@ impl Running {
     /// The same, whose gateway's decisions are brought into the log from now on.
     pub(crate) fn following(mut self) -> Self {
         self.following = self.decided().and_then(|decided| decided.follow(&self.parts().environment));
+        self
+    }
+
+    /// The same, which this process ends when its lifetime, counted from now on, is over.
+    pub(crate) fn timed(mut self, lifetime: Option<Duration>) -> Self {
+        let parts = self.parts();
+        self.timed = lifetime.and_then(|lifetime| Timed::after(lifetime, &parts.environment));
         self
     }
 
@@ -430,12 +444,29 @@ impl Running {
         self.parts().environment.ended(limit).await
     }
 
+    /// When its lifetime is over; `None` if it has none.
+    pub fn expires(&self) -> Option<SystemTime> {
+        self.expires
+    }
+
     /// Ends it. When this returns `Ok`, every process and resource of it is gone, and so is its lease.
     ///
     /// # Errors
     /// What could not be removed; its lease then stands, and `tierbox cleanup` tries again.
-    pub async fn stop(mut self) -> Result<()> {
+    pub async fn stop(self) -> Result<()> {
         // Until the end, dropping this future leaves `self` to its `Drop`, which goes on in the background.
+        self.end().await
+    }
+
+    /// The same for one that others still use: what they have under way in it is lost. One that was ended is not ended again.
+    ///
+    /// # Errors
+    /// As [`stop`](Self::stop); it can then be tried again.
+    pub async fn end(&self) -> Result<()> {
+        let mut over = self.over.lock().await;
+        if *over {
+            return Ok(());
+        }
         let parts = self.parts();
         let lease = match &parts.lease {
             Some(lease) => lease.clone(),
@@ -457,7 +488,7 @@ impl Running {
             // What cannot be written now is told by the log's own check.
             let _ = log.flush(true);
         }
-        self.parts = None;
+        *over = true;
         Ok(())
     }
 
@@ -494,6 +525,7 @@ impl Running {
             life::step(self.audit.as_ref(), "detached");
         }
         parts.lease = None;
+        self.timed = None;
         Ok(id)
     }
 
@@ -536,6 +568,9 @@ impl std::fmt::Debug for Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
+        if *self.over.get_mut() {
+            return;
+        }
         let decided = self.parts.is_some().then(|| self.decided()).flatten();
         if let Some(Parts { environment, backend, lease: Some(lease), .. }) = self.parts.take() {
             life::step(self.audit.as_ref(), "dropped");

@@ -67,6 +67,7 @@ pub(crate) async fn start(
             let mut running = Running::new(environment, backend, journal.clone(), Some(lease), report, memo, expires)
                 .audited(audit)
                 .verified(verified, probed)
+                .timed(spec.limits.lifetime)
                 .started_from(spec, log);
             running.attest()?;
             life::ready(running.audit(), running.report());
