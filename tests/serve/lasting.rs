@@ -180,6 +180,19 @@ mod conformance {
         daemon.finish().await;
     }
 
+    /// Who asks how many may run at once is told of one where none has room: its start says why.
+    #[tokio::test]
+    async fn concurrency_is_never_none() {
+        let daemon = Daemon::start(|options| options.budget.memory = Some(1 << 20)).await;
+        let profile = daemon.directory.path().join("large.toml");
+        std::fs::write(&profile, "extends = \"local\"\ntier = \"T0.H1.N2\"\n[limits]\nmemory = \"1GiB\"\n").unwrap();
+        let about = daemon.get(&format!("/v1?profile={}", profile.display())).await.value();
+        assert_eq!(about["concurrency"], json!(1), "{about}");
+        let refused = daemon.json("POST", "/v1/environments", json!({ "profile": profile })).await;
+        assert!(refused.status != 200 && refused.value()["retryable"] == json!(false), "{}", refused.text());
+        daemon.finish().await;
+    }
+
     /// A daemon that ends takes nothing of the one that comes after it.
     #[tokio::test(flavor = "multi_thread")]
     async fn a_successor_keeps_its_socket() {

@@ -140,3 +140,34 @@ pub(crate) fn unclear(operation: &'static str) -> Error {
     Error::new(ErrorKind::Protocol, operation, "the machine's answer makes no sense")
         .with_help("code tasks need a POSIX shell with find, head, tail, stat and sha256sum (coreutils or busybox) inside")
 }
+
+#[cfg(test)]
+mod unit {
+    use std::process::Command;
+
+    use super::*;
+
+    #[test]
+    fn clean_ups_at_once_take_nothing_that_is_new() {
+        let base = tempfile::tempdir().unwrap();
+        let at = |name: &str| base.path().join(name);
+        let (new, old) = ("0123456789abcdef", "fedcba9876543210");
+        for directory in [".tasks", ".sessions", new, old] {
+            std::fs::create_dir(at(directory)).unwrap();
+        }
+        for task in [new, old] {
+            std::fs::write(at(&format!(".tasks/{task}")), task).unwrap();
+        }
+        // Another one, which has made its mark and not set its time yet.
+        let meanwhile = "touch() { command touch \"$@\"; command touch .expiry; }";
+        let age = format!("touch -d @1000000000 .tasks/{old}");
+        let script = format!("{COMMON}\n{meanwhile}\n{age}\n{CLEANUP}");
+        let done = Command::new("/bin/sh").args(["-c", &script, "sh", ".", "3600"]).current_dir(base.path()).output().unwrap();
+        assert_eq!(String::from_utf8_lossy(&done.stdout), format!("done\0tasks\0{old}\0"), "{done:?}");
+        assert!(at(new).exists() && !at(old).exists());
+        let marks = std::fs::read_dir(base.path()).unwrap().flatten();
+        let marks: Vec<_> =
+            marks.map(|entry| entry.file_name()).filter(|name| name.to_string_lossy().starts_with(".expiry.")).collect();
+        assert!(marks.is_empty(), "{marks:?}");
+    }
+}

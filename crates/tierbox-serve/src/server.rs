@@ -54,7 +54,8 @@ impl Shared {
             let share = |bound: Option<u64>, each: u64| bound.and_then(|bound| bound.checked_div(each));
             let by_backend = budget.backends.get(&spec.backend).copied();
             let bounds = [share(budget.memory, demand.memory), share(budget.cpu_millis, demand.cpu_millis), by_backend];
-            bounds.into_iter().flatten().chain(spec.limits.max_environments).min()
+            // Where none fits, the start of one says so better than a count of none.
+            bounds.into_iter().flatten().chain(spec.limits.max_environments).min().map(|most| most.max(1))
         });
         Ok(wire::About {
             version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -72,9 +72,12 @@ clear() {
 # that are hashes are ever touched.
 expire() {
     told=$2
+    # Of this clean-up alone: for a moment it is as new as what another one must not take.
+    mark=.expiry.$$
     if [ "$1" -gt 0 ]; then
-        touch -d "@$(($(date +%s) - $1))" .expiry
-        set -- ! -newer .expiry
+        clear "$mark" || return 1
+        touch -d "@$(($(date +%s) - $1))" "$mark"
+        set -- ! -newer "$mark"
     else
         set --
     fi
@@ -92,7 +95,7 @@ expire() {
             "$told" failed "$directory"
         fi
     done
-    rm -f .expiry
+    rm -f "$mark"
 }
 
 # Gives every file below the current directory but the code's to a script as its arguments, so many at a time that no machine runs
