@@ -13,6 +13,8 @@ pub(crate) struct Asked<'a> {
     pub tool: Sensitive,
     /// What a rule is compared with: the arguments joined by spaces, the runtime, the path.
     text: Cow<'a, [u8]>,
+    /// A command's arguments joined by NUL, of which none holds one: a rule that allows speaks of them one by one.
+    words: Option<Vec<u8>>,
     /// What a rule that does not allow is compared with as well: variables, the user, the directory, input, code, files.
     along: Vec<Cow<'a, [u8]>>,
     /// Whether what comes along may make something else of the text, so that no rule that allows the text means it.
@@ -54,7 +56,8 @@ impl<'a> Asked<'a> {
         if request.env_clear {
             what += "; without the sandbox's own variables";
         }
-        Self { tool: Sensitive::Exec, text: request.argv.join(&b' ').into(), along, altered, what }
+        let words = Some(request.argv.join(&b'\0'));
+        Self { tool: Sensitive::Exec, text: request.argv.join(&b' ').into(), words, along, altered, what }
     }
 
     /// A piece of code. Whoever allows a runtime allows all code in it, so that nothing that comes along can add to it.
@@ -74,7 +77,7 @@ impl<'a> Asked<'a> {
             what += &format!("; given {}", head(stdin));
             along.push(stdin.into());
         }
-        Self { tool: Sensitive::Code, text: task.runtime.as_bytes().into(), along, altered: false, what }
+        Self { tool: Sensitive::Code, text: task.runtime.as_bytes().into(), words: None, along, altered: false, what }
     }
 
     /// A change of a file, with what is to be in it.
@@ -82,12 +85,12 @@ impl<'a> Asked<'a> {
         let with = contents.map_or_else(String::new, |contents| format!(": {}", head(contents)));
         let what = format!("{verb} {}{with}", quoted(&path.to_string()));
         let along = contents.map(Cow::from).into_iter().collect();
-        Self { tool: Sensitive::Write, text: path.as_bytes().into(), along, altered: false, what }
+        Self { tool: Sensitive::Write, text: path.as_bytes().into(), words: None, along, altered: false, what }
     }
 
     /// The removal of old tasks.
     pub fn cleanup(what: String) -> Self {
-        Self { tool: Sensitive::Write, text: b"tasks".as_slice().into(), along: Vec::new(), altered: false, what }
+        Self { tool: Sensitive::Write, text: b"tasks".as_slice().into(), words: None, along: Vec::new(), altered: false, what }
     }
 
     /// Whether a rule speaks of this. One that allows speaks of the text alone, and of nothing that alters it; every other one
@@ -96,9 +99,18 @@ impl<'a> Asked<'a> {
         let means = |text: &Cow<'_, [u8]>| fits(&rule.pattern, text);
         rule.tool.is_none_or(|tool| tool == self.tool)
             && match rule.action {
-                Approval::Allow => !self.altered && means(&self.text),
+                Approval::Allow => !self.altered && self.is_exactly(&rule.pattern),
                 _ => means(&self.text) || self.along.iter().any(means),
             }
+    }
+
+    /// A space in the pattern is the end of an argument, and a space in an argument none of the pattern's: `git log` is no program's
+    /// name.
+    fn is_exactly(&self, pattern: &str) -> bool {
+        match &self.words {
+            Some(words) => fits(&pattern.replace(' ', "\0"), words),
+            None => fits(pattern, &self.text),
+        }
     }
 }
 
@@ -128,6 +140,30 @@ mod unit {
 
     fn rule(pattern: &str, action: Approval) -> ApprovalRule {
         ApprovalRule { tool: None, pattern: pattern.into(), action }
+    }
+
+    #[test]
+    fn a_space_in_an_argument_is_none_of_a_rule_that_allows() {
+        let is_meant = |argv: &[&str], pattern: &str, action| {
+            Asked::exec(&ExecRequest::new(argv.iter().copied())).is_meant_by(&rule(pattern, action))
+        };
+        for (argv, pattern, allowed) in [
+            (&["git", "log"] as &[&str], "git *", true),
+            (&["git", "commit", "-m", "two words"], "git commit *", true),
+            (&["git /../evil"], "git *", false),
+            (&["git ", "log"], "git *", false),
+            (&["git", "log -p"], "git log -p", false),
+            (&["git", "", "log"], "git  log", true),
+            (&["git", " log"], "git  log", false),
+        ] {
+            assert_eq!(is_meant(argv, pattern, Approval::Allow), allowed, "{argv:?} {pattern}");
+            // Whoever refuses or asks is given no way around.
+            for action in [Approval::Ask, Approval::Reject, Approval::Terminate] {
+                assert!(is_meant(argv, pattern, action), "{argv:?} {pattern}");
+            }
+        }
+        let path = GuestPath::from("two words");
+        assert!(Asked::change("write", &path, None).is_meant_by(&rule("two words", Approval::Allow)));
     }
 
     #[test]
