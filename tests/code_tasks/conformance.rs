@@ -152,6 +152,11 @@ pub async fn what_makes_no_sense_is_refused_before_anything_is_made(environment:
     ] {
         assert_eq!(runner.run_code(&task).await.unwrap_err().kind(), kind, "{task:?}");
     }
+    // Its directory would expire while it runs.
+    let brief = CodeSettings { expiry: Duration::from_secs(90), ..CodeSettings::default() };
+    let brief = CodeRunner::new(environment.primary(), brief).unwrap();
+    let refused = brief.run_code(&task().limits(TaskLimits { time: Some(Duration::from_secs(3600)), ..none })).await.unwrap_err();
+    assert!(refused.kind() == ErrorKind::InvalidInput && refused.message().contains("before it expires"), "{refused}");
     let made = environment.primary().run(ExecRequest::shell("ls -A")).await.unwrap();
     assert_eq!(made.stdout.text(), "");
     let unknown = CodeSettings { runtimes: vec![Runtime::named("no-such-thing")], ..CodeSettings::default() };

@@ -236,6 +236,12 @@ impl CodeRunner {
         self.settings.expiry.max(longest + Duration::from_secs(60))
     }
 
+    /// The longest that a task may take, with time left to look at what it made before that expires.
+    fn longest(&self) -> Duration {
+        let expiry = self.expiry();
+        expiry - (expiry / 2).min(Duration::from_secs(60))
+    }
+
     fn check(&self, task: &CodeTask) -> Result<(&Runtime, Option<Duration>)> {
         const OPERATION: &str = "run code";
         let runtime = self.settings.runtime(&task.runtime).ok_or_else(|| {
@@ -289,14 +295,19 @@ impl CodeRunner {
 
     fn time(&self, task: &CodeTask) -> Result<Option<Duration>> {
         let time = task.limits.time.or(self.settings.time);
+        let longest = self.longest();
         match (time, self.settings.max_time) {
             (Some(time), Some(most)) if time > most => {
                 let message = format!("a task may take {} s, and {} s were asked for", most.as_secs_f64(), time.as_secs_f64());
                 Err(invalid("run code", message))
             }
-            (None, most) => {
-                Ok(most.filter(|most| self.sandbox.limits().exec.is_none_or(|exec| exec > *most)).or(self.sandbox.limits().exec))
+            (Some(time), _) if time > longest => {
+                let asked = time.as_secs_f64();
+                let message =
+                    format!("a task may take {} s before it expires, and {asked} s were asked for", longest.as_secs_f64());
+                Err(invalid("run code", message).with_help("set code.max-time, or a longer code.expiry"))
             }
+            (None, most) => Ok(Some([most, self.sandbox.limits().exec].into_iter().flatten().min().unwrap_or(longest))),
             (time, _) => Ok(time),
         }
     }
