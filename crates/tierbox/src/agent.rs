@@ -5,13 +5,14 @@ use std::sync::Arc;
 use tierbox_code::{CodeOutcome, CodeRunner, CodeStatus, CodeTask, SessionInfo, TaskCleanup, TaskFile, TaskFiles};
 use tierbox_core::{
     AgentPolicy, Approver, ByteReader, Confinement, DirEntry, Error, ErrorKind, ExecHandle, ExecId, ExecRequest, ExecResult,
-    FileMeta, GuestPath, Limits, ReadOptions, Result, Sandbox, SandboxExt, Sensitive, Tooling,
+    FileMeta, GuestPath, KillReason, Limits, ReadOptions, Result, Sandbox, SandboxExt, Sensitive, Tooling,
 };
 use tokio::sync::OnceCell;
 
 use crate::asked::{Asked, shown};
+use crate::bound::Bound;
 use crate::confinement;
-use crate::gate::Gate;
+use crate::gate::{Gate, over};
 
 /// A machine as the agent may use it: everything is checked against the tooling axis of the tier and the profile's approvals.
 ///
@@ -19,11 +20,14 @@ use crate::gate::Gate;
 ///   files; the machine's kernel holds the programs to that as well. T2 allows nothing.
 /// - Sensitive actions (commands, code, writes) then need the consent that `[tools.approvals]` asks for.
 /// - Every decision is in the operation log.
+/// - A decision that terminates the run ends what the agent runs, too.
 ///
 /// The harness itself is not bound: it uses [`Running::sandbox`](crate::Running::sandbox).
 #[derive(Clone)]
 pub struct AgentSandbox {
     sandbox: Arc<dyn Sandbox>,
+    /// The same machine, as what ends the agent's commands uses it.
+    ender: Arc<dyn Sandbox>,
     policy: Arc<AgentPolicy>,
     gate: Arc<Gate>,
     code: Option<CodeRunner>,
@@ -31,8 +35,14 @@ pub struct AgentSandbox {
 }
 
 impl AgentSandbox {
-    pub(crate) fn new(sandbox: Arc<dyn Sandbox>, policy: AgentPolicy, gate: Gate, code: Option<CodeRunner>) -> Self {
-        Self { sandbox, policy: Arc::new(policy), gate: Arc::new(gate), code, executables: Arc::default() }
+    pub(crate) fn new(
+        sandbox: Arc<dyn Sandbox>,
+        ender: Arc<dyn Sandbox>,
+        policy: AgentPolicy,
+        gate: Gate,
+        code: Option<CodeRunner>,
+    ) -> Self {
+        Self { sandbox, ender, policy: Arc::new(policy), gate: Arc::new(gate), code, executables: Arc::default() }
     }
 
     /// Sees to it that T1 can be kept in this machine: finds the named programs and has the kernel refuse one. Without this
@@ -54,7 +64,7 @@ impl AgentSandbox {
     /// `PolicyDenied` before any side effect; else as [`SandboxExt::run`].
     pub async fn run(&self, request: ExecRequest) -> Result<ExecResult> {
         let request = self.admit(request).await?;
-        self.sandbox.run(request).await
+        self.while_alive(self.sandbox.run(request)).await
     }
 
     /// The machine's limits, as [`Sandbox::limits`].
@@ -68,7 +78,13 @@ impl AgentSandbox {
     /// `PolicyDenied` before any side effect; else as [`Sandbox::spawn`].
     pub async fn spawn(&self, request: ExecRequest) -> Result<Box<dyn ExecHandle>> {
         let request = self.admit(request).await?;
-        self.sandbox.spawn(request).await
+        let inner = self.sandbox.spawn(request).await?;
+        let termination = self.gate.termination.clone();
+        termination.hold(inner.id(), self.ender.clone());
+        let bound = Bound { inner, termination };
+        // What came too late to be ended with the others is dropped, which kills it.
+        self.gate.check_alive()?;
+        Ok(Box::new(bound))
     }
 
     /// Launches a command that outlives this client.
@@ -77,7 +93,15 @@ impl AgentSandbox {
     /// `PolicyDenied` before any side effect; else as [`Sandbox::spawn_detached`].
     pub async fn spawn_detached(&self, request: ExecRequest) -> Result<ExecId> {
         let request = self.admit(request).await?;
-        self.sandbox.spawn_detached(request).await
+        let id = self.sandbox.spawn_detached(request).await?;
+        let termination = &self.gate.termination;
+        termination.hold(id, self.ender.clone());
+        if let Err(over) = self.gate.check_alive() {
+            self.ender.kill(id, KillReason::Cancelled).await?;
+            return Err(over);
+        }
+        termination.forget_ended(&self.ender).await;
+        Ok(id)
     }
 
     /// Runs a piece of code. Allowed at T0 only.
@@ -87,7 +111,7 @@ impl AgentSandbox {
     pub async fn run_code(&self, task: &CodeTask) -> Result<CodeOutcome> {
         self.require(Tooling::T0, Sensitive::Code, "run code")?;
         self.gate.pass(self.sandbox.name(), Asked::code(task)).await?;
-        self.code()?.run_code(task).await
+        self.while_alive(self.code()?.run_code(task)).await
     }
 
     /// The files of a task. Allowed at T0 and T1.
@@ -261,6 +285,15 @@ impl AgentSandbox {
         }
         self.gate.pass(machine, Asked::exec(&request)).await?;
         Ok(request)
+    }
+
+    /// Does something for the agent unless its run is terminated meanwhile: the work is then dropped, which kills its command.
+    async fn while_alive<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        tokio::select! {
+            biased;
+            () = self.gate.termination.happened() => Err(over()),
+            done = work => done,
+        }
     }
 
     async fn executables(&self) -> Result<&Vec<GuestPath>> {

@@ -73,11 +73,7 @@ impl Gate {
 
     /// Whether the agent may still do anything.
     pub fn check_alive(&self) -> Result<()> {
-        if self.termination.is_set() {
-            let message = "the run was terminated by an earlier decision, so that nothing more is done for the agent";
-            return Err(Error::new(ErrorKind::PolicyDenied, "act as agent", message));
-        }
-        Ok(())
+        if self.termination.is_set() { Err(over()) } else { Ok(()) }
     }
 
     async fn decide(&self, action: &Action, rule: Option<&ApprovalRule>) -> Decision {
@@ -123,6 +119,12 @@ impl Gate {
         }
         audit.record(entry);
     }
+}
+
+/// What the agent is told once its run was terminated.
+pub(crate) fn over() -> Error {
+    let message = "the run was terminated by an earlier decision, so that nothing more is done for the agent";
+    Error::new(ErrorKind::PolicyDenied, "act as agent", message)
 }
 
 fn verdict(consent: &Consent) -> &'static str {

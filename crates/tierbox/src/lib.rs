@@ -51,6 +51,7 @@
 mod agent;
 mod asked;
 mod audited;
+mod bound;
 mod check;
 mod client;
 mod confinement;

@@ -344,6 +344,7 @@ impl Running {
     }
 
     fn agent_with(&self, machine: Arc<dyn Sandbox>, policy: AgentPolicy, approver: Option<Arc<dyn Approver>>) -> AgentSandbox {
+        let ender = self.recorded(machine.clone(), Principal::Tierbox);
         let machine = self.recorded(machine, Principal::Agent);
         let gate = Gate {
             settings: self.memo.agent.clone(),
@@ -354,7 +355,7 @@ impl Running {
         };
         // Settings that make no sense allow no code.
         let code = CodeRunner::new(machine.clone(), self.memo.code.clone()).ok();
-        AgentSandbox::new(machine, policy, gate, code)
+        AgentSandbox::new(machine, ender, policy, gate, code)
     }
 
     /// Whether a decision ended what the agent may do here. Whoever drives the run should end it.

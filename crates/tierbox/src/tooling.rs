@@ -73,7 +73,7 @@ fn handle(machine: Arc<dyn Sandbox>, policy: AgentPolicy) -> AgentSandbox {
         environment: "verification".to_owned(),
         termination: Termination::of(Path::new("/nonexistent"), "probe"),
     };
-    AgentSandbox::new(machine, policy, gate, None)
+    AgentSandbox::new(machine.clone(), machine, policy, gate, None)
 }
 
 /// What a tooling level promises that a handle refuses, each beside a handle of T0 on the same machine.

@@ -4,16 +4,26 @@
 mod support;
 
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use support::{fixture, started};
 use tierbox::code::CodeTask;
 use tierbox::{
     Action, AgentOptions, AgentPolicy, Approval, ApprovalRule, Approver, Audit, AuditEntry, AuditOperation, Consent, ErrorKind,
-    ExecRequest, GuestPath, Outcome, Preset, Profile, ProfileBuilder, ProgramRule, SandboxExt, Sensitive, StartOptions, Tooling,
+    ExecRequest, ExecState, GuestPath, Hold, KillReason, Outcome, Preset, Profile, ProfileBuilder, ProgramRule, SandboxExt,
+    Sensitive, StartOptions, Tooling,
 };
 use tokio::sync::oneshot;
+
+async fn until<F: Future<Output = bool>>(condition: impl Fn() -> F) {
+    let checked = async {
+        while !condition().await {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), checked).await.expect("it comes true");
+}
 
 fn words(words: &[&str]) -> Vec<String> {
     words.iter().map(|word| (*word).to_owned()).collect()
@@ -356,6 +366,40 @@ mod conformance {
         assert_eq!(std::fs::read_dir(&marks).unwrap().count(), 0);
         let verdicts: Vec<String> = log.decisions().into_iter().map(|(_, verdict, _)| verdict).collect();
         assert_eq!(verdicts, ["allowed", "terminated"]);
+    }
+
+    /// However it is run, and whichever process decides.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_the_agent_runs_ends_when_its_run_is_terminated() {
+        let fixture = fixture();
+        let rules = vec![rule(Some(Sensitive::Exec), "/bin/false", Approval::Terminate)];
+        let options = StartOptions::new().hold(Hold::Until(SystemTime::now() + Duration::from_secs(600)));
+        let Some(running) = started(fixture.client.start_with(t0(Preset::Ci, rules), options).await) else { return };
+        let elsewhere = fixture.client.attach(running.id()).await.unwrap();
+        let agent = running.for_agent(AgentOptions::new()).await.unwrap();
+        let endless = || ExecRequest::new(["/bin/sleep", "1000"]);
+        let (collected, code) = (agent.clone(), agent.clone());
+        let collected = tokio::spawn(async move { collected.run(endless()).await.map(drop) });
+        let code = tokio::spawn(async move { code.run_code(&CodeTask::new("sh", "exec sleep 1000")).await.map(drop) });
+        let mut spawned = agent.spawn(endless()).await.unwrap();
+        agent.spawn_detached(endless()).await.unwrap();
+        let harness = running.spawn(ExecRequest::new(["/bin/sleep", "2000"])).await.unwrap();
+        let alive = async |wanted: usize| {
+            let execs = running.execs().await.unwrap();
+            execs.iter().filter(|exec| matches!(exec.state, ExecState::Running)).count() == wanted
+        };
+        until(|| alive(5)).await;
+        let decider = elsewhere.for_agent(AgentOptions::new()).await.unwrap();
+        assert!(decider.run(ExecRequest::new(["/bin/false"])).await.unwrap_err().message().contains("terminated"));
+        assert_eq!(agent.read_bytes("/etc/hostname", 100).await.unwrap_err().kind(), ErrorKind::PolicyDenied);
+        for under_way in [collected, code] {
+            assert_eq!(under_way.await.unwrap().unwrap_err().kind(), ErrorKind::PolicyDenied);
+        }
+        assert_eq!(spawned.wait().await.unwrap().outcome, Outcome::Killed(KillReason::Cancelled));
+        // The harness's own goes on.
+        until(|| alive(1)).await;
+        drop(harness);
+        running.stop().await.unwrap();
     }
 
     /// A consent that comes after the run was terminated is none.
