@@ -79,7 +79,8 @@ async fn command(cli: Cli) -> Result<bool> {
                     return Ok(false);
                 }
             };
-            Ok(!done.iter().any(|record| matches!(record.verdict, Verdict::Invalid(_))))
+            done.unclean.iter().for_each(|(task, error)| tierbox_harness::progress::unclean(task, error));
+            Ok(!done.records.iter().any(|record| matches!(record.verdict, Verdict::Invalid(_))))
         }
     }
 }

@@ -77,6 +77,11 @@ fn shown(verdict: &Verdict) -> String {
     }
 }
 
+/// Says that a task's clean-up failed.
+pub fn unclean(task: &str, error: &tierbox::Error) {
+    let _ = writeln!(std::io::stderr(), "warning: {task}: its clean-up failed: {error}");
+}
+
 /// Says why the whole run failed.
 pub fn complain(error: &tierbox::Error) {
     let _ = writeln!(std::io::stderr(), "error: {error}");

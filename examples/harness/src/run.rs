@@ -30,11 +30,20 @@ pub struct Plan {
     pub retries: u32,
 }
 
+/// What came of a run.
+#[derive(Debug, Default)]
+pub struct Done {
+    /// A record of every sample.
+    pub records: Vec<Record>,
+    /// The tasks whose clean-up failed, each with why. Their samples were judged before.
+    pub unclean: Vec<(&'static str, Error)>,
+}
+
 /// Runs every sample of every task, and writes a record for each.
 ///
 /// # Errors
 /// If results cannot be written. What fails in a sandbox is a record.
-pub async fn run(client: &Tierbox, plan: &Plan, tasks: Vec<Task>, records: Arc<Records>) -> Result<Vec<Record>> {
+pub async fn run(client: &Tierbox, plan: &Plan, tasks: Vec<Task>, records: Arc<Records>) -> Result<Done> {
     let progress = Arc::new(Progress::new(tasks.iter().map(|task| task.samples.len()).sum()));
     let slots = Arc::new(Semaphore::new(plan.concurrency.max(1)));
     let mut running = JoinSet::new();
@@ -42,9 +51,11 @@ pub async fn run(client: &Tierbox, plan: &Plan, tasks: Vec<Task>, records: Arc<R
         let work = Work { client: client.clone(), plan: plan.clone(), progress: progress.clone(), records: records.clone() };
         running.spawn(work.task(task, slots.clone()));
     }
-    let mut done = Vec::new();
+    let mut done = Done::default();
     while let Some(ended) = running.join_next().await {
-        done.extend(ended.map_err(|error| Error::new(ErrorKind::Internal, "run task", error.to_string()))??);
+        let ended = ended.map_err(|error| Error::new(ErrorKind::Internal, "run task", error.to_string()))??;
+        done.records.extend(ended.records);
+        done.unclean.extend(ended.unclean);
     }
     progress.finish();
     Ok(done)
@@ -84,7 +95,7 @@ impl Attempts {
 }
 
 impl Work {
-    async fn task(self, task: Task, slots: Arc<Semaphore>) -> Result<Vec<Record>> {
+    async fn task(self, task: Task, slots: Arc<Semaphore>) -> Result<Done> {
         let prepared = self.prepare_again(&task, &slots).await;
         let mut samples = JoinSet::new();
         for sample in task.samples.clone() {
@@ -96,15 +107,15 @@ impl Work {
                 work.sample(name, &sample, given).await
             });
         }
-        let mut records = Vec::new();
+        let mut done = Done::default();
         while let Some(ended) = samples.join_next().await {
-            records.push(ended.map_err(|error| Error::new(ErrorKind::Internal, "run sample", error.to_string()))??);
+            done.records.push(ended.map_err(|error| Error::new(ErrorKind::Internal, "run sample", error.to_string()))??);
         }
         if let Ok(tree) = prepared {
-            // The samples are judged by then: what a clean-up cannot do, the end of its sandbox does.
-            let _ = self.clean_up(&task, &tree, &slots).await;
+            let cleaned = self.clean_up_again(&task, &tree, &slots).await;
+            done.unclean.extend(cleaned.err().map(|error| (task.name, error)));
         }
-        Ok(records)
+        Ok(done)
     }
 
     fn attempts(&self) -> Attempts {
@@ -136,6 +147,17 @@ impl Work {
             tree.ok_or_else(|| Error::new(ErrorKind::TooLarge, "set up task", "what it gives its samples is too large"))?;
         running.stop().await?;
         Ok(Arc::new(tree))
+    }
+
+    /// The same for its end.
+    async fn clean_up_again(&self, task: &Task, tree: &Tree, slots: &Semaphore) -> Result<()> {
+        let mut attempts = self.attempts();
+        loop {
+            match self.clean_up(task, tree, slots).await {
+                Err(error) if attempts.again(&error).await => {}
+                done => return done,
+            }
+        }
     }
 
     /// Runs a task's clean-up over what it gave its samples.

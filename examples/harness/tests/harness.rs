@@ -5,9 +5,13 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use tierbox_harness::record::{Records, Verdict};
+use tierbox_harness::run::{Plan, run};
+use tierbox_harness::task::{Sample, Task};
 
 fn harness(state: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_tierbox-harness"));
@@ -42,7 +46,8 @@ fn evaluate(engine: &str, profile: &str, tier: &str) {
     evaluate_with(engine, profile, tier, &[]);
 }
 
-fn evaluate_with(engine: &str, profile: &str, tier: &str, more: &[&str]) {
+/// Returns how many attempts each sample took; nothing where it was skipped.
+fn evaluate_with(engine: &str, profile: &str, tier: &str, more: &[&str]) -> Vec<u64> {
     let state = tempfile::tempdir().unwrap();
     let path = state.path().join("state");
     let mut run = harness(&path);
@@ -54,7 +59,7 @@ fn evaluate_with(engine: &str, profile: &str, tier: &str, more: &[&str]) {
     let text = String::from_utf8(output.stdout).unwrap();
     let records: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).expect("a line of JSON")).collect();
     if skipped(engine, &records) {
-        return;
+        return Vec::new();
     }
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success(), "{said}");
@@ -92,6 +97,7 @@ fn evaluate_with(engine: &str, profile: &str, tier: &str, more: &[&str]) {
     }
     assert!(said.contains("[8/8]"), "no progress was shown: {said}");
     assert_eq!(leases(&path), 0, "a run leaves nothing");
+    records.iter().map(|record| record["attempts"].as_u64().unwrap()).collect()
 }
 
 /// How many leases there are.
@@ -122,6 +128,39 @@ mod conformance {
         let profile = directory.path().join("one.toml");
         std::fs::write(&profile, "extends = \"local\"\ntier = \"T0.H1.N2\"\n[limits]\nmax-environments = 1\n").unwrap();
         evaluate_with("local-container", &profile.display().to_string(), "T0.H1.N2", &["--concurrency", "1", "--retries", "0"]);
+    }
+
+    /// Two share the place of one: whoever finds it taken tries again, and its record says so.
+    #[test]
+    fn a_sample_whose_sandbox_could_not_be_had_is_tried_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let profile = directory.path().join("one.toml");
+        std::fs::write(&profile, "extends = \"local\"\ntier = \"T0.H1.N2\"\n[limits]\nmax-environments = 1\n").unwrap();
+        let profile = profile.display().to_string();
+        let attempts = evaluate_with("local-container", &profile, "T0.H1.N2", &["--concurrency", "2", "--retries", "100"]);
+        assert!(attempts.is_empty() || attempts.iter().any(|made| *made > 1), "{attempts:?}");
+    }
+
+    /// A task's clean-up is over what its set-up made, when its samples are judged; what fails in it is told.
+    #[tokio::test]
+    async fn clean_ups_of_tasks_run_and_tell_how_they_fail() {
+        let directory = tempfile::tempdir().unwrap();
+        // Plain processes see this host's files.
+        let mark = directory.path().join("cleaned");
+        let task = |name, cleanup: String| Task {
+            name,
+            setup: "echo made > made",
+            cleanup: cleanup.leak(),
+            samples: vec![Sample::new("one", ":", "test -e made")],
+        };
+        let tasks = vec![task("clean", format!("cp made '{}'", mark.display())), task("unclean", "exit 7".to_owned())];
+        let client = tierbox::Tierbox::builder().user_config(false).state_dir(directory.path().join("state")).build().unwrap();
+        let plan = Plan { profile: "local-process".to_owned(), concurrency: 2, retries: 0 };
+        let done = run(&client, &plan, tasks, Arc::new(Records::new(std::io::sink()))).await.unwrap();
+        assert!(done.records.iter().all(|record| record.verdict == Verdict::Right), "{done:?}");
+        assert_eq!(std::fs::read_to_string(&mark).unwrap(), "made\n");
+        let [("unclean", error)] = done.unclean.as_slice() else { panic!("{done:?}") };
+        assert!(error.message().contains('7'), "{error}");
     }
 
     /// Where no sandbox can be had every sample is invalid, and says by its tier what it should have run in.
