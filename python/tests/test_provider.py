@@ -243,3 +243,30 @@ async def test_a_daemon_that_does_not_start_is_a_sandbox_that_is_not_to_be_had(
 
 async def test_concurrency_comes_from_the_daemon() -> None:
     assert (Provider.default_concurrency() or 0) >= 1
+
+
+PAIR = """
+services:
+  default: {image: 'tierbox-test/debian:1', command: sleep infinity}
+  web: {image: 'tierbox-test/debian:1', command: sleep infinity}
+"""
+
+
+@pytest.mark.skipif("TIERBOX_ENGINE_DOCKER" not in os.environ, reason="several machines need Docker's engine")
+async def test_of_several_machines_the_primary_one_comes_first(tmp_path: Path) -> None:
+    (tmp_path / "compose.yaml").write_text(PAIR)
+    settings = f"[docker]\ncompose = 'compose.yaml'\npull = 'never'\nhost = '{os.environ['TIERBOX_ENGINE_DOCKER']}'\n"
+    profile = tmp_path / "pair.toml"
+    profile.write_text(f"extends = 'docker'\ntier = 'T0.H1.N2'\nverify = 'off'\n{settings}")
+    for primary, order in [(None, ["default", "web"]), ("web", ["web", "default"])]:
+        config = TierboxConfig(str(profile), primary=primary)
+        await Provider.task_init("task", config)
+        machines = await Provider.sample_init("task", config, {})
+        assert list(machines) == order
+        for name, machine in machines.items():
+            await machine.write_file("/tmp/name", name)
+        for name, machine in machines.items():
+            assert await machine.read_file("/tmp/name") == name
+        await Provider.sample_cleanup("task", config, machines, False)
+        assert machines["web"].environment not in listed()
+    await Provider.task_cleanup("task", None, True)

@@ -185,7 +185,7 @@ mod conformance {
     async fn concurrency_is_never_none() {
         let daemon = Daemon::start(|options| options.budget.memory = Some(1 << 20)).await;
         let profile = daemon.directory.path().join("large.toml");
-        std::fs::write(&profile, "extends = \"local\"\ntier = \"T0.H1.N2\"\n[limits]\nmemory = \"1GiB\"\n").unwrap();
+        std::fs::write(&profile, "extends = \"local\"\ntier = \"T0.H1.N2\"\n[limits]\nmemory = \"2GiB\"\n").unwrap();
         let about = daemon.get(&format!("/v1?profile={}", profile.display())).await.value();
         assert_eq!(about["concurrency"], json!(1), "{about}");
         let refused = daemon.json("POST", "/v1/environments", json!({ "profile": profile })).await;
