@@ -82,7 +82,7 @@ pub struct CodeSettings {
     pub base_dir: String,
     /// The age, counted from its last run, at which a task's directory goes. 24 h by default.
     pub expiry: Duration,
-    /// The time of a task that sets none; the profile's `limits.exec` where `None`.
+    /// The time of a task that sets none; the profile's `limits.exec` where `None`. At most a minute less than `expiry`, as for any task.
     pub time: Option<Duration>,
     /// The most time that a task may ask for.
     pub max_time: Option<Duration>,
