@@ -373,7 +373,7 @@ async fn kept(world: World) -> Outcome {
     }
     first.stop().await.map_err(text)?;
     // A call that comes late does not touch what somebody else may have by now.
-    let second = world.start("vagrant", &changes).await.map_err(text)?;
+    let mut second = world.start("vagrant", &changes).await.map_err(text)?;
     if tokens(&world.client) != [token.as_str()] {
         return Err(format!("the kept machine {token} was not taken: {:?}", tokens(&world.client)));
     }

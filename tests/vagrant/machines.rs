@@ -69,7 +69,7 @@ fn host_addresses() -> Vec<String> {
 }
 
 async fn pair(world: World) -> Outcome {
-    let running = world.client.start_spec(world.spec("vagrant-pair", &[]), StartOptions::new()).await.map_err(text)?;
+    let mut running = world.client.start_spec(world.spec("vagrant-pair", &[]), StartOptions::new()).await.map_err(text)?;
     let names: Vec<String> = running.machines().iter().map(|machine| machine.name().to_owned()).collect();
     if names != ["attacker", "victim"] {
         return Err(format!("the machines are {names:?}"));
@@ -83,7 +83,7 @@ async fn pair(world: World) -> Outcome {
     if !who.stdout.text().contains("192.168.57.20/") {
         return Err(format!("the victim is {who:?}"));
     }
-    every_machine_is_put_back(&running).await?;
+    every_machine_is_put_back(&mut running).await?;
     let missing = running.machine("gateway").err().ok_or("there is no gateway")?;
     if !missing.message().contains("attacker, victim") {
         return Err(format!("{missing}"));
@@ -98,7 +98,7 @@ async fn pair(world: World) -> Outcome {
 }
 
 /// A snapshot is of all machines, not of the first alone.
-async fn every_machine_is_put_back(running: &tierbox::Running) -> Outcome {
+async fn every_machine_is_put_back(running: &mut tierbox::Running) -> Outcome {
     for machine in running.machines() {
         machine.write_bytes("kept", "before").await.map_err(text)?;
     }
@@ -140,7 +140,7 @@ async fn two_at_once(world: World) -> Outcome {
         world.client.start_spec(spec.clone(), StartOptions::new()),
         world.client.start_spec(spec, StartOptions::new())
     );
-    let (one, two) = (one.map_err(text)?, two.map_err(text)?);
+    let (one, mut two) = (one.map_err(text)?, two.map_err(text)?);
     for running in [&one, &two] {
         let page = page_of(running.sandbox().as_ref()).await?;
         if !page.contains("served from a machine") {
@@ -153,7 +153,7 @@ async fn two_at_once(world: World) -> Outcome {
         return Err("two environments share a machine".to_owned());
     }
     logs_in(&one).await?;
-    put_back(&two).await?;
+    put_back(&mut two).await?;
     // One ends while the other runs on.
     ends_without_remains_of_one(&world, one).await?;
     let alive = two.sandbox().run(ExecRequest::new(["true"])).await.map_err(text)?;
@@ -187,7 +187,7 @@ async fn logs_in(running: &tierbox::Running) -> Outcome {
 }
 
 /// A snapshot brings back files and processes; the handle stays valid, and the clock is right.
-async fn put_back(running: &tierbox::Running) -> Outcome {
+async fn put_back(running: &mut tierbox::Running) -> Outcome {
     let machine = running.sandbox();
     machine.write_bytes("kept", "before").await.map_err(text)?;
     running.snapshot("clean").await.map_err(text)?;

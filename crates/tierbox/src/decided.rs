@@ -97,7 +97,7 @@ impl Decided {
     }
 
     /// Brings the rest when the environment has ended and its lease is still there, and closes with a line that says how many there
-    /// are, or why that is not known.
+    /// are, or why that is not known. A start that failed before there was a gateway has nothing to tell.
     pub async fn finish(self: &Arc<Self>, environment: Option<&dyn Environment>) {
         let all = async {
             let since = Instant::now();
@@ -112,6 +112,7 @@ impl Decided {
         let late = || Error::new(ErrorKind::Timeout, "read egress log", format!("it was not there after {LAST_WORDS:?}"));
         let all = tokio::time::timeout(LAST_WORDS, all).await.unwrap_or_else(|_| Err(late()));
         let done = match all {
+            Err(error) if environment.is_none() && error.kind() == ErrorKind::NotFound => return,
             Ok(decisions) => {
                 let counts = (decisions.len(), open(&decisions));
                 self.tell(decisions).await.map(|()| counts)

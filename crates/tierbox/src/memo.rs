@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use tierbox_core::{AgentSettings, CodeSettings, EnvironmentSpec, Hold, Secrets};
+use tierbox_core::{AgentSettings, CodeSettings, EnvironmentSpec, Hold, Secrets, Verify};
 
 /// What outlives the process that started an environment. What is not noted allows nothing.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -20,6 +20,8 @@ pub(crate) struct Memo {
     pub log: bool,
     /// Whether the profile holds secrets, which this note does not.
     pub secrets: bool,
+    /// When it is verified, as the profile says.
+    pub verify: Option<Verify>,
     /// Notes of whoever started it.
     pub labels: BTreeMap<String, String>,
     /// What it was started from, without values of variables and what was copied in; `None` if secrets stand elsewhere in it, or
@@ -32,7 +34,7 @@ impl Default for Memo {
     fn default() -> Self {
         let code = CodeSettings { runtimes: Vec::new(), ..CodeSettings::default() };
         let agent = AgentSettings { preset: tierbox_core::Preset::Prod, ..AgentSettings::default() };
-        Self { programs: Vec::new(), agent, code, log: false, secrets: true, labels: BTreeMap::new(), spec: None }
+        Self { programs: Vec::new(), agent, code, log: false, secrets: true, verify: None, labels: BTreeMap::new(), spec: None }
     }
 }
 
@@ -44,6 +46,7 @@ impl Memo {
             code: spec.code.clone(),
             log: false,
             secrets: !spec.secrets.is_empty(),
+            verify: spec.verify,
             labels: BTreeMap::new(),
             spec: noted(spec).map(Box::new),
         }

@@ -4,25 +4,25 @@ use std::path::Path;
 use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
-use tierbox_core::{LeaseHandle, Result};
+use tierbox_core::Result;
 use tierbox_lease::Journal;
 use tierbox_verify::Verified;
 
 /// Its name in the environment's directory.
 const NAME: &str = "verification.json";
 
-/// A verification, and when it was under way.
+/// A verification, and when it or an earlier one was under way.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Noted {
     pub verified: Verified,
-    pub probed: Option<(SystemTime, SystemTime)>,
+    pub probed: Vec<(SystemTime, SystemTime)>,
 }
 
 impl Noted {
-    /// Keeps it as long as the environment.
-    pub(crate) fn keep(&self, lease: &dyn LeaseHandle) -> Result<()> {
+    /// Keeps it in the directory of the environment's lease, as long as the environment.
+    pub(crate) fn keep(&self, directory: &Path) -> Result<()> {
         let text = serde_json::to_vec(self).unwrap_or_default();
-        crate::runs::write(&lease.directory()?, NAME, &text).map(drop)
+        crate::runs::write(directory, NAME, &text).map(drop)
     }
 
     /// What was noted of an environment; `None` if nothing was, or it cannot be read.

@@ -29,9 +29,9 @@ impl Probed {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A verification that is over.
-    pub fn add(&self, time: Option<RangeInclusive<SystemTime>>) {
-        self.state().times.extend(time);
+    /// Verifications that are over.
+    pub fn add(&self, times: impl IntoIterator<Item = RangeInclusive<SystemTime>>) {
+        self.state().times.extend(times);
     }
 
     /// What is asked of an environment with these names, in each of its machines.
@@ -40,9 +40,9 @@ impl Probed {
         (state.names, state.machines) = (names_asked(allow), machines);
     }
 
-    /// The first time that it was under way.
-    pub fn first(&self) -> Option<(SystemTime, SystemTime)> {
-        self.state().times.first().map(|time| (*time.start(), *time.end()))
+    /// When it was under way.
+    pub fn times(&self) -> Vec<(SystemTime, SystemTime)> {
+        self.state().times.iter().map(|time| (*time.start(), *time.end())).collect()
     }
 
     /// A verification begins; it ends when what is returned is dropped.
@@ -162,6 +162,6 @@ mod unit {
         let later = SystemTime::now() + Duration::from_secs(60);
         assert!(probed.state().time_of(later).is_some());
         drop(lasting);
-        assert!(probed.state().time_of(later).is_none() && probed.first().is_some());
+        assert!(probed.state().time_of(later).is_none() && probed.times().len() == 1);
     }
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use tierbox_code::CodeRunner;
 use tierbox_core::{
     AgentPolicy, Approver, Backend, CodeSettings, Connection, Decision, Environment, EnvironmentSpec, Error, ErrorKind, Hold,
-    LeaseRecord, Principal, Report, Result, Sandbox, Tooling,
+    LeaseHandle, LeaseRecord, Principal, Report, Result, Sandbox, Tooling, Verify,
 };
 use tierbox_lease::{Journal, Lease};
 use tierbox_verify::{Attestation, OperationLog, Verification, Verified};
@@ -120,12 +120,14 @@ impl Running {
     }
 
     /// What is known of it: what was declared, enforced and shown, and what was granted. Where there is a log, as it was
-    /// written beside it at the start. `None` where another process started it without a log, from a profile with secrets elsewhere
+    /// written beside it at the start, or after a restore. `None` where another process started it without a log, from a profile with secrets elsewhere
     /// than in variables.
     pub fn attestation(&self) -> Option<Attestation> {
-        if let Some(written) = self.log.as_ref().and_then(|log| runs::attestation(log.directory())) {
-            return Some(written);
-        }
+        let written = self.log.as_ref().and_then(|log| runs::attestation(log.directory()));
+        written.or_else(|| self.attestation_of_now())
+    }
+
+    fn attestation_of_now(&self) -> Option<Attestation> {
         let spec = self.spec.as_deref()?;
         let head = self.log.as_ref().and_then(|log| log.flush(false).ok());
         let made_of = self.parts().environment.identity().unwrap_or_default();
@@ -142,9 +144,9 @@ impl Running {
         crate::Run::read(log.directory().to_owned()).map(Some)
     }
 
-    /// Writes the attestation beside the log, and its hash into the log.
+    /// Writes what is known now as the attestation beside the log, and its hash into the log.
     pub(crate) fn attest(&self) -> Result<()> {
-        let (Some(log), Some(attestation)) = (&self.log, self.attestation()) else { return Ok(()) };
+        let (Some(log), Some(attestation)) = (&self.log, self.attestation_of_now()) else { return Ok(()) };
         let text = serde_json::to_vec_pretty(&attestation).unwrap_or_default();
         let hash = runs::write(log.directory(), runs::ATTESTATION, &text)?;
         life::named(self.audit.as_ref(), "attestation", &hash);
@@ -176,9 +178,10 @@ impl Running {
         self.parts().environment.clone()
     }
 
-    pub(crate) fn verified(mut self, verified: Option<Verified>, probed: Option<std::ops::RangeInclusive<SystemTime>>) -> Self {
+    /// What was found at its start, and when.
+    pub(crate) fn verified(mut self, verified: Option<Verified>, probed: Arc<Probed>) -> Self {
         self.verified = verified;
-        self.probed.add(probed);
+        self.probed = probed;
         self
     }
 
@@ -191,8 +194,9 @@ impl Running {
         self.remark(noted.as_ref().map(|noted| noted.verified.verification.time.as_str()));
         match noted {
             Some(noted) => {
-                let verified = Verified { reused: true, ..noted.verified };
-                self.verified(Some(verified), noted.probed.map(|(from, to)| from..=to))
+                self.verified = Some(Verified { reused: true, ..noted.verified });
+                self.probed.add(noted.probed.into_iter().map(|(from, to)| from..=to));
+                self
             }
             None => self,
         }
@@ -210,10 +214,10 @@ impl Running {
     #[cfg(target_os = "linux")]
     pub(crate) async fn verify_found_again(&mut self) -> Result<()> {
         let Some(spec) = self.spec.clone() else { return Ok(()) };
-        if crate::verification::mode(&spec, &self.report) != tierbox_core::Verify::Always {
+        if crate::verification::mode(&spec, &self.report) != Verify::Always {
             return Ok(());
         }
-        let asked_for = spec.verify == Some(tierbox_core::Verify::Always);
+        let asked_for = spec.verify == Some(Verify::Always);
         let verification = match self.verify().await {
             Ok(verification) => verification,
             Err(error) if asked_for => return Err(error),
@@ -251,13 +255,7 @@ impl Running {
     /// found is in the result, failures too.
     #[cfg(target_os = "linux")]
     pub async fn verify(&self) -> Result<Verification> {
-        let unknown = || {
-            Error::unsupported(
-                "verify",
-                "verification of an environment that another process started from a profile with secrets in the backend's settings",
-            )
-        };
-        let spec = self.spec.as_deref().ok_or_else(unknown)?;
+        let spec = self.spec.as_deref().ok_or_else(|| profile_unknown("verify"))?;
         let parts = self.parts();
         let _lasting = self.probed.begin();
         crate::verification::verify(&parts.backend, &parts.journal, spec, parts.environment.as_ref(), &self.report).await
@@ -408,35 +406,62 @@ impl Running {
         self.parts().environment.snapshot(name).await
     }
 
-    /// Puts all machines back to what was saved. Commands that run meanwhile are lost. The machines are then verified again,
-    /// unless the profile says `once` or `off`.
+    /// Puts all machines back to what was saved. Commands that run meanwhile are lost. The machines are then verified and attested
+    /// again, unless the profile says `once` or `off`. Where another process started it and its profile is not known here, they
+    /// cannot be, and the report says so.
     ///
     /// # Errors
-    /// As [`Environment::restore`]; `TierRefused` if a probe failed, and the environment is then ended.
-    pub async fn restore(&self, name: &str) -> Result<()> {
+    /// As [`Environment::restore`]; `Unsupported` where the profile says `always` and is not known here, and nothing was then done;
+    /// `TierRefused` if a probe failed, or why the probes could not be carried out, and the environment is then ended.
+    pub async fn restore(&mut self, name: &str) -> Result<()> {
+        if self.spec.is_none() && self.memo.verify == Some(Verify::Always) {
+            return Err(profile_unknown("restore").with_help("its profile verifies always: restore it where it was started"));
+        }
         self.parts().environment.restore(name).await?;
         #[cfg(target_os = "linux")]
-        self.verify_restored().await?;
+        if let Err(error) = self.verify_restored(name).await {
+            // What cannot be ended from inside is ended when this handle is dropped.
+            let _ = self.parts().environment.stop().await;
+            return Err(error.with_help(format!("{} was ended: it is not known to be what its tier says", self.id)));
+        }
         Ok(())
     }
 
     #[cfg(target_os = "linux")]
-    async fn verify_restored(&self) -> Result<()> {
-        let Some(spec) = self.spec.as_deref() else { return Ok(()) };
-        let is_due = spec.verify.is_none_or(|verify| verify == tierbox_core::Verify::Always);
-        if !is_due || self.report.tier.host() == tierbox_core::HostIsolation::H0 {
+    async fn verify_restored(&mut self, name: &str) -> Result<()> {
+        let asked_for = self.spec.as_ref().map_or(self.memo.verify, |spec| spec.verify);
+        if asked_for.is_some_and(|verify| verify != Verify::Always) || self.report.tier.host() == tierbox_core::HostIsolation::H0
+        {
             return Ok(());
         }
+        let Some(spec) = self.spec.clone() else {
+            // What was found before is not of what is there now.
+            self.verified = None;
+            self.report
+                .notes
+                .push(format!("restored to {name}: its probes could not be carried out again, as its profile is not known"));
+            return Ok(());
+        };
         let verification = self.verify().await?;
-        let refused = crate::verification::refusal(&verification, spec);
-        life::verified(self.audit.as_ref(), Some(&Verified { verification, reused: false }));
-        match refused {
-            None => Ok(()),
-            Some(error) => {
-                // What cannot be ended from inside is ended when this handle is dropped.
-                let _ = self.parts().environment.stop().await;
-                Err(error)
+        let refused = crate::verification::refusal(&verification, &spec);
+        self.report.notes.push(format!("restored to {name}: its probes were carried out again at {}", verification.time));
+        let verified = self.verified.insert(Verified { verification, reused: false });
+        life::verified(self.audit.as_ref(), Some(verified));
+        self.note()?;
+        self.attest()?;
+        refused.map_or(Ok(()), Err)
+    }
+
+    /// Notes anew for others what was found in one that lives on by itself.
+    #[cfg(target_os = "linux")]
+    fn note(&self) -> Result<()> {
+        let parts = self.parts();
+        match &self.verified {
+            Some(verified) if parts.lease.is_none() => {
+                let directory = parts.journal.state().environments().join(&self.id);
+                Noted { verified: verified.clone(), probed: self.probed.times() }.keep(&directory)
             }
+            _ => Ok(()),
         }
     }
 
@@ -516,7 +541,7 @@ impl Running {
         let parts = self.parts.as_mut().expect("parts are there until `stop`");
         if let Some(lease) = &parts.lease {
             if let Some(verified) = &self.verified {
-                Noted { verified: verified.clone(), probed: self.probed.first() }.keep(lease.as_ref())?;
+                Noted { verified: verified.clone(), probed: self.probed.times() }.keep(&lease.directory()?)?;
             }
             // In this order: between the two steps a crash leaves a lease that the next clean-up removes.
             parts.environment.detach().await?;
@@ -533,6 +558,12 @@ impl Running {
     fn parts(&self) -> &Parts {
         self.parts.as_ref().expect("parts are there until `stop`")
     }
+}
+
+fn profile_unknown(operation: &'static str) -> Error {
+    let what =
+        "verification of an environment that another process started from a profile with secrets in the backend's settings";
+    Error::unsupported(operation, what)
 }
 
 /// How a remark begins that says what is known of an environment that was found again.

@@ -5,13 +5,15 @@ use std::time::SystemTime;
 
 use tierbox_core::{
     Audit, Backend, Capabilities, Environment, EnvironmentSpec, Error, ErrorKind, Hold, HostIsolation, KillDomain, LeaseHandle,
-    Progress, Report, Result, Silent,
+    Network, Progress, Report, Result, Silent,
 };
 use tierbox_lease::{Journal, Lease, NewLease};
 use tierbox_verify::Verified;
 
 use crate::StartOptions;
+use crate::decided::Decided;
 use crate::memo::Memo;
+use crate::probed::Probed;
 use crate::running::Running;
 use crate::undertaker::{Burial, bury};
 use crate::{AuditLayer, life, runs};
@@ -58,11 +60,25 @@ pub(crate) async fn start(
     let audit = audit.map(|audit| AuditLayer::new(audit, lease.id()));
     tracing::info!(target: "tierbox::op", id = lease.id(), profile = spec.profile, tier = %spec.tier, backend = spec.backend, "start");
     life::start(audit.as_ref(), &spec, options.name.as_deref());
-    let mut attempt = Attempt { backend: Some(backend.clone()), lease: lease.clone(), environment: None };
+    let probed = Arc::<Probed>::default();
+    let decided = match (&log, &audit) {
+        (Some(log), Some(layer)) if spec.tier.network() == Network::N1 => {
+            let directory = journal.state().environments().join(lease.id());
+            Some(Decided::new(layer.clone(), log.clone(), directory, probed.clone()))
+        }
+        _ => None,
+    };
+    let mut attempt = Attempt {
+        backend: Some(backend.clone()),
+        lease: lease.clone(),
+        environment: None,
+        audit: audit.clone(),
+        probed: probed.clone(),
+        decided,
+    };
     match run(&backend, journal, &spec, &mut attempt, progress).await {
-        Ok(Up { report, verified, probed }) => {
+        Ok(Up { report, verified }) => {
             let environment = attempt.finish();
-            life::verified(audit.as_ref(), verified.as_ref());
             let memo = Memo::of(&spec);
             let mut running = Running::new(environment, backend, journal.clone(), Some(lease), report, memo, expires)
                 .audited(audit)
@@ -90,8 +106,6 @@ pub(crate) async fn start(
 struct Up {
     report: Report,
     verified: Option<Verified>,
-    /// When it was verified.
-    probed: Option<std::ops::RangeInclusive<SystemTime>>,
 }
 
 async fn run(
@@ -107,11 +121,16 @@ async fn run(
         let environment = attempt.environment.insert(environment);
         let mut report = environment.report().clone();
         confirm(spec, &report)?;
-        let from = SystemTime::now();
+        attempt.probed.asks(&spec.network.allow, environment.machines().len());
+        let lasting = attempt.probed.begin();
         let verified = verify(backend, journal, spec, environment.as_ref(), &report).await?;
-        let probed = Some(from..=SystemTime::now());
+        drop(lasting);
+        life::verified(attempt.audit.as_ref(), verified.as_ref());
+        if let Some(error) = verified.as_ref().and_then(|verified| refusal(verified, spec)) {
+            return Err(error);
+        }
         copy_in(spec, environment.as_ref(), &mut report, progress).await?;
-        Ok(Up { report, verified, probed })
+        Ok(Up { report, verified })
     });
     started.await.unwrap_or_else(|_| {
         let message = format!("it was not ready after {limit:?}, which is limits.startup");
@@ -139,6 +158,16 @@ async fn verify(
     _: &Report,
 ) -> Result<Option<Verified>> {
     Ok(None)
+}
+
+#[cfg(target_os = "linux")]
+fn refusal(verified: &Verified, spec: &EnvironmentSpec) -> Option<Error> {
+    crate::verification::refusal(&verified.verification, spec)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn refusal(_: &Verified, _: &EnvironmentSpec) -> Option<Error> {
+    None
 }
 
 /// Compares what was really enforced with what was asked for.
@@ -178,6 +207,10 @@ struct Attempt {
     backend: Option<Arc<dyn Backend>>,
     lease: Arc<Lease>,
     environment: Option<Box<dyn Environment>>,
+    audit: Option<AuditLayer>,
+    probed: Arc<Probed>,
+    /// What brings its gateway's decisions into its log.
+    decided: Option<Arc<Decided>>,
 }
 
 impl Attempt {
@@ -196,7 +229,8 @@ impl Attempt {
 
     fn burial(&mut self) -> Option<Burial> {
         let backend = self.backend.take()?;
-        Some(Burial { backend, lease: self.lease.clone(), environment: self.environment.take().map(Into::into), decided: None })
+        let environment = self.environment.take().map(Into::into);
+        Some(Burial { backend, lease: self.lease.clone(), environment, decided: self.decided.take() })
     }
 }
 

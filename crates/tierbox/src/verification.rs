@@ -20,10 +20,10 @@ pub(crate) fn mode(spec: &EnvironmentSpec, report: &Report) -> Verify {
     })
 }
 
-/// Verifies an environment that was just started, or finds the record of an earlier one.
+/// Verifies an environment that was just started, or finds the record of an earlier one. Whether a probe failed, [`refusal`] tells.
 ///
 /// # Errors
-/// `TierRefused` naming the probes that failed.
+/// As [`verify`].
 pub(crate) async fn at_start(
     backend: &Arc<dyn Backend>,
     journal: &Journal,
@@ -43,10 +43,7 @@ pub(crate) async fn at_start(
         return Ok(Some(Verified { verification, reused: true }));
     }
     let verification = verify(backend, journal, spec, environment, report).await?;
-    if let Some(error) = refusal(&verification, spec) {
-        return Err(error);
-    }
-    if let Some(record) = record {
+    if let Some(record) = record.filter(|_| refusal(&verification, spec).is_none()) {
         record.keep(&verification);
     }
     Ok(Some(Verified { verification, reused: false }))

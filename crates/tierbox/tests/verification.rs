@@ -3,6 +3,7 @@
 
 mod attested;
 mod decided;
+mod restored;
 mod sabotaged;
 mod share;
 mod support;

@@ -167,9 +167,14 @@ impl OperationLog {
 impl Audit for OperationLog {
     fn record(&self, mut entry: AuditEntry) {
         if self.withholds {
-            let is_decision = entry.operation == AuditOperation::Egress;
-            // Of what a gateway decided, a name alone may hold what somebody inside chose.
-            let hides = |key: &str| !is_decision || matches!(key, "name" | "rule");
+            let own = entry.principal == Principal::Tierbox;
+            let hides = |key: &str| match entry.operation {
+                // Of what a gateway decided, a name alone may hold what somebody inside chose.
+                AuditOperation::Egress => matches!(key, "name" | "rule"),
+                // What a check of the log goes by.
+                AuditOperation::Lifecycle if own => !matches!(key, "step" | "sha256"),
+                _ => true,
+            };
             let hidden = entry.arguments.iter_mut().filter(|(key, _)| hides(key));
             hidden.for_each(|(_, value)| *value = "withheld".into());
             entry.data.iter_mut().for_each(|data| data.kept = Default::default());

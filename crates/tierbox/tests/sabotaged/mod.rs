@@ -4,11 +4,12 @@ mod unconfined;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tierbox::{
-    Backend, CanaryName, Capabilities, Check, DestroyReport, Environment, EnvironmentSpec, LeaseHandle, LeaseRecord, Lifted,
-    Progress, Registry, Result, Tierbox,
+    Backend, CanaryName, Capabilities, Check, DestroyReport, Environment, EnvironmentSpec, Error, ErrorKind, LeaseHandle,
+    LeaseRecord, Lifted, Progress, Registry, Result, Tierbox,
 };
 
 /// What is done behind everybody's back.
@@ -26,8 +27,24 @@ pub enum Harm {
     Twins(fn(&Lifted) -> Result<Lifted>),
     /// What is found again claims to be a virtual machine.
     FoundAnother,
+    /// Nothing can be started.
+    Unable,
+    /// Its machines can be put back, and are then something else.
+    Restored(Restored),
     /// The siblings' gateways list other names than they are told.
     Siblings(fn(Vec<CanaryName>) -> Vec<CanaryName>),
+}
+
+/// What machines are that were put back.
+#[allow(dead_code, reason = "not every test program does all of it")]
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Restored {
+    /// What they were.
+    Same,
+    /// Others, in which a rule does not hold.
+    WithoutSeccomp,
+    /// Gone: nothing can be probed.
+    Gone,
 }
 
 /// A backend, except for some harm.
@@ -71,18 +88,18 @@ impl Backend for Sabotaged {
                 spec.network.allow = names.iter().map(|name| (*name).to_owned()).collect();
                 self.honest.start(&spec, lease.clone(), progress).await?
             }
-            Harm::Siblings(_) | Harm::Twins(_) | Harm::Beside(_) | Harm::Unconfined | Harm::FoundAnother => {
-                self.honest.start(spec, lease.clone(), progress).await?
-            }
+            Harm::Unable => return Err(Error::new(ErrorKind::Internal, "start", "nothing can be started")),
+            _ => self.honest.start(spec, lease.clone(), progress).await?,
         };
         let mut report = inner.report().clone();
         report.tier = spec.tier;
         let beside = match &self.harm {
             Harm::Beside(lifted) => Some(self.beside(spec, lifted, lease.as_ref()).await?),
+            Harm::Restored(Restored::WithoutSeccomp) => Some(self.beside(spec, &Lifted::Seccomp, lease.as_ref()).await?),
             _ => None,
         };
         let unconfined = matches!(self.harm, Harm::Unconfined);
-        Ok(Box::new(Lying { inner, beside, report, unconfined }))
+        Ok(Box::new(Lying { inner, beside, report, unconfined, restored: self.restored(), is_back: AtomicBool::new(false) }))
     }
     async fn twin(&self, spec: &EnvironmentSpec, lifted: &Lifted, lease: Arc<dyn LeaseHandle>) -> Result<Box<dyn Environment>> {
         let lifted = match (&self.harm, lifted) {
@@ -95,12 +112,14 @@ impl Backend for Sabotaged {
     }
     async fn attach(&self, lease: &LeaseRecord) -> Result<Box<dyn Environment>> {
         let inner = self.honest.attach(lease).await?;
-        if !matches!(self.harm, Harm::FoundAnother) {
-            return Ok(inner);
-        }
         let mut report = inner.report().clone();
-        report.tier = "T0.H3.N2".parse()?;
-        Ok(Box::new(Lying { inner, beside: None, report, unconfined: false }))
+        match self.harm {
+            Harm::FoundAnother => report.tier = "T0.H3.N2".parse()?,
+            Harm::Restored(_) => {}
+            _ => return Ok(inner),
+        }
+        let (restored, is_back) = (self.restored(), AtomicBool::new(false));
+        Ok(Box::new(Lying { inner, beside: None, report, unconfined: false, restored, is_back }))
     }
     async fn is_alive(&self, lease: &LeaseRecord) -> bool {
         self.honest.is_alive(lease).await
@@ -114,6 +133,10 @@ impl Backend for Sabotaged {
 }
 
 impl Sabotaged {
+    fn restored(&self) -> Option<Restored> {
+        if let Harm::Restored(restored) = self.harm { Some(restored) } else { None }
+    }
+
     /// A second machine, under a lease of its own.
     async fn beside(&self, spec: &EnvironmentSpec, lifted: &Lifted, lease: &dyn LeaseHandle) -> Result<Box<dyn Environment>> {
         let journal = tierbox_lease::Journal::at(&lease.directory()?.join("beside"))?;
@@ -128,6 +151,9 @@ struct Lying {
     beside: Option<Box<dyn Environment>>,
     report: tierbox::Report,
     unconfined: bool,
+    restored: Option<Restored>,
+    /// Whether it was put back.
+    is_back: AtomicBool,
 }
 
 #[async_trait::async_trait]
@@ -136,12 +162,17 @@ impl Environment for Lying {
         self.inner.id()
     }
     fn machines(&self) -> Vec<Arc<dyn tierbox::Sandbox>> {
-        let machines = self.inner.machines().into_iter().chain(self.beside.iter().flat_map(|beside| beside.machines()));
+        let beside: Vec<_> = self.beside.iter().flat_map(|beside| beside.machines()).collect();
+        let machines = match (self.restored, self.is_back.load(Ordering::Relaxed)) {
+            (None, _) => [self.inner.machines(), beside].concat(),
+            (Some(Restored::WithoutSeccomp), true) => beside,
+            (Some(_), _) => self.inner.machines(),
+        };
         let wrap = |machine| match self.unconfined {
             true => Arc::new(unconfined::Unconfined(machine)) as Arc<dyn tierbox::Sandbox>,
             false => machine,
         };
-        machines.map(wrap).collect()
+        machines.into_iter().map(wrap).collect()
     }
     fn report(&self) -> &tierbox::Report {
         &self.report
@@ -157,6 +188,21 @@ impl Environment for Lying {
             beside.stop().await?;
         }
         self.inner.stop().await
+    }
+    async fn restore(&self, name: &str) -> Result<()> {
+        match self.restored {
+            None => return self.inner.restore(name).await,
+            Some(Restored::Gone) => self.inner.stop().await?,
+            Some(_) => {}
+        }
+        self.is_back.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+    async fn detach(&self) -> Result<()> {
+        self.inner.detach().await
+    }
+    async fn decisions(&self) -> Result<Vec<tierbox::Decision>> {
+        self.inner.decisions().await
     }
     async fn ended(&self, limit: Duration) -> bool {
         self.inner.ended(limit).await
