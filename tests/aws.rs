@@ -6,6 +6,9 @@
 #[path = "aws/mod.rs"]
 mod cases;
 #[cfg(target_os = "linux")]
+#[path = "support/hello.rs"]
+mod hello;
+#[cfg(target_os = "linux")]
 #[path = "support/aws.rs"]
 mod server;
 

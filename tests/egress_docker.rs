@@ -25,6 +25,7 @@ fn run() -> std::process::ExitCode {
         "egress::e46_addresses",
         "egress::e47_names_as_a_channel",
         "egress::e48_without_variables",
+        "egress::e51_slow_names",
         "egress::e51_flood",
     ];
     let suites = [Suite::escape(minimum::docker(), world::factory()).only(attacks).variant("docker::n1")]

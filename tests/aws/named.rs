@@ -8,6 +8,8 @@ use serde_json::{Value, json};
 use tierbox_core::{Decision, EnvironmentSpec, ErrorKind, ExecRequest, Network, Protocol, Sandbox, SandboxExt, Silent, Verdict};
 use tierbox_ec2::{Ec2Backend, SetUp, Wanted};
 
+use crate::hello;
+
 use super::world::{Outcome, World, ensure, text, trial};
 
 pub fn all() -> Vec<Trial> {
@@ -74,7 +76,7 @@ async fn reached(world: World) -> Outcome {
     let check = made.checks.iter().find(|check| check.name == "N1").ok_or("nothing checks N1")?;
     ensure!(check.status == tierbox_core::CheckStatus::Ok, "{check:?}");
     ensure!(made.profile.contains("T0.H3.N1") && made.profile.contains("gateway = "), "{}", made.profile);
-    let started = world.start(&spec(&world, &made, &["index.test", "*.files.test"])?).await.map_err(text)?;
+    let started = world.start(&spec(&world, &made, &["index.test", "*.files.test", "localhost"])?).await.map_err(text)?;
     let sandbox = started.environment.primary();
     // By the proxy that programs find in their variables, and without it: names are the gateway's.
     ensure!(page(sandbox.as_ref(), "http://index.test/").await? == "outside", "a listed name is not reached by the proxy");
@@ -90,6 +92,15 @@ async fn reached(world: World) -> Outcome {
         let answer = page(sandbox.as_ref(), arguments).await?;
         ensure!(!answer.contains("outside"), "{what} was reached: {answer}");
     }
+    // The name of TLS counts, and where a name leads.
+    let told = hello::answer_to(sandbox.as_ref(), Some("index.test")).await.map_err(text)?;
+    ensure!(!told.is_empty() && told != hello::REFUSED, "a listed server name is answered by {told:?}");
+    for name in [Some("evil.test"), None] {
+        let told = hello::answer_to(sandbox.as_ref(), name).await.map_err(text)?;
+        ensure!(told == hello::REFUSED, "a hello that names {name:?} is answered by {told:?}");
+    }
+    let astray = page(sandbox.as_ref(), "--noproxy '' --proxy \"$http_proxy\" http://localhost/").await?;
+    ensure!(astray.contains("refused: the name leads to"), "a listed name that leads to the gateway itself gave {astray}");
     let asked = "python3 -c 'import socket; print(socket.gethostbyname(\"secret.canary.test\"))'";
     ensure!(!sandbox.run(ExecRequest::shell(asked)).await.map_err(text)?.success(), "another name has an address");
     let gateway = made.stack.output("GatewayInstance").map_err(text)?.to_owned();
@@ -102,6 +113,9 @@ async fn reached(world: World) -> Outcome {
     let decisions = started.environment.decisions().await.map_err(text)?;
     ensure!(find(&decisions, "index.test", Verdict::Allowed)?.protocol == Protocol::Http, "{decisions:?}");
     find(&decisions, "evil.test", Verdict::Refused)?;
+    ensure!(find(&decisions, "localhost", Verdict::Refused)?.address.is_some_and(|to| to.is_loopback()), "{decisions:?}");
+    let by_tls = decisions.iter().filter(|each| each.protocol == Protocol::Tls && each.verdict == Verdict::Refused);
+    ensure!(by_tls.map(|each| each.name.as_str()).collect::<Vec<_>>() == ["evil.test", ""], "{decisions:?}");
     find(&decisions, "secret.canary.test", Verdict::Refused)?;
     let report = started.environment.report();
     ensure!(report.notes.iter().any(|note| note.contains("index.test")), "{:?}", report.notes);

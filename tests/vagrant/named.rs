@@ -8,12 +8,25 @@ use std::time::Duration;
 use libtest_mimic::Trial;
 use tierbox::{ExecRequest, Hold, Sandbox, SandboxExt, StartOptions, Verdict};
 
+use crate::hello;
 use crate::machines::reaches_no_address_of_the_host;
 use crate::support::again;
 use crate::world::{self, Outcome, World, remains, text, tokens, trial};
 
 /// The server's address: one of those that are kept for documentation.
 const SERVER: &str = "203.0.113.10";
+
+/// A private address, to which a listed name leads.
+const ASTRAY: &str = "10.99.0.10";
+
+/// Serves a directory on both ports of the web. What answers to client hellos speaks no TLS, and need not.
+const SERVE: &str = r#"
+import functools, http.server, sys, threading
+serve = functools.partial(http.server.SimpleHTTPRequestHandler, directory=sys.argv[2])
+servers = [http.server.ThreadingHTTPServer((sys.argv[1], port), serve) for port in (80, 443)]
+threading.Thread(target=servers[1].serve_forever).start()
+servers[0].serve_forever()
+"#;
 
 /// This host's end of the way to it.
 const DEVICE: &str = "tbxtest0";
@@ -53,10 +66,11 @@ struct Server(Child);
 impl Server {
     fn start(files: &Path) -> Result<Self, String> {
         std::fs::write(files.join("index.html"), "from the named host\n").map_err(text)?;
-        std::fs::write(files.join("hosts"), format!("127.0.0.1 localhost\n{SERVER} index.test other.test\n")).map_err(text)?;
+        let hosts = format!("127.0.0.1 localhost\n{SERVER} index.test other.test\n{ASTRAY} astray.test\n");
+        std::fs::write(files.join("hosts"), hosts).map_err(text)?;
         sh(&format!("mount --bind {}/hosts /etc/hosts", files.display()))?;
         let wait = format!("until ip addr show dev s0 2>/dev/null | grep -q {SERVER}; do sleep 0.05; done");
-        let serve = format!("exec python3 -m http.server 80 --bind {SERVER} --directory {}", files.display());
+        let serve = format!("exec python3 -c '{SERVE}' {SERVER} {}", files.display());
         let mut command = Command::new("unshare");
         command.args(["--net", "--", "sh", "-c", &format!("{wait}; {serve}")]).stdin(Stdio::null());
         let server = Self(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().map_err(text)?);
@@ -90,15 +104,44 @@ fn sh(script: &str) -> Outcome {
 
 /// Asks for a page, with bash alone.
 async fn page(machine: &dyn Sandbox, host: &str) -> Result<String, String> {
-    let script = "exec 3<>/dev/tcp/$0/80 || exit 1; printf 'GET / HTTP/1.0\\r\\nHost: index.test\\r\\n\\r\\n' >&3; cat <&3";
-    let request = ExecRequest::new(["bash", "-c", script, host]).timeout(Duration::from_secs(10));
+    page_of(machine, host, "index.test").await
+}
+
+/// Asks for a page of another name than the one that leads there.
+async fn page_of(machine: &dyn Sandbox, host: &str, name: &str) -> Result<String, String> {
+    let script = "exec 3<>/dev/tcp/$0/80 || exit 1; printf 'GET / HTTP/1.0\\r\\nHost: %s\\r\\n\\r\\n' \"$1\" >&3; cat <&3";
+    let request = ExecRequest::new(["bash", "-c", script, host, name]).timeout(Duration::from_secs(10));
     Ok(machine.run(request).await.map_err(text)?.stdout.text())
+}
+
+/// The name of TLS counts, and where a name leads.
+async fn names_are_judged(running: &tierbox::Running) -> Outcome {
+    let machine = running.sandbox();
+    for (name, is_listed) in [(Some("index.test"), true), (Some("other.test"), false), (None, false)] {
+        let answer = hello::answer_to(machine.as_ref(), name).await.map_err(text)?;
+        let is_good = if is_listed { !answer.is_empty() && answer != hello::REFUSED } else { answer == hello::REFUSED };
+        if !is_good {
+            return Err(format!("a hello that names {name:?} is answered by {answer:?}"));
+        }
+    }
+    let found = page_of(machine.as_ref(), "astray.test", "astray.test").await?;
+    if !found.contains(" 403 ") {
+        return Err(format!("a listed name that leads to {ASTRAY} gave {found:?}"));
+    }
+    let decisions = running.decisions().await.map_err(text)?;
+    let refused = |name: &str, why: &str| {
+        decisions.iter().any(|one| one.verdict == Verdict::Refused && one.name == name && one.rule.contains(why))
+    };
+    let all = refused("other.test", "not in network.allow")
+        && refused("", "TLS without a server name")
+        && refused("astray.test", &format!("leads to {ASTRAY}"));
+    if all { Ok(()) } else { Err(format!("what was decided: {decisions:?}")) }
 }
 
 async fn inside(world: &World) -> Outcome {
     let _server = Server::start(&world.files)?;
     let mut spec = world.spec("vagrant-basic", &[("tier", "T0.H3.N1")]);
-    spec.network.allow = vec!["index.test".to_owned()];
+    spec.network.allow = vec!["index.test".to_owned(), "astray.test".to_owned()];
     let mut detached = spec.clone();
     detached.hold = Hold::Kept;
     if world.client.start_spec(detached, StartOptions::new().hold(Hold::Kept)).await.is_ok() {
@@ -116,6 +159,7 @@ async fn inside(world: &World) -> Outcome {
             return Err(format!("{other} was reached"));
         }
     }
+    names_are_judged(&running).await?;
     // With a route of its own making, too, and on the gateway's own address at another port.
     let route = "ip route replace default via $(sed -n 's/^nameserver //p' /etc/resolv.conf)";
     machine.run(ExecRequest::shell(route).user("root")).await.map_err(text)?;
