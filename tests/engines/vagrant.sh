@@ -79,7 +79,8 @@ CONF
 }
 
 start_lxc() {
-  if ip link show lxcbr0 >/dev/null 2>&1; then return 0; fi
+  # A bridge that a container kept from going away at the last stop is there, but down.
+  if [ -n "$(ip link show dev lxcbr0 up 2>/dev/null)" ]; then return 0; fi
   if [ -d /run/systemd/system ]; then
     systemctl start lxc-net
   else
