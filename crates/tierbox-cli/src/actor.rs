@@ -27,6 +27,14 @@ impl Actor {
         }
     }
 
+    /// Whether a command here takes input while it runs.
+    pub fn streams_stdin(&self) -> bool {
+        match self {
+            Self::Agent(agent) => agent.capabilities().streaming_stdin,
+            Self::Harness(sandbox) => sandbox.capabilities().streaming_stdin,
+        }
+    }
+
     pub async fn spawn(&self, request: ExecRequest) -> Result<Box<dyn ExecHandle>> {
         match self {
             Self::Agent(agent) => agent.spawn(request).await,

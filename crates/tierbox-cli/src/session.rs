@@ -42,10 +42,19 @@ pub(crate) async fn shell(actor: &Actor, request: ExecRequest) -> Result<Complet
     follow(actor, request, InputEnd::OfALine).await
 }
 
+/// The input as a whole, where a machine takes none while a command runs. What a person types has no end to wait for: it is refused.
+async fn with_whole_input(actor: &Actor, mut request: ExecRequest) -> Result<ExecRequest> {
+    let streams = matches!(request.stdin, Stdin::Stream) && request.pty.is_none();
+    if streams && !actor.streams_stdin() && streams::has_input() {
+        request.stdin = Stdin::Bytes(streams::whole_input().await?.into());
+    }
+    Ok(request)
+}
+
 /// Connects this process's streams with a command, until it ends.
 async fn follow(actor: &Actor, request: ExecRequest, input_end: InputEnd) -> Result<Completed> {
     let is_terminal = request.pty.is_some();
-    let mut handle = actor.spawn(request).await?;
+    let mut handle = actor.spawn(with_whole_input(actor, request).await?).await?;
     let handle = handle.as_mut();
     let raw_mode = if is_terminal { RawMode::enter() } else { None };
     if let Some(stdin) = handle.take_stdin() {
@@ -127,7 +136,7 @@ pub(crate) async fn collect_shell(actor: &Actor, request: ExecRequest, about: se
 }
 
 async fn collect_until(actor: &Actor, request: ExecRequest, about: serde_json::Value, input_end: InputEnd) -> Result<u8> {
-    let mut handle = actor.spawn(request).await?;
+    let mut handle = actor.spawn(with_whole_input(actor, request).await?).await?;
     if let Some(stdin) = handle.take_stdin() {
         streams::forward_input(stdin, input_end);
     }

@@ -2,9 +2,10 @@
 
 use std::io::{IsTerminal, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use tierbox::{ByteReader, ByteWriter};
+use tierbox::{ByteReader, ByteWriter, Error, ErrorKind, Result};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
 
@@ -13,6 +14,12 @@ use crate::output;
 
 /// How much is read at once.
 const CHUNK: usize = 64 << 10;
+
+/// The most input that is given as a whole, where a machine takes none while a command runs.
+const WHOLE: u64 = 64 << 20;
+
+/// How long the end of such an input is waited for without a word.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What a pipe takes without blocking when it says that it is ready.
 const PIPE_ATOMIC: usize = 4096;
@@ -127,6 +134,37 @@ fn is_null(descriptor: BorrowedFd<'_>) -> bool {
     FileType::from_raw_mode(input.st_mode) == FileType::CharacterDevice && input.st_rdev == null.st_rdev
 }
 
+/// This process's whole input, up to [`WHOLE`].
+pub(crate) async fn whole_input() -> Result<Vec<u8>> {
+    let (sender, receiver) = tokio::sync::oneshot::channel();
+    // A thread of its own, which ends with the process: the runtime would wait for a blocking task.
+    let reading = std::thread::Builder::new().name("stdin".into()).spawn(move || {
+        let mut all = Vec::new();
+        let read = std::io::stdin().lock().take(WHOLE + 1).read_to_end(&mut all).map(|_| all);
+        // Nobody waits any more: the command was given up.
+        let _ = sender.send(read);
+    });
+    reading.map_err(|error| Error::io("read stdin", error))?;
+    tokio::pin!(receiver);
+    let read = match tokio::time::timeout(PATIENCE, &mut receiver).await {
+        Ok(read) => read,
+        Err(_) => {
+            output::remark("waiting for the end of the input, which a command here gets as a whole; with </dev/null it gets none");
+            receiver.await
+        }
+    };
+    let read = read.map_err(|_| Error::new(ErrorKind::Internal, "read stdin", "its reader is gone"))?;
+    within(read.map_err(|error| Error::io("read stdin", error))?)
+}
+
+fn within(input: Vec<u8>) -> Result<Vec<u8>> {
+    if input.len() as u64 <= WHOLE {
+        return Ok(input);
+    }
+    let message = format!("the input is more than {} MiB, and a command here gets it as a whole", WHOLE >> 20);
+    Err(Error::new(ErrorKind::InvalidInput, "read stdin", message).with_help("copy a file in, and let the command read that"))
+}
+
 /// What is made of the end of this process's input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum InputEnd {
@@ -170,9 +208,14 @@ pub(crate) fn forward_input(mut to: ByteWriter, end: InputEnd) {
 
 #[cfg(test)]
 mod unit {
-    use std::time::Duration;
-
     use super::*;
+
+    #[test]
+    fn input_that_is_too_much_to_be_given_as_a_whole_is_refused() {
+        assert_eq!(within(vec![b'x'; 100]).unwrap().len(), 100);
+        let refused = within(vec![0; WHOLE as usize + 1]).unwrap_err();
+        assert!(refused.kind() == ErrorKind::InvalidInput && refused.help().is_some(), "{refused}");
+    }
 
     #[tokio::test]
     async fn a_command_that_goes_on_printing_is_not_followed() {

@@ -4,7 +4,7 @@
 mod support;
 
 mod aws {
-    use std::io::{BufRead, BufReader};
+    use std::io::{BufRead, BufReader, Write};
     use std::path::{Path, PathBuf};
     use std::process::{Child, Command, Output, Stdio};
 
@@ -123,6 +123,7 @@ mod aws {
         let ran = account.tierbox(&["run", "--quiet", "--profile", "./unverified.toml", "--", "echo", "here"]);
         assert_eq!(succeeds(&ran), "here\n", "{}", text(&ran));
 
+        reads_its_input(&account);
         logs_in(&account);
         asks_first(&account);
 
@@ -132,6 +133,16 @@ mod aws {
         let told = succeeds(&teardown());
         assert!(told.contains(&format!("removed: stack {}", account.key)), "{told}");
         assert!(succeeds(&teardown()).contains("nothing to remove"));
+    }
+
+    /// Input that comes by a pipe is given as a whole, since nothing reaches a command there while it runs.
+    fn reads_its_input(account: &Account) {
+        let arguments = ["run", "--quiet", "--profile", "./unverified.toml", "--", "sha256sum"];
+        let mut command = account.command(&arguments, &[]);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        child.stdin.take().unwrap().write_all(&[b'x'; 100_000]).unwrap();
+        let told = succeeds(&child.wait_with_output().unwrap());
+        assert!(told.starts_with("d69e689881578332"), "{told}");
     }
 
     /// A person's terminal is a session of SSM: the program that is missing is named, and what is run is what AWS documents. The server

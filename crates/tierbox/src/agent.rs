@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use tierbox_code::{CodeOutcome, CodeRunner, CodeStatus, CodeTask, SessionInfo, TaskCleanup, TaskFile, TaskFiles};
 use tierbox_core::{
-    AgentPolicy, Approver, ByteReader, Confinement, DirEntry, Error, ErrorKind, ExecHandle, ExecId, ExecRequest, ExecResult,
-    FileMeta, GuestPath, KillReason, Limits, ReadOptions, Result, Sandbox, SandboxExt, Sensitive, Tooling,
+    AgentPolicy, Approver, ByteReader, Capabilities, Confinement, DirEntry, Error, ErrorKind, ExecHandle, ExecId, ExecRequest,
+    ExecResult, FileMeta, GuestPath, KillReason, Limits, ReadOptions, Result, Sandbox, SandboxExt, Sensitive, Tooling,
 };
 use tokio::sync::OnceCell;
 
@@ -65,6 +65,11 @@ impl AgentSandbox {
     pub async fn run(&self, request: ExecRequest) -> Result<ExecResult> {
         let request = self.admit(request).await?;
         self.while_alive(self.sandbox.run(request)).await
+    }
+
+    /// What the machine can do, as [`Sandbox::capabilities`].
+    pub fn capabilities(&self) -> &Capabilities {
+        self.sandbox.capabilities()
     }
 
     /// The machine's limits, as [`Sandbox::limits`].
