@@ -25,8 +25,13 @@ fn check(name: &str, status: CheckStatus, detail: impl Into<String>, remedy: &st
 fn of<T>(name: &str, result: Result<T>, told: impl FnOnce(T) -> String, remedy: &str) -> Check {
     match result {
         Ok(value) => check(name, CheckStatus::Ok, told(value), ""),
-        Err(error) => check(name, CheckStatus::Fail, error.message(), remedy),
+        Err(error) => refused(name, &error, remedy),
     }
+}
+
+/// A check that failed: the error's own advice goes before the usual one.
+fn refused(name: &str, error: &Error, remedy: &str) -> Check {
+    check(name, CheckStatus::Fail, error.message(), error.help().unwrap_or(remedy))
 }
 
 /// All checks. Those that need what is missing are left out.
@@ -142,7 +147,7 @@ async fn of_role(aws: &Aws, settings: &Settings) -> Check {
         Ok(role::Role::Grants(actions)) => {
             check("role", CheckStatus::Ok, format!("SSM's core alone, {} actions", actions.len()), "")
         }
-        Err(error) => check("role", CheckStatus::Fail, error.message(), fix),
+        Err(error) => refused("role", &error, fix),
     }
 }
 

@@ -7,7 +7,7 @@ use tierbox_core::{Applied, Error, ErrorKind, Mechanism, Network, Result};
 
 use crate::BACKEND;
 use crate::aws::Aws;
-use crate::call::again;
+use crate::call::{again, shown};
 use crate::gateway::{self, Facts};
 use crate::place::Tables;
 use crate::settings::Settings;
@@ -110,7 +110,7 @@ fn check_endpoints<'a>(aws: &Aws, endpoints: &'a [VpcEndpoint], bucket: &str, ac
     let fix = "infra/tierbox.yaml has endpoints with such policies";
     for endpoint in endpoints {
         let (id, name) = (endpoint.vpc_endpoint_id.clone().unwrap_or_default(), service(endpoint));
-        let policy: Value = serde_json::from_str(endpoint.policy_document.as_deref().unwrap_or("{}")).unwrap_or_default();
+        let policy = policy_of(&id, name, endpoint.policy_document.as_deref().unwrap_or("{}"))?;
         match name {
             "s3" => check_bucket_policy(&id, &policy, bucket, account).map_err(|why| open(why, fix))?,
             _ if SERVICES.contains(&name) => check_service_policy(&id, name, &policy, account).map_err(|why| open(why, fix))?,
@@ -128,6 +128,17 @@ fn check_endpoints<'a>(aws: &Aws, endpoints: &'a [VpcEndpoint], bucket: &str, ac
     }
     let s3 = endpoints.iter().find(|endpoint| service(endpoint) == "s3" && is_gateway(endpoint));
     s3.ok_or_else(|| open("there is no gateway endpoint of s3", fix))
+}
+
+/// The policy of an endpoint. One that cannot be judged may allow anything.
+fn policy_of(id: &str, name: &str, document: &str) -> Result<Value> {
+    serde_json::from_str(document).map_err(|_| {
+        let start: String = document.chars().take(120).collect();
+        open(
+            format!("ec2:DescribeVpcEndpoints answered as the policy of {id} ({name}) what is no JSON: {}", shown(&start)),
+            "AWS answers in JSON, so what answers here is not AWS: ask whoever runs it, or see `aws ec2 describe-vpc-endpoints`",
+        )
+    })
 }
 
 /// Every subnet's way to S3 is the endpoint: the group lets out to all of S3, and another way would pass its policy by.
@@ -184,7 +195,7 @@ fn account_of(arn: &str) -> Option<&str> {
 fn check_bucket_policy(id: &str, policy: &Value, bucket: &str, account: &str) -> std::result::Result<(), String> {
     let allowed: Vec<&Value> = statements(policy).into_iter().filter(|statement| statement["Effect"] == "Allow").collect();
     if allowed.is_empty() {
-        return Err(format!("the policy of {id} allows nothing, or cannot be read"));
+        return Err(format!("the policy of {id} allows nothing"));
     }
     for statement in allowed {
         let resources = words(&statement["Resource"]);
@@ -428,6 +439,16 @@ mod unit {
 
     fn rule(protocol: &str, port: i32) -> aws_sdk_ec2::types::builders::IpPermissionBuilder {
         IpPermission::builder().ip_protocol(protocol).from_port(port).to_port(port)
+    }
+
+    #[test]
+    fn a_policy_that_is_no_json_is_shown_as_it_was_answered() {
+        assert_eq!(policy_of("vpce-1", "s3", "{\"Statement\": []}").unwrap()["Statement"], json!([]));
+        let told = policy_of("vpce-1", "s3", "{'Statement': []}").unwrap_err();
+        assert_eq!(told.kind(), ErrorKind::TierRefused);
+        for part in ["ec2:DescribeVpcEndpoints", "vpce-1", "{'Statement': []}"] {
+            assert!(told.message().contains(part), "{told}");
+        }
     }
 
     #[test]

@@ -5,6 +5,7 @@ use tierbox_core::{Error, ErrorKind, Result};
 
 use crate::BACKEND;
 use crate::aws::Aws;
+use crate::call::shown;
 use crate::signed::{iam, is_denied};
 
 /// The one policy that an instance's role may have, which is AWS's own: an account may have another of that name.
@@ -84,7 +85,8 @@ async fn read(aws: &Aws, profile: &str) -> Result<Role> {
     for name in listed(aws, "ListRolePolicies", &role, "member").await? {
         let answer = iam(aws, "GetRolePolicy", &[("RoleName", &role), ("PolicyName", &name)]).await?;
         let document = texts(&answer, "PolicyDocument")?.into_iter().next().unwrap_or_default();
-        denied.extend(denials(&document).map_err(|granted| too_much(&role, &format!("{granted}, by its policy {name}")))?);
+        let policy = readable(&document).ok_or_else(|| unreadable(&role, &name, &document))?;
+        denied.extend(denials(&policy).map_err(|granted| too_much(&role, &format!("{granted}, by its policy {name}")))?);
     }
     let core = if attached.is_empty() { [].as_slice() } else { CORE_ALLOWS };
     Ok(Role::Grants(
@@ -120,10 +122,25 @@ fn too_much(role: &str, what: &str) -> Error {
         .with_help(format!("leave the role {CORE} alone (files go by presigned addresses), or run as a user without rights in an image with nftables, iptables or iproute2"))
 }
 
+/// A policy, which comes escaped.
+fn readable(document: &str) -> Option<Value> {
+    serde_json::from_str(&unescaped(document)).ok()
+}
+
+/// A policy that cannot be judged may grant anything.
+fn unreadable(role: &str, policy: &str, document: &str) -> Error {
+    let document: String = unescaped(document).chars().take(120).collect();
+    let message = format!(
+        "what the instance's role {role} grants is not known: iam:GetRolePolicy answered for its policy {policy} what is no JSON: {}",
+        shown(&document)
+    );
+    Error::new(ErrorKind::TierRefused, "check role", message)
+        .with_backend(BACKEND)
+        .with_help("AWS answers in JSON, so what answers here is not AWS: ask whoever runs it, or see `aws iam get-role-policy`")
+}
+
 /// The actions that a policy denies wholly; what it grants, if it grants anything.
-fn denials(document: &str) -> std::result::Result<Vec<String>, String> {
-    let decoded = unescaped(document);
-    let policy: Value = serde_json::from_str(&decoded).map_err(|_| "a policy that cannot be read".to_owned())?;
+fn denials(policy: &Value) -> std::result::Result<Vec<String>, String> {
     let mut denied = Vec::new();
     for statement in list(&policy["Statement"]) {
         if statement["Effect"] != "Deny" {
@@ -180,6 +197,19 @@ fn unescaped(text: &str) -> String {
 mod unit {
     use super::*;
 
+    fn denials(document: &str) -> std::result::Result<Vec<String>, String> {
+        super::denials(&readable(document).unwrap())
+    }
+
+    #[test]
+    fn a_policy_that_is_no_json_is_shown_as_it_was_answered() {
+        let answered = "{'Version': '2012-10-17', 'Statement': []}";
+        assert_eq!(readable(answered), None);
+        let told = unreadable("r", "p", answered);
+        assert!(told.message().contains("iam:GetRolePolicy") && told.message().contains(answered), "{told}");
+        assert!(told.kind() == ErrorKind::TierRefused && told.help().is_some(), "{told}");
+    }
+
     #[test]
     fn what_grants_is_told_and_what_denies_is_taken_off() {
         let denies = r#"{"Statement": {"Effect": "Deny", "Action": ["ssm:GetParameter"], "Resource": "*"}}"#;
@@ -189,7 +219,7 @@ mod unit {
         let grants = r#"{"Statement": [{"Effect": "Deny", "Action": "a:b", "Resource": "*"}, {"Effect": "Allow", "Action": "s3:*", "Resource": "*"}]}"#;
         assert_eq!(denials(grants), Err("s3:*".to_owned()));
         assert!(denials(r#"{"Statement": [{"Effect": "Allow", "NotAction": "iam:*", "Resource": "*"}]}"#).is_err());
-        assert!(denials("hello").is_err());
+        assert_eq!(readable("hello"), None);
     }
 
     #[test]

@@ -127,8 +127,28 @@ fn refused(target: &Target<'_>, action: &str, status: u16, text: &str) -> Error 
         "OptInRequired",
     ];
     let kind = if denied.iter().any(|word| text.contains(word)) { ErrorKind::Credentials } else { ErrorKind::HostUnable };
-    let message = format!("{}:{action} was refused with status {status}: {}", target.service, shown(text.trim()));
-    Error::new(kind, TRIED, message).with_backend(BACKEND)
+    let message = format!("{}:{action} was refused with status {status}: {}", target.service, shown(&said(text)));
+    Error::new(kind, tried(action), message).with_backend(BACKEND)
+}
+
+/// What a call is a part of, for people.
+fn tried(action: &str) -> &'static str {
+    match action {
+        "CreateStack" | "UpdateStack" => "deploy stack",
+        "DeleteStack" => "remove stack",
+        _ => TRIED,
+    }
+}
+
+/// Code and message of an error in XML; any other answer as it is.
+fn said(text: &str) -> String {
+    let Ok(document) = roxmltree::Document::parse(text) else { return text.trim().to_owned() };
+    let of = |name: &str| document.descendants().find(|node| node.tag_name().name() == name).and_then(|node| node.text());
+    match (of("Code"), of("Message")) {
+        (Some(code), Some(message)) => format!("{code}: {message}"),
+        (Some(code), None) => code.to_owned(),
+        _ => text.trim().to_owned(),
+    }
 }
 
 async fn once(aws: &Aws, target: &Target<'_>, body: &str) -> Result<(u16, String)> {
@@ -176,6 +196,16 @@ fn signed(
 
 #[cfg(test)]
 mod unit {
+    #[test]
+    fn an_error_is_told_by_its_code_and_message() {
+        let xml =
+            "<E xmlns=\"x\"><Error><Code>DependencyViolation</Code><Message>The vpc vpc-1 has dependencies</Message></Error></E>";
+        assert_eq!(super::said(xml), "DependencyViolation: The vpc vpc-1 has dependencies");
+        assert_eq!(super::said(" {\"__type\": \"X\"} "), "{\"__type\": \"X\"}");
+        assert_eq!(super::said("<html>busy</html>"), "<html>busy</html>");
+        assert_eq!(super::tried("DeleteStack"), "remove stack");
+    }
+
     #[test]
     fn parameters_cannot_add_others() {
         assert_eq!(super::escaped("a&Action=DeleteRole b"), "a%26Action%3DDeleteRole%20b");
