@@ -84,7 +84,10 @@ pub(crate) async fn gateway(
     match said.lines().find_map(|line| line.strip_prefix("failed=")) {
         None if said.contains("done=1") => Ok(()),
         None => Err(unable(format!("the answer of {id} makes no sense: {:?}", shown(&said)))),
-        Some(why) => Err(unable(format!("{id}: {}", shown(why)))),
+        Some(why) => Err(unable(format!("{id}: {}", shown(why))).with_help(format!(
+            "what its user data did is in its /var/log/cloud-init-output.log, and in `aws ec2 get-console-output --region {} --instance-id {id}`",
+            aws.region
+        ))),
     }
 }
 

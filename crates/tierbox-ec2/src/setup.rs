@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aws_sdk_ec2::types::Filter;
+use bytes::Bytes;
 use tierbox_core::{Check, DestroyReport, Error, ErrorKind, Network, Progress, Result};
 
 use crate::aws::{Aws, driven};
@@ -81,7 +82,6 @@ impl Ec2Backend {
         let aws = self.clients(given.clone()).await?;
         // The profile that is written leads to where this deploys, whatever the variables of who uses it say.
         (given.region, given.endpoint_url) = (aws.account.region.clone(), aws.account.endpoint.clone());
-        let control = self.control(&aws);
         let gateway = match &wanted.gateway {
             None => None,
             Some(path) => Some(install::program(path)?),
@@ -89,6 +89,21 @@ impl Ec2Backend {
         let image = if gateway.is_some() { Some(gateway_image(&aws).await?) } else { None };
         let parts = Parts { internet: wanted.internet, gateway: image, resolver: wanted.gateway_resolver };
         let stack = stack::deploy(&aws, &wanted.stack, &parts, progress).await?;
+        let name = stack.name.clone();
+        self.fill(aws, given, stack, wanted, gateway, progress).await.map_err(|error| costs_on(error, &name))
+    }
+
+    /// Puts into a stack what is wanted there, and checks it.
+    async fn fill(
+        &self,
+        aws: Arc<Aws>,
+        given: Settings,
+        stack: Stack,
+        wanted: &Wanted,
+        gateway: Option<Bytes>,
+        progress: &dyn Progress,
+    ) -> Result<SetUp> {
+        let control = self.control(&aws);
         let mut made = of_stack(&given, &stack, wanted.network())?;
         if let (Some(program), Some(id)) = (gateway, made.gateway.clone()) {
             install::gateway(&aws, &control, &made, &id, program, progress).await?;
@@ -145,6 +160,13 @@ impl Ec2Backend {
         }
         Ok(report)
     }
+}
+
+/// What failed in a stack that is there: it is billed on until somebody removes it.
+fn costs_on(error: Error, stack: &str) -> Error {
+    let removal = format!("`tierbox ec2 teardown --stack {stack}` removes the stack, which is there and is billed");
+    let help = error.help().map_or_else(|| removal.clone(), |help| format!("{help}; {removal}"));
+    error.with_help(help)
 }
 
 /// The image of N1's gateway.
@@ -327,6 +349,14 @@ async fn command(aws: &Arc<Aws>, settings: &Settings, id: &str) -> Result<()> {
 #[cfg(test)]
 mod unit {
     use super::*;
+
+    #[test]
+    fn what_fails_in_a_stack_says_how_to_remove_it() {
+        let error = || Error::new(ErrorKind::HostUnable, "install gateway", "it does not start");
+        let told = costs_on(error().with_help("look there"), "s").help().map(str::to_owned);
+        assert!(told.is_some_and(|help| help.starts_with("look there; ") && help.contains("teardown --stack s")));
+        assert!(costs_on(error(), "s").help().is_some_and(|help| help.starts_with("`tierbox ec2 teardown")));
+    }
 
     /// The test server's machines reach no packages: that the script asks for both is seen here, that it is an instance's user data by
     /// `aws::setup::`.
