@@ -10,6 +10,7 @@ use super::world::{Outcome, World, ensure, text, trial};
 pub fn all() -> Vec<Trial> {
     vec![
         trial("setup::a_stack_is_set_up_checked_and_taken_down", whole),
+        trial("setup::a_teardown_waits_for_what_is_in_its_network", waits),
         trial("setup::an_instance_is_made_beside_it", instance),
         trial("setup::checks_name_what_is_missing", missing),
     ]
@@ -72,6 +73,34 @@ async fn whole(world: World) -> Outcome {
     ensure!(report.removed.iter().any(|line| line.contains("1 objects")), "{report:?}");
     let twice = backend.teardown(&account, &world.server.key, &Silent).await.map_err(text)?;
     ensure!(twice.failed.is_empty() && twice.removed.is_empty(), "{twice:?}");
+    Ok(())
+}
+
+/// What somebody else has in a subnet keeps it, as on AWS: the teardown goes on when it is gone, and then nothing stays.
+async fn waits(world: World) -> Outcome {
+    let (backend, mut account) = (Ec2Backend::new(), world.server.settings());
+    account.as_object_mut().ok_or("no table")?.remove("bucket");
+    let made = backend.setup(&account, &Wanted::new(world.server.key.clone()), &Silent).await.map_err(text)?;
+    let subnet = made.stack.output("SubnetIds").map_err(text)?.split(',').next().unwrap_or_default();
+    let ask = |action: &str| world.server.signed("POST", "/", "ec2", &format!("Action={action}&Version=2016-11-15"));
+    let answer = ask(&format!("CreateNetworkInterface&SubnetId={subnet}"));
+    let id = answer.split_once("<networkInterfaceId>").and_then(|(_, rest)| rest.split_once('<')).ok_or("no interface")?.0;
+    let cloudformation = |action: &str| {
+        let body = format!("Action={action}&Version=2010-05-15&StackName={}", world.server.key);
+        world.server.signed("POST", "/", "cloudformation", &body)
+    };
+    let freed = async {
+        let refused = || cloudformation("DescribeStacks").contains("DELETE_FAILED");
+        world.until(std::time::Duration::from_secs(60), "the deletion fails", refused).await?;
+        ask(&format!("DeleteNetworkInterface&NetworkInterfaceId={id}"));
+        Ok::<(), String>(())
+    };
+    let (report, freed) = tokio::join!(backend.teardown(&account, &world.server.key, &Silent), freed);
+    freed?;
+    let report = report.map_err(text)?;
+    ensure!(report.failed.is_empty() && report.removed.iter().any(|line| line.contains("stack")), "{report:?}");
+    let vpc = made.stack.output("VpcId").map_err(text)?;
+    ensure!(!ask("DescribeVpcs").contains(vpc), "its network is there");
     Ok(())
 }
 

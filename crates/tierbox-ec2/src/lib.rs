@@ -45,6 +45,7 @@ mod install;
 mod isolation;
 mod link;
 mod memory;
+mod network;
 mod objects;
 mod place;
 mod poll;

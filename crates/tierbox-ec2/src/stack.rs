@@ -14,8 +14,8 @@ use crate::aws::{Aws, driven};
 use crate::call::{again, shown};
 use crate::control::{Control, Find, Instance};
 use crate::settings::invalid;
-use crate::signed::cloudformation;
-use crate::{objects, tags};
+use crate::signed::{cloudformation, iam};
+use crate::{network, objects, tags};
 
 /// The template: `stack` leads to infra/, which is published with this crate.
 const TEMPLATE: &str = include_str!("../stack/tierbox.yaml");
@@ -23,7 +23,9 @@ const TEMPLATE: &str = include_str!("../stack/tierbox.yaml");
 const LIMIT: Duration = Duration::from_secs(20 * 60);
 const FIRST_LOOK: Duration = Duration::from_millis(200);
 const LOOK: Duration = Duration::from_secs(2);
-/// How long instances may take to end.
+/// Between two deletions, where something depended on the network.
+const AGAIN: Duration = Duration::from_secs(5);
+/// How long instances may take to end, and what depends on the network may take to go.
 const ENDING: Duration = Duration::from_secs(5 * 60);
 /// The tag of what was made beside a stack, and goes with it.
 pub(crate) const OF_STACK: &str = "tierbox:stack";
@@ -301,7 +303,10 @@ pub(crate) async fn remove(
         nobody_works_in(aws, vpc).await?;
     }
     own_instances(control, name, &mut report).await?;
-    let Some(stack) = stack else { return Ok(report) };
+    let Some(stack) = stack else {
+        left_over(aws, name, None, &mut report).await?;
+        return Ok(report);
+    };
     if let Some(bucket) = stack.outputs.get("Bucket") {
         progress.step("emptying the bucket");
         let (aws, name) = (aws.clone(), bucket.clone());
@@ -312,21 +317,115 @@ pub(crate) async fn remove(
             Err(error) => return Err(error),
         }
     }
-    progress.step("removing the stack");
-    let (asking, named) = (aws.clone(), name.to_owned());
-    driven(async move { cloudformation(&asking, "DeleteStack", &[("StackName", &named)]).await }).await?;
-    let (begun, mut pause) = (Instant::now(), FIRST_LOOK);
-    while let Some(stack) = find(aws, name).await? {
-        if stack.status == "DELETE_FAILED" || begun.elapsed() > LIMIT {
-            report.failed.push(format!("the stack {name} is {}: {}", stack.status, why(aws, name).await));
+    if let Some(vpc) = stack.outputs.get("VpcId") {
+        progress.step("removing the endpoints");
+        let (aws, vpc, name) = (aws.clone(), vpc.clone(), name.to_owned());
+        driven(async move { network::release(&aws, &vpc, &name, &endpoints(&aws, &name).await?).await }).await?;
+    }
+    match delete(aws, name, progress).await? {
+        Deleted::Stays(why) => {
+            let vpc = stack.outputs.get("VpcId").cloned();
+            report.failed.push(format!("the stack {name} stays: {why}{}", in_the_way(aws, vpc).await));
             report.manual.push(format!("aws cloudformation delete-stack --region {} --stack-name {name}", aws.region));
             return Ok(report);
+        }
+        Deleted::Whole => {}
+        Deleted::InPart => left_over(aws, name, stack.outputs.get("HarnessPolicyArn").cloned(), &mut report).await?,
+    }
+    report.removed.push(format!("stack {name}"));
+    Ok(report)
+}
+
+/// What became of a stack.
+enum Deleted {
+    Whole,
+    /// It is gone, though CloudFormation could not remove all of it.
+    InPart,
+    /// It is there, and why.
+    Stays(String),
+}
+
+/// Deletes a stack. What depends on its network and goes by itself, such as an interface of what has just ended, is waited for.
+async fn delete(aws: &Arc<Aws>, name: &str, progress: &dyn Progress) -> Result<Deleted> {
+    progress.step("removing the stack");
+    let begun = Instant::now();
+    loop {
+        let (asking, named) = (aws.clone(), name.to_owned());
+        let asked = driven(async move { cloudformation(&asking, "DeleteStack", &[("StackName", &named)]).await }).await;
+        let refused = match asked {
+            Ok(_) => None,
+            Err(error) if network::is_dependency(error.message()) => Some(error.message().to_owned()),
+            Err(error) => return Err(error),
+        };
+        let why = match (ended(aws, name, begun, refused.is_some()).await?, refused) {
+            (None, None) => return Ok(Deleted::Whole),
+            (None, Some(_)) => return Ok(Deleted::InPart),
+            (Some(_), Some(why)) | (Some(why), None) => why,
+        };
+        if !network::is_dependency(&why) || begun.elapsed() > ENDING {
+            return Ok(Deleted::Stays(why));
+        }
+        progress.step("waiting for what depends on the network");
+        tokio::time::sleep(AGAIN).await;
+    }
+}
+
+/// Waits until a stack is gone, or is not deleted; returns why not.
+async fn ended(aws: &Arc<Aws>, name: &str, begun: Instant, was_refused: bool) -> Result<Option<String>> {
+    let mut pause = FIRST_LOOK;
+    while let Some(stack) = find(aws, name).await? {
+        if stack.status == "DELETE_FAILED" || was_refused || begun.elapsed() > LIMIT {
+            return Ok(Some(format!("it is {}: {}", stack.status, why(aws, name).await)));
         }
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(LOOK);
     }
-    report.removed.push(format!("stack {name}"));
-    Ok(report)
+    Ok(None)
+}
+
+/// The endpoints of a stack.
+async fn endpoints(aws: &Aws, name: &str) -> Result<Vec<String>> {
+    let xml = cloudformation(aws, "DescribeStackResources", &[("StackName", name)]).await?;
+    let document = Document::parse(&xml).map_err(|_| failed("CloudFormation's answer makes no sense"))?;
+    let kinds = document.descendants().filter(|node| node.text() == Some("AWS::EC2::VPCEndpoint"));
+    Ok(kinds.filter_map(|kind| text_of(kind.parent()?, "PhysicalResourceId").map(str::to_owned)).collect())
+}
+
+/// What is in a network that stays, for people.
+async fn in_the_way(aws: &Arc<Aws>, vpc: Option<String>) -> String {
+    let Some(vpc) = vpc else { return String::new() };
+    let asking = aws.clone();
+    match driven(async move { network::contents(&asking, &vpc).await }).await {
+        Ok(all) if all.is_empty() => String::new(),
+        Ok(all) => format!("; in its way: {}", all.join(", ")),
+        Err(error) => format!("; what is in its way cannot be listed: {}", error.message()),
+    }
+}
+
+/// Removes what CloudFormation made and left when it took the stack away.
+async fn left_over(aws: &Arc<Aws>, name: &str, policy: Option<String>, report: &mut DestroyReport) -> Result<()> {
+    if let Some(arn) = policy {
+        let asking = aws.clone();
+        match driven(async move { iam(&asking, "DeletePolicy", &[("PolicyArn", &arn)]).await.map(|_| arn) }).await {
+            Ok(arn) => report.removed.push(format!("policy {arn}")),
+            Err(error) if error.message().contains("NoSuchEntity") => {}
+            Err(error) => report.failed.push(format!("policy of the stack {name}: {}", error.message())),
+        }
+    }
+    let (asking, named) = (aws.clone(), name.to_owned());
+    for vpc in driven(async move { network::of_stack(&asking, &named).await }).await? {
+        nobody_works_in(aws, &vpc).await?;
+        let (asking, named, own) = (aws.clone(), name.to_owned(), vpc.clone());
+        match driven(async move { network::remove(&asking, &own, &named).await }).await {
+            Ok(()) => report.removed.push(format!("network {vpc}")),
+            Err(error) => {
+                let way = in_the_way(aws, Some(vpc.clone())).await;
+                report.failed.push(format!("the network {vpc} of the stack {name} stays: {}{way}", error.message()));
+                report.manual.push(format!("aws ec2 delete-vpc --region {} --vpc-id {vpc}", aws.region));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Refuses where environments run in a network.
@@ -523,7 +622,7 @@ mod unit {
         .to_vec();
         for entry in std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/src")).unwrap() {
             let path = entry.unwrap().path();
-            if !["setup.rs", "stack.rs", "install.rs"].iter().any(|own| path.ends_with(own)) {
+            if !["setup.rs", "stack.rs", "network.rs", "install.rs"].iter().any(|own| path.ends_with(own)) {
                 called.extend(calls_of(&std::fs::read_to_string(&path).unwrap()));
             }
         }

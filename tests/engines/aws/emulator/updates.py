@@ -69,8 +69,21 @@ def disassociate(subnet):
 
 def hook_deletion():
     """What was made last goes first, since it may depend on the others; moto takes any order, and leaves endpoints and
-    route tables."""
+    route tables. A stack of which something cannot be removed is there still, and says what; moto forgets it."""
+    from moto.cloudformation.models import CloudFormationBackend
     from moto.cloudformation.parsing import ResourceMap
+    delete_stack = CloudFormationBackend.delete_stack
+
+    def deleted(self, name_or_stack_id):
+        for stack in [each for each in self.stacks.values() if name_or_stack_id in (each.name, each.stack_id)]:
+            try:
+                delete_stack(self, stack.stack_id)
+            except Stays as stays:
+                self.stacks[stack.stack_id] = stack
+                event(stack, "DELETE_FAILED", stays.message, stays.resource)
+                event(stack, "DELETE_FAILED", f"The following resource(s) failed to delete: [{stays.resource}].")
+                stack.status = "DELETE_FAILED"
+    CloudFormationBackend.delete_stack = deleted
 
     def delete(self):
         made = [name for name in self._parsed_resources if name in self._resource_json_map]
@@ -82,6 +95,14 @@ def event(stack, status, reason=None, resource=None):
     stack._add_stack_event(status, resource_status_reason=reason)
     if resource:
         stack.events[-1].logical_resource_id = resource
+
+
+class Stays(AwsError):
+    """Something that cannot be removed."""
+
+    def __init__(self, resource, why):
+        super().__init__("ValidationError", f"{resource} cannot be removed: {why}")
+        self.resource = resource
 
 
 class Refused(Exception):
@@ -173,21 +194,25 @@ class Change:
 
 def remove(map, names, descriptions):
     """In passes, for what depends on each other otherwise."""
+    errors = {}
     for _ in range(len(names) + 1):
         for name in list(names):
             try:
                 remove_one(map, map._parsed_resources[name], descriptions[name])
             except Exception as error:
-                last = error
+                errors[name] = error
                 continue
             del map._parsed_resources[name]
             names.remove(name)
     if names:
-        raise AwsError("ValidationError", f"{names[0]} cannot be removed: {last}")
+        raise Stays(names[0], getattr(errors[names[0]], "message", "") or errors[names[0]])
 
 
 def remove_one(map, resource, description):
     if description["Type"] == "AWS::EC2::VPCEndpoint":
+        if resource.state == "deleted":  # by who asked EC2 for it
+            resource.ec2_backend.vpc_end_points.pop(resource.id, None)
+            return
         # A table that an update added may be gone already.
         resource.route_table_ids = [table for table in resource.route_table_ids or [] if table in resource.ec2_backend.route_tables]
         resource.ec2_backend.delete_vpc_endpoints([resource.id])
@@ -197,8 +222,25 @@ def remove_one(map, resource, description):
         resource.ec2_backend.delete_route_table(resource.id)
     elif description["Type"] == "AWS::EC2::SubnetRouteTableAssociation":
         disassociate(resource.subnet_id)
+    elif description["Type"] == "AWS::IAM::ManagedPolicy":
+        from moto.iam.models import iam_backends
+        iam_backends[ACCOUNT]["aws"].delete_policy(resource.arn)
+    elif description["Type"] == "AWS::EC2::InternetGateway":
+        if resource.vpc:
+            resource.ec2_backend.detach_internet_gateway(resource.id, resource.vpc.id)
+        resource.ec2_backend.delete_internet_gateway(resource.id)
+    elif description["Type"] == "AWS::EC2::Subnet" and occupied(resource):
+        raise AwsError("DependencyViolation", f"The subnet '{resource.id}' has dependencies and cannot be deleted.")
     elif resource is not None:
         map._delete_resource(resource, description)
+
+
+def occupied(subnet):
+    """Whether an interface is in a subnet, an instance's or another: moto removes it all the same."""
+    from .state import INSTANCES
+    backend = subnet.ec2_backend
+    lives = any(each.record.subnet_id == subnet.id and each.record._state.name != "terminated" for each in list(INSTANCES.values()))
+    return lives or any(each.subnet.id == subnet.id and not each.attachment_id for each in list(backend.enis.values()))
 
 
 def caller():
