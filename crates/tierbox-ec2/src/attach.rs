@@ -119,7 +119,7 @@ impl Start<'_> {
 
     async fn check_instance(&self) -> Result<()> {
         let (aws, control, id) = (self.aws.clone(), self.control.clone(), self.instance().to_owned());
-        let limit = self.spec.limits.startup;
+        let limit = ready::patience(self.spec.limits.startup);
         driven(async move {
             running(&aws, control.as_ref(), &id).await?;
             ready::wait(&aws, control.as_ref(), &[id], limit).await

@@ -15,6 +15,11 @@ use crate::isolation::serves;
 /// How long until the first question, and between two, at most.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(300), Duration::from_secs(5));
 
+/// How long agents are waited for: whoever starts an environment gives up after `limits.startup`, and then nobody is told why.
+pub(crate) fn patience(startup: Duration) -> Duration {
+    startup.mul_f64(0.8)
+}
+
 /// Waits until the agents of all these instances answer.
 ///
 /// # Errors
@@ -120,4 +125,17 @@ async fn missing_way(aws: &Aws, instance: &str) -> Vec<String> {
         }
     }
     found
+}
+
+#[cfg(test)]
+mod unit {
+    use super::*;
+
+    #[test]
+    fn there_is_time_to_tell_why_an_agent_does_not_answer() {
+        let startup = Duration::from_secs(60);
+        // The last look may come late by one pause with its jitter.
+        assert!(patience(startup) + PAUSES.1.mul_f64(1.5) < startup);
+        assert!(patience(startup) > startup / 2);
+    }
 }

@@ -202,7 +202,7 @@ impl Start<'_> {
         self.lease.set_data(memory.to_data()?)?;
         crash::point("recorded");
         self.progress.step("waiting for the SSM agent");
-        let limit = self.spec.limits.startup.max(STARTUP);
+        let limit = ready::patience(self.spec.limits.startup);
         let ids: Vec<String> = memory.machines.iter().map(|machine| machine.instance.clone()).collect();
         let (aws, control) = (self.aws.clone(), self.control.clone());
         driven(async move { ready::wait(&aws, control.as_ref(), &ids, limit).await }).await?;
