@@ -17,6 +17,7 @@ pub fn all() -> Vec<Trial> {
         trial("attach::old_tasks_go_and_young_ones_stay", old),
         trial("attach::what_cannot_be_is_refused", refused),
         trial("attach::an_instance_that_closes_nothing_is_refused", open),
+        trial("attach::an_agent_that_is_gone_is_told_and_nothing_is_undone", no_agent),
         trial("attach::without_a_bucket_no_secret_travels", no_bucket),
         trial("attach::an_instance_tells_how_it_is", status),
     ]
@@ -46,6 +47,21 @@ async fn root(host: &Started, script: &str) -> Result<String, String> {
 async fn said(sandbox: &dyn Sandbox, script: &str) -> Result<String, String> {
     let done = sandbox.run(ExecRequest::shell(script)).await.map_err(text)?;
     Ok(done.stdout.text().trim().to_owned())
+}
+
+/// Where the agent is gone, no task was made, and none is removed: that would wait for the agent again, longer than the start may take.
+async fn no_agent(world: World) -> Outcome {
+    let (host, id) = instance(&world).await?;
+    let mut wanted = spec(&world, &id);
+    wanted.limits.startup = Duration::from_secs(5);
+    world.server.of("agent", &id, serde_json::json!({"down": true}));
+    let begun = Instant::now();
+    let refused = world.start(&wanted).await.err();
+    let took = begun.elapsed();
+    world.server.of("agent", &id, serde_json::json!({"down": false}));
+    let told = refused.ok_or("it started")?.to_string();
+    ensure!(told.contains("did not answer") && took < Duration::from_secs(40), "after {took:?}: {told}");
+    host.environment.stop().await.map_err(text)
 }
 
 async fn apart(world: World) -> Outcome {

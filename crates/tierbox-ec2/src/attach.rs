@@ -81,8 +81,6 @@ impl Start<'_> {
         self.lease.record(&[Resource { kind: "task".to_owned(), id: format!("{} on {}", task.directory(), self.instance()) }])?;
         self.lease.set_data(memory.to_data()?)?;
         crash::point("lease");
-        self.progress.step("looking at the instance");
-        self.check_instance().await?;
         let objects = self.plan.bucket.as_ref().map(|bucket| Objects::at(self.aws.clone(), bucket, &memory.prefix));
         let link = Arc::new(Link::new(self.aws.clone(), self.instance(), objects));
         self.progress.step("making a task");
@@ -117,7 +115,9 @@ impl Start<'_> {
         Ok(environment)
     }
 
-    async fn check_instance(&self) -> Result<()> {
+    /// Looks whether the instance runs and its agent answers: without one, a task can neither be made nor removed.
+    pub(crate) async fn look_at_instance(&self) -> Result<()> {
+        self.progress.step("looking at the instance");
         let (aws, control, id) = (self.aws.clone(), self.control.clone(), self.instance().to_owned());
         let limit = ready::patience(self.spec.limits.startup);
         driven(async move {

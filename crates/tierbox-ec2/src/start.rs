@@ -148,7 +148,12 @@ impl Start<'_> {
         }
         let named = |error: Error| error.with_backend(BACKEND);
         // Nothing is begun, and nothing to be undone, where the ground does not carry.
-        let looking = async { if task.is_none() { self.look(&memory).await.map(Some) } else { Ok(None) } };
+        let looking = async {
+            match task {
+                None => self.look(&memory).await.map(Some),
+                Some(_) => self.look_at_instance().await.map(|()| None),
+            }
+        };
         let (ground, owner) = tokio::join!(looking, signed::account(&self.aws));
         let ground = ground.map_err(named)?;
         memory.owner = owner;
