@@ -149,7 +149,9 @@ pub(crate) async fn whole_input() -> Result<Vec<u8>> {
     let read = match tokio::time::timeout(PATIENCE, &mut receiver).await {
         Ok(read) => read,
         Err(_) => {
-            output::remark("waiting for the end of the input, which a command here gets as a whole; with </dev/null it gets none");
+            output::remark(
+                "waiting for the end of the input, which a command here gets as a whole; with </dev/null it gets none",
+            );
             receiver.await
         }
     };
