@@ -90,7 +90,7 @@ while [ "$place" != / ] && [ -n "$place" ]; do
   place=${place%/*}
 done
 mkdir -p "$B" || fail "$B cannot be made"
-[ -d "$M" ] || mkdir -m 700 "$M" || fail "$M cannot be made"
+mkdir -m 700 "$M" 2>/dev/null || [ -d "$M" ] || fail "$M cannot be made"
 alone
 swept=0
 for m in "$M"/*; do
