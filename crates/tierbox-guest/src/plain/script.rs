@@ -133,6 +133,9 @@ report() {
 /// is read: on a busy machine it may not even have begun. A message of the shell tells a signal from an exit status above 128; of
 /// SIGINT and SIGPIPE it says nothing.
 ///
+/// Whoever ends the command writes `end` before it looks for processes. So what is to become the command looks for `end` when it is a
+/// process: one that was made too late to be found goes by itself.
+///
 /// One clock looks after everything: the time limit in hundredths of a second, the length of the output, and, from the end of the
 /// command on, how long its readers are waited for. It goes on where the wrapper was killed, until the limit.
 pub(super) const WRAPPER: &str = r#"
@@ -238,7 +241,8 @@ if claim; then
     ran=
   else
     ran=1
-    printf 'SETSID=%s\n%s\n' "$SETSID" @SCRIPT@ 2>/dev/null | ( [ -z "$G" ] || echo 0 >"$G/cgroup.procs" || { echo "never group" >&3; exit 1; }
+    printf 'SETSID=%s\n%s\n' "$SETSID" @SCRIPT@ 2>/dev/null | ( [ ! -e "$D.end" ] || exit 1
+[ -z "$G" ] || echo 0 >"$G/cgroup.procs" || { echo "never group" >&3; exit 1; }
 @LAUNCH@ ) 8<@STDIN@ >"$D.1" 2>"$D.2" 3>"$D.n" 5<&- 6>&- 7>&- 9>&-
   fi
   status=$?
@@ -391,3 +395,56 @@ echo "tierbox-live 1 out=$oc; err=$ec; sizes=$os $es; let=$OA $EA; drained=$drai
 [ $oc = 0 ] || tail -c +$((O+1)) "$D.o" | head -c $oc
 [ $ec = 0 ] || tail -c +$((E+1)) "$D.e" | head -c $ec
 "#;
+
+#[cfg(test)]
+mod unit {
+    use std::path::Path;
+    use std::process::{Child, Command, Stdio};
+    use std::time::{Duration, Instant};
+
+    use super::*;
+
+    fn start(shell: &[&str], script: &str) -> Child {
+        let mut command = Command::new(shell[0]);
+        command.args(&shell[1..]).args(["-c", script]).stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap()
+    }
+
+    fn until(what: &str, mut done: impl FnMut() -> bool) {
+        let limit = Instant::now() + Duration::from_secs(20);
+        while !done() {
+            assert!(Instant::now() < limit, "{what}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Cancels a command when its wrapper has seen that nothing ended it, and has not made its process yet.
+    fn cancelled_in_between(shell: &[&str], dir: &Path) -> String {
+        let name = dir.join("command").display().to_string();
+        let after = "  else\n    ran=1\n";
+        assert_eq!(WRAPPER.matches(after).count(), 1);
+        let wrapper = WRAPPER
+            .replace(after, &format!("{after}: >\"$D.here\"; until [ -e \"$D.go\" ]; do sleep 0.01; done\n"))
+            .replace("@STDIN@", "/dev/null")
+            .replace("@LAUNCH@", "/bin/sh")
+            .replace("@SCRIPT@", "'exec sleep 1000'");
+        let settings = "G=; SETSID=; INLINE=4096; TIMEOUT=; CAP=4096; BLOCKS=; MOST=; WINDOW=; TIDY=";
+        let mut running = start(shell, &format!("{PRELUDE}D={name}; {settings}\n{LIFE}{REPORT}{wrapper}"));
+        until("the wrapper comes there", || dir.join("command.here").exists());
+        let ended = start(shell, &format!("{PRELUDE}D={name}; G=; REASON=cancelled\n{LIFE}{CANCEL}")).wait().unwrap();
+        assert!(ended.success());
+        std::fs::write(dir.join("command.go"), "").unwrap();
+        until("the command ends", || running.try_wait().unwrap().is_some());
+        std::io::read_to_string(running.stdout.take().unwrap()).unwrap()
+    }
+
+    #[test]
+    fn who_is_made_after_the_kill_goes_by_itself() {
+        for shell in [["sh"].as_slice(), &["busybox", "sh"], &["bash"]] {
+            let dir = tempfile::tempdir().unwrap();
+            if Command::new(shell[0]).args(&shell[1..]).args(["-c", ":"]).status().is_ok_and(|status| status.success()) {
+                let said = cancelled_in_between(shell, dir.path());
+                assert!(said.starts_with("tierbox-plain 1 end=kill cancelled; "), "{shell:?}: {said}");
+            }
+        }
+    }
+}
