@@ -50,25 +50,28 @@ fn resident() -> u64 {
 
 async fn e27_yes_on_both_streams(s: Subject, _: Canary) -> Verdict {
     let before = resident();
-    let time = s.scaled(Duration::from_millis(800));
-    let request = ExecRequest::shell("yes & yes >&2").timeout(time).output_limit(MIB, OnExceed::Truncate);
-    let result = s.run(request).await?;
     // Where output comes at the end alone, the machine holds it meanwhile, and only so much.
     let ends = match s.can(crate::case::Need::StreamingOutput) {
         true => [KillReason::Timeout; 2],
         false => [KillReason::Timeout, KillReason::OutputLimit],
     };
-    ensure!(ends.iter().any(|end| result.outcome() == Outcome::Killed(*end)), "the command ended as {}", result.outcome());
-    ensure!(
-        result.stdout.total > MIB && result.stderr.total > MIB,
-        "a stream stood still: {} and {} bytes",
-        result.stdout.total,
-        result.stderr.total
-    );
-    ensure!(
-        result.stdout.bytes().len() as u64 <= MIB && result.stderr.bytes().len() as u64 <= MIB,
-        "more than the limit was kept"
-    );
+    let mut totals = [0, 0];
+    // A busy machine may give one of the two no processor for the first of these times.
+    for millis in [800, 1600, 3200] {
+        let time = s.scaled(Duration::from_millis(millis));
+        let request = ExecRequest::shell("yes & yes >&2").timeout(time).output_limit(MIB, OnExceed::Truncate);
+        let result = s.run(request).await?;
+        ensure!(ends.iter().any(|end| result.outcome() == Outcome::Killed(*end)), "the command ended as {}", result.outcome());
+        ensure!(
+            result.stdout.bytes().len() as u64 <= MIB && result.stderr.bytes().len() as u64 <= MIB,
+            "more than the limit was kept"
+        );
+        totals = [result.stdout.total, result.stderr.total];
+        if totals.iter().all(|total| *total > MIB) {
+            break;
+        }
+    }
+    ensure!(totals.iter().all(|total| *total > MIB), "a stream stood still: {totals:?} bytes");
     let grown = resident().saturating_sub(before);
     ensure!(grown < 64 * MIB, "the harness grew by {} MiB", grown / MIB);
     Ok(())
@@ -104,7 +107,7 @@ async fn e29_spinning_processors(s: Subject, _: Canary) -> Verdict {
     for _ in 0..5 {
         let start = Instant::now();
         ensure_eq!(own.text("echo works").await?, "works", "a command beside busy ones");
-        ensure!(start.elapsed() < Duration::from_secs(3), "it took {:?}", start.elapsed());
+        ensure!(start.elapsed() < s.scaled(Duration::from_secs(8)), "it took {:?}", start.elapsed());
     }
     spinning.kill(KillReason::Cancelled);
     ensure_eq!(own.outcome(&mut spinning).await?, Outcome::Killed(KillReason::Cancelled), "outcome");

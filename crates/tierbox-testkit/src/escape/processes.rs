@@ -87,12 +87,18 @@ async fn timed(s: &Subject, first: &str) -> Verdict {
 async fn e14_after_killing_the_supervisor(s: Subject, _: Canary) -> Verdict {
     let own = s.another(&|_| ()).await?;
     let mark = Mark::new();
-    let script = format!("{}; sleep 0.2; kill -9 $PPID; p=$(ps -o ppid= -p $PPID); kill -9 $p; sleep 1000", hidden(mark));
-    let mut handle = own.spawn(ExecRequest::shell(script).timeout(Duration::from_millis(800))).await?;
+    // It strikes when all of its processes were seen.
+    let wait = "until [ -e seen ]; do sleep 0.01; done";
+    let script = format!("{}; {wait}; kill -9 $PPID; p=$(ps -o ppid= -p $PPID); kill -9 $p; sleep 1000", hidden(mark));
+    let mut handle = own.spawn(own.shell(script)).await?;
     own.until(own.patience, "the processes run", || async { Ok(mark.is_on_host()) }).await?;
+    own.write("seen", "").await?;
+    // Where it reaches nobody, it is ended as any other.
+    let _ = tokio::time::timeout(Duration::from_secs(1), handle.wait()).await;
+    handle.kill(KillReason::Cancelled);
     own.outcome(&mut handle).await?;
     own.stop().await?;
-    own.until(Duration::from_secs(2), "nothing survives on the host", || async { Ok(!mark.is_on_host()) }).await
+    own.until(own.patience, "nothing survives on the host", || async { Ok(!mark.is_on_host()) }).await
 }
 
 async fn e15_held_stdout(s: Subject, _: Canary) -> Verdict {

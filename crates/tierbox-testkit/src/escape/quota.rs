@@ -1,7 +1,5 @@
 //! Filling what is limited.
 
-use std::time::Duration;
-
 use tierbox_core::Limit;
 
 use super::{Canary, attacks};
@@ -43,5 +41,5 @@ async fn e11_inode_flood(s: Subject, _: Canary) -> Verdict {
     let made: u64 = flood.stdout.text().trim().parse().unwrap_or(u64::MAX);
     // A machine's own directories may be allowed for on top.
     ensure!((100..=5200).contains(&made), "{made} files were made under a limit of 5000");
-    within(Duration::from_secs(5), "the stop of a sandbox full of files", own.stop()).await?
+    within(s.patience, "the stop of a sandbox full of files", own.stop()).await?
 }
