@@ -114,6 +114,11 @@ pub async fn limits_bind_the_task(environment: Arc<dyn Environment>) {
     assert_eq!(outcome.outcome(), Outcome::Killed(KillReason::Timeout));
     assert_eq!(outcome.result.stdout.text(), "before\n");
     assert_eq!(outcome.error_message.as_deref(), Some("the program was killed: it took longer than 0.3 s"));
+    // The most that a task may ask for is what one gets that asks for nothing.
+    let settings = CodeSettings { max_time: Some(Duration::from_millis(300)), ..CodeSettings::default() };
+    let brief = CodeRunner::new(environment.primary(), settings).unwrap();
+    let outcome = brief.run_code(&CodeTask::new("sh", "sleep 100")).await.unwrap();
+    assert_eq!(outcome.outcome(), Outcome::Killed(KillReason::Timeout));
     let cpu = TaskLimits { cpu: Some(Duration::from_secs(1)), ..TaskLimits::default() };
     let outcome = runner.run_code(&limited("while :; do :; done", cpu)).await.unwrap();
     assert!(matches!(outcome.outcome(), Outcome::Signaled(24 | 9)), "{outcome:?}");

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use tierbox::Hold;
 use tierbox_core::{LeaseHandle, Resource};
 use tierbox_lease::{Journal, NewLease};
+use tokio::io::AsyncWriteExt;
 use tokio::task::JoinHandle;
 
 use crate::http::{self, Daemon, LIMIT};
@@ -176,6 +177,20 @@ mod conformance {
         let renewed = daemon.send("POST", "/v1/renew", &mine, b"{}").await.value();
         assert_eq!(renewed["environments"], json!([id]));
         assert_eq!(daemon.json("DELETE", &path, Value::Null).await.status, 200);
+        assert_eq!(admitted(&daemon).await, "0");
+        daemon.finish().await;
+    }
+
+    #[tokio::test]
+    async fn what_is_destroyed_goes_though_its_client_leaves_at_once() {
+        let daemon = Daemon::start(|_| ()).await;
+        let id = daemon.create(json!({ "profile": PROFILE })).await;
+        let path = format!("/v1/environments/{id}");
+        let mut stream = daemon.connect().await;
+        stream.write_all(&http::request("DELETE", &path, &[], b"")).await.unwrap();
+        drop(stream);
+        until("it is gone", || async { daemon.get(&path).await.status == 404 }).await;
+        assert!(end_of_lease(&daemon, &id).is_none());
         assert_eq!(admitted(&daemon).await, "0");
         daemon.finish().await;
     }

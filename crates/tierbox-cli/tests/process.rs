@@ -55,6 +55,44 @@ mod conformance {
         }
     }
 
+    #[cfg(feature = "serve")]
+    #[test]
+    fn a_daemon_in_the_background_listens_before_it_is_told_and_is_one() {
+        use std::os::unix::net::UnixStream;
+
+        let state = tempfile::tempdir().unwrap();
+        let start = || {
+            // The idle time is for the case that this test dies.
+            let args = ["serve", "--background", "--json", "--idle", "60s"];
+            let told = tierbox(state.path()).args(args).stdin(Stdio::null()).output().unwrap();
+            assert!(told.status.success(), "{told:?}");
+            let told: serde_json::Value = serde_json::from_slice(&told.stdout).unwrap();
+            std::path::PathBuf::from(told["socket"].as_str().unwrap())
+        };
+        let socket = start();
+        UnixStream::connect(&socket).unwrap();
+        let [daemon] = daemons(state.path())[..] else { panic!("{:?}", daemons(state.path())) };
+        assert_eq!(start(), socket);
+        assert_eq!(daemons(state.path()), [daemon]);
+        kill_process(Pid::from_raw(daemon).unwrap(), Signal::TERM).unwrap();
+        let began = Instant::now();
+        while !daemons(state.path()).is_empty() {
+            assert!(began.elapsed() < LIMIT, "it goes on");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// The processes that have a state directory in their environment.
+    #[cfg(feature = "serve")]
+    fn daemons(state: &Path) -> Vec<i32> {
+        let state = state.display().to_string();
+        let pids = std::fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        let has = |pid: &i32| {
+            std::fs::read(format!("/proc/{pid}/environ")).is_ok_and(|bytes| String::from_utf8_lossy(&bytes).contains(&state))
+        };
+        pids.filter(has).collect()
+    }
+
     /// Code that runs before all others could stop the host; a raised priority must not reach it.
     #[test]
     fn the_callers_priority_stays_outside() {
