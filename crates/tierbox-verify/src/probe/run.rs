@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use async_trait::async_trait;
@@ -235,7 +236,7 @@ pub(super) async fn ask(sandbox: &dyn Sandbox, program: &'static [u8], requests:
     if requests.is_empty() {
         return Ok(Answers::new());
     }
-    let path = put(sandbox, program, &format!("tierbox-probe-{}", &nonce[..12])).await?;
+    let path = put(sandbox, program, &program_name(nonce)).await?;
     let argv = [path.clone(), "probe".to_owned()].into_iter().chain(requests.iter().cloned());
     let mut request = ExecRequest::new(argv).timeout(PATIENCE);
     request.output_limit = Some(tierbox_core::OutputLimit { bytes: MOST, on_exceed: tierbox_core::OnExceed::Kill });
@@ -248,6 +249,12 @@ pub(super) async fn ask(sandbox: &dyn Sandbox, program: &'static [u8], requests:
         return Err(Error::new(ErrorKind::Io, "probe", message));
     }
     Ok(parse(&result.stdout.text(), requests))
+}
+
+/// A name for the probe program that no other has: a machine is asked again, for what its twins showed, while it still answers.
+fn program_name(nonce: &str) -> String {
+    static ASKED: AtomicUsize = AtomicUsize::new(0);
+    format!("tierbox-probe-{}-{}", &nonce[..12], ASKED.fetch_add(1, Ordering::Relaxed))
 }
 
 /// Puts the program where the agent may write, and returns its path: in the working directory, or in `/tmp` if that one is closed to it.
@@ -399,6 +406,14 @@ pub(super) fn with_unasked(probe: &Probe, answers: &Answers) -> Answers {
 mod unit {
     use super::*;
     use crate::probe::catalogue::heard;
+
+    #[test]
+    fn two_questions_to_a_machine_at_once_have_a_program_each() {
+        let nonce = "0123456789abcdef";
+        let (one, two) = (program_name(nonce), program_name(nonce));
+        assert!(one.starts_with("tierbox-probe-0123456789ab-"), "{one}");
+        assert_ne!(one, two);
+    }
 
     /// What is heard on loopback of a twin says nothing about the host's other addresses.
     #[test]
