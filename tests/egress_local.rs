@@ -11,6 +11,9 @@ mod daemon;
 #[path = "serve/http.rs"]
 mod http;
 #[cfg(target_os = "linux")]
+#[path = "egress_local/page.rs"]
+mod page;
+#[cfg(target_os = "linux")]
 #[path = "egress_local/trials.rs"]
 mod trials;
 
@@ -19,6 +22,9 @@ fn main() -> std::process::ExitCode {
     // The gateway of a sandbox that is detached.
     if let Some(code) = tierbox::egress::run_if_asked() {
         return code;
+    }
+    if std::env::var_os(page::AS_PROGRAM).is_some() {
+        return tierbox_cli::main();
     }
     tierbox_testkit::world::run(run)
 }
@@ -46,7 +52,7 @@ fn run() -> std::process::ExitCode {
     let suite = || Suite::escape(minimum::local_container_plain(), trials::factory()).only(attacks);
     let suites = [suite().variant("local_n1"), suite().variant("local_n1_plain").as_plain_user()]
         .map(|suite| suite.required(support::REQUIRED));
-    let others = trials::all().into_iter().chain(daemon::all()).collect();
+    let others = trials::all().into_iter().chain(daemon::all()).chain(page::all()).collect();
     run_with(&Arguments::from_args(), &suites, others).exit_code()
 }
 

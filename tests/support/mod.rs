@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "every suite uses a part")]
 
 pub mod again;
+pub mod browser;
 pub mod engines;
 pub mod framed;
 pub mod joined;
