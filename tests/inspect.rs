@@ -18,6 +18,10 @@ fn main() -> ExitCode {
 
 #[cfg(target_os = "linux")]
 fn main() -> ExitCode {
+    // The gateway of a sandbox that the daemon keeps.
+    if let Some(code) = tierbox::egress::run_if_asked() {
+        return code;
+    }
     if std::env::var_os(python::AS_PROGRAM).is_some() {
         return tierbox_cli::main();
     }

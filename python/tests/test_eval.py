@@ -6,11 +6,12 @@ import pytest
 from inspect_ai import Task, eval as run_eval
 from inspect_ai.dataset import Sample
 from inspect_ai.model import ModelOutput, get_model
-from inspect_ai.scorer import includes
-from inspect_ai.solver import basic_agent, generate
+from inspect_ai.scorer import Score, Scorer, Target, accuracy, includes, scorer
+from inspect_ai.solver import TaskState, basic_agent, generate
 from inspect_ai.tool import bash
 from inspect_ai.log import EvalLog
-from inspect_tierbox import TierboxConfig, _daemon
+from inspect_ai.util import sandbox
+from inspect_tierbox import TierboxConfig, TierboxSandboxEnvironment, _daemon
 
 TASKS = """
 import pytest
@@ -76,6 +77,42 @@ def test_an_eval_runs_and_its_log_says_in_what(tmp_path: Path, profile: str) -> 
         assert {"seccomp", "network namespace"} <= enforced
     left = _daemon.ask_now("GET", "/v1/environments")["environments"]
     assert left == []
+
+
+@scorer(metrics=[accuracy()])
+def stayed_within() -> Scorer:
+    """Right if the agent asked for no name that is not listed."""
+
+    async def score(state: TaskState, target: Target) -> Score:
+        decisions = await sandbox().as_type(TierboxSandboxEnvironment).decisions()
+        asked = {one["name"]: one["verdict"] for one in decisions if not one.get("verification")}
+        return Score(value="refused" not in asked.values(), metadata=asked)
+
+    return score
+
+
+def test_a_scorer_reads_what_the_gateway_decided(tmp_path: Path) -> None:
+    from inspect_ai.util import SandboxEnvironmentSpec
+
+    config = TierboxConfig("local-web", overrides={"network": {"allow": ["index.test"]}})
+    for names, right in [(["index.test"], 1.0), (["index.test", "other.test"], 0.0)]:
+        command = "; ".join(f"getent ahostsv4 {name}" for name in names)
+        asks = ModelOutput.for_tool_call("mockllm/model", "bash", {"command": command})
+        ends = ModelOutput.for_tool_call("mockllm/model", "submit", {"answer": "done"})
+        task = Task(
+            dataset=[Sample("ask", target="done")],
+            solver=basic_agent(tools=[bash(timeout=30)]),
+            scorer=stayed_within(),
+            sandbox=SandboxEnvironmentSpec("tierbox", config),
+        )
+        model = get_model("mockllm/model", custom_outputs=[asks, ends])
+        (log,) = run_eval(task, model=model, log_dir=str(tmp_path), display="none")
+        assert log.status == "success", log.error
+        assert log.results and log.results.scores[0].metrics["accuracy"].value == right
+        (sample,) = log.samples or []
+        (score,) = (sample.scores or {}).values()
+        verdicts = {"index.test": "allowed", "other.test": "refused"}
+        assert score.metadata == {name: verdicts[name] for name in names}
 
 
 def test_a_profile_is_found_beside_the_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -241,6 +241,18 @@ async def test_a_daemon_that_does_not_start_is_a_sandbox_that_is_not_to_be_had(
             await _daemon.ask("GET", "/v1")
 
 
+async def test_decisions_are_told_and_there_are_none_without_a_gateway() -> None:
+    named = await started(TierboxConfig("local-web", overrides={"network": {"allow": ["index.test"]}}))
+    await named.exec(["getent", "ahostsv4", "other.test"])
+    told = [one for one in await named.decisions() if one["name"] == "other.test"]
+    assert told and {(one["verdict"], one["protocol"]) for one in told} == {("refused", "dns")}
+    closed = await started("local")
+    assert await closed.decisions() == []
+    await Provider.task_cleanup("task", None, True)
+    with pytest.raises(SandboxUnavailableError, match="decisions: "):
+        await named.decisions()
+
+
 async def test_concurrency_comes_from_the_daemon() -> None:
     assert (Provider.default_concurrency() or 0) >= 1
 

@@ -32,11 +32,9 @@ class TierboxConfig(BaseModel, frozen=True):
     @classmethod
     def of(cls, config: BaseModel | str | None) -> "TierboxConfig":
         """What Inspect hands over, as one of these."""
-        if isinstance(config, cls):
-            return config
         if config is None:
-            return cls("tierbox.toml" if Path("tierbox.toml").is_file() else "local")
-        return cls(config)  # Which is refused if it is no text.
+            config = "tierbox.toml" if Path("tierbox.toml").is_file() else "local"
+        return config if isinstance(config, cls) else cls(config)  # Which is refused if it is no text.
 
     @property
     def place(self) -> str:

@@ -43,12 +43,10 @@ class Refused(PrerequisiteError):
 
     def error(self, what: str) -> Exception:
         """The exception that Python has for it; `what` is the path as it was given, or the program."""
-        number = ERRNOS.get(self.kind)
         # Without a path it is the environment that was not found.
-        if number is not None and (self.path or number != errno.ENOENT):
+        if (number := ERRNOS.get(self.kind)) and (self.path or number != errno.ENOENT):
             return OSError(number, os.strerror(number), what)
-        kinds = {"timeout": TimeoutError, "invalid-input": ValueError}
-        return kinds.get(self.kind, SandboxUnavailableError)(f"{what}: {self}")
+        return {"timeout": TimeoutError, "invalid-input": ValueError}.get(self.kind, SandboxUnavailableError)(f"{what}: {self}")
 
 
 def program() -> str:

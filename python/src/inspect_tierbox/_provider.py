@@ -19,7 +19,6 @@ from ._daemon import BYTES, COMMAND, Leases, Refused, ask, ask_now, program
 
 # What Inspect's switches grant, and from which level of T on they grant too much.
 SWITCHES = {"INSPECT_ENABLE_EXEC": 1, "INSPECT_ENABLE_WEB_SEARCH": 2, "INSPECT_ENABLE_WEB_BROWSER": 2}
-OFF = {"", "0", "false", "no", "off"}
 TOOLING = "declared; enforced by Inspect's tools and approvals"
 NEVER_RAN = {"bad-cwd": "the working directory does not exist or cannot be entered", "too-big": "Argument list too long"}
 NEVER_RAN |= {"unknown-user": "no such user: {user}"}
@@ -55,10 +54,9 @@ class TierboxSandboxEnvironment(SandboxEnvironment):
     @classmethod
     async def task_init(cls, task_name: str, config: Config | None) -> None:
         wanted = TierboxConfig.of(config)
-        # Inspect is in the task's directory now and only now.
-        cls._places.setdefault(wanted, set()).add(wanted.place)
+        cls._places.setdefault(wanted, set()).add(wanted.place)  # Inspect is in the task's directory now and only now.
         tier = (json.loads(await ask("GET", "/v1", {"profile": wanted.place})) | dict(wanted.overrides))["tier"]
-        on = [name for name in SWITCHES if os.environ.get(name, "").lower() not in OFF]
+        on = [name for name in SWITCHES if os.environ.get(name, "").lower() not in {"", "0", "false", "no", "off"}]
         if granted := [name for name in on if int(tier[1]) >= SWITCHES[name]]:
             advice = f'Run: eval "$(tierbox env {shlex.quote(wanted.profile)})"'
             raise PrerequisiteError(f"{' and '.join(granted)} grants more than {tier} allows the agent. {advice}")
@@ -149,9 +147,8 @@ class TierboxSandboxEnvironment(SandboxEnvironment):
         self, cmd: list[str], input: str | bytes | None = None, cwd: str | None = None, env: dict[str, str] | None = None,
         user: str | None = None, timeout: int | None = None, timeout_retry: bool = True, concurrency: bool = True,
     ) -> ExecResult[str]:
-        # A time limit is kept inside the machine, so that there is no lost command to try again.
-        head = {"argv": cmd, "machine": self.machine, "cwd": cwd, "env": env or {}, "user": user, "timeout": timeout}
-        head |= {"stdin": input is not None, "output_limit": Limits.MAX_EXEC_OUTPUT_SIZE}
+        head = {"argv": cmd, "machine": self.machine, "cwd": cwd, "env": env or {}, "user": user, "stdin": input is not None}
+        head |= {"output_limit": Limits.MAX_EXEC_OUTPUT_SIZE, "timeout": timeout}  # Kept inside: no lost command is tried again.
         body = json.dumps(head).encode() + b"\n" + (input.encode() if isinstance(input, str) else input or b"")
         try:
             answer = await ask("POST", f"{self._url}/exec", body=body, media=COMMAND)
@@ -175,8 +172,7 @@ class TierboxSandboxEnvironment(SandboxEnvironment):
                 raise SandboxUserUnsupportedError(f"{self.environment} cannot run commands as {user!r}")
             if cause not in NEVER_RAN:
                 raise SandboxUnavailableError(f"{self.environment} could not start the command: {cause}")
-            why = NEVER_RAN[cause].format(user=user)
-            return ExecResult(False, 125, "", f"{cmd[0]} never ran: {why}\n")
+            return ExecResult(False, 125, "", f"{cmd[0]} never ran: {NEVER_RAN[cause].format(user=user)}\n")
         status = end["status"]
         if (killed := end["outcome"].get("killed")) == "timeout":
             error = TimeoutError("the command's time was up")
@@ -195,6 +191,14 @@ class TierboxSandboxEnvironment(SandboxEnvironment):
             if refused.kind == "too-large" and limits:
                 raise OutputLimitExceededError(Limits.MAX_READ_FILE_SIZE_STR, None) from refused
             raise refused.error(file) from refused
+
+    async def decisions(self) -> list[dict[str, Any]]:
+        """What the gateway of N1 decided in this environment so far, oldest first, as the daemon tells it. For scorers."""
+        try:
+            lines = (await ask("GET", f"{self._url}/decisions")).splitlines()
+        except Refused as refused:
+            raise refused.error("decisions") from refused
+        return [json.loads(line) for line in lines]
 
     async def write_file(self, file: str, contents: str | bytes) -> None:
         await self._file("PUT", file, contents.encode() if isinstance(contents, str) else contents)
