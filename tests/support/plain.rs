@@ -14,7 +14,7 @@ use tierbox_core::{
     LeaseRecord, Progress, Report, Result, Sandbox,
 };
 use tierbox_guest::Line;
-use tierbox_guest::plain::kept::{self, Shells};
+use tierbox_guest::plain::kept::{self, Shells, Streams};
 use tierbox_guest::plain::{Bounds, PlainConfig, PlainLimits, PlainOutput, PlainRun, PlainSandbox, PlainTransport};
 use tierbox_testkit::{Absence, minimum};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -39,7 +39,7 @@ pub struct Plain {
     pub limits: PlainLimits,
     /// Answers are lost now and then, after the script ran or before.
     pub loses: bool,
-    /// Commands share shells.
+    /// Small commands run in shells that are kept.
     pub keeps: bool,
 }
 
@@ -152,7 +152,7 @@ fn make_root(root: &Path) -> std::io::Result<()> {
 /// A shell in the namespace, in a session of its own as sshd makes one.
 pub struct Shell {
     inside: Arc<Inside>,
-    kept: Option<Shells<Opened>>,
+    kept: Option<Shells>,
     limits: PlainLimits,
     loses: bool,
     runs: AtomicU64,
@@ -164,16 +164,23 @@ struct Inside {
     tools: Tools,
 }
 
-/// Opens shells that are kept.
-struct Opened(Arc<Inside>);
+/// Opens shells that are kept. Lines that lose answers end soon, in the middle of anything.
+struct Opened {
+    inside: Arc<Inside>,
+    loses: bool,
+    opened: AtomicU64,
+}
 
 #[async_trait]
 impl kept::Open for Opened {
-    async fn open(&self) -> Result<Line> {
-        let mut command = self.0.command(&format!("exec {}", kept::COMMAND));
-        let mut child = command.stderr(Stdio::null()).spawn().map_err(|error| Error::io("start shell", error))?;
+    async fn open(&self) -> Result<Streams> {
+        let mut command = self.inside.command(&format!("exec {}", kept::COMMAND));
+        let mut child = command.spawn().map_err(|error| Error::io("start shell", error))?;
         let (reader, writer) = (child.stdout.take().expect("piped"), child.stdin.take().expect("piped"));
-        Ok(Line::new(reader, writer).keeping(child))
+        let stderr = child.stderr.take().expect("piped");
+        let number = self.opened.fetch_add(1, Ordering::Relaxed);
+        let left = if self.loses { 60 + number * 97 % 400 } else { u64::MAX };
+        Ok(Streams::new(Line::new(reader.take(left), writer).keeping(child), stderr))
     }
 }
 
@@ -197,9 +204,6 @@ impl Inside {
 
 impl Shell {
     async fn once(&self, run: &PlainRun) -> Result<PlainOutput> {
-        if let Some(kept) = self.kept.as_ref().filter(|_| run.shares) {
-            return kept.run(run).await;
-        }
         let failed = |error| Error::io("run script", error);
         let mut child = self.inside.command(&run.script).spawn().map_err(failed)?;
         let (mut stdin, input) = (child.stdin.take().expect("piped"), run.stdin.clone());
@@ -222,6 +226,10 @@ impl Shell {
 impl PlainTransport for Shell {
     fn limits(&self) -> PlainLimits {
         self.limits
+    }
+
+    fn shells(&self) -> Option<&Shells> {
+        self.kept.as_ref()
     }
 
     async fn run(&self, run: PlainRun) -> Result<PlainOutput> {
@@ -261,7 +269,8 @@ impl Plain {
         let dir = tempfile::tempdir().map_err(|error| Error::io("make directory", error))?;
         let namespace = Namespace::start(self.tools, dir.path()).map_err(|error| Error::io("start machine", error))?;
         let inside = Arc::new(Inside { namespace, tools: self.tools });
-        let kept = self.keeps.then(|| Shells::new(Opened(inside.clone()), self.limits.output));
+        let kept =
+            self.keeps.then(|| Shells::new(Opened { inside: inside.clone(), loses: self.loses, opened: AtomicU64::new(0) }));
         let shell = Arc::new(Shell { inside, kept, limits: self.limits, loses: self.loses, runs: AtomicU64::new(0) });
         let work = match self.tools {
             Tools::Host => dir.path().join("work").to_str().expect("a temporary directory's name is text").to_owned(),

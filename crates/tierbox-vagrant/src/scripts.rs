@@ -7,7 +7,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tierbox_core::{Capabilities, EnvironmentSpec, Error, ErrorKind, Result};
 use tierbox_guest::Line;
-use tierbox_guest::plain::kept::{self, Shells};
+use tierbox_guest::plain::kept::{self, Shells, Streams};
 use tierbox_guest::plain::{self, Bounds, PlainConfig, PlainLimits, PlainOutput, PlainRun, PlainSandbox, PlainTransport};
 
 use crate::BACKEND;
@@ -32,7 +32,7 @@ pub fn capabilities(over_channel: &Capabilities) -> Capabilities {
 struct Sessions {
     ssh: Arc<Ssh>,
     login: Login,
-    kept: Shells<Opened>,
+    kept: Shells,
 }
 
 /// Opens sessions that are kept.
@@ -43,10 +43,10 @@ struct Opened {
 
 #[async_trait]
 impl kept::Open for Opened {
-    async fn open(&self) -> Result<Line> {
-        let opened = self.ssh.stream(&format!("exec {}{}", self.login.prefix, kept::COMMAND)).await;
-        let (reader, writer, child) = opened?;
-        Ok(Line::new(reader, writer).keeping(child))
+    async fn open(&self) -> Result<Streams> {
+        let (reader, writer, mut child) = self.ssh.session(&format!("exec {}{}", self.login.prefix, kept::COMMAND), true).await?;
+        let stderr = child.stderr.take().ok_or_else(crate::ssh::no_streams)?;
+        Ok(Streams::new(Line::new(reader, writer).keeping(child), stderr))
     }
 }
 
@@ -56,14 +56,13 @@ impl PlainTransport for Sessions {
         LIMITS
     }
 
+    fn shells(&self) -> Option<&Shells> {
+        Some(&self.kept)
+    }
+
     async fn run(&self, run: PlainRun) -> Result<PlainOutput> {
         // What keeps the time is inside; this only ends what hangs.
         let limit = run.limit.saturating_add(Duration::from_secs(10));
-        if run.shares {
-            let hangs = |_| Err(Error::new(ErrorKind::Lost, "run script", format!("nothing answered within {limit:?}")));
-            let ran = tokio::time::timeout(limit, self.kept.run(&run)).await.unwrap_or_else(hangs);
-            return ran.map_err(|error| error.with_backend(BACKEND));
-        }
         let quoted = run.script.replace('\'', "'\\''");
         let line = format!("exec {}/bin/sh -c '{quoted}'", self.login.prefix);
         let done = self.ssh.run(&line, &run.stdin, limit).await?;
@@ -112,7 +111,7 @@ pub async fn begin(
 /// As [`PlainSandbox::open`].
 pub async fn open(machine: &Machine, login: Login, config: PlainConfig, ssh: Arc<Ssh>) -> Result<Connected> {
     let agent = login.name.clone();
-    let kept = Shells::new(Opened { ssh: ssh.clone(), login: login.clone() }, LIMITS.output);
+    let kept = Shells::new(Opened { ssh: ssh.clone(), login: login.clone() });
     let sessions = Arc::new(Sessions { ssh: ssh.clone(), login: login.clone(), kept });
     let sandbox = PlainSandbox::open(sessions, config.clone()).await.map_err(|error| error.with_backend(BACKEND))?;
     let capabilities = tierbox_core::Sandbox::capabilities(&sandbox).clone();

@@ -338,18 +338,26 @@ impl Ssh {
     /// # Errors
     /// As [`connect`](Self::connect).
     pub async fn stream(&self, command_line: &str) -> Result<(ChildStdout, ChildStdin, Child)> {
+        self.session(command_line, false).await
+    }
+
+    /// The same, with the program's complaints as the child's standard error where they are `wanted`.
+    ///
+    /// # Errors
+    /// As [`connect`](Self::connect).
+    pub async fn session(&self, command_line: &str, wanted: bool) -> Result<(ChildStdout, ChildStdin, Child)> {
         self.connect().await?;
         let _inside = driver::handle()?.enter();
         let mut child = self
             .command()
             .args(["-o", "ControlMaster=no", &self.machine, command_line])
             .stdout(Stdio::piped())
-            .stderr(Stdio::null())
+            .stderr(if wanted { Stdio::piped() } else { Stdio::null() })
             .spawn()
             .map_err(no_ssh)?;
         match (child.stdout.take(), child.stdin.take()) {
             (Some(stdout), Some(stdin)) => Ok((stdout, stdin, child)),
-            _ => Err(Error::new(ErrorKind::Internal, "open session", "the streams of ssh are missing")),
+            _ => Err(no_streams()),
         }
     }
 
@@ -392,6 +400,11 @@ fn as_value(path: &Path) -> Result<String> {
             .with_help("choose a state directory (TIERBOX_STATE_DIR) of plain letters")
     })?;
     Ok(text.replace('%', "%%"))
+}
+
+/// The streams of an `ssh` that was started are missing.
+pub fn no_streams() -> Error {
+    Error::new(ErrorKind::Internal, "open session", "the streams of ssh are missing").with_backend(BACKEND)
 }
 
 fn no_ssh(error: std::io::Error) -> Error {

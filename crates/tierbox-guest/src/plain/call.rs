@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tierbox_core::{Error, ErrorKind, ExecId, Result};
 
+use super::kept::Shells;
 use super::{PlainLimits, PlainOutput, PlainRun, PlainTransport};
 use crate::driver;
 
@@ -47,6 +48,11 @@ impl Caller {
     /// Whether there is nobody who could still be asked.
     pub(super) fn is_over(&self) -> bool {
         self.is_closed() || self.transport.is_gone()
+    }
+
+    /// Shells that are kept, where there are any.
+    pub(super) fn shells(&self) -> Option<&Shells> {
+        self.transport.shells()
     }
 
     /// How long a short script takes.

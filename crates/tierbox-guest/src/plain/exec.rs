@@ -1,6 +1,6 @@
 //! A command over a plain transport: one script that runs it and tells how it ended.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
@@ -19,8 +19,9 @@ use tokio::io::{AsyncRead, ReadBuf};
 use tokio::sync::mpsc;
 
 use super::call::Caller;
+use super::kept::{Errand, Shells};
 use super::live::{self, Live, Sender, Tail};
-use super::script::{CANCEL, LIFE, PRELUDE, REPORT, WRAPPER};
+use super::script::{CANCEL, IN_KEPT, KEPT, LIFE, PRELUDE, REPORT, WHOLE, WRAPPER};
 use super::{PlainOutput, PlainRun, words};
 use crate::driver;
 use crate::errors::{lock, printable};
@@ -37,6 +38,10 @@ const HEADER: usize = 1024;
 /// Files of commands that are over are removed when there are so many, except the newest, which a belated second delivery
 /// of a script must still find.
 const SPENT: usize = 64;
+/// How many programs are remembered.
+const KNOWN: usize = 256;
+/// The longest input that a kept shell feeds to a command. Any pipe takes it whole, whether it is read or not.
+const FED: usize = 4096;
 
 /// What a wrapper is told of its command.
 pub(super) struct Order {
@@ -64,7 +69,12 @@ pub(super) struct Launch {
     pub(super) script: String,
     /// What starts a session, for where the wrapper has none of its own.
     pub(super) setsid: String,
+    /// Which program it is.
+    pub(super) program: Program,
 }
+
+/// A program as a user finds it: the user, its name, and where it is looked for.
+pub(super) type Program = (String, Vec<u8>, Vec<u8>);
 
 /// What a command without a limit of its own may print to one stream: the machine holds it on its disk.
 pub(super) const HELD: u64 = 64 << 20;
@@ -76,11 +86,13 @@ pub(super) struct Yard {
     /// The cgroup of all its commands.
     group: Option<String>,
     spent: Mutex<VecDeque<ExecId>>,
+    /// What is known to be executables, and no texts that a shell would run.
+    known: Mutex<HashSet<Program>>,
 }
 
 impl Yard {
     pub(super) fn new(caller: Caller, base: String, group: Option<String>) -> Arc<Self> {
-        Arc::new(Self { caller, base, group, spent: Mutex::default() })
+        Arc::new(Self { caller, base, group, spent: Mutex::default(), known: Mutex::default() })
     }
 
     /// The cgroup of a command; nothing where commands have none.
@@ -93,6 +105,19 @@ impl Yard {
         format!("{}/{id}", self.base)
     }
 
+    /// Whether a program was seen to be an executable.
+    pub(super) fn knows(&self, program: &Program) -> bool {
+        lock(&self.known).contains(program)
+    }
+
+    fn learns(&self, program: &Program) {
+        let mut known = lock(&self.known);
+        if known.len() >= KNOWN {
+            known.clear();
+        }
+        known.insert(program.clone());
+    }
+
     /// A line that removes what is no longer needed, now and then.
     fn sweeping(&self) -> String {
         let mut spent = lock(&self.spent);
@@ -100,26 +125,26 @@ impl Yard {
             return String::new();
         }
         let ids: Vec<String> = spent.drain(..SPENT).map(|id| id.to_string()).collect();
-        let files: Vec<String> = ids.iter().map(|id| format!("{id}.*")).collect();
+        let shells = self.caller.shells().map(Shells::take_spent).unwrap_or_default();
+        let files: Vec<String> = ids.iter().chain(&shells).map(|name| format!("{name}.*")).collect();
         // No others': the cgroup of a command that is about to start is empty, too.
         let groups = self.group.as_ref().map(|group| format!("; cd {group} && rmdir {}", ids.join(" "))).unwrap_or_default();
-        format!("( cd {} && rm -rf {}{groups} ) </dev/null >/dev/null 2>&1 &\n", self.base, files.join(" "))
+        format!("( cd {} && rm -rf {}{groups} ) </dev/null >/dev/null 2>&1 5>&- 6>&- 7>&- 9>&- &\n", self.base, files.join(" "))
     }
 
     fn script(&self, order: &Order) -> String {
-        let hundredths = |limit: Duration| u64::try_from(limit.as_millis().div_ceil(10)).unwrap_or(u64::MAX).min(1 << 48);
         let stdin = order.stdin.as_deref().map_or_else(|| "&5".to_owned(), words::quote);
-        let Launch { reader, script, setsid } = &order.launch;
+        let Launch { reader, script, setsid, .. } = &order.launch;
         // What the caller chose comes last, in which nothing is replaced.
         let run = WRAPPER.replace("@STDIN@", &stdin).replace("@LAUNCH@", reader).replace("@SCRIPT@", script);
         format!(
             "{PRELUDE}{}D={}; G={}; SETSID={setsid}; INLINE={}; TIMEOUT={}; CAP={}; BLOCKS={}; MOST={}; WINDOW={}; TIDY={}\n\
-             {LIFE}{REPORT}{run}",
+             {LIFE}{REPORT}{WHOLE}{run}",
             self.sweeping(),
             self.dir(order.id),
             self.group(order.id),
             self.caller.piece(),
-            order.timeout.map(|limit| hundredths(limit).to_string()).unwrap_or_default(),
+            order.timeout.map(hundredths).unwrap_or_default(),
             order.most.saturating_add(1),
             Some(order.most / 512 + 1).filter(|blocks| *blocks < 1 << 40).map(|blocks| blocks.to_string()).unwrap_or_default(),
             if order.watched { "1" } else { "" },
@@ -139,6 +164,9 @@ impl Yard {
             // Who cancels it before it was sent spares the machine both.
             if told.moves(WAITS, SENT) {
                 let end = yard.see_through(&order).await;
+                if end.as_ref().is_ok_and(|told| told.executable) {
+                    yard.learns(&order.launch.program);
+                }
                 told.settle(yard.clear_away(&order, end).await);
             }
         });
@@ -157,18 +185,83 @@ impl Yard {
         }
     }
 
+    /// Runs it in a shell that is kept, where that can be; otherwise, and where that broke, by a script of its own, which asks what
+    /// became of it if it was begun.
+    async fn see_through(self: &Arc<Self>, order: &Order) -> Result<Told> {
+        let Some(shells) = self.caller.shells().filter(|_| self.is_small(order)) else { return self.by_scripts(order).await };
+        let held = match self.in_shell(shells, order).await {
+            Ok(told) => return Ok(told),
+            Err(held) => held,
+        };
+        let end = self.by_scripts(order).await;
+        held.into_iter().for_each(|name| shells.is_spent(name));
+        end
+    }
+
+    /// Whether a kept shell can run it.
+    fn is_small(&self, order: &Order) -> bool {
+        let can = !order.launch.setsid.is_empty() && self.group.is_none() && !order.live;
+        can && order.most <= HELD
+            && (order.stdin.is_some() || order.input.len() <= FED)
+            && order.launch.script.len() < self.caller.limits().script / 2
+    }
+
+    /// Fails with the name of the shell in which it may still run.
+    async fn in_shell(self: &Arc<Self>, shells: &Shells, order: &Order) -> Result<Told, Option<String>> {
+        let script = self.kept_script(order);
+        let beyond = || self.kill(order.id, KillReason::OutputLimit);
+        let errand = Errand {
+            user: &order.launch.reader,
+            opening: &|name| self.opening(name, &order.launch.reader),
+            script: &script,
+            room: self.caller.piece(),
+            most: order.most,
+            beyond: &beyond,
+            limit: order.timeout.map_or(FOREVER, |timeout| timeout.saturating_add(LATE)),
+        };
+        let served = shells.serve(&errand).await.map_err(|(_, name)| name)?;
+        let [out, err] = &served.streams;
+        // As the report of a script of its own would say it, of whose fields the first counts.
+        let words = if served.exceeded { format!("end=kill output; {}", served.words) } else { served.words };
+        let head = format!("tierbox-plain 1 {words} out={}; err={};\n", out.len(), err.len());
+        let stdout = [head.as_bytes(), out, err].concat();
+        self.read(&PlainOutput { status: 0, stdout, stderr: Vec::new() }).map_err(|_| None)
+    }
+
+    fn opening(&self, name: &str, reader: &str) -> String {
+        let blocks = HELD / 512 + 1;
+        format!("{PRELUDE}K={}/{name}; G=; BLOCKS={blocks}\nlaunch() {{\n{reader}\n}}\n{LIFE}{KEPT}", self.base)
+    }
+
+    fn kept_script(&self, order: &Order) -> String {
+        let Launch { script, setsid, .. } = &order.launch;
+        let feed = format!("printf {} 2>/dev/null | ( exec 4<&0\n", words::escaped(&order.input));
+        let (stdin, feed, fed) = match &order.stdin {
+            Some(path) => (words::quote(path), String::new(), ""),
+            None => ("&4".to_owned(), feed, ")\n"),
+        };
+        let run = IN_KEPT.replace("@FEED@", &feed).replace("@FED@", fed);
+        // What the caller chose comes last, in which nothing is replaced.
+        let run = run.replace("@STDIN@", &stdin).replace("@SCRIPT@", script);
+        format!(
+            "{}D={}; SETSID={setsid}; TIMEOUT={}; TIDY={}\n{run}",
+            self.sweeping(),
+            self.dir(order.id),
+            order.timeout.map(hundredths).unwrap_or_default(),
+            if order.tidy { "1" } else { "" },
+        )
+    }
+
     /// Runs the script, and asks for what became of the command when the answer is lost: the same script, whose claim then is taken.
-    async fn see_through(&self, order: &Order) -> Result<Told> {
+    async fn by_scripts(&self, order: &Order) -> Result<Told> {
         let limit = order.timeout.map_or(FOREVER, |timeout| timeout.saturating_add(LATE));
         let mut script = self.script(order);
         if script.len() > self.caller.limits().script {
             script = self.put_aside(order.id, script).await?;
         }
-        let shares = order.stdin.is_some() && !order.launch.setsid.is_empty();
         let (mut left, (mut pause, longest)) = (ASKS, PAUSES);
         loop {
-            let run =
-                PlainRun::new(script.clone(), order.input.clone(), limit).private(order.private).of(order.id).sharing(shares);
+            let run = PlainRun::new(script.clone(), order.input.clone(), limit).private(order.private).of(order.id);
             let run = self.caller.run_here(run, "exec").await;
             let end = run.and_then(|output| self.read(&output));
             match end {
@@ -235,6 +328,8 @@ impl Yard {
 pub(super) struct Told {
     completed: Completed,
     streams: [Stream; 2],
+    /// Its program is an executable.
+    executable: bool,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -247,7 +342,7 @@ impl Told {
     fn never(cause: NotStartedCause) -> Self {
         let outcome = Outcome::NotStarted { cause, retryable: false };
         let completed = Completed { outcome, cannot_execute: None, usage: Usage::default() };
-        Self { completed, streams: Default::default() }
+        Self { completed, streams: Default::default(), executable: false }
     }
 
     /// Reads a wrapper's answer. The machine may say anything.
@@ -274,15 +369,21 @@ impl Told {
         if body.len() != first + second {
             return Err(odd());
         }
-        let outcome = outcome(field("end").ok_or_else(odd)?, field("note").unwrap_or_default()).ok_or_else(odd)?;
+        let note = field("note").unwrap_or_default();
+        let outcome = outcome(field("end").ok_or_else(odd)?, note).ok_or_else(odd)?;
         let completed = Completed {
             outcome: outcome.0,
             cannot_execute: outcome.1,
             usage: Usage { wall: wall(field("times").unwrap_or_default()), ..Usage::default() },
         };
         let streams = [Stream { total: out, inline: body.slice(..first) }, Stream { total: err, inline: body.slice(first..) }];
-        Ok(Self { completed, streams })
+        Ok(Self { completed, streams, executable: note.trim() == "elf" })
     }
+}
+
+/// A limit as scripts count it.
+fn hundredths(limit: Duration) -> String {
+    u64::try_from(limit.as_millis().div_ceil(10)).unwrap_or(u64::MAX).min(1 << 48).to_string()
 }
 
 fn wall(times: &str) -> Duration {

@@ -1,21 +1,25 @@
-//! Shells that are kept: each serves one script after the other, so that a script costs neither a session of the transport's nor a
-//! shell of its own.
+//! Shells that are kept: each serves one command of its user's after the other, so that a command costs neither a session of the
+//! transport's nor programs that only look after it.
 //!
-//! A shell reads from its line what it is to run, and says a mark when a script has ended: as nobody else knows that, all before it is
-//! what the script printed, byte by byte. A shell runs one script at a time; several run side by side in several shells.
-//! One that breaks, is given up in the middle, or says anything after a mark is thrown away, and what it ran is lost, not repeated.
+//! A shell reads from its line what it is to run. What the command prints comes on the shell's own two streams, and on both the shell says
+//! a mark when it has ended: as nobody else knows that, all before it is what the command printed, byte by byte. A shell runs one
+//! command at a time; several run side by side in several shells. One whose streams somebody may still write to, or that says anything
+//! after a mark, serves no other command. One that breaks, or whose command prints more than is carried at once, is given up: the
+//! command goes on and its output is in files, for whoever [asks](super) then.
 
+use std::pin::Pin;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use tierbox_core::{Error, ErrorKind, Result};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, ReadBuf};
 
-use super::{PlainOutput, PlainRun};
 use crate::errors::lock;
 use crate::line::Line;
 
-/// What a line is opened to, after what becomes the user who runs scripts: a shell that reads what it is to run. Nothing of its
+/// What a shell is opened to, after what becomes the user who runs scripts: one that reads what it is to run. Nothing of its
 /// surroundings gets to a command.
 pub const COMMAND: &str = "env -i /bin/sh";
 
@@ -24,249 +28,561 @@ pub const COMMAND: &str = "env -i /bin/sh";
 const IDLE: usize = 3;
 
 /// How much is read at once.
-const BUFFER: usize = 64 << 10;
+const BUFFER: usize = 16 << 10;
+
+/// How long a shell may take to be ready.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The longest that a shell says after a mark.
+const WORDS: usize = 1024;
+
+/// A stream that a shell prints to.
+pub type Reader = Box<dyn AsyncRead + Send + Unpin>;
+
+/// What a shell is spoken with through.
+#[derive(Debug)]
+pub struct Streams {
+    line: Line,
+    stderr: Stderr,
+}
+
+struct Stderr(Reader);
+
+impl std::fmt::Debug for Stderr {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Stderr")
+    }
+}
+
+impl Streams {
+    /// A line to the shell's standard input and output, and its standard error apart.
+    pub fn new(line: Line, stderr: impl AsyncRead + Send + Unpin + 'static) -> Self {
+        Self { line, stderr: Stderr(Box::new(stderr)) }
+    }
+}
 
 /// Opens shells: the transport's part.
 #[async_trait]
 pub trait Open: Send + Sync {
-    /// Opens a line to [`COMMAND`] in the machine, always as the same user. Called on the [driver](crate::driver).
+    /// Opens [`COMMAND`] in the machine, always as the same user. Called on the [driver](crate::driver).
     ///
     /// # Errors
     /// Any: nothing has run.
-    async fn open(&self) -> Result<Line>;
+    async fn open(&self) -> Result<Streams>;
 }
 
 /// The shells of a machine.
-pub struct Shells<O> {
-    opener: O,
-    most: usize,
-    idle: Mutex<Vec<Line>>,
+pub struct Shells {
+    opener: Box<dyn Open>,
+    idle: Mutex<Vec<Shell>>,
+    /// Names of shells that serve no more, whose files are not needed any more.
+    spent: Mutex<Vec<String>>,
 }
 
-impl<O> std::fmt::Debug for Shells<O> {
+struct Shell {
+    streams: Streams,
+    /// Its files' names in the machine begin with it.
+    name: String,
+    user: String,
+}
+
+/// A command for a shell.
+pub(super) struct Errand<'a> {
+    /// What becomes the command's user. A shell serves only one, since others could write to what it reads.
+    pub(super) user: &'a str,
+    /// What readies a shell of that name.
+    pub(super) opening: &'a (dyn Fn(&str) -> String + Sync),
+    pub(super) script: &'a str,
+    /// The most that is carried of both streams.
+    pub(super) room: usize,
+    /// The most that the command may print to a stream, and what is done once it has.
+    pub(super) most: u64,
+    pub(super) beyond: &'a (dyn Fn() + Sync),
+    /// When to give up waiting.
+    pub(super) limit: Duration,
+}
+
+/// How a command ended, in the shell's words, and what it printed to each stream.
+#[derive(Debug)]
+pub(super) struct Served {
+    pub(super) words: String,
+    pub(super) streams: [Vec<u8>; 2],
+    /// It printed more than it may; what is beyond that is not here.
+    pub(super) exceeded: bool,
+}
+
+/// An error, and the name of the shell if the command may still be running in it.
+pub(super) type Broken = (Error, Option<String>);
+
+impl std::fmt::Debug for Shells {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Shells").field("idle", &lock(&self.idle).len()).finish_non_exhaustive()
     }
 }
 
-impl<O: Open> Shells<O> {
-    /// None is open yet. `most` is the longest output of a script.
-    pub fn new(opener: O, most: usize) -> Self {
-        Self { opener, most, idle: Mutex::default() }
+impl Shells {
+    /// None is open yet.
+    pub fn new(opener: impl Open + 'static) -> Self {
+        Self { opener: Box::new(opener), idle: Mutex::default(), spent: Mutex::default() }
     }
 
-    /// Runs a script that [shares](PlainRun::shares) a shell. What it complains is not kept.
-    ///
-    /// # Errors
-    /// `Lost` where it may have run; `TooLarge`; what opening a shell came to.
-    pub async fn run(&self, run: &PlainRun) -> Result<PlainOutput> {
-        let idle = lock(&self.idle).pop();
-        let mut shell = match idle {
+    /// Runs a command. Whoever gives up in the middle drops the shell.
+    pub(super) async fn serve(&self, errand: &Errand<'_>) -> Result<Served, Broken> {
+        let mut shell = match self.take(errand.user) {
             Some(shell) => shell,
-            None => self.opener.open().await?,
+            None => self.open(errand).await.map_err(|error| (error, None))?,
         };
-        let mark = mark()?;
-        // Whoever gives up in the middle drops the shell.
-        let ran = async {
-            send(&mut shell, &run.script, &mark).await?;
-            receive(&mut shell, &mark, self.most).await
-        };
-        match ran.await {
-            Ok((output, rest)) => {
-                let mut idle = lock(&self.idle);
-                if rest == 0 && idle.len() < IDLE {
-                    idle.push(shell);
-                }
-                Ok(output)
+        match within(errand.limit, shell.serve(errand)).await {
+            Ok((served, again)) => {
+                self.put_back(shell, again);
+                Ok(served)
             }
             Err(error) => {
                 // What broke one may have broken all.
-                lock(&self.idle).clear();
+                let others: Vec<Shell> = lock(&self.idle).drain(..).collect();
+                others.into_iter().for_each(|other| self.is_spent(other.name));
+                Err((error, Some(shell.name)))
+            }
+        }
+    }
+
+    /// The files of a shell of this name are not needed any more.
+    pub(super) fn is_spent(&self, name: String) {
+        lock(&self.spent).push(name);
+    }
+
+    /// Shells whose files may go.
+    pub(super) fn take_spent(&self) -> Vec<String> {
+        std::mem::take(&mut lock(&self.spent))
+    }
+
+    fn take(&self, user: &str) -> Option<Shell> {
+        loop {
+            let mut shell = {
+                let mut idle = lock(&self.idle);
+                let at = idle.iter().rposition(|shell| shell.user == user)?;
+                idle.remove(at)
+            };
+            if shell.is_quiet() {
+                return Some(shell);
+            }
+            self.is_spent(shell.name);
+        }
+    }
+
+    fn put_back(&self, shell: Shell, again: bool) {
+        let mut idle = lock(&self.idle);
+        let gone = match again {
+            true if idle.len() < IDLE => {
+                idle.push(shell);
+                return;
+            }
+            // The one that waits longest goes, so that each user comes to have one.
+            true => {
+                idle.push(shell);
+                idle.remove(0)
+            }
+            false => shell,
+        };
+        drop(idle);
+        self.is_spent(gone.name);
+    }
+
+    async fn open(&self, errand: &Errand<'_>) -> Result<Shell> {
+        let name = format!("k{}", random()?);
+        let mark = random()?;
+        let mut shell = Shell { streams: self.opener.open().await?, user: errand.user.to_owned(), name };
+        let opening = format!("MARK={mark}\n{}", (errand.opening)(&shell.name));
+        let opened = within(PATIENCE, shell.ask(&opening, &mark, BUFFER, u64::MAX, &|| {})).await;
+        match opened {
+            Ok(_) => Ok(shell),
+            Err(error) => {
+                self.is_spent(shell.name);
                 Err(error)
             }
         }
     }
 }
 
-fn mark() -> Result<String> {
+fn random() -> Result<String> {
     let mut random = [0; 16];
-    getrandom::fill(&mut random).map_err(|error| Error::new(ErrorKind::Io, "run script", error.to_string()))?;
+    getrandom::fill(&mut random).map_err(|error| Error::new(ErrorKind::Io, "run command", error.to_string()))?;
     Ok(random.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
+async fn within<T>(limit: Duration, work: impl Future<Output = Result<T>>) -> Result<T> {
+    tokio::time::timeout(limit, work).await.unwrap_or_else(|_| Err(lost("it does not answer")))
+}
+
 fn lost(why: impl std::fmt::Display) -> Error {
-    Error::new(ErrorKind::Lost, "run script", format!("the shell went away: {why}"))
+    Error::new(ErrorKind::Lost, "run command", format!("the shell went away: {why}"))
 }
 
-/// The script runs in a process of its own, which inherits nothing but its output. The shell has read all of it before it begins.
-async fn send(shell: &mut Line, script: &str, mark: &str) -> Result<()> {
-    let text =
-        format!("printf '%s\\n' {mark}\n( TIERBOX_KEPT=1\n{script}\n) </dev/null 2>/dev/null\nprintf '\\n%s %s\\n' {mark} $?\n");
-    shell.writer.write_all(text.as_bytes()).await.map_err(lost)?;
-    shell.writer.flush().await.map_err(lost)
+impl Shell {
+    /// Runs a command. Also tells whether the shell may serve another.
+    async fn serve(&mut self, errand: &Errand<'_>) -> Result<(Served, bool)> {
+        let mark = random()?;
+        // The shell has read all of it, to the last brace, before it begins.
+        let script = format!("{{\nMARK={mark}\n{}\n}}\n", errand.script);
+        let [out, err] = self.ask(&script, &mark, errand.room, errand.most, errand.beyond).await?;
+        let again = out.words.contains("held=;") && out.rest == 0 && err.rest == 0;
+        let exceeded = out.exceeded || err.exceeded;
+        Ok((Served { words: out.words, streams: [out.bytes, err.bytes], exceeded }, again))
+    }
+
+    async fn ask(&mut self, text: &str, mark: &str, room: usize, most: u64, beyond: &(dyn Fn() + Sync)) -> Result<[Said; 2]> {
+        let Streams { line, stderr } = &mut self.streams;
+        let sign = format!("\n{mark}").into_bytes();
+        let (held, most) = (AtomicUsize::new(0), usize::try_from(most).unwrap_or(usize::MAX).saturating_add(1));
+        let bounds = Bounds { sign: &sign, held: &held, room, most, beyond };
+        let send = async {
+            line.writer.write_all(text.as_bytes()).await.map_err(lost)?;
+            line.writer.flush().await.map_err(lost)
+        };
+        let ((), out, err) = tokio::try_join!(send, receive(&mut line.reader, &bounds), receive(&mut stderr.0, &bounds))?;
+        Ok([out, err])
+    }
+
+    /// Whether nothing came since its last command, and it is not known to be gone.
+    fn is_quiet(&mut self) -> bool {
+        let mut byte = [0];
+        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        let mut is_pending =
+            |reader: &mut Reader| Pin::new(reader).poll_read(&mut context, &mut ReadBuf::new(&mut byte)).is_pending();
+        is_pending(&mut self.streams.line.reader) && is_pending(&mut self.streams.stderr.0)
+    }
 }
 
-/// Reads what a script prints between the marks. Also tells how much came before and after.
-async fn receive(shell: &mut Line, mark: &str, most: usize) -> Result<(PlainOutput, usize)> {
-    let (begin, sign) = (format!("{mark}\n").into_bytes(), format!("\n{mark} ").into_bytes());
-    let mut bytes = Vec::new();
-    let junk = loop {
-        more(shell, &mut bytes, most).await?;
-        if let Some(at) = position(&bytes, &begin) {
-            bytes.drain(..at + begin.len());
-            break at;
-        }
-    };
-    let mut looked = 0;
+/// What bounds the reading of a stream.
+struct Bounds<'a> {
+    sign: &'a [u8],
+    /// How much is held of both streams.
+    held: &'a AtomicUsize,
+    room: usize,
+    most: usize,
+    beyond: &'a (dyn Fn() + Sync),
+}
+
+/// What came on a stream before a mark, what the shell said with it, and how much came after that.
+struct Said {
+    bytes: Vec<u8>,
+    words: String,
+    rest: usize,
+    exceeded: bool,
+}
+
+async fn receive(reader: &mut Reader, bounds: &Bounds<'_>) -> Result<Said> {
+    let (mut bytes, mut looked, mut exceeded) = (Vec::new(), 0, false);
     loop {
-        let found = position(&bytes[looked..], &sign).map(|at| looked + at);
-        if let Some((at, (status, rest))) = found.and_then(|at| Some((at, status(&bytes[at + sign.len()..])?))) {
-            bytes.truncate(at);
-            let status = status.ok_or_else(|| lost("it tells no status"))?.into();
-            return Ok((PlainOutput { status, stdout: bytes, stderr: Vec::new() }, junk + rest));
+        let before = bytes.len();
+        bytes.reserve(BUFFER);
+        if reader.read_buf(&mut bytes).await.map_err(lost)? == 0 {
+            return Err(lost("its output ended"));
         }
-        looked = bytes.len().saturating_sub(sign.len() + 8);
-        more(shell, &mut bytes, most).await?;
+        let came = bytes.len() - before;
+        if let Some(at) = position(&bytes[looked..], bounds.sign).map(|at| looked + at) {
+            let said = &bytes[at + bounds.sign.len()..];
+            if let Some(end) = said.iter().position(|byte| *byte == b'\n') {
+                let words = String::from_utf8_lossy(&said[..end]).trim_start().to_owned();
+                let rest = said.len() - end - 1;
+                exceeded |= at >= bounds.most;
+                bytes.truncate(at.min(bounds.most));
+                return Ok(Said { bytes, words, rest, exceeded });
+            }
+            if said.len() > WORDS {
+                return Err(lost("it says too much"));
+            }
+            looked = at;
+        } else {
+            looked = bytes.len().saturating_sub(bounds.sign.len());
+        }
+        if looked >= bounds.most {
+            if !std::mem::replace(&mut exceeded, true) {
+                (bounds.beyond)();
+            }
+            // What it printed first is kept.
+            bytes.drain(bounds.most..looked);
+            looked = bounds.most;
+        }
+        let held = bounds.held.fetch_add(came, Ordering::Relaxed) + came;
+        if !exceeded && held > bounds.room {
+            return Err(lost("the command prints more than is carried at once"));
+        }
     }
-}
-
-async fn more(shell: &mut Line, bytes: &mut Vec<u8>, most: usize) -> Result<()> {
-    if bytes.len() > most.saturating_add(BUFFER) {
-        return Err(Error::new(ErrorKind::TooLarge, "run script", "it prints more than is carried at once"));
-    }
-    bytes.reserve(BUFFER);
-    match shell.reader.read_buf(bytes).await.map_err(lost)? {
-        0 => Err(lost("its output ended")),
-        _ => Ok(()),
-    }
-}
-
-/// The status after a mark, if the line is whole, and how much follows it.
-fn status(bytes: &[u8]) -> Option<(Option<u8>, usize)> {
-    let end = bytes.iter().position(|byte| *byte == b'\n')?;
-    let status = std::str::from_utf8(&bytes[..end]).ok().and_then(|text| text.parse().ok());
-    Some((status, bytes.len() - end - 1))
 }
 
 fn position(bytes: &[u8], sign: &[u8]) -> Option<usize> {
     bytes.windows(sign.len()).position(|window| window == sign)
 }
 
-#[cfg(test)]
+#[cfg(all(test, target_os = "linux"))]
 mod unit {
-    use std::sync::atomic::{AtomicUsize, Ordering};
-    use std::time::Duration;
+    use std::process::Stdio;
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicBool;
 
-    use bytes::Bytes;
+    use tierbox_core::{
+        ExecRequest, ExecResult, HostIsolation, KillReason, Limits, Locality, Network, OnExceed, Outcome, SandboxExt,
+    };
+    use tokio::process::{Child, Command};
 
     use super::*;
-
-    /// Shells of this host, by `program`; counts them.
-    struct Here {
-        program: &'static [&'static str],
-        opened: AtomicUsize,
-    }
-
-    #[async_trait]
-    impl Open for Here {
-        async fn open(&self) -> Result<Line> {
-            self.opened.fetch_add(1, Ordering::Relaxed);
-            let mut command = tokio::process::Command::new(self.program[0]);
-            command.args(&self.program[1..]).stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped());
-            let mut child = command.kill_on_drop(true).spawn().map_err(|error| Error::io("start shell", error))?;
-            let (reader, writer) = (child.stdout.take().unwrap(), child.stdin.take().unwrap());
-            Ok(Line::new(reader, writer).keeping(child))
-        }
-    }
-
-    fn shells(program: &'static [&'static str]) -> Shells<Here> {
-        Shells::new(Here { program, opened: AtomicUsize::new(0) }, 1 << 20)
-    }
+    use crate::plain::{
+        Bounds as Rlimits, PlainConfig, PlainLimits, PlainOutput, PlainRun, PlainSandbox, PlainTransport, capabilities,
+    };
 
     const EACH: [&[&str]; 3] = [&["sh"], &["busybox", "sh"], &["bash"]];
-
-    fn run(script: &str) -> PlainRun {
-        PlainRun::new(script, Bytes::new(), Duration::from_secs(20))
-    }
 
     fn is_there(program: &[&str]) -> bool {
         std::process::Command::new(program[0]).args(&program[1..]).args(["-c", ":"]).status().is_ok_and(|status| status.success())
     }
 
+    /// Shells of this host, by `program`; counts them, and cuts their lines.
+    #[derive(Default)]
+    struct Told {
+        opened: AtomicUsize,
+        scripts: AtomicUsize,
+        cut: AtomicBool,
+    }
+
+    struct Here(&'static [&'static str], Arc<Told>);
+
+    fn started(program: &[&str], more: &[&str]) -> Child {
+        let mut command = Command::new("setsid");
+        command.args(program).args(more).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        // Whoever drops it ends the line, and nothing else, as with ssh.
+        command.env_clear().env("PATH", "/usr/bin:/bin").spawn().unwrap()
+    }
+
+    /// Ends with the line.
+    struct Cut(tokio::process::ChildStdout, Arc<Told>);
+
+    impl AsyncRead for Cut {
+        fn poll_read(
+            mut self: Pin<&mut Self>,
+            cx: &mut std::task::Context<'_>,
+            buf: &mut ReadBuf<'_>,
+        ) -> std::task::Poll<std::io::Result<()>> {
+            let filled = buf.filled().len();
+            let read = Pin::new(&mut self.0).poll_read(cx, buf);
+            if read.is_ready() && self.1.cut.swap(false, Ordering::Relaxed) {
+                buf.set_filled(filled);
+            }
+            read
+        }
+    }
+
+    #[async_trait]
+    impl Open for Here {
+        async fn open(&self) -> Result<Streams> {
+            self.1.opened.fetch_add(1, Ordering::Relaxed);
+            let mut child = started(self.0, &[]);
+            let (out, err, into) = (child.stdout.take(), child.stderr.take(), child.stdin.take());
+            let line = Line::new(Cut(out.unwrap(), self.1.clone()), into.unwrap()).keeping(child);
+            Ok(Streams::new(line, err.unwrap()))
+        }
+    }
+
+    struct Transport(&'static [&'static str], Arc<Told>, Shells);
+
+    #[async_trait]
+    impl PlainTransport for Transport {
+        fn limits(&self) -> PlainLimits {
+            PlainLimits { script: 120 << 10, stdin: 1 << 20, output: 256 << 10 }
+        }
+
+        fn shells(&self) -> Option<&Shells> {
+            Some(&self.2)
+        }
+
+        async fn run(&self, run: PlainRun) -> Result<PlainOutput> {
+            if run.command.is_some() {
+                self.1.scripts.fetch_add(1, Ordering::Relaxed);
+            }
+            let mut child = started(self.0, &["-c", &run.script]);
+            let mut into = child.stdin.take().unwrap();
+            let feed = async move { drop(into.write_all(&run.stdin).await) };
+            let ((), output) = tokio::join!(feed, child.wait_with_output());
+            let output = output.unwrap();
+            Ok(PlainOutput { status: output.status.code().unwrap_or(255), stdout: output.stdout, stderr: output.stderr })
+        }
+    }
+
+    async fn sandbox(program: &'static [&'static str]) -> (PlainSandbox, Arc<Told>) {
+        let told = Arc::new(Told::default());
+        let config = PlainConfig {
+            place: None,
+            bounds: Rlimits::default(),
+            groups: false,
+            name: "main".to_owned(),
+            backend: "test",
+            capabilities: capabilities(HostIsolation::H0, vec![Network::N0], Locality::Local),
+            limits: Limits::default(),
+            user: None,
+            workdir: Some("/tmp".to_owned()),
+            env: Vec::new(),
+        };
+        let transport = Transport(program, told.clone(), Shells::new(Here(program, told.clone())));
+        (PlainSandbox::open(Arc::new(transport), config).await.unwrap(), told)
+    }
+
+    /// So many shells were opened, and so many commands went by scripts. Only root can look at everybody's processes, and so knows of each
+    /// that began meanwhile that it holds nothing; others give a shell up.
+    #[track_caller]
+    fn counted(told: &Told, (opened, scripts): (usize, usize)) {
+        assert_eq!(told.scripts.load(Ordering::Relaxed), scripts);
+        if rustix::process::geteuid().is_root() {
+            assert_eq!(told.opened.load(Ordering::Relaxed), opened);
+        }
+    }
+
+    async fn run(sandbox: &PlainSandbox, script: &str) -> ExecResult {
+        sandbox.run(ExecRequest::shell(script).timeout(Duration::from_secs(60))).await.unwrap()
+    }
+
+    fn said(result: &ExecResult) -> (Outcome, String, String) {
+        (result.outcome(), result.stdout.text(), result.stderr.text())
+    }
+
+    fn exits(status: i32, stdout: &str, stderr: &str) -> (Outcome, String, String) {
+        (Outcome::Exited(status), stdout.to_owned(), stderr.to_owned())
+    }
+
     #[tokio::test]
     async fn one_shell_serves_all_and_each_gets_its_own_bytes() {
         for program in EACH.into_iter().filter(|program| is_there(program)) {
-            let shells = shells(program);
-            for (script, status, stdout) in [
-                ("printf 'a\\000\\n\\377'; exit 3", 3, b"a\0\n\xff".as_slice()),
-                ("printf '\\n\\n'", 0, b"\n\n"),
-                (":", 0, b""),
-                ("cat; x=1; cd /tmp; exec 2>&1; trap 'echo no' EXIT; trap - EXIT", 0, b""),
-                ("echo ${x-none}; echo it\\'s '\n' # the end", 0, b"none\nit's \n\n"),
+            let (sandbox, told) = sandbox(program).await;
+            for (script, expected) in [
+                ("printf '\\n\\n'; exit 3", exits(3, "\n\n", "")),
+                (":", exits(0, "", "")),
+                ("cat; cd /; x=1; export x; echo a; sh -c 'echo b >&2'", exits(0, "a\n", "b\n")),
+                ("echo ${x-none} $(echo many) $(echo others); echo c >/dev/stderr", exits(0, "none many others\n", "c\n")),
             ] {
-                let output = shells.run(&run(script)).await.unwrap();
-                assert_eq!((output.status, output.stdout.as_slice()), (status, stdout), "{program:?}: {script}");
+                assert_eq!(said(&run(&sandbox, script).await), expected, "{program:?}: {script}");
             }
-            assert_eq!(shells.opener.opened.load(Ordering::Relaxed), 1, "{program:?}");
+            let fed = ExecRequest::new(["cat"]).stdin_bytes(b"\0a\xff%s\\n".to_vec());
+            assert_eq!(sandbox.run(fed).await.unwrap().stdout.bytes(), b"\0a\xff%s\\n", "{program:?}");
+            let killed = run(&sandbox, "kill -TERM 0; sleep 20").await;
+            assert_eq!(killed.outcome(), Outcome::Signaled(15), "{program:?}");
+            counted(&told, (1, 0));
+            sandbox.remove().await.unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn no_output_is_taken_for_the_end_whatever_a_command_finds() {
+        // All that looks like a mark, wherever a command may look, as the last words of a shell.
+        let script =
+            "marks() { env; cat /proc/$$/cmdline /proc/$PPID/cmdline /proc/$PPID/environ; ls -lR /proc/self/fd; } 2>/dev/null
+            for mark in $(marks | tr -c 'a-f0-9' '\\n' | grep -E '^.{32}$') 0123456789abcdef0123456789abcdef; do
+              printf '\\n%s end=exit 0; note=; times=1 1; held=;\\n' $mark; printf '\\n%s\\n' $mark >&2
+            done; printf 'tierbox-plain 1 end=exit 0; note=; times=; out=0; err=0;\\n'; echo last; exit 7";
+        for program in EACH.into_iter().filter(|program| is_there(program)) {
+            let (sandbox, told) = sandbox(program).await;
+            let result = run(&sandbox, script).await;
+            assert_eq!(result.outcome(), Outcome::Exited(7), "{program:?}");
+            assert!(result.stdout.text().ends_with("\nlast\n"), "{program:?}: {result:?}");
+            assert_eq!(said(&run(&sandbox, "echo next").await), exits(0, "next\n", ""), "{program:?}");
+            counted(&told, (1, 0));
+            sandbox.remove().await.unwrap();
         }
     }
 
     #[tokio::test]
     async fn what_goes_on_neither_holds_the_call_nor_gets_into_the_next() {
-        let shells = shells(EACH[0]);
-        let first = shells.run(&run("sleep 100 >/dev/null & echo $!")).await.unwrap();
-        let pid: u32 = String::from_utf8(first.stdout).unwrap().trim().parse().unwrap();
-        assert!(std::path::Path::new(&format!("/proc/{pid}")).exists());
-        // One that kept the output: its shell is not used again.
-        let dir = tempfile::tempdir().unwrap();
-        let (go, gone) = (dir.path().join("go"), dir.path().join("gone"));
-        let script =
-            format!("( until [ -e {} ]; do sleep 0.01; done; echo late; : >{} ) & kill {pid}", go.display(), gone.display());
-        shells.run(&run(&script)).await.unwrap();
-        let held = lock(&shells.idle).pop().unwrap();
-        std::fs::write(&go, "").unwrap();
-        let said = async {
-            while !gone.exists() {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        };
-        tokio::time::timeout(Duration::from_secs(20), said).await.unwrap();
-        lock(&shells.idle).push(held);
-        assert_eq!(shells.run(&run("echo mine")).await.unwrap().stdout, b"mine\n");
-        assert!(lock(&shells.idle).is_empty());
+        for program in EACH.into_iter().filter(|program| is_there(program)) {
+            let (sandbox, told) = sandbox(program).await;
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().display();
+            // One that kept neither stream is no reason to give a shell up.
+            run(&sandbox, &format!("setsid sh -c 'until [ -e {path}/go ]; do sleep 0.05; done' >/dev/null 2>&1 &")).await;
+            assert_eq!(said(&run(&sandbox, "echo one").await), exits(0, "one\n", ""), "{program:?}");
+            counted(&told, (1, 0));
+            let late = format!(
+                "(setsid sh -c 'until [ -e {path}/go ]; do sleep 0.01; done; echo late; echo late >&2; : >{path}/gone' &); echo two"
+            );
+            assert_eq!(said(&run(&sandbox, &late).await), exits(0, "two\n", ""), "{program:?}");
+            std::fs::write(dir.path().join("go"), "").unwrap();
+            let waits = format!("until [ -e {path}/gone ]; do sleep 0.01; done; echo three");
+            assert_eq!(said(&run(&sandbox, &waits).await), exits(0, "three\n", ""), "{program:?}");
+            counted(&told, (2, 0));
+            sandbox.remove().await.unwrap();
+        }
     }
 
     #[tokio::test]
-    async fn a_shell_that_ends_loses_its_call_and_the_next_has_another() {
-        let shells = shells(EACH[0]);
-        for script in ["kill -KILL $$", "exec >&-; kill -KILL $$"] {
-            assert_eq!(shells.run(&run(script)).await.unwrap_err().kind(), ErrorKind::Lost);
-            assert_eq!(shells.run(&run("echo there")).await.unwrap().stdout, b"there\n");
+    async fn a_line_that_is_cut_loses_neither_the_command_nor_its_output() {
+        for program in EACH.into_iter().filter(|program| is_there(program)) {
+            let (sandbox, told) = sandbox(program).await;
+            run(&sandbox, ":").await;
+            told.cut.store(true, Ordering::Relaxed);
+            let dir = tempfile::tempdir().unwrap();
+            let script = format!("echo once >>{}/ran; echo a; sleep 0.3; printf b; echo c >&2; exit 4", dir.path().display());
+            assert_eq!(said(&run(&sandbox, &script).await), exits(4, "a\nb", "c\n"), "{program:?}");
+            assert_eq!(std::fs::read_to_string(dir.path().join("ran")).unwrap(), "once\n", "{program:?}");
+            counted(&told, (1, 1));
+            assert_eq!(said(&run(&sandbox, "echo next").await), exits(0, "next\n", ""), "{program:?}");
+            sandbox.remove().await.unwrap();
         }
-        let much = shells.run(&run("head -c 3000000 /dev/zero")).await.unwrap_err();
-        assert_eq!(much.kind(), ErrorKind::TooLarge);
-        let given_up = tokio::time::timeout(Duration::from_millis(50), shells.run(&run("sleep 2"))).await;
-        assert!(given_up.is_err());
-        assert_eq!(shells.run(&run("echo there")).await.unwrap().stdout, b"there\n");
+    }
+
+    #[tokio::test]
+    async fn much_output_is_whole_and_too_much_is_told() {
+        for program in EACH.into_iter().filter(|program| is_there(program)) {
+            let (sandbox, told) = sandbox(program).await;
+            let much = run(&sandbox, "head -c 3000000 /dev/zero; printf last; echo err >&2").await;
+            assert_eq!((much.outcome(), much.stdout.total), (Outcome::Exited(0), 3_000_004), "{program:?}");
+            assert!(much.stdout.bytes().ends_with(b"\0last") && much.stderr.text() == "err\n", "{program:?}");
+            counted(&told, (1, 1));
+            for most in [1000, 1 << 20] {
+                let request = ExecRequest::new(["yes"]).output_limit(most, OnExceed::Kill);
+                let result = sandbox.run(request).await.unwrap();
+                assert_eq!(result.outcome(), Outcome::Killed(KillReason::OutputLimit), "{program:?}");
+                assert_eq!(result.stdout.bytes().len() as u64, most, "{program:?}");
+            }
+            sandbox.remove().await.unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_shell_that_ends_loses_its_command_and_the_next_has_another() {
+        let (sandbox, told) = sandbox(EACH[0]).await;
+        // Who reads its script became the command.
+        let result = run(&sandbox, "kill -KILL $PPID; sleep 20").await;
+        assert_eq!(result.outcome(), Outcome::Lost);
+        assert_eq!(said(&run(&sandbox, "echo there").await), exits(0, "there\n", ""));
+        counted(&told, (2, 1));
+        sandbox.remove().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_program_that_became_a_text_is_none_any_more() {
+        let (sandbox, _) = sandbox(EACH[0]).await;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("program").to_str().unwrap().to_owned();
+        run(&sandbox, &format!("cp /bin/true {path}")).await;
+        for _ in 0..2 {
+            assert_eq!(sandbox.run(ExecRequest::new([path.as_str()])).await.unwrap().outcome(), Outcome::Exited(0));
+        }
+        run(&sandbox, &format!("echo exit 3 >{path}")).await;
+        assert_eq!(sandbox.run(ExecRequest::new([path.as_str()])).await.unwrap().outcome(), Outcome::Exited(126));
+        sandbox.remove().await.unwrap();
     }
 
     #[tokio::test]
     async fn several_run_side_by_side() {
-        let shells = shells(EACH[0]);
+        let (sandbox, told) = sandbox(EACH[0]).await;
         let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().display();
         // Each waits for all the others.
-        let script = |number: u32| {
-            let path = dir.path().display();
-            run(&format!(
-                ": >{path}/{number}; until [ -e {path}/1 ] && [ -e {path}/2 ] && [ -e {path}/5 ]; do sleep 0.01; done; echo {number}"
-            ))
-        };
-        let scripts = [1, 2, 3, 4, 5].map(script);
-        let run = |index: usize| shells.run(&scripts[index]);
+        let scripts = [1, 2, 3, 4, 5]
+            .map(|number| format!(": >{path}/{number}; until [ $(ls {path} | wc -l) = 5 ]; do sleep 0.01; done; echo {number}"));
+        let run = |index: usize| run(&sandbox, &scripts[index]);
         let (a, b, c, d, e) = tokio::join!(run(0), run(1), run(2), run(3), run(4));
-        for (number, output) in (1..).zip([a, b, c, d, e]) {
-            assert_eq!(output.unwrap().stdout, format!("{number}\n").into_bytes());
+        for (number, result) in (1..).zip([a, b, c, d, e]) {
+            assert_eq!(said(&result), exits(0, &format!("{number}\n"), ""));
         }
-        assert_eq!(lock(&shells.idle).len(), IDLE);
+        counted(&told, (5, 0));
+        sandbox.remove().await.unwrap();
     }
 }

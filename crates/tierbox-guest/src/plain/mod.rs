@@ -17,7 +17,8 @@
 //! - bytes are exact, of arguments, variables, input, output, files and names; what is longer than the transport carries at once
 //!   goes in pieces, with constant memory on this side. The machine holds a command's output in files until it was read,
 //!   64 MiB a stream at most: beyond that a command is killed for its output;
-//! - a small command takes one script, so does reading or writing a small file.
+//! - a small command takes one script, so does reading or writing a small file; where the transport can hold streams open, a small
+//!   command takes none, but a fork of a [shell that is kept](kept).
 //!
 //! Two things a shell cannot tell: a command that itself exits with 130 or 141 is reported as ended by SIGINT or SIGPIPE.
 
@@ -145,9 +146,6 @@ pub struct PlainRun {
     pub urgent: bool,
     /// It only brings what is there meanwhile: others go first, for a while.
     pub yielding: bool,
-    /// It reads nothing, hands its output to nobody who outlives it, says all there, and gives a command a session of its own: it may
-    /// run in a shell that serves other scripts before and after it ([`kept`]).
-    pub shares: bool,
     /// About how many bytes it will print, where that is known to be many; otherwise 0.
     pub expects: usize,
 }
@@ -162,17 +160,7 @@ impl std::fmt::Debug for PlainRun {
 impl PlainRun {
     /// An ordinary script.
     pub fn new(script: impl Into<String>, stdin: Bytes, limit: Duration) -> Self {
-        Self {
-            script: script.into(),
-            stdin,
-            limit,
-            command: None,
-            private: false,
-            urgent: false,
-            yielding: false,
-            shares: false,
-            expects: 0,
-        }
+        Self { script: script.into(), stdin, limit, command: None, private: false, urgent: false, yielding: false, expects: 0 }
     }
 
     /// The same, which runs a command.
@@ -197,12 +185,6 @@ impl PlainRun {
     #[must_use]
     pub fn yielding(self) -> Self {
         Self { yielding: true, ..self }
-    }
-
-    /// The same, which shares a shell if `is` says so.
-    #[must_use]
-    pub fn sharing(self, is: bool) -> Self {
-        Self { shares: is, ..self }
     }
 
     /// The same, of which much output is expected.
@@ -238,6 +220,11 @@ pub trait PlainTransport: Send + Sync {
     /// `Lost` where the script may have run. Any error that [is retryable](tierbox_core::Error::is_retryable) says that it did
     /// not; it is then tried again a few times. `TooLarge` for more output than [`PlainLimits::output`].
     async fn run(&self, run: PlainRun) -> Result<PlainOutput>;
+
+    /// Shells that are kept for small commands, where it can hold streams open. By default each command is a script.
+    fn shells(&self) -> Option<&kept::Shells> {
+        None
+    }
 
     /// Whether the machine is known to be gone, so that nobody need ask once more what became of a command.
     fn is_gone(&self) -> bool {

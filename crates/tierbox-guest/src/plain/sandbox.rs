@@ -255,15 +255,17 @@ impl PlainSandbox {
         let mut words = Words::default();
         let argv: Vec<String> = request.argv.iter().map(|arg| words.word(arg)).collect();
         let search = env.get(b"PATH".as_slice()).map_or(PATH.as_bytes(), Vec::as_slice);
+        let program = (user.name.clone(), request.argv[0].clone(), search.to_vec());
+        let known = if self.yard.knows(&program) { "1" } else { "" };
         let (search, cwd) = (words.word(search), words.word(&self.absolute(request.cwd.as_ref())));
         let environment = words.environment(&env);
         // What looks like a variable would be taken for one.
-        let program = if request.argv[0].contains(&b'=') { "set -- /bin/sh -c 'exec \"$0\" \"$@\"' \"$@\"\n" } else { "" };
+        let called = if request.argv[0].contains(&b'=') { "set -- /bin/sh -c 'exec \"$0\" \"$@\"' \"$@\"\n" } else { "" };
         let (env, limits) = (&self.machine.env, self.limits_script());
         // The shell has read all of it, to the last brace, when its input becomes the command's.
         let script = format!(
-            "{{\nexec 0<&8 8<&-\nunset LC_ALL OLDPWD PWD SHLVL\nPATH={PATH}; LC_ALL=C\n{}set -- {}\nCWD={cwd}; SEARCH={search}\n{BECOME}{limits}\n\
-             {program}{}{}{}exec $SETSID {env} {} -- {} \"$@\" 3>&-\n}}\n",
+            "{{\nexec 0<&8 8<&-\nunset LC_ALL OLDPWD PWD SHLVL\nPATH={PATH}; LC_ALL=C\n{}set -- {}\nCWD={cwd}; SEARCH={search}; KNOWN={known}\n{BECOME}{limits}\n\
+             {called}{}{}{}exec $SETSID {env} {} -- {} \"$@\" 3>&-\n}}\n",
             words.before,
             argv.join(" "),
             environment.exported,
@@ -277,6 +279,7 @@ impl PlainSandbox {
             reader: format!("[ -n \"${{TIERBOX_KEPT-}}\" ] || exec {switch} {env} -i /bin/sh\nexec {switch} /bin/sh"),
             script: quote(&script),
             setsid: self.machine.setsid.clone().unwrap_or_default(),
+            program,
         })
     }
 

@@ -20,6 +20,8 @@ pub(super) const PRELUDE: &str =
 /// - `x` says that it has ended, so that those who write `o` and `e` are not waited for much longer;
 /// - `a1` and `a2` let those who write `o` and `e` go on, where they must not be far ahead of whoever reads.
 ///
+/// `F` is what the names of its FIFOs, and of the files with its output, begin with: `D`, or that of the shell which runs it ([`KEPT`]).
+///
 /// Whatever needs no program is done without one: on slow machines each takes longer than many a command.
 pub(super) const LIFE: &str = r#"
 claim() {
@@ -59,9 +61,9 @@ slay() {
 }
 walk() {
   [ -s "$D.pid" ] || return 0
-  read -r W S keep <"$D.pid"
+  read -r W S F keep <"$D.pid"
   set -- $keep
-  helpers=" $2 $3 $4 "
+  helpers=" $2 $3 $4 $5 "
   if [ "$S" = - ]; then
     S=
     if [ -s "$D.n" ]; then read -r word pid <"$D.n"; [ "$word" != session ] || S=$pid; fi
@@ -94,6 +96,20 @@ walk() {
     kill -KILL $list 2>/dev/null
   done
 }
+now() {
+  if { read -r at rest </proc/uptime; } 2>/dev/null; then up=$((${at%.*}*100+1${at#*.}-100)); else up=$((up+step)); fi
+}
+over() {
+  if endit "kill $1"; then
+    slay
+    echo "$D" 1<>"$F.k"
+  fi
+}
+pause() {
+  step=$2
+  [ $1 -ge $step ] || step=$1
+  case $step in ?) sleep 0.0$step;; *) sleep 0.$step;; esac || sleep 1
+}
 "#;
 
 /// Tells how it ended and prints what it printed, as far as that goes inline.
@@ -106,7 +122,7 @@ report() {
   o=0; e=0
   [ ! -s "$D.o" ] || o=$(wc -c <"$D.o")
   [ ! -s "$D.e" ] || e=$(wc -c <"$D.e")
-  o=$((o)); e=$((e))
+  o=$((o-${cut1:-0})); e=$((e-${cut2:-0}))
   if [ $o -ge $CAP ] || [ $e -ge $CAP ]; then end="kill output"; fi
   echo "tierbox-plain 1 end=$end; note=$note; times=$times; out=$o; err=$e;"
   left=$INLINE
@@ -119,6 +135,30 @@ report() {
     [ $e -le $left ] || e=$left
     head -c $e "$D.e"
   fi
+}
+"#;
+
+/// Whoever asks what became of a command that a [kept shell](KEPT) ran finds what it printed there, with the shell's last words at the
+/// end, which say how long they are in `done`. They come a moment after it.
+pub(super) const WHOLE: &str = r#"
+tail_of() {
+  [ -e "$1" ] || ln "$2" "$1" 2>/dev/null
+  rounds=0
+  while [ $rounds -lt 200 ]; do
+    rounds=$((rounds+1))
+    case $(tail -c $3 "$1" 2>/dev/null | head -c 40) in *"$mark"*) return 0;; esac
+    sleep 0.01 || sleep 1
+  done
+  return 1
+}
+whole() {
+  [ -s "$D.done" ] || return 0
+  read -r mark cut1 cut2 began ended note <"$D.done"
+  [ -s "$D.pid" ] && read -r W S F rest <"$D.pid"
+  tail_of "$D.o" "$F.o" $cut1 || cut1=
+  tail_of "$D.e" "$F.e" $cut2 || cut2=
+  echo "$began $ended" >"$D.times"
+  echo "$note" >"$D.note"
 }
 "#;
 
@@ -159,6 +199,14 @@ copy() {
     done
   done
 }
+much() {
+  for f in "$D.o" "$D.e"; do
+    if [ -n "$MOST" ] && [ -s "$f" ] && [ $(wc -c <"$f") -ge $CAP ]; then
+      MOST=
+      over output
+    fi
+  done
+}
 drained() {
   rounds=0
   while [ $rounds -lt 200 ]; do
@@ -172,15 +220,6 @@ drained() {
     sleep 0.01 || sleep 1
   done
 }
-now() {
-  if { read -r at rest </proc/uptime; } 2>/dev/null; then up=$((${at%.*}*100+1${at#*.}-100)); else up=$((up+step)); fi
-}
-over() {
-  if endit "kill $1"; then
-    slay
-    echo slain >&9
-  fi
-}
 clock() {
   up=0
   step=0
@@ -188,30 +227,26 @@ clock() {
   if [ -n "$TIMEOUT" ]; then now; due=$((up+TIMEOUT)); fi
   seen=
   while [ ! -e "$D.done" ] && { [ -d "/proc/$W" ] || [ -n "$due" ]; }; do
-    step=15
+    left=15
     if [ -n "$due" ]; then
       now
       left=$((due-up))
       if [ $left -le 0 ]; then
         due=
+        left=15
         over timeout
-      elif [ $left -lt $step ]; then step=$left; fi
+      fi
     fi
-    case $step in ?) pause=0.0$step;; *) pause=0.$step;; esac
-    sleep $pause || sleep 1
+    pause $left 15
     if [ -e "$D.x" ]; then
       if [ -n "$seen" ]; then kill -USR1 $W || exit 0; fi
       seen=1
     elif [ -n "$MOST" ]; then
-      for f in "$D.o" "$D.e"; do
-        if [ -n "$MOST" ] && [ -s "$f" ] && [ $(wc -c <"$f") -ge $CAP ]; then
-          MOST=
-          over output
-        fi
-      done
+      much
     fi
   done
 }
+F=$D
 if claim; then
   exec 2>"$D.m"
   [ -z "$G" ] || mkdir "$G"
@@ -234,7 +269,7 @@ if claim; then
   c2=$!
   ( clock ) </dev/null >/dev/null 2>&1 5<&- 6>&- 7>&- &
   clock=$!
-  echo "$W $S $W $c1 $c2 $clock" >"$D.pid"
+  echo "$W $S $F $W $c1 $c2 $clock" >"$D.pid"
   read -r began rest </proc/uptime
   if [ -e "$D.end" ]; then
     : >"$D.1" 2>"$D.2"
@@ -274,7 +309,11 @@ if claim; then
 elif [ -e "$D.c" ]; then
   until [ -e "$D.done" ]; do
     if [ -s "$D.pid" ]; then
-      read -r W rest <"$D.pid"
+      read -r W S F rest <"$D.pid"
+      if [ "$F" != "$D" ]; then
+        for f in o e; do [ -e "$D.$f" ] || ln "$F.$f" "$D.$f"; done 2>/dev/null
+        [ -z "$MOST" ] || much
+      fi
       if [ ! -d "/proc/$W" ] && [ ! -e "$D.done" ]; then
         endit "lost"
         slay
@@ -284,16 +323,178 @@ elif [ -e "$D.c" ]; then
     fi
     sleep 0.2 || sleep 1
   done
+  whole
   report
 else
   echo "tierbox-plain 1 end=gone; note=; times=; out=0; err=0;"
 fi
 "#;
 
-/// Makes ready to become the command. `CWD`, `SEARCH`, `SETSID` and the arguments are set.
+/// What readies a shell that is kept for commands of one user, one after the other ([`kept`](super::kept)): `K` is what the names of its
+/// files begin with, `MARK` what it then says on both streams.
+///
+/// Its FIFOs, their readers and its clock serve all of its commands: a program for each would take longer than many a command. The
+/// readers keep what comes in files, for whoever asks when the line has dropped, and then hand it on, so that nothing of it comes to a
+/// file that the next command begins anew; they go on without the line, and as long as somebody holds a FIFO. Nobody but root can read from the FIFOs, so that the mark which ends a command's output gets
+/// where it belongs; until then it is nowhere but in the shell. The clock waits on a FIFO for the next
+/// command that has a limit, and looks at it twice a second; a limit below ten seconds has a clock of its own.
+///
+/// Who may still hold a FIFO is one of those that began since the command did, and has it open; where numbers do not tell, all are
+/// looked at. A shell whose FIFO is held says so, and serves no other command.
+pub(super) const KEPT: &str = r#"
+umask 077
+cd /
+TIERBOX_KEPT=1
+F=$K
+carry() {
+  trap '' PIPE
+  ulimit -c 0
+  ulimit -f $BLOCKS
+  exec tee -a /proc/self/fd/3 3>&1 >>"$1" 2>/dev/null
+}
+limit() {
+  while [ ! -e "$D.end" ]; do
+    now
+    left=$(($1-up))
+    if [ $left -le 0 ]; then
+      over timeout
+      break
+    fi
+    pause $left $2
+  done
+}
+watch() {
+  while read -r D due; do limit $due 50; done
+}
+holds() {
+  case " $W $c1 $c2 " in *" ${1#/proc/} "*) return;; esac
+  for f in "$1"/fd/*; do
+    if [ "$f" -ef "$K.1" ] || [ "$f" -ef "$K.2" ]; then held=1; fi
+  done
+  [ -r "$1/fd" ] || [ ! -d "$1" ] || held=${held:-maybe}
+}
+look() {
+  held=
+  read -r l l l l at </proc/loadavg
+  if [ $at -gt $last ] && [ $((at-last)) -lt 300 ]; then
+    p=$last
+    while [ $p -lt $at ]; do
+      p=$((p+1))
+      [ ! -d /proc/$p ] || holds /proc/$p
+    done
+  else
+    for p in /proc/[0-9]*; do holds $p; done
+  fi
+}
+tell() {
+  said="
+$MARK $1
+"
+  printf '%s' "$said" >&6
+  printf '
+%s
+' "$MARK" >&7
+}
+ready() {
+  : >"$K.o"
+  : >"$K.e"
+  : >"$K.m"
+  if ! claim; then
+    tell taken
+    return 1
+  fi
+  now
+  began=$at
+  mine=
+  case $TIMEOUT in
+  '') ;;
+  ?|??|???)
+    ( limit $((up+TIMEOUT)) 15 ) </dev/null 2>/dev/null 5>&- 6>&- 7>&- 9>&- &
+    mine=$!;;
+  *) echo "$D $((up+TIMEOUT))" >&5;;
+  esac
+  echo "$W - $K $W $c1 $c2 $clock $mine" >"$D.pid"
+  read -r l l l l last </proc/loadavg
+  [ -e "$D.end" ] || return 0
+  finish
+  return 1
+}
+finish() {
+  read -r ended rest </proc/uptime
+  end=
+  if [ $# -gt 0 ]; then
+    by=exit
+    [ ! -s "$K.m" ] || by=signal
+    end="$by $1"
+    if endit "$end"; then
+      [ -z "$TIDY" ] || slay
+    else
+      end=
+      word=
+      until [ "$word" = "$D" ]; do read -r word <&9; done
+    fi
+  fi
+  [ -n "$end" ] || read -r end <"$D.end"
+  note=
+  if [ -s "$D.n" ]; then
+    while read -r word rest; do [ "$word" = session ] || note="$word $rest"; done <"$D.n"
+  fi
+  look
+  tries=0
+  while [ "$held" = 1 ] && [ $tries -lt 2 ]; do
+    tries=$((tries+1))
+    pause 15 15
+    look
+  done
+  said="end=$end; note=$note; times=$began $ended; held=$held;"
+  echo "$MARK $((${#said}+${#MARK}+3)) $((${#MARK}+2)) $began $ended $note" >"$D.done"
+  tell "$said"
+}
+begin() {
+  command -v tee >/dev/null && [ / -ef / ] && [ -p /proc/self/fd/1 ] && [ -p /proc/self/fd/2 ] && [ -d /proc/1 ] && read -r l l l l at </proc/loadavg || return 1
+  : >"$K.o"
+  : >"$K.e"
+  mkfifo -m 622 "$K.1" "$K.2" && mkfifo -m 600 "$K.k" "$K.t" || return 1
+  read -r line </proc/self/stat
+  W=${line%% *}
+  ( carry "$K.o" ) <"$K.1" &
+  c1=$!
+  ( carry "$K.e" ) <"$K.2" >&2 &
+  c2=$!
+  exec 6>"$K.1" 7>"$K.2" >/dev/null 2>>"$K.m"
+  ( watch ) <"$K.t" 2>/dev/null 6>&- 7>&- &
+  clock=$!
+  exec 5>"$K.t" 9<>"$K.k"
+  # Other shells than these may put the text of a here-document into a file.
+  here=1
+  [ -z "${BASH_VERSION-}${KSH_VERSION-}${YASH_VERSION-}${ZSH_VERSION-}" ] || here=
+  tell there
+}
+begin || exit 1
+"#;
+
+/// A command in such a shell. Its own shell reads its script from a pipe, as in [`WRAPPER`]; that needs no process where the shell
+/// has here-documents in pipes and the script is short.
+pub(super) const IN_KEPT: &str = r#"
+if ready; then
+script=@SCRIPT@
+@FEED@if [ -n "$here" ] && [ ${#script} -lt 4000 ]; then
+( [ ! -e "$D.end" ] || exit 1; launch ) 8<@STDIN@ 4<&- >&6 2>&7 3>"$D.n" 5>&- 6>&- 7>&- 9>&- <<END
+SETSID=$SETSID
+$script
+END
+else
+printf 'SETSID=%s\n%s\n' "$SETSID" "$script" 2>/dev/null | ( [ ! -e "$D.end" ] || exit 1; launch ) 8<@STDIN@ 4<&- >&6 2>&7 3>"$D.n" 5>&- 6>&- 7>&- 9>&-
+fi
+@FED@finish $?
+fi
+"#;
+
+/// Makes ready to become the command. `CWD`, `SEARCH`, `SETSID`, `KNOWN` and the arguments are set.
 ///
 /// Programs that cannot be executed are told apart before: the shell and `env` would run a text as a script, and say the same for
-/// several causes.
+/// several causes. A shell reads a line byte by byte, and an executable's first is long: one that was `KNOWN` to be one before, in a
+/// place that the command's user cannot write to, is not read again.
 pub(super) const BECOME: &str = r#"
 never() { echo "never $1" >&3; exit 1; }
 cannot() { echo "cannot $1" >&3; printf 'tierbox: %s: %s\n' "$1" "$2" >&2; exit $3; }
@@ -324,14 +525,19 @@ if [ ! -e "$found" ]; then
 fi
 [ ! -d "$found" ] && [ -x "$found" ] || cannot 13 "$1: permission denied" 126
 line=
-if [ -r "$found" ]; then { IFS= read -r line <"$found"; } 2>/dev/null
+dir=${found%/*}
+case $found in
+/*) [ ! -w "$found" ] && [ ! -w "${dir:-/}" ] || KNOWN=;;
+*) KNOWN=;;
+esac
+if [ -z "$KNOWN" ] && [ -r "$found" ]; then { IFS= read -r line <"$found"; } 2>/dev/null
 case $line in
 '#!'*)
   set -f; old=$IFS; IFS='	 '
   for inter in ${line#??}; do break; done
   IFS=$old; set +f
   [ -e "$inter" ] || cannot 2 "$1: its interpreter does not exist" 127;;
-?ELF*) ;;
+?ELF*) echo elf >&3;;
 *) cannot 8 "$1: not a program" 126;;
 esac
 fi
@@ -351,8 +557,8 @@ elif [ ! -e "$D.done" ]; then
   read -r word reason <"$D.end"
   if [ "$word $reason" = "kill $REASON" ] && [ -s "$D.pid" ]; then
     slay
-    read -r W rest <"$D.pid"
-    if [ -d "/proc/$W" ] && [ ! -e "$D.done" ]; then echo slain >"$D.k"; fi
+    read -r W S F rest <"$D.pid"
+    if [ -d "/proc/$W" ] && [ ! -e "$D.done" ]; then echo "$D" 1<>"$F.k"; fi
   fi
 fi
 "#;

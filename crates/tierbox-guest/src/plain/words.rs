@@ -24,17 +24,23 @@ impl Words {
     fn made_of(&mut self, bytes: &[u8]) -> String {
         self.made += 1;
         let name = format!("v{}", self.made);
-        let mut format = String::new();
-        for byte in bytes {
-            match byte {
-                b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b' ' | b'/' | b'=' | b'.' => format.push(char::from(*byte)),
-                // Three digits, so that a digit after it is none of it.
-                byte => _ = write!(format, "\\{byte:03o}"),
-            }
-        }
-        _ = writeln!(self.before, "{name}=$(printf '{format}.'); {name}=${{{name}%.}}");
+        _ = writeln!(self.before, "{name}=$(printf {}); {name}=${{{name}%.}}", escaped(&[bytes, b"."].concat()));
         format!("\"${name}\"")
     }
+}
+
+/// Bytes as a format of `printf`, quoted.
+pub(crate) fn escaped(bytes: &[u8]) -> String {
+    let mut format = String::from("'");
+    for byte in bytes {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b' ' | b'/' | b'=' | b'.' => format.push(char::from(*byte)),
+            // Three digits, so that a digit after it is none of it.
+            byte => _ = write!(format, "\\{byte:03o}"),
+        }
+    }
+    format.push('\'');
+    format
 }
 
 /// The variables of a command, as the shell that becomes it makes them.
