@@ -161,7 +161,8 @@ fn scaled(number: &str, factor: u64) -> Result<u64, &'static str> {
     let whole: u64 = whole.parse().map_err(|_| "is too great")?;
     let scale = 10_u128.pow(part.len() as u32);
     let part: u128 = if part.is_empty() { 0 } else { part.parse().map_err(|_| "has no proper number before its unit")? };
-    let product = (u128::from(whole) * scale + part) * u128::from(factor);
+    // Twenty digits, nine behind the point and a factor of twelve more are beyond even these.
+    let product = (u128::from(whole) * scale + part).checked_mul(u128::from(factor)).ok_or("is too great")?;
     if !product.is_multiple_of(scale) {
         return Err("is not a whole number of its smallest unit");
     }
@@ -217,6 +218,26 @@ mod unit {
             ["", "10M", "1gib", "1 GiB", "-1", "1.0001KiB", "1e3", "99999999TiB", ".5GiB", "1.GiB", "1GiB ", "0x10", "1..5KiB"]
         {
             assert_eq!(parse_size(text).unwrap_err().kind(), ErrorKind::InvalidInput, "{text:?}");
+        }
+    }
+
+    /// Digits enough to pass 128 bits on the way: the last of the first three would come out as 3TiB.
+    #[test]
+    fn what_is_too_great_is_refused_and_not_taken_for_less() {
+        for text in ["18446744073709551615TiB", "18446744073709551615.999999999TiB", "309485009821345071.724781056TiB"] {
+            let error = parse_size(text).unwrap_err();
+            assert!(error.message().contains("is too great"), "{text}: {error}");
+        }
+        let most = format!("{}.999999999", u64::MAX);
+        assert!(
+            parse_duration(&format!("{most}d")).is_err()
+                && parse_cpu(&most).is_err()
+                && parse_size(&format!("{most}EiB")).is_err()
+        );
+        assert_eq!(parse_size("18446744073709551615").unwrap(), u64::MAX);
+        assert_eq!(parse_size("18446744073709551615B").unwrap(), u64::MAX);
+        for text in ["18446744073709551616", "1e309", "NaN", "inf", "-0", "+1", "١GiB"] {
+            assert!(parse_size(text).is_err() && parse_cpu(text).is_err() && parse_duration(text).is_err(), "{text}");
         }
     }
 
