@@ -14,6 +14,9 @@ pub(crate) type Failure = Box<dyn Error + Send + Sync>;
 /// The profile that is measured.
 pub(crate) const PROFILE: &str = "local";
 
+/// The same with named hosts.
+pub(crate) const NAMED: &str = "local-web";
+
 /// What all measurements share.
 pub(crate) struct Bench {
     pub quick: bool,

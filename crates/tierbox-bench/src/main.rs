@@ -67,7 +67,7 @@ fn options() -> Result<Option<Options>, Failure> {
 }
 
 fn main() -> ExitCode {
-    if let Some(code) = cases::egress::inside() {
+    if let Some(code) = cases::egress::inside().or_else(cases::idle::inside) {
         return code;
     }
     let outcome = options().and_then(|options| match options {

@@ -1,10 +1,11 @@
 //! What a sandbox costs that does nothing.
 
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitCode, Stdio};
 
-use tierbox::Running;
+use serde::{Deserialize, Serialize};
+use tierbox::{Running, StartOptions};
 
-use crate::bench::{Bench, Failure};
+use crate::bench::{Bench, Failure, NAMED, PROFILE};
 use crate::machine::memory as of_this_process;
 use crate::peers::{TRUE, bwrap};
 use crate::report::{Row, short};
@@ -13,29 +14,93 @@ use crate::stats::Summary;
 /// How many are alive at once.
 const MANY: usize = 50;
 
-/// Memory of an idle sandbox, with what the harness keeps of it, against bubblewrap around a program that sleeps.
-pub(crate) fn memory(bench: &Bench) -> Result<Vec<Row>, Failure> {
-    let slab = kernel();
-    let (before, _) = of_this_process();
-    let mut all = Vec::new();
-    for _ in 0..MANY {
-        all.push(bench.wait(bench.start())?);
-    }
-    let (after, _) = of_this_process();
-    let grown = kernel().saturating_sub(slab);
-    let harness = after.saturating_sub(before) as f64 / 1024.0 / MANY as f64;
-    let ours: Vec<f64> =
-        all.iter().map(|running| Ok(bench.wait(processes(bench, running))? + harness)).collect::<Result<_, Failure>>()?;
-    for running in all {
-        bench.wait(running.stop())?;
-    }
+/// Set where this program runs again: the profile.
+const MARK: &str = "TIERBOX_BENCH_IDLE";
+
+/// Measures, if this program was run for that.
+pub(crate) fn inside() -> Option<ExitCode> {
+    let profile = std::env::var(MARK).ok()?;
+    let told = Bench::new(true).and_then(|bench| Ok(serde_json::to_string(&Cost::of(&bench, &profile)?)?));
+    Some(match told {
+        Ok(text) => {
+            println!("{text}");
+            ExitCode::SUCCESS
+        }
+        Err(failure) => {
+            eprintln!("{failure}");
+            ExitCode::FAILURE
+        }
+    })
+}
+
+/// Memory of an idle sandbox, with what the harness keeps of it, against bubblewrap around a program that sleeps; and the same with
+/// named hosts, where the harness keeps a gateway too.
+pub(crate) fn memory(_: &Bench) -> Result<Vec<Row>, Failure> {
+    let (plain, named) = (Cost::alone(PROFILE)?, Cost::alone(NAMED)?);
     let bubbles: Vec<Bubble> = (0..MANY).map(|_| Bubble::start()).collect::<Result<_, _>>()?;
     let theirs: Vec<f64> = bubbles.iter().map(|bubble| tree(bubble.0.id())).collect::<Result<_, _>>()?;
     drop(bubbles);
-    let row =
-        Row::less_is_better("memory per idle sandbox", "KiB", Summary::of(ours), "bwrap with a sleep", Summary::of(theirs), 2.0);
-    let each = grown as f64 / MANY as f64;
-    Ok(vec![row.note(format!("{} KiB of it the harness's; the kernel's own grew by {} KiB each", short(harness), short(each)))])
+    let theirs = Summary::of(theirs);
+    let gateway = short(named.total() - plain.total());
+    let with = format!("{gateway} KiB more than without named hosts; {}", named.note());
+    Ok(vec![
+        plain.row("memory per idle sandbox", theirs).note(plain.note()),
+        named.row("memory per idle sandbox, N1", theirs).note(with),
+    ])
+}
+
+/// What idle sandboxes of a profile cost, in KiB.
+#[derive(Serialize, Deserialize)]
+struct Cost {
+    /// What the processes of each hold.
+    processes: Vec<f64>,
+    /// What this process holds more of for each: its channel, and with N1 its gateway, whose sockets and tasks are here.
+    harness: f64,
+    /// What the kernel holds more of for each.
+    kernel: f64,
+}
+
+impl Cost {
+    /// In a process of its own: what earlier sandboxes gave back in this one would be the next ones', and not count.
+    fn alone(profile: &str) -> Result<Self, Failure> {
+        let output = Command::new(std::env::current_exe()?).env(MARK, profile).stderr(Stdio::inherit()).output()?;
+        let said = String::from_utf8_lossy(&output.stdout);
+        let last = said.lines().last().unwrap_or_default();
+        Ok(serde_json::from_str(last).map_err(|error| format!("{}: {error}", output.status))?)
+    }
+
+    fn of(bench: &Bench, profile: &str) -> Result<Self, Failure> {
+        let start = || bench.client.start_with(profile, StartOptions::new().set("verify", "off").allow_weaker());
+        let many = || (0..MANY).map(|_| bench.wait(start())).collect::<Result<Vec<Running>, _>>();
+        let end = |all: Vec<Running>| all.into_iter().try_for_each(|running| bench.wait(running.stop()));
+        // The first ones take what is made once, such as the threads of all gateways.
+        let first = many()?;
+        let (slab, (before, _)) = (kernel(), of_this_process());
+        let all = many()?;
+        let each = |grown: u64, unit: f64| grown as f64 / unit / MANY as f64;
+        let harness = each(of_this_process().0.saturating_sub(before), 1024.0);
+        let kernel = each(kernel().saturating_sub(slab), 1.0);
+        end(first)?;
+        let processes = all.iter().map(|running| bench.wait(processes(bench, running))).collect::<Result<_, _>>()?;
+        end(all)?;
+        Ok(Self { processes, harness, kernel })
+    }
+
+    fn each(&self) -> Summary {
+        Summary::of(self.processes.iter().map(|own| own + self.harness).collect())
+    }
+
+    fn total(&self) -> f64 {
+        self.each().median
+    }
+
+    fn row(&self, name: &str, theirs: Summary) -> Row {
+        Row::less_is_better(name, "KiB", self.each(), "bwrap with a sleep", theirs, 2.0)
+    }
+
+    fn note(&self) -> String {
+        format!("{} KiB of it the harness's; the kernel's own grew by {} KiB each", short(self.harness), short(self.kernel))
+    }
 }
 
 /// The keeper of a sandbox, and everything below it.

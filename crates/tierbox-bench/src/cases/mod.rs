@@ -6,7 +6,7 @@ mod docker;
 mod ec2;
 pub(crate) mod egress;
 mod files;
-mod idle;
+pub(crate) mod idle;
 mod inspect;
 mod latency;
 mod mcp;

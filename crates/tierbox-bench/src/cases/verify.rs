@@ -4,13 +4,10 @@ use std::time::{Duration, Instant};
 
 use tierbox::{ExecRequest, SandboxExt, StartOptions};
 
-use crate::bench::{Bench, Failure, PROFILE};
+use crate::bench::{Bench, Failure, NAMED, PROFILE};
 use crate::peers::TRUE;
 use crate::report::Row;
 use crate::stats::{Summary, in_turns};
-
-/// A profile with N1.
-const NAMED: &str = "local-web";
 
 /// All probes with their twins, against the 2 s that they may take.
 pub(crate) fn all(bench: &Bench) -> Result<Vec<Row>, Failure> {
