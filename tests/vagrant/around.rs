@@ -17,6 +17,7 @@ pub fn all() -> Vec<Trial> {
     vec![
         trial("lxc", "vm_required::around::variables_and_directories_decide_as_they_are_documented", surroundings),
         trial("lxc", "vm_required::around::starts_are_throttled_by_either_variable", throttled),
+        trial("lxc", "vm_required::around::one_vagrant_tells_of_its_machines_and_starts_those_that_are_chosen", chosen),
         trial("lxc", "slow::vm_required::around::a_part_of_a_vagrantfile_that_changes_and_keeps_its_secrets", part),
         trial("lxc", "vm_required::around::crash::late_points_leave_nothing", late_points),
         trial("libvirt", "vm_required::around::libvirt_is_this_hosts_own", own_libvirt),
@@ -51,7 +52,10 @@ async fn said(world: &World, directory: &Path, variables: &[(&str, &str)], chang
     // A profile that names neither a Vagrantfile nor a provider.
     let profile = world.files.join("bare.toml");
     let bare = "tier = \"T0.H3.N0\"\nbackend = \"vagrant\"\nreason = \"a test\"\n[limits]\nstartup = \"8m\"\n";
-    std::fs::write(&profile, bare).map_err(text)?;
+    // Another that runs at the same time may read it by now.
+    if !profile.exists() {
+        std::fs::write(&profile, bare).map_err(text)?;
+    }
     let mut command = again::this_program_under(&[], "around");
     command.env("AROUND_PROFILE", profile).env("XDG_CONFIG_HOME", world.files.join("no-config"));
     command.current_dir(directory).env_remove("VAGRANT_DEFAULT_PROVIDER").env_remove("VAGRANTFILE_PATH");
@@ -112,6 +116,41 @@ async fn throttled(world: World) -> Outcome {
         }
     }
     Ok(())
+}
+
+/// It notes who evaluates it, what there is to read, and which machine is started; and fails before it makes anything.
+const NOTED: &str = "
+note = ->(what) { File.open(File.join(__dir__, 'noted'), 'a') { |f| f.puts(what) } }
+note.call(\"#{ARGV.first} #{$$} #{$stdin.read.inspect} #{ENV['TIERBOX_VAGRANT_ASKS'].inspect}\")
+Vagrant.configure('2') do |config|
+  config.vm.box = 'tierbox/debian12'
+  %w[one two three].each { |name| config.vm.define name }
+  config.trigger.before(:up) do |trigger|
+    trigger.ruby do |_env, machine|
+      note.call(\"starts #{machine.name}\")
+      raise 'far enough'
+    end
+  end
+end
+";
+
+async fn chosen(world: World) -> Outcome {
+    let directory = world.files.join("noted");
+    let mut spec = world.spec("lxc-test", &[]);
+    spec.settings["vagrantfile"] = write(&directory, NOTED)?.to_str().into();
+    spec.settings["machines"] = serde_json::json!(["two", "three"]);
+    // Where it had to wait for others, a second process would start them.
+    spec.settings["max-startups"] = serde_json::json!(64);
+    if world.client.start_spec(spec, StartOptions::new()).await.is_ok() {
+        return Err("it started, though its Vagrantfile fails".to_owned());
+    }
+    let noted = std::fs::read_to_string(directory.join("noted")).map_err(text)?;
+    let (started, mut evaluations): (Vec<&str>, Vec<&str>) = noted.lines().partition(|line| line.starts_with("starts"));
+    evaluations.dedup();
+    let is_one = matches!(evaluations.as_slice(), [one] if one.starts_with("up ") && one.ends_with(" \"\" nil"));
+    // They start at the same time, and the first that fails may end the other.
+    let are_chosen = !started.is_empty() && started.iter().all(|line| ["starts two", "starts three"].contains(line));
+    if is_one && are_chosen { Ok(()) } else { Err(format!("it went so: {noted}")) }
 }
 
 /// Three machines, of which two are wanted; it writes down the secret that it is given, each time that it is evaluated.

@@ -78,12 +78,12 @@ fn has_sweep(place: &Place) -> bool {
 async fn vagrant_destroy(place: &Place) -> Result<()> {
     let arguments = ["destroy", "--force"];
     if place.vagrantfile.is_file()
-        && run(place, Source::Own, &arguments, PATIENCE, &mut |_| ()).await.is_ok()
+        && run(place, Source::Own, &arguments, PATIENCE, &mut |_| None).await.is_ok()
         && !has_machines(place)
     {
         return Ok(());
     }
-    run(place, Source::Gone, &arguments, PATIENCE, &mut |_| ()).await.map(drop)
+    run(place, Source::Gone, &arguments, PATIENCE, &mut |_| None).await.map(drop)
 }
 
 async fn sweep(place: &Place, report: &mut DestroyReport) {

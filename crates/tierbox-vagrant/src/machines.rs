@@ -3,7 +3,6 @@
 use serde::{Deserialize, Serialize};
 use tierbox_core::Result;
 
-use crate::record::Record;
 use crate::settings::{invalid, is_machine_name};
 
 /// More machines than anybody boots on one host.
@@ -29,17 +28,11 @@ pub struct Chosen {
     pub is_guess: bool,
 }
 
-/// The machines that `vagrant status` tells of, in the Vagrantfile's order.
+/// The machines that a Vagrantfile defines, in its order.
 ///
 /// # Errors
 /// `InvalidProfile` if there is none, too many, or one with a name that tierbox cannot use.
-pub fn defined(records: &[Record], suffix: &str) -> Result<Vec<Machine>> {
-    let mut names: Vec<&str> = Vec::new();
-    for record in records.iter().filter(|record| record.kind == "state" && !record.machine.is_empty()) {
-        if !names.contains(&record.machine.as_str()) {
-            names.push(&record.machine);
-        }
-    }
+pub fn defined(names: &[String], suffix: &str) -> Result<Vec<Machine>> {
     if names.is_empty() {
         return Err(invalid("the Vagrantfile defines no machine"));
     }
@@ -51,10 +44,10 @@ pub fn defined(records: &[Record], suffix: &str) -> Result<Vec<Machine>> {
     }
     let short = |name: &str| name.strip_suffix(suffix).filter(|short| !short.is_empty()).map(str::to_owned);
     let shown = |name: &str| match short(name) {
-        Some(cut) if !names.iter().any(|other| *other != name && (*other == cut || short(other) == Some(cut.clone()))) => cut,
+        Some(cut) if !names.iter().any(|other| other != name && (*other == cut || short(other) == Some(cut.clone()))) => cut,
         _ => name.to_owned(),
     };
-    Ok(names.iter().map(|name| Machine { name: (*name).to_owned(), shown: shown(name) }).collect())
+    Ok(names.iter().map(|name| Machine { name: name.clone(), shown: shown(name) }).collect())
 }
 
 /// A machine by a name that a person gave: an exact match wins, else the name without its suffix.
@@ -108,10 +101,12 @@ mod unit {
 
     const SUFFIX: &str = "-0a1b2c3d";
 
+    fn owned(names: &[&str]) -> Vec<String> {
+        names.iter().map(|name| (*name).to_owned()).collect()
+    }
+
     fn machines(names: &[&str]) -> Vec<Machine> {
-        let records: Vec<Record> =
-            names.iter().map(|name| Record::read(&format!("1795524438,{name},state,not_created"))).collect();
-        defined(&records, SUFFIX).unwrap()
+        defined(&owned(names), SUFFIX).unwrap()
     }
 
     fn shown(names: &[&str]) -> Vec<String> {
@@ -150,10 +145,9 @@ mod unit {
 
     #[test]
     fn hostile_and_empty_lists_are_refused() {
-        let state = |name: &str| Record { machine: name.into(), kind: "state".into(), data: vec!["not_created".into()] };
         assert!(defined(&[], SUFFIX).is_err());
-        assert!(defined(&[state("--all")], SUFFIX).is_err());
-        let many: Vec<Record> = (0..300).map(|number| state(&format!("m{number}"))).collect();
+        assert!(defined(&owned(&["--all"]), SUFFIX).is_err());
+        let many: Vec<String> = (0..300).map(|number| format!("m{number}")).collect();
         assert!(defined(&many, SUFFIX).is_err());
     }
 }

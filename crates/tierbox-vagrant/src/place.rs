@@ -162,6 +162,9 @@ fn vagrant_home() -> Option<String> {
     set(VAGRANT_HOME).or_else(|| set("HOME").map(|home| format!("{home}/.vagrant.d")))
 }
 
+/// The variable by which `up` waits to be told what to start.
+pub const ASKS: &str = "TIERBOX_VAGRANT_ASKS";
+
 /// The variable by which the Vagrantfile is left out.
 pub const GONE: &str = "TIERBOX_VAGRANT_GONE";
 

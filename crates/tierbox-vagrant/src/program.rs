@@ -3,7 +3,8 @@
 
 use std::collections::VecDeque;
 use std::fs::File;
-use std::io::Read;
+use std::io::{PipeWriter, Read, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -12,7 +13,7 @@ use rustix::process::{Pid, Signal, kill_process_group};
 use tierbox_core::{Error, ErrorKind, Result};
 
 use crate::cause::explain;
-use crate::place::{GONE, Place, Source};
+use crate::place::{ASKS, GONE, Place, Source};
 use crate::record::{Record, shown};
 use crate::{BACKEND, cause, groups};
 
@@ -34,18 +35,18 @@ const MAX_OUTPUT: u64 = 256 << 20;
 /// How long a machine that another call of Vagrant works on is waited for.
 const LOCKED: Duration = Duration::from_secs(120);
 
-/// Runs Vagrant to its end. `hear` is told each record as it comes.
+/// The command that asks what to start before it starts anything. What `hear` then returns is its answer.
+pub const UP: &str = "up";
+
+/// Who hears what Vagrant says, and may answer.
+pub type Hear<'a> = dyn FnMut(&Record) -> Option<String> + Send + 'a;
+
+/// Runs Vagrant to its end. `hear` is told each record as it comes, and the first thing that it returns is said to [`UP`].
 ///
 /// # Errors
 /// `MissingEngine` if Vagrant is not installed; `Timeout`, after which it is interrupted; and what it says itself, with its
 /// last lines.
-pub async fn run(
-    place: &Place,
-    source: Source,
-    arguments: &[&str],
-    limit: Duration,
-    hear: &mut (dyn FnMut(&Record) + Send),
-) -> Result<Vec<Record>> {
+pub async fn run(place: &Place, source: Source, arguments: &[&str], limit: Duration, hear: &mut Hear<'_>) -> Result<Vec<Record>> {
     let started = Instant::now();
     let mut is_second = false;
     loop {
@@ -67,22 +68,22 @@ pub async fn run(
 }
 
 /// One process. Its failure is a record: the error that it ended with, or one that says how it ended.
-async fn once(
-    place: &Place,
-    source: Source,
-    arguments: &[&str],
-    limit: Duration,
-    hear: &mut (dyn FnMut(&Record) + Send),
-) -> Result<Vec<Record>> {
+async fn once(place: &Place, source: Source, arguments: &[&str], limit: Duration, hear: &mut Hear<'_>) -> Result<Vec<Record>> {
     let log = place.file("log").join(format!("{}.log", arguments[0]));
     let mut output = Follower::new(&log)?;
-    let mut running = Running::start(place, source, arguments, output.writer()?)?;
+    let (input, mut answer) = input(arguments)?;
+    let mut running = Running::start(place, source, arguments, input, output.writer()?)?;
     let mut records = VecDeque::new();
     let mut take = |record: Record, records: &mut VecDeque<Record>| {
         if let Some(message) = record.message() {
             tracing::debug!(target: "tierbox::vagrant", token = place.token, machine = record.machine, "{}", shown(message));
         }
-        hear(&record);
+        if let Some(said) = hear(&record)
+            && let Some(mut answer) = answer.take()
+        {
+            // One that has ended meanwhile tells why.
+            let _ = answer.write_all(said.as_bytes());
+        }
         if records.len() == MAX_RECORDS {
             records.pop_front();
         }
@@ -119,15 +120,25 @@ async fn once(
     Ok(records)
 }
 
+/// What Vagrant reads, and the other end of it where it asks something: nothing is left to ask once that is closed.
+fn input(arguments: &[&str]) -> Result<(OwnedFd, Option<PipeWriter>)> {
+    let failed = |error| Error::io("run vagrant", error).with_backend(BACKEND);
+    if arguments[0] != UP {
+        return Ok((File::open("/dev/null").map_err(failed)?.into(), None));
+    }
+    let (reader, writer) = std::io::pipe().map_err(failed)?;
+    Ok((reader.into(), Some(writer)))
+}
+
 /// A program with arguments and surroundings as Vagrant gets them.
 fn prepared(program: &str, place: &Place, source: Source, arguments: &[&str]) -> Result<duct::Expression> {
-    let mut expression =
-        duct::cmd(program, arguments.iter().chain(&["--machine-readable"])).dir(place.working_directory(source)).stdin_null();
+    let mut expression = duct::cmd(program, arguments.iter().chain(&["--machine-readable"])).dir(place.working_directory(source));
     for (name, value) in place.variables(source)? {
         expression = expression.env(name, value);
     }
-    // It is for us alone to set. Of two that speak of one variable, the one that was said first wins.
-    Ok(if source == Source::Own { expression.env_remove(GONE) } else { expression })
+    // These are for us alone to set. Of two that speak of one variable, the one that was said first wins.
+    let expression = if source == Source::Own { expression.env_remove(GONE) } else { expression };
+    Ok(if arguments[0] == UP { expression.env(ASKS, "1") } else { expression.env_remove(ASKS) })
 }
 
 /// A process of Vagrant's. Dropped before its end, it is interrupted, and killed if that does not help.
@@ -138,8 +149,9 @@ struct Running {
 }
 
 impl Running {
-    fn start(place: &Place, source: Source, arguments: &[&str], output: File) -> Result<Self> {
-        let expression = prepared("vagrant", place, source, arguments)?.stderr_to_stdout().stdout_file(output).unchecked();
+    fn start(place: &Place, source: Source, arguments: &[&str], input: OwnedFd, output: File) -> Result<Self> {
+        let expression = prepared("vagrant", place, source, arguments)?.stdin_file(input);
+        let expression = expression.stderr_to_stdout().stdout_file(output).unchecked();
         let expression = expression.before_spawn(|command| {
             command.process_group(0);
             Ok(())
@@ -239,8 +251,6 @@ impl Follower {
 
 #[cfg(test)]
 mod unit {
-    use std::io::Write;
-
     use super::*;
 
     #[test]

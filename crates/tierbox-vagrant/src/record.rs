@@ -37,6 +37,11 @@ impl Record {
         }
     }
 
+    /// The names of all machines, where `up` asks which of them to start.
+    pub fn asked(&self) -> Option<&[String]> {
+        (self.kind == "tierbox-machines").then_some(&self.data)
+    }
+
     /// Whether it passes on what a program in a machine printed.
     pub fn is_of_guest(&self) -> bool {
         self.kind == "ui" && self.data.first().is_some_and(|level| level == "detail")

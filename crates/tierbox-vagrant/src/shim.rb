@@ -11,6 +11,10 @@ unless defined?(TierboxShim)
     PROVIDER = SETTINGS.fetch("provider")
     ISOLATED = SETTINGS.fetch("isolated")
 
+    # Where `up` is told what to start. Nobody else reads from there: not the Vagrantfile, nor what it runs.
+    CHOICE = ENV.delete("TIERBOX_VAGRANT_ASKS") && $stdin.dup
+    $stdin.reopen(File::NULL)
+
     class Refused < Vagrant::Errors::VagrantError
       def initialize(message)
         @said = message
@@ -104,6 +108,18 @@ unless defined?(TierboxShim)
           @management_network_autostart = false
           @mgmt_attach = true
         end
+        super
+      end
+    end
+
+    # Tells which machines there are, and starts those that are then chosen: no other process of Vagrant's is needed to know them
+    # before anything boots. Nothing is started if nobody is left to choose.
+    module Asking
+      def execute
+        @env.ui.machine("tierbox-machines", *@env.vagrantfile.machine_names)
+        chosen = JSON.parse(CHOICE.gets || "null")
+        return 0 unless chosen
+        @argv += chosen
         super
       end
     end
@@ -308,6 +324,7 @@ unless defined?(TierboxShim)
     end
 
     manager = Vagrant.plugin("2").manager
+    manager.commands[:up].first.call.prepend(Asking) if CHOICE
     manager.config[:vm].prepend(Networks)
     if PROVIDER == "libvirt"
       manager.provider_configs[:libvirt].prepend(Libvirt)

@@ -53,7 +53,7 @@ pub async fn save(place: &Place, machines: &[String], name: &str) -> Result<()> 
 
 async fn save_one(place: &Place, machine: &str, name: &str) -> Result<()> {
     if place.provider != "libvirt" {
-        return run(place, Source::Own, &["snapshot", "save", machine, name], PATIENCE, &mut |_| ()).await.map(drop);
+        return run(place, Source::Own, &["snapshot", "save", machine, name], PATIENCE, &mut |_| None).await.map(drop);
     }
     // Without a process of Ruby's: a second of each call.
     let domain = format!("{}{machine}", place.prefix());
@@ -67,7 +67,7 @@ async fn save_one(place: &Place, machine: &str, name: &str) -> Result<()> {
 
 async fn delete(place: &Place, machine: &str, name: &str) -> Result<()> {
     if place.provider != "libvirt" {
-        return run(place, Source::Own, &["snapshot", "delete", machine, name], PATIENCE, &mut |_| ()).await.map(drop);
+        return run(place, Source::Own, &["snapshot", "delete", machine, name], PATIENCE, &mut |_| None).await.map(drop);
     }
     let domain = format!("{}{machine}", place.prefix());
     virsh_within(&["snapshot-delete", &domain, name], PATIENCE).await.map(drop)
@@ -96,7 +96,7 @@ pub async fn restore(place: &Place, machines: &[String], name: &str) -> Result<(
     for machine in machines {
         if place.provider != "libvirt" {
             let arguments = ["snapshot", "restore", "--no-provision", machine, name];
-            run(place, Source::Own, &arguments, PATIENCE, &mut |_| ()).await?;
+            run(place, Source::Own, &arguments, PATIENCE, &mut |_| None).await?;
             continue;
         }
         let domain = format!("{}{machine}", place.prefix());

@@ -10,6 +10,7 @@ use tierbox_core::{
     Limits, Mechanism, Network, Progress, Report, Resource, Result,
 };
 use tierbox_guest::driver;
+use tierbox_lease::Slot;
 use tokio::task::JoinSet;
 
 use crate::egress::{self, Egress};
@@ -20,7 +21,7 @@ use crate::line::{self, Connected, Joining};
 use crate::machines::{self, Chosen, Machine};
 use crate::place::{Place, Source, make_directory, new_token, write_private};
 use crate::pool::{self, Pool};
-use crate::program::run;
+use crate::program::{self, run};
 use crate::provider::Provider;
 use crate::record::{Record, shown};
 use crate::scripts;
@@ -28,7 +29,7 @@ use crate::settings::{Settings, Supervisor};
 use crate::ssh::{self, Reach, Ssh};
 use crate::{BACKEND, crash, destroy, libvirt, snapshot, throttle};
 
-/// How long the evaluation of a Vagrantfile may take.
+/// How long Vagrant may take to tell how a machine is reached.
 const EVALUATION: Duration = Duration::from_secs(120);
 
 /// How much is kept of what a failed `vagrant up` said.
@@ -230,12 +231,7 @@ impl Start<'_> {
         // Before the machines boot, so that provisioning has the same way out as they.
         let egress = self.serve(place).await?;
 
-        self.progress.step("reading the Vagrantfile");
-        let (chosen, defined) = discover(place, &self.plan.settings).await?;
-        let machine =
-            |machine: &Machine| Resource { kind: "machine".to_owned(), id: format!("{}{}", place.prefix(), machine.name) };
-        self.lease.record(&defined.iter().map(machine).collect::<Vec<_>>())?;
-        up(self.spec, self.plan, place, &chosen, self.progress).await?;
+        let Wanted { chosen, defined } = self.up(place).await?;
         crash::point("up");
 
         let reached = reaches(place, &chosen, &defined).await?;
@@ -254,7 +250,7 @@ impl Start<'_> {
     /// Goes into machines that run.
     async fn enter(&self, mut memory: Memory, egress: Option<Egress>) -> Result<VagrantEnvironment> {
         self.progress.step("connecting");
-        let machines = self.connect(&memory, egress.as_ref()).await?;
+        let (machines, ()) = tokio::try_join!(self.connect(&memory, egress.as_ref()), self.look(&memory, egress.as_ref()))?;
         crash::point("connected");
         let report = report(self.spec, self.plan, &memory, &machines, egress.as_ref()).await?;
         memory.running = Some(Box::new(Running {
@@ -277,6 +273,25 @@ impl Start<'_> {
                 Egress::serve(network, rules, self.lease.id(), &log).await.map(Some)
             }
             _ => Ok(None),
+        }
+    }
+
+    /// Looks at what booted from outside, while it is gone into.
+    async fn look(&self, memory: &Memory, egress: Option<&Egress>) -> Result<()> {
+        let place = &memory.place;
+        if let Some(network) = &place.isolated {
+            return isolation::check(place, network, &memory.names(), egress.map(Egress::plan)).await;
+        }
+        if place.provider != "libvirt" {
+            return Ok(());
+        }
+        match libvirt::missing(place, &memory.names(), &libvirt::domains(&place.prefix()).await?) {
+            None => Ok(()),
+            Some(missing) => {
+                Err(Error::new(ErrorKind::TierRefused, "check tier", format!("this host's libvirt does not know {missing}"))
+                    .with_backend(BACKEND)
+                    .with_help("let the Vagrantfile use this host's own libvirt, qemu:///system"))
+            }
         }
     }
 
@@ -304,33 +319,89 @@ impl Start<'_> {
     }
 }
 
-/// Which machines there are, and which are wanted, before any of them boots.
-async fn discover(place: &Place, settings: &Settings) -> Result<(Chosen, Vec<Machine>)> {
-    let records = run(place, Source::Own, &["status"], EVALUATION, &mut |_| ()).await?;
-    let defined = machines::defined(&records, &place.suffix())?;
-    let chosen = machines::choose(&defined, settings.primary.as_deref(), &settings.machines, &place.suffix())?;
-    Ok((chosen, defined))
+/// Which machines there are, and which of them are to start.
+struct Wanted {
+    chosen: Chosen,
+    defined: Vec<Machine>,
 }
 
-async fn up(spec: &EnvironmentSpec, plan: &Plan, place: &Place, chosen: &Chosen, progress: &dyn Progress) -> Result<()> {
-    let started = Instant::now();
-    let slot = throttle::wait(&plan.settings, spec.limits.startup, progress).await?;
-    progress.step("vagrant up");
-    let mut arguments = vec!["up", "--provider", place.provider.as_str()];
-    arguments.extend(chosen.named.iter().map(String::as_str));
-    let limit = spec.limits.startup.saturating_sub(started.elapsed());
-    let mut hear = |record: &Record| {
-        let Some(message) = record.message() else { return };
-        if message.contains("Waiting for") || message.contains("Starting container") {
-            crash::point("booting");
+/// What `vagrant up` is told while it waits, before anything boots.
+struct Choice<'a> {
+    start: &'a Start<'a>,
+    place: &'a Place,
+    /// Decided once, however often Vagrant has to be run.
+    wanted: Option<Result<Wanted>>,
+    slot: Option<Slot>,
+}
+
+impl Choice<'_> {
+    /// Hears what Vagrant says, and answers when it asks: the names of machines (none are those that it starts by itself), or that
+    /// nothing is to start by this process.
+    fn hear(&mut self, record: &Record) -> Option<String> {
+        let Some(names) = record.asked() else {
+            show(record, self.start.progress);
+            return None;
+        };
+        if self.wanted.is_none() {
+            let wanted = self.start.choose(self.place, names).and_then(|wanted| {
+                self.slot = throttle::take(&self.start.plan.settings)?;
+                Ok(wanted)
+            });
+            self.wanted = Some(wanted);
         }
-        if let Some(line) = message.lines().map(shown).find(|line| !line.is_empty()) {
-            progress.step(line.trim_start_matches("==> "));
+        let told = match (&self.wanted, &self.slot) {
+            (Some(Ok(wanted)), Some(_)) => {
+                self.start.progress.step("vagrant up");
+                serde_json::json!(wanted.chosen.named)
+            }
+            _ => serde_json::Value::Null,
+        };
+        Some(told.to_string())
+    }
+}
+
+/// Passes on what Vagrant says to people.
+fn show(record: &Record, progress: &dyn Progress) {
+    let Some(message) = record.message() else { return };
+    if message.contains("Waiting for") || message.contains("Starting container") {
+        crash::point("booting");
+    }
+    if let Some(line) = message.lines().map(shown).find(|line| !line.is_empty()) {
+        progress.step(line.trim_start_matches("==> "));
+    }
+}
+
+impl Start<'_> {
+    /// Decides what is to start of the machines that a Vagrantfile defines, and writes all of them down.
+    fn choose(&self, place: &Place, names: &[String]) -> Result<Wanted> {
+        let (settings, suffix) = (&self.plan.settings, place.suffix());
+        let defined = machines::defined(names, &suffix)?;
+        let chosen = machines::choose(&defined, settings.primary.as_deref(), &settings.machines, &suffix)?;
+        let machine =
+            |machine: &Machine| Resource { kind: "machine".to_owned(), id: format!("{}{}", place.prefix(), machine.name) };
+        self.lease.record(&defined.iter().map(machine).collect::<Vec<_>>())?;
+        Ok(Wanted { chosen, defined })
+    }
+
+    /// Brings up the machines that are wanted. A process of Vagrant's costs a second and more, so the one that boots them also tells
+    /// which there are.
+    async fn up(&self, place: &Place) -> Result<Wanted> {
+        self.progress.step("reading the Vagrantfile");
+        let (started, limit) = (Instant::now(), self.spec.limits.startup);
+        let left = || limit.saturating_sub(started.elapsed());
+        let mut choice = Choice { start: self, place, wanted: None, slot: None };
+        let arguments = [program::UP, "--provider", &place.provider];
+        run(place, Source::Own, &arguments, left(), &mut |record| choice.hear(record)).await?;
+        if matches!((&choice.wanted, &choice.slot), (Some(Ok(_)), None)) {
+            // It has ended: what waits for its turn takes no memory.
+            choice.slot = Some(throttle::wait(&self.plan.settings, left(), self.progress).await?);
+            run(place, Source::Own, &arguments, left(), &mut |record| choice.hear(record)).await?;
         }
-    };
-    run(place, Source::Own, &arguments, limit, &mut hear).await?;
-    drop(slot);
-    Ok(())
+        choice.wanted.unwrap_or_else(|| {
+            let message = "`vagrant up` ended without asking which machines to start";
+            Err(Error::new(ErrorKind::Protocol, "start environment", message).with_backend(BACKEND))
+        })
+    }
 }
 
 /// How the machines that came up are reached; the primary machine first.
@@ -365,7 +436,7 @@ pub fn is_made(place: &Place, machine: &str) -> bool {
 }
 
 async fn asked(place: &Place, machine: &str) -> Result<Option<Reach>> {
-    let records = run(place, Source::Own, &["ssh-config", machine], EVALUATION, &mut |_| ()).await?;
+    let records = run(place, Source::Own, &["ssh-config", machine], EVALUATION, &mut |_| None).await?;
     let text: Vec<&str> = records
         .iter()
         .filter_map(|record| match record.kind.as_str() {
@@ -413,7 +484,6 @@ async fn report(
         mechanisms.push(mechanism("virtual machine", format!("Vagrant's provider {}", plan.provider.name())));
     }
     if let Some(network) = &place.isolated {
-        isolation::check(place, network, &memory.names(), egress.map(Egress::plan)).await?;
         let mut dropped = String::new();
         for machine in machines {
             dropped = isolation::probe(place, network, machine.way.sandbox().as_ref()).await?;
@@ -421,14 +491,6 @@ async fn report(
         let out = if egress.is_some() { "whose only way out is the gateway" } else { "without a way out" };
         mechanisms.push(mechanism("isolated network", format!("{}, {out}", network.subnet())));
         mechanisms.push(mechanism("host firewall", format!("nftables: guests reach nothing of this host; {dropped}")));
-    }
-    if place.provider == "libvirt" && place.isolated.is_none() {
-        let domains = libvirt::domains(&place.prefix()).await?;
-        if let Some(missing) = libvirt::missing(place, &memory.names(), &domains) {
-            return Err(Error::new(ErrorKind::TierRefused, "check tier", format!("this host's libvirt does not know {missing}"))
-                .with_backend(BACKEND)
-                .with_help("let the Vagrantfile use this host's own libvirt, qemu:///system"));
-        }
     }
     let mut notes: Vec<String> = spec.tier.notes().into_iter().map(str::to_owned).collect();
     if let Some(egress) = egress {

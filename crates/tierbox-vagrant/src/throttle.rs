@@ -28,17 +28,24 @@ fn count(settings: &Settings) -> Result<usize> {
     }
 }
 
-/// Waits for a place among the starts. It is free again when the slot is dropped, or this process ends.
+/// The places. One set for all of a user's state directories: it is the host that is to be spared.
+fn places(settings: &Settings) -> Result<Slots> {
+    Ok(Slots::new(&Journal::open_default()?, "vagrant-up", count(settings)?))
+}
+
+/// Takes a place among the starts if one is free. It is free again when the slot is dropped, or this process ends.
 ///
 /// # Errors
-/// `Timeout` after `limit`; what the file system says.
+/// `InvalidProfile` for a variable that is no number; what the file system says.
+pub fn take(settings: &Settings) -> Result<Option<Slot>> {
+    places(settings)?.try_acquire()
+}
+
+/// Waits for a place.
+///
+/// # Errors
+/// As [`take`]; `Timeout` after `limit`.
 pub async fn wait(settings: &Settings, limit: Duration, progress: &dyn Progress) -> Result<Slot> {
-    let count = count(settings)?;
-    // One place for all of a user's state directories: it is the host that is to be spared.
-    let slots = Slots::new(&Journal::open_default()?, "vagrant-up", count);
-    if let Some(slot) = slots.try_acquire()? {
-        return Ok(slot);
-    }
-    progress.step(&format!("waiting for one of {count} starts of Vagrant to end"));
-    slots.acquire(limit).await.map_err(|error| error.with_backend(BACKEND))
+    progress.step(&format!("waiting for one of {} starts of Vagrant to end", count(settings)?));
+    places(settings)?.acquire(limit).await.map_err(|error| error.with_backend(BACKEND))
 }
