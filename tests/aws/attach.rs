@@ -1,11 +1,14 @@
 //! Environments on an instance that exists: each a user and a directory of its own, and nothing else of the instance.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use libtest_mimic::Trial;
-use tierbox_core::{EnvironmentSpec, ErrorKind, ExecRequest, KillReason, LeaseHandle, Outcome as End, Sandbox, SandboxExt};
+use tierbox_core::{
+    Backend, EnvironmentSpec, ErrorKind, ExecRequest, KillReason, LeaseHandle, Outcome as End, Sandbox, SandboxExt, Silent,
+};
 use tierbox_ec2::Ec2Backend;
-use tierbox_lease::CleanupOptions;
+use tierbox_lease::{CleanupOptions, NewLease};
 
 use super::world::{Outcome, Started, World, ensure, text, trial};
 
@@ -18,6 +21,7 @@ pub fn all() -> Vec<Trial> {
         trial("attach::what_cannot_be_is_refused", refused),
         trial("attach::an_instance_that_closes_nothing_is_refused", open),
         trial("attach::an_agent_that_is_gone_is_told_and_nothing_is_undone", no_agent),
+        trial("attach::an_api_that_throttles_is_told_in_time_and_nothing_is_undone", throttled),
         trial("attach::without_a_bucket_no_secret_travels", no_bucket),
         trial("attach::an_instance_tells_how_it_is", status),
     ]
@@ -53,14 +57,36 @@ async fn said(sandbox: &dyn Sandbox, script: &str) -> Result<String, String> {
 async fn no_agent(world: World) -> Outcome {
     let (host, id) = instance(&world).await?;
     let mut wanted = spec(&world, &id);
-    wanted.limits.startup = Duration::from_secs(5);
+    wanted.limits.startup = Duration::from_secs(40);
     world.server.of("agent", &id, serde_json::json!({"down": true}));
     let begun = Instant::now();
     let refused = world.start(&wanted).await.err();
     let took = begun.elapsed();
     world.server.of("agent", &id, serde_json::json!({"down": false}));
     let told = refused.ok_or("it started")?.to_string();
-    ensure!(told.contains("did not answer") && took < Duration::from_secs(40), "after {took:?}: {told}");
+    ensure!(told.contains("did not answer") && took < Duration::from_secs(80), "after {took:?}: {told}");
+    host.environment.stop().await.map_err(text)
+}
+
+/// Where no command came through, the start says so before its time is over, and no more commands are sent to remove what is not there.
+async fn throttled(world: World) -> Outcome {
+    let (host, id) = instance(&world).await?;
+    let mut wanted = spec(&world, &id);
+    wanted.limits.startup = Duration::from_secs(30);
+    let lease = Arc::new(world.journal.create(NewLease::new("ec2", "ec2", wanted.tier.to_string())).map_err(text)?);
+    let backend = Ec2Backend::new();
+    world.server.set(serde_json::json!({"throttle": {"SendCommand": 1.0}}));
+    let begun = Instant::now();
+    let refused = backend.start(&wanted, lease.clone(), &Silent).await.err();
+    let removed = backend.destroy(&lease.snapshot()).await;
+    let took = begun.elapsed();
+    world.server.set(serde_json::json!({"throttle": {}}));
+    let told = refused.ok_or("it started")?;
+    let says = |what: &str| told.message().contains(what);
+    ensure!(says("AWS throttled ssm:SendCommand") && says("times in a row") && says("limits.startup"), "{told}");
+    ensure!(took < Duration::from_secs(45), "it took {took:?}");
+    let removed = removed.map_err(text)?;
+    ensure!(removed.failed.is_empty(), "{removed:?}");
     host.environment.stop().await.map_err(text)
 }
 

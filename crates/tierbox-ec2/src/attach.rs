@@ -73,16 +73,20 @@ impl Start<'_> {
         (task, Machine { name: "main".to_owned(), instance: self.instance().to_owned() })
     }
 
+    /// The way into the instance.
+    pub(crate) fn link(&self, memory: &Memory) -> Arc<Link> {
+        let objects = self.plan.bucket.as_ref().map(|bucket| Objects::at(self.aws.clone(), bucket, &memory.prefix));
+        Arc::new(Link::new(self.aws.clone(), self.instance(), objects))
+    }
+
     /// Makes a task on an instance that exists.
     ///
     /// # Errors
     /// What any of the steps says.
-    pub(crate) async fn attach(&self, task: &Task, memory: &Memory) -> Result<Ec2Environment> {
+    pub(crate) async fn attach(&self, task: &Task, memory: &Memory, link: &Arc<Link>) -> Result<Ec2Environment> {
         self.lease.record(&[Resource { kind: "task".to_owned(), id: format!("{} on {}", task.directory(), self.instance()) }])?;
         self.lease.set_data(memory.to_data()?)?;
         crash::point("lease");
-        let objects = self.plan.bucket.as_ref().map(|bucket| Objects::at(self.aws.clone(), bucket, &memory.prefix));
-        let link = Arc::new(Link::new(self.aws.clone(), self.instance(), objects));
         self.progress.step("making a task");
         let runtimes: Vec<String> = self.spec.code.runtimes.iter().map(|runtime| runtime.name.clone()).collect();
         let printed = link.script(task.make(self.hours(), &runtimes), PREPARATION).await?;
@@ -98,10 +102,10 @@ impl Start<'_> {
                 .with_help("install nftables, iptables or iproute2 there, or take the instance's metadata service away"));
         }
         let sandbox = start::open(link.clone(), self.task_config(task, &made)).await?;
-        let bounds = self.bound_memory(&link, &made, sandbox.group()).await?;
+        let bounds = self.bound_memory(link, &made, sandbox.group()).await?;
         let report = self.task_report(task, &made, bounds);
         let machine = memory.machines[0].clone();
-        let held = Held { machine, link, sandbox: Arc::new(sandbox) };
+        let held = Held { machine, link: link.clone(), sandbox: Arc::new(sandbox) };
         let environment = Ec2Environment::new(
             self.lease.id().to_owned(),
             memory.clone(),

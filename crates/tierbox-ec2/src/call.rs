@@ -1,7 +1,9 @@
 //! Calls of AWS's API: what is tried again, and how what remains is told.
 
+use std::collections::BTreeMap;
 use std::future::Future;
-use std::time::Duration;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use aws_sdk_ec2::config::http::HttpResponse;
 use aws_sdk_ec2::error::{ConnectorError, ProvideErrorMetadata, SdkError};
@@ -60,6 +62,16 @@ const SKEWED: &[&str] =
 
 /// Codes of a call that did not come through whole, whatever its status.
 const BROKEN: &[&str] = &["RequestTimeout", "RequestTimeoutException"];
+
+/// What to do where AWS throttles.
+pub(crate) const FEWER: &str = "an account may make only so many calls a second, with whatever else calls AWS for it: start fewer at a \
+                                time, or ask AWS for a higher quota";
+
+/// How often a call is throttled in a row before that is worth a word, and how long ago the last time may be.
+const STREAK: (u32, Duration) = (3, Duration::from_secs(15));
+
+/// Calls of this process that AWS throttles, by name.
+static STREAKS: Mutex<BTreeMap<String, Streak>> = Mutex::new(BTreeMap::new());
 
 /// What became of one call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -145,7 +157,42 @@ where
         Fate::Unknown => ErrorKind::Lost,
         Fate::Refused => ErrorKind::HostUnable,
     };
-    Error::new(kind, tried, format!("{call} failed: {said}")).with_backend(BACKEND).with_context("code", code)
+    let failed = Error::new(kind, tried, format!("{call} failed: {said}")).with_backend(BACKEND).with_context("code", code);
+    if fate(error) == Fate::Throttled { failed.with_help(FEWER) } else { failed }
+}
+
+/// A call that was throttled, and did not come through since.
+struct Streak {
+    tries: u32,
+    first: Instant,
+    last: Instant,
+    said: String,
+}
+
+/// Notes what became of a call, for whoever waits in vain for what depends on it.
+pub(crate) fn note<T, E: ProvideErrorMetadata>(call: &str, answer: &Answer<T, E>) {
+    let mut streaks = STREAKS.lock().unwrap_or_else(PoisonError::into_inner);
+    match answer {
+        Ok(_) => drop(streaks.remove(call)),
+        Err(error) if fate(error) == Fate::Throttled => {
+            let now = Instant::now();
+            let said = shown(&format!("{}: {}", code(error), error.as_service_error().and_then(|it| it.message()).unwrap_or("")));
+            let streak =
+                streaks.entry(call.to_owned()).or_insert(Streak { tries: 0, first: now, last: now, said: String::new() });
+            *streak = Streak { tries: streak.tries + 1, first: streak.first, last: now, said };
+        }
+        Err(_) => {}
+    }
+}
+
+/// What AWS throttles now, if it is anything: which call, how often in a row, for how long, and what it says.
+pub(crate) fn throttled() -> Option<String> {
+    let streaks = STREAKS.lock().unwrap_or_else(PoisonError::into_inner);
+    let lasting = streaks.iter().filter(|(_, streak)| streak.tries >= STREAK.0 && streak.last.elapsed() < STREAK.1);
+    lasting.max_by_key(|(_, streak)| streak.tries).map(|(call, streak)| {
+        let time = streak.first.elapsed().as_secs();
+        format!("AWS throttled {call} {} times in a row, for {time} s ({})", streak.tries, streak.said)
+    })
 }
 
 /// The start of an answer that has no code, so that it tells who gave it: the service, or what stands before it.
@@ -182,26 +229,33 @@ where
 {
     let mut pauses = Pauses::new();
     loop {
-        let error = match make().await {
+        let answer = make().await;
+        note(call, &answer);
+        let error = match answer {
             Ok(answer) => return Ok(answer),
             Err(error) => error,
         };
         match pauses.next() {
             Some(pause) if fate(&error) != Fate::Refused => tokio::time::sleep(pause).await,
-            _ => return Err(told(tried, call, &error)),
+            _ => return Err(told(tried, call, &error).with_context("tries", pauses.tries())),
         }
     }
 }
 
 /// Growing pauses with jitter.
 pub(crate) struct Pauses {
-    left: u32,
+    tries: u32,
     next: Duration,
 }
 
 impl Pauses {
     pub(crate) fn new() -> Self {
-        Self { left: TRIES, next: PAUSES.0 }
+        Self { tries: 0, next: PAUSES.0 }
+    }
+
+    /// How many calls have failed.
+    pub(crate) fn tries(&self) -> u32 {
+        self.tries
     }
 }
 
@@ -209,7 +263,10 @@ impl Iterator for Pauses {
     type Item = Duration;
 
     fn next(&mut self) -> Option<Duration> {
-        self.left = self.left.checked_sub(1)?;
+        self.tries += 1;
+        if self.tries > TRIES {
+            return None;
+        }
         let pause = self.next;
         self.next = (pause * 2).min(PAUSES.1);
         Some(jittered(pause))
@@ -236,6 +293,20 @@ mod unit {
         assert_eq!(all.len(), TRIES as usize);
         let total: Duration = all.iter().sum();
         assert!(total > Duration::from_secs(20) && total < Duration::from_secs(120), "{total:?}");
+    }
+
+    #[test]
+    fn a_call_that_is_throttled_in_a_row_is_told_until_one_comes_through() {
+        let throttled_once = || note::<(), _>("test:Throttled", &Err(failed(Some("ThrottlingException"), 400, "")));
+        throttled_once();
+        note::<(), _>("test:Throttled", &Err(failed(Some("InternalError"), 500, "")));
+        throttled_once();
+        assert_eq!(throttled(), None);
+        throttled_once();
+        let told = throttled().unwrap();
+        assert!(told.contains("test:Throttled 3 times in a row") && told.contains("ThrottlingException"), "{told}");
+        note::<_, GetObjectError>("test:Throttled", &Ok(()));
+        assert_eq!(throttled(), None);
     }
 
     fn failed(code: Option<&str>, status: u16, body: &'static str) -> SdkError<GetObjectError, HttpResponse> {

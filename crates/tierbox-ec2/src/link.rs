@@ -60,6 +60,8 @@ pub(crate) struct Link {
     /// How many want a place.
     queued: AtomicUsize,
     closed: watch::Sender<bool>,
+    /// How many commands were sent, or may have been.
+    sent: AtomicUsize,
     spent: Mutex<VecDeque<String>>,
     /// How long the machine lives after each command, in seconds.
     life: AtomicU64,
@@ -83,6 +85,7 @@ impl Link {
             waiting: AtomicUsize::new(0),
             queued: AtomicUsize::new(0),
             closed: watch::Sender::new(false),
+            sent: AtomicUsize::new(0),
             spent: Mutex::default(),
             life: AtomicU64::new(0),
             asked: Mutex::default(),
@@ -107,6 +110,11 @@ impl Link {
     /// Nothing comes back any more: what waits is lost.
     pub(crate) fn close(&self) {
         self.closed.send_replace(true);
+    }
+
+    /// Whether something may have come to the machine this way.
+    pub(crate) fn was_used(&self) -> bool {
+        self.sent.load(Ordering::SeqCst) > 0
     }
 
     /// From now on each command lets the machine live so long.
@@ -380,6 +388,11 @@ impl Running<'_> {
         let (mut pauses, mut unknown) = (Pauses::new(), 0);
         loop {
             let at = Instant::now();
+            link.sent.fetch_add(1, Ordering::SeqCst);
+            // Whoever closes it looks whether something was sent, and this must be seen then.
+            if *link.closed.borrow() {
+                return Err(lost("the machine was stopped"));
+            }
             let sent = link
                 .aws
                 .ssm
@@ -391,6 +404,7 @@ impl Running<'_> {
                 .parameters("executionTimeout", vec!["600".to_owned()])
                 .send()
                 .await;
+            call::note(CALL, &sent);
             let error = match sent {
                 Ok(answer) => {
                     let by_aws = answer.command.as_ref().and_then(|command| command.requested_date_time).map(|at| at.secs());
@@ -399,7 +413,10 @@ impl Running<'_> {
                 }
                 Err(error) => error,
             };
-            self.doubtful |= fate(&error) == Fate::Unknown;
+            match fate(&error) {
+                Fate::Unknown => self.doubtful = true,
+                Fate::Throttled | Fate::Refused => drop(link.sent.fetch_sub(1, Ordering::SeqCst)),
+            }
             // What has just come online is not known everywhere.
             let is_unknown = call::code(&error) == "InvalidInstanceId";
             unknown += u32::from(is_unknown);
@@ -409,7 +426,7 @@ impl Running<'_> {
                     let why = format!("SSM does not know {}: it has ended, or its agent is gone", link.instance);
                     return Err(if link.has_ended().await { link.gone(why) } else { lost(why) });
                 }
-                _ => return Err(told("run script", CALL, &error)),
+                _ => return Err(told("run script", CALL, &error).with_context("tries", pauses.tries())),
             }
         }
     }

@@ -145,6 +145,7 @@ impl Poller {
     async fn look(&self, sent: &Sent) -> Result<Option<Ended>> {
         self.turn().await;
         let asked = self.ssm.get_command_invocation().command_id(&sent.command).instance_id(&sent.instance).send().await;
+        call::note("ssm:GetCommandInvocation", &asked);
         match asked {
             Ok(answer) => {
                 self.went_well();
@@ -213,6 +214,7 @@ impl Poller {
                 .set_next_token(next)
                 .send()
                 .await;
+            call::note("ssm:ListCommandInvocations", &page);
             let page = match page {
                 Ok(page) => page,
                 Err(error) => {

@@ -10,8 +10,10 @@ use tierbox_core::{
 use tierbox_egress::Rules;
 use tierbox_guest::plain::{Bounds, PlainConfig, PlainSandbox};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use crate::aws::{Aws, driven};
+use crate::call::{FEWER, throttled};
 use crate::control::{Control, Order, short_hash};
 use crate::destroy::Undo;
 use crate::environment::{Ec2Environment, Held};
@@ -30,6 +32,8 @@ use crate::{BACKEND, attach, capabilities, crash, isolation, place, ready, repor
 const OUTLIVE: Duration = Duration::from_secs(15 * 60);
 /// The least time that a start is given: no machine boots in less.
 const STARTUP: Duration = Duration::from_secs(60);
+/// What part of `limits.startup` a start takes at most: whoever waits for it gives up at the whole, and is then not told why.
+const PART: f64 = 0.95;
 /// How long the preparation of a machine may take.
 const PREPARATION: Duration = Duration::from_secs(120);
 
@@ -154,24 +158,60 @@ impl Start<'_> {
                 Some(_) => self.look_at_instance().await.map(|()| None),
             }
         };
-        let (ground, owner) = tokio::join!(looking, signed::account(&self.aws));
-        let ground = ground.map_err(named)?;
+        let end = Instant::now() + self.spec.limits.startup.mul_f64(PART);
+        let looked = self.until(end, async {
+            let (ground, owner) = tokio::join!(looking, signed::account(&self.aws));
+            Ok((ground?, owner))
+        });
+        let (ground, owner) = looked.await.map_err(named)?;
         memory.owner = owner;
         let undo = Undo::new(&self.aws, &self.control, &memory, self.lease.id());
-        let environment = match (&task, ground) {
-            (Some((task, _)), _) => self.attach(task, &memory).await,
-            (None, Some(ground)) => self.make(&mut memory, ground).await,
-            (None, None) => Err(Error::new(ErrorKind::Internal, "start environment", "nobody looked at the network")),
-        };
-        match environment {
+        let link = task.as_ref().map(|_| self.link(&memory));
+        let made = self.until(end, async {
+            match (&task, &link, ground) {
+                (Some((task, _)), Some(link), _) => self.attach(task, &memory, link).await,
+                (None, _, Some(ground)) => self.make(&mut memory, ground).await,
+                _ => Err(Error::new(ErrorKind::Internal, "start environment", "nobody looked at the network")),
+            }
+        });
+        match made.await {
             Ok(environment) => {
                 undo.keep();
                 Ok(environment)
             }
             Err(error) => {
+                if let Some(link) = link {
+                    self.leave(&link, &mut memory);
+                }
                 undo.now(memory).await;
                 Err(error.with_backend(BACKEND))
             }
+        }
+    }
+
+    /// Does something until a time, and says what AWS throttles if that was too short.
+    async fn until<T>(&self, end: Instant, work: impl Future<Output = Result<T>>) -> Result<T> {
+        tokio::time::timeout_at(end, work).await.unwrap_or_else(|_| {
+            let limit = self.spec.limits.startup;
+            let late = |why: &str| {
+                let message = format!("it was not ready in time for limits.startup, which is {limit:?}{why}");
+                Error::new(ErrorKind::Timeout, "start environment", message).retryable()
+            };
+            Err(match throttled() {
+                Some(told) => late(&format!(": {told}")).with_help(FEWER),
+                None => late(""),
+            })
+        })
+    }
+
+    /// Nothing more is sent to an instance that exists, and where nothing was there is nothing to remove: AWS, which throttles, would
+    /// be asked in vain once more.
+    fn leave(&self, link: &Link, memory: &mut Memory) {
+        link.close();
+        if !link.was_used() {
+            memory.machines.clear();
+            // Where this is not written down, the machine is asked all the same.
+            let _ = memory.to_data().and_then(|data| self.lease.set_data(data));
         }
     }
 
