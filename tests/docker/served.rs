@@ -118,29 +118,17 @@ fn is_lost(answer: &Answer) -> Result<(), String> {
     ensure(answer.status != 200 || answer.head_and_bytes().0["outcome"] == "lost", answer.text())
 }
 
-async fn what_an_agent_runs_does_not_outlive_a_delete() -> Result<(), String> {
+/// What an agent runs in an environment ends with it, whatever ends it.
+async fn ends_with_its_environment(
+    mut body: Value,
+    end: impl AsyncFnOnce(&Daemon, &str) -> Result<(), String>,
+) -> Result<(), String> {
     let daemon = Daemon::start(|_| ()).await;
-    let id = daemon.create(json!({ "profile": plain(daemon.directory.path())? })).await;
-    let deleted = async {
-        has_begun(&daemon, &id).await?;
-        let answer = daemon.json("DELETE", &format!("/v1/environments/{id}"), Value::Null).await;
-        ensure(answer.status == 200, answer.text())?;
-        nothing_left(&id)?;
-        is_given_back(&daemon).await
-    };
-    let (answer, deleted) = tokio::join!(endless(&daemon, &id), deleted);
-    deleted?;
-    is_lost(&answer)?;
-    daemon.finish().await;
-    Ok(())
-}
-
-async fn what_an_agent_runs_does_not_keep_a_lease() -> Result<(), String> {
-    let daemon = Daemon::start(|_| ()).await;
-    let id = daemon.create(json!({ "profile": plain(daemon.directory.path())?, "ttl": 5 })).await;
+    body["profile"] = plain(daemon.directory.path())?.into();
+    let id = daemon.create(body).await;
     let ended = async {
         has_begun(&daemon, &id).await?;
-        is_gone(&id).await?;
+        end(&daemon, &id).await?;
         is_given_back(&daemon).await
     };
     let (answer, ended) = tokio::join!(endless(&daemon, &id), ended);
@@ -148,6 +136,19 @@ async fn what_an_agent_runs_does_not_keep_a_lease() -> Result<(), String> {
     is_lost(&answer)?;
     daemon.finish().await;
     Ok(())
+}
+
+async fn what_an_agent_runs_does_not_outlive_a_delete() -> Result<(), String> {
+    let delete = async |daemon: &Daemon, id: &str| {
+        let answer = daemon.json("DELETE", &format!("/v1/environments/{id}"), Value::Null).await;
+        ensure(answer.status == 200, answer.text())?;
+        nothing_left(id)
+    };
+    ends_with_its_environment(json!({}), delete).await
+}
+
+async fn what_an_agent_runs_does_not_keep_a_lease() -> Result<(), String> {
+    ends_with_its_environment(json!({ "ttl": 5 }), async |_, id| is_gone(id).await).await
 }
 
 async fn a_lifetime_ends_whoever_renews() -> Result<(), String> {

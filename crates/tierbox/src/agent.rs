@@ -8,9 +8,10 @@ use tierbox_core::{
     ExecResult, FileMeta, GuestPath, KillReason, Limits, ReadOptions, Result, Sandbox, SandboxExt, Sensitive, Tooling,
 };
 use tokio::sync::OnceCell;
+use tracing::Span;
 
+use crate::around::Around;
 use crate::asked::{Asked, shown};
-use crate::bound::Bound;
 use crate::confinement;
 use crate::gate::{Gate, over};
 
@@ -84,9 +85,8 @@ impl AgentSandbox {
     pub async fn spawn(&self, request: ExecRequest) -> Result<Box<dyn ExecHandle>> {
         let request = self.admit(request).await?;
         let inner = self.sandbox.spawn(request).await?;
-        let termination = self.gate.termination.clone();
-        termination.hold(inner.id(), self.ender.clone());
-        let bound = Bound { inner, termination };
+        let bond = self.gate.termination.bind(inner.id(), self.ender.clone());
+        let bound = Around::new(inner, Span::none(), bond);
         // What came too late to be ended with the others is dropped, which kills it.
         self.gate.check_alive()?;
         Ok(Box::new(bound))

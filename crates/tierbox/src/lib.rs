@@ -49,9 +49,9 @@
 #![forbid(unsafe_code)]
 
 mod agent;
+mod around;
 mod asked;
 mod audited;
-mod bound;
 mod check;
 mod client;
 mod confinement;

@@ -74,6 +74,12 @@ impl Termination {
         self.follow();
     }
 
+    /// The same for as long as the bond lives.
+    pub fn bind(&self, id: ExecId, machine: Arc<dyn Sandbox>) -> Bond {
+        self.hold(id, machine);
+        Bond { termination: self.clone(), id }
+    }
+
     /// A command that ended, or that nobody has any more.
     pub fn let_go(&self, id: ExecId) {
         self.0.under_way().remove(&id);
@@ -109,6 +115,18 @@ impl Termination {
                 let _ = std::fs::remove_file(entry.path());
             }
         }
+    }
+}
+
+/// That a command ends with its run.
+pub(crate) struct Bond {
+    termination: Termination,
+    id: ExecId,
+}
+
+impl Drop for Bond {
+    fn drop(&mut self) {
+        self.termination.let_go(self.id);
     }
 }
 

@@ -7,11 +7,13 @@ use std::time::SystemTime;
 
 use async_trait::async_trait;
 use tierbox_core::{
-    ByteReader, ByteStream, ByteWriter, Capabilities, Completed, DialTarget, DirEntry, Error, ErrorKind, ExecHandle, ExecId,
-    ExecInfo, ExecRequest, FileMeta, GuestPath, KillReason, Limits, PtySize, ReadOptions, Result, Sandbox, Signal, WriteOptions,
+    ByteReader, ByteStream, Capabilities, Completed, DialTarget, DirEntry, Error, ErrorKind, ExecHandle, ExecId, ExecInfo,
+    ExecRequest, FileMeta, GuestPath, KillReason, Limits, ReadOptions, Result, Sandbox, Signal, WriteOptions,
 };
 use tracing::field::{Empty, display};
 use tracing::{Instrument, Span, info_span};
+
+use crate::around::Around;
 
 /// A machine whose operations are spans.
 pub(crate) struct Traced {
@@ -57,7 +59,7 @@ impl Traced {
             return inner;
         }
         span.record("exec", display(inner.id()));
-        Box::new(TracedHandle { inner, span })
+        Box::new(Around::new(inner, span, ()))
     }
 }
 
@@ -129,41 +131,5 @@ impl Sandbox for Traced {
     }
     async fn dial(&self, target: DialTarget) -> Result<Box<dyn ByteStream>> {
         self.told(self.inner.dial(target).instrument(self.span("dial")).await)
-    }
-}
-
-/// A command whose span ends with its handle.
-struct TracedHandle {
-    inner: Box<dyn ExecHandle>,
-    span: Span,
-}
-
-#[async_trait]
-impl ExecHandle for TracedHandle {
-    fn id(&self) -> ExecId {
-        self.inner.id()
-    }
-    fn take_stdin(&mut self) -> Option<ByteWriter> {
-        self.inner.take_stdin()
-    }
-    fn take_stdout(&mut self) -> Option<ByteReader> {
-        self.inner.take_stdout()
-    }
-    fn take_stderr(&mut self) -> Option<ByteReader> {
-        self.inner.take_stderr()
-    }
-    async fn signal(&self, signal: Signal) -> Result<()> {
-        self.inner.signal(signal).instrument(self.span.clone()).await
-    }
-    async fn resize(&self, size: PtySize) -> Result<()> {
-        self.inner.resize(size).await
-    }
-    fn kill(&self, reason: KillReason) {
-        self.inner.kill(reason);
-    }
-    async fn wait(&mut self) -> Result<Completed> {
-        let completed = self.inner.wait().instrument(self.span.clone()).await?;
-        self.span.record("outcome", display(completed.outcome));
-        Ok(completed)
     }
 }

@@ -22,6 +22,24 @@ impl Write for Lines {
 mod conformance {
     use super::*;
 
+    fn client(state: &tempfile::TempDir) -> Tierbox {
+        Tierbox::builder().user_config(false).state_dir(state.path().join("state")).build().unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_handle_in_a_span_tells_what_was_retained() {
+        let _guard = tracing::subscriber::set_default(tracing_subscriber::fmt().with_writer(std::io::sink).finish());
+        let state = tempfile::tempdir().unwrap();
+        let running = client(&state).start("local-process").await.unwrap();
+        let id = running.sandbox().spawn_detached(ExecRequest::shell("echo past; exec sleep 1000")).await.unwrap();
+        let begun = std::time::Instant::now();
+        while running.sandbox().attach(id, 0, 0).await.unwrap().retained() != Some([5, 0]) {
+            assert!(begun.elapsed() < std::time::Duration::from_secs(20), "nothing is told to be retained");
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+        running.stop().await.unwrap();
+    }
+
     #[tokio::test]
     async fn a_span_names_the_backend_the_environment_and_the_command() {
         let lines = Lines::default();
@@ -30,8 +48,7 @@ mod conformance {
         let subscriber = subscriber.with_writer(move || writer.clone()).finish();
         let _guard = tracing::subscriber::set_default(subscriber);
         let state = tempfile::tempdir().unwrap();
-        let client = Tierbox::builder().user_config(false).state_dir(state.path().join("state")).build().unwrap();
-        let running = client.start("local-process").await.unwrap();
+        let running = client(&state).start("local-process").await.unwrap();
         let id = running.id().to_owned();
         let request = ExecRequest::shell("exit 3").env("TOKEN", "hunter2");
         running.run(request).await.unwrap();

@@ -124,6 +124,10 @@ impl ExecHandle for AuditedHandle {
         self.inner.id()
     }
 
+    fn retained(&self) -> Option<[u64; 2]> {
+        self.inner.retained()
+    }
+
     fn take_stdin(&mut self) -> Option<ByteWriter> {
         let inner = self.inner.take_stdin()?;
         let passed = Passed::new("stdin", self.keep, &self.orders.layer);
