@@ -32,24 +32,9 @@ fn main() -> std::process::ExitCode {
 #[cfg(target_os = "linux")]
 fn run() -> std::process::ExitCode {
     use libtest_mimic::Arguments;
-    use tierbox_testkit::{Suite, minimum, run_with};
+    use tierbox_testkit::{Suite, minimum, run_with, world::ATTACKS};
 
-    let attacks = &[
-        "network::e43_default_deny",
-        "network::e44_metadata",
-        "network::e48_without_proxies",
-        "network::e49_ports_of_the_host",
-        "egress::e45_other_names",
-        "egress::e45_what_hides_the_name",
-        "egress::e45_second_names",
-        "egress::e45_no_http",
-        "egress::e46_addresses",
-        "egress::e47_names_as_a_channel",
-        "egress::e48_without_variables",
-        "egress::e51_slow_names",
-        "egress::e51_flood",
-    ];
-    let suite = || Suite::escape(minimum::local_container_plain(), trials::factory()).only(attacks);
+    let suite = || Suite::escape(minimum::local_container_plain(), trials::factory()).only(ATTACKS);
     let suites = [suite().variant("local_n1"), suite().variant("local_n1_plain").as_plain_user()]
         .map(|suite| suite.required(support::REQUIRED));
     let others = trials::all().into_iter().chain(daemon::all()).chain(page::all()).collect();

@@ -14,9 +14,6 @@ mod cases;
 #[path = "vagrant/code.rs"]
 mod code;
 #[cfg(target_os = "linux")]
-#[path = "support/hello.rs"]
-mod hello;
-#[cfg(target_os = "linux")]
 #[path = "vagrant/keeper.rs"]
 mod keeper;
 #[cfg(target_os = "linux")]

@@ -8,11 +8,15 @@ use crate::subject::Subject;
 /// The program, static for Linux on this architecture. Empty where the host is another system.
 pub static PROGRAM: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/tierbox-attack"));
 
-/// Puts the program into the case's directory, and returns its path inside.
+/// Puts the program into the case's directory, once, and returns its path inside.
 ///
 /// # Errors
 /// A skip where there is none for this host, or where the sandbox takes no files.
 pub async fn install(s: &Subject) -> Verdict<String> {
+    s.program.get_or_try_init(|| put_in(s)).await.cloned()
+}
+
+async fn put_in(s: &Subject) -> Verdict<String> {
     if PROGRAM.is_empty() {
         return skip("the attack program is made on Linux only");
     }

@@ -55,6 +55,13 @@ pub trait Factory: Send + Sync {
         USUAL_PATIENCE
     }
 
+    /// Everything that the resolver outside was asked for, in lower case, where the environments' gateway knows the names of a
+    /// [`world`](crate::world) with servers. `None` without one.
+    #[cfg(target_os = "linux")]
+    fn heard(&self) -> Option<String> {
+        crate::world::heard().ok()
+    }
+
     /// Starts an environment from the factory's own specification after `adjust`.
     ///
     /// # Errors
@@ -75,6 +82,8 @@ pub struct Subject {
     pub dir: String,
     /// How long a case waits for what should be there at once.
     pub patience: Duration,
+    /// Where the attack program is, once it was put in.
+    pub(crate) program: Arc<tokio::sync::OnceCell<String>>,
 }
 
 impl Subject {
@@ -91,7 +100,7 @@ impl Subject {
         }
         let dir = String::from_utf8(made.stdout.bytes()).map_err(|error| Fail::Broken(format!("odd directory: {error}")))?;
         let patience = factory.patience();
-        Ok(Self { sandbox, environment, factory, dir, patience })
+        Ok(Self { sandbox, environment, factory, dir, patience, program: Arc::default() })
     }
 
     /// The capabilities of the sandbox under test.

