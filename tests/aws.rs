@@ -6,9 +6,6 @@
 #[path = "aws/mod.rs"]
 mod cases;
 #[cfg(target_os = "linux")]
-#[path = "support/hello.rs"]
-mod hello;
-#[cfg(target_os = "linux")]
 #[path = "support/aws.rs"]
 mod server;
 

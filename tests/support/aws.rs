@@ -3,14 +3,15 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use serde_json::{Value, json};
-use tierbox_core::{Environment, EnvironmentSpec, Result, Silent};
-use tierbox_ec2::{Ec2Backend, Wanted};
-use tierbox_testkit::{Absence, Adjust, BackendFactory, Factory};
+use tierbox_core::{Environment, EnvironmentSpec, Error, ErrorKind, Result, Silent};
+use tierbox_ec2::{Ec2Backend, SetUp, Wanted};
+use tierbox_testkit::{Absence, Adjust, BackendFactory, Factory, world};
 use tokio::sync::OnceCell;
 
 /// The server, as one caller sees it: its knobs and counters are of its access key alone.
@@ -121,6 +122,15 @@ impl Server {
         all.iter().map(|(id, instance)| (id.clone(), instance["state"].as_str().unwrap_or_default().to_owned())).collect()
     }
 
+    /// The names that machines of this caller asked the server's resolvers for.
+    pub fn asked_for(&self) -> String {
+        let mine = self.instances();
+        let seen = self.ask("seen", &json!({}));
+        let seen = seen["seen"].as_array().expect("what was seen").iter();
+        let names = seen.filter(|each| each["instance"].as_str().is_some_and(|id| mine.contains_key(id)));
+        names.filter_map(|each| each["name"].as_str()).collect::<Vec<_>>().join("\n")
+    }
+
     /// What EC2 says of an instance. It must be asked for by its id: a listing has pages.
     pub fn instance(&self, id: &str) -> String {
         let told = self.signed("POST", "/", "ec2", &format!("Action=DescribeInstances&Version=2016-11-15&InstanceId.1={id}"));
@@ -180,6 +190,46 @@ impl Server {
         spec.limits.startup = Duration::from_secs(60);
         spec
     }
+
+    /// A stack of this caller's own, in which SSM sees what has the stack's endpoints alone; with a gateway if its program is given.
+    pub async fn stack(&self, gateway: Option<PathBuf>) -> Result<SetUp> {
+        let mut account = self.settings();
+        account["bucket"].take();
+        let mut wanted = Wanted::new(self.key.clone());
+        wanted.gateway = gateway;
+        self.set(json!({"require_endpoints": true, "require_instance_profile": true}));
+        Ec2Backend::new().setup(&account, &wanted, &Silent).await
+    }
+
+    /// The usual environment in a stack's network, in one of its groups.
+    pub fn spec_in(&self, made: &SetUp, group: &str) -> Result<EnvironmentSpec> {
+        let mut spec = self.spec();
+        spec.settings["bucket"] = made.stack.output("Bucket")?.into();
+        spec.settings["subnets"] = made.stack.output("SubnetIds")?.split(',').collect::<Vec<_>>().into();
+        spec.settings["security-group"] = made.stack.output(group)?.into();
+        spec.settings["instance-profile"] = made.stack.output("InstanceProfile")?.into();
+        Ok(spec)
+    }
+
+    /// The same with N1 by the stack's gateway.
+    pub fn named_spec_in(&self, made: &SetUp, allow: Vec<String>) -> Result<EnvironmentSpec> {
+        let mut spec = self.spec_in(made, "SecurityGroupN1")?;
+        spec.tier = "T0.H3.N1".parse().expect("a tier");
+        spec.network.allow = allow;
+        spec.settings["gateway"] = made.stack.output("GatewayInstance")?.into();
+        Ok(spec)
+    }
+}
+
+/// The gateway's program, without what debuggers read: it goes through the bucket.
+pub fn gateway_program(directory: &Path) -> Result<PathBuf> {
+    let small = directory.join("tierbox-egress");
+    let strip =
+        std::process::Command::new("strip").arg("-o").arg(&small).arg(env!("CARGO_BIN_EXE_tierbox-egress-of-tests")).status();
+    match strip {
+        Ok(status) if status.success() => Ok(small),
+        _ => Err(Error::new(ErrorKind::MissingEngine, "strip the gateway", "strip (binutils) does not work")),
+    }
 }
 
 /// What Base64 stands for; nonsense for what is none.
@@ -206,6 +256,11 @@ pub fn closed() -> Arc<dyn Factory> {
     Arc::new(Patient { made: OnceCell::new(), place: Place::Closed })
 }
 
+/// The same with N1: what the gateway may reach are the names of the corpus's world, which the server leads to addresses of its own.
+pub fn named() -> Arc<dyn Factory> {
+    Arc::new(Patient { made: OnceCell::new(), place: Place::Named })
+}
+
 /// The same on one instance that exists.
 pub fn attached() -> Arc<dyn Factory> {
     Arc::new(Patient { made: OnceCell::new(), place: Place::Attached })
@@ -215,18 +270,19 @@ pub fn attached() -> Arc<dyn Factory> {
 enum Place {
     Usual,
     Closed,
+    Named,
     Attached,
 }
 
 /// Commands take some tenths of a second each, and the machine is shared with others. The server is asked for a bucket when the first
 /// environment starts: listing the cases reaches nobody.
 struct Patient {
-    made: OnceCell<BackendFactory>,
+    made: OnceCell<(Server, BackendFactory)>,
     place: Place,
 }
 
 impl Patient {
-    async fn make(&self) -> Result<BackendFactory> {
+    async fn make(&self) -> Result<(Server, BackendFactory)> {
         let server = Server::new();
         // What takes time in AWS takes less here: promises are the same, and faults and delays have tests of their own.
         server.set(json!({
@@ -236,9 +292,10 @@ impl Patient {
         let spec = match self.place {
             Place::Usual => server.spec(),
             Place::Closed => closed_spec(&server).await?,
+            Place::Named => named_spec(&server).await?,
             Place::Attached => attached_spec(&server),
         };
-        Ok(BackendFactory::new("aws", Arc::new(Ec2Backend::new()), spec, None))
+        Ok((server, BackendFactory::new("aws", Arc::new(Ec2Backend::new()), spec, None)))
     }
 }
 
@@ -258,19 +315,25 @@ fn attached_spec(server: &Server) -> EnvironmentSpec {
     spec
 }
 
-/// A stack, and what an environment with N2 in it asks for.
+/// What an environment with N2 asks for, in a stack of the caller's own.
 async fn closed_spec(server: &Server) -> Result<EnvironmentSpec> {
-    let mut account = server.settings();
-    account["bucket"].take();
-    let made = Ec2Backend::new().setup(&account, &Wanted::new(server.key.clone()), &Silent).await?;
-    server.set(json!({"require_endpoints": true, "require_instance_profile": true}));
-    let mut spec = server.spec();
+    let made = server.stack(None).await?;
+    let mut spec = server.spec_in(&made, "SecurityGroupN2")?;
     spec.tier = "T0.H3.N2".parse().expect("a tier");
-    spec.settings["bucket"] = made.stack.output("Bucket")?.into();
-    spec.settings["subnets"] = made.stack.output("SubnetIds")?.split(',').collect::<Vec<_>>().into();
-    spec.settings["security-group"] = made.stack.output("SecurityGroupN2")?.into();
-    spec.settings["instance-profile"] = made.stack.output("InstanceProfile")?.into();
     Ok(spec)
+}
+
+/// The same with N1, and where the names of the corpus's world lead.
+async fn named_spec(server: &Server) -> Result<EnvironmentSpec> {
+    let files = tempfile::tempdir().map_err(|error| Error::io("make directory", error))?;
+    let made = server.stack(Some(gateway_program(files.path())?)).await?;
+    // The server answers there, too: see `PRIVATE` in its emulator/network.py.
+    let private = "10.255.0.10";
+    server.set(json!({"names": {
+        "private.test": private, "mapped.test": format!("::ffff:{private}"), "metadata.test": "169.254.169.254",
+        "own.test": made.stack.output("GatewayAddress")?, "loopback.test": "127.0.0.1",
+    }}));
+    server.named_spec_in(&made, world::allowed_at_usual_ports())
 }
 
 #[async_trait]
@@ -295,7 +358,12 @@ impl Factory for Patient {
         Duration::from_secs(40)
     }
 
+    fn heard(&self) -> Option<String> {
+        let Place::Named = self.place else { return None };
+        Some(self.made.get()?.0.asked_for())
+    }
+
     async fn start(&self, adjust: Adjust<'_>) -> Result<Arc<dyn Environment>> {
-        self.made.get_or_try_init(|| self.make()).await?.start(adjust).await
+        self.made.get_or_try_init(|| self.make()).await?.1.start(adjust).await
     }
 }

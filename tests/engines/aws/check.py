@@ -299,6 +299,13 @@ def check_metadata():
 def check_network(id):
     ask = "curl -s -m 2 -o /dev/null http://203.0.113.10/; echo $?"
     check("what the group lets out reaches the outside", run(id, ask)["StandardOutputContent"] == "0\n" and seen(id, "outside")[-1]["port"] == 80)
+    got = run(id, "echo | openssl s_client -connect 203.0.113.10:443 -servername a.test 2>&1 | grep -c 'CN = outside'")
+    check("it speaks TLS to whoever begins it", int(got["StandardOutputContent"]) > 0)
+    with knobs(names={"private.test": "10.255.0.10", "mapped.test": "::ffff:10.255.0.10"}):
+        got = run(id, "python3 -c \"import socket; print([socket.getaddrinfo(n + '.test', 80)[0][4][0] for n in ('private', 'mapped', 'a')])\"",
+                  "curl -s -m 2 http://private.test/")
+    check("names lead where a caller wants them to", got["StandardOutputContent"] == "['10.255.0.10', '::ffff:10.255.0.10', '203.0.113.10']\noutside\n",
+          got["StandardOutputContent"] + got["StandardErrorContent"])
     vpc = ec2.create_vpc(CidrBlock="10.99.0.0/24")["Vpc"]["VpcId"]
     subnet = ec2.create_subnet(VpcId=vpc, CidrBlock="10.99.0.0/25")["Subnet"]["SubnetId"]
     group = ec2.create_security_group(GroupName=KEY, Description=KEY, VpcId=vpc)["GroupId"]

@@ -1,6 +1,7 @@
 """Networks that are real: a VPC is a network namespace, an instance another, and a pair of interfaces joins them.
 
-In the VPC's namespace live what AWS has at fixed addresses (metadata, the resolver) and one address that stands for the outside.
+In the VPC's namespace live what AWS has at fixed addresses (metadata, the resolver), one address that stands for the outside, and one
+that stands for a private network that somebody has joined to it.
 Security groups are packet filter rules there, so what they let through is what goes through.
 """
 import contextlib
@@ -12,12 +13,13 @@ import socket
 import subprocess
 import threading
 
-from . import groups
+from . import certificate, groups
 from .state import LOCK, now
 
 CLONE_NEWNET = 0x40000000
 METADATA, RESOLVER, ROUTER = "169.254.169.254", "169.254.169.253", "169.254.1.1"
 OUTSIDE = "203.0.113.10"  # an address for documentation: nobody's
+PRIVATE = "10.255.0.10"  # in no VPC of the tests
 OUTSIDE_PORTS = (53, 80, 443, 8443)
 PUBLIC_RESOLVER = "1.1.1.1"  # somebody's in the world; here it is in a namespace, and nothing is ever sent there
 
@@ -90,7 +92,7 @@ class Vpc:
         self.namespace = new_namespace()
         self.resolver = str(ipaddress.ip_network(cidr)[2])
         self.mine = (METADATA, RESOLVER, self.resolver)
-        addresses = "".join(f"addr add {address}/32 dev lo\n" for address in (*self.mine, ROUTER, OUTSIDE, PUBLIC_RESOLVER))
+        addresses = "".join(f"addr add {address}/32 dev lo\n" for address in (*self.mine, ROUTER, OUTSIDE, PRIVATE, PUBLIC_RESOLVER))
         run_in(self.namespace, ["ip", "-batch", "-"], "link set lo up\n" + addresses)
         run_in(self.namespace, ["sh", "-c", "echo 1 >/proc/sys/net/ipv4/ip_forward; echo 1 >/proc/sys/net/ipv4/conf/all/rp_filter"], "")
         self.serve()
@@ -101,8 +103,9 @@ class Vpc:
         for address in (RESOLVER, self.resolver):
             resolver.serve(listener(self.namespace, (address, 53), socket.SOCK_DGRAM), self)
         resolver.serve(listener(self.namespace, (PUBLIC_RESOLVER, 53), socket.SOCK_DGRAM), self, is_public=True)
-        for port in OUTSIDE_PORTS:
-            background(outside, listener(self.namespace, (OUTSIDE, port)), self, port)
+        for address, what in ((OUTSIDE, "outside"), (PRIVATE, "private")):
+            for port in OUTSIDE_PORTS:
+                background(outside, listener(self.namespace, (address, port)), self, what, port)
 
     def machine_at(self, address):
         """Whose address this is; the reverse path filter lets nobody use another's."""
@@ -182,21 +185,26 @@ def background(work, *arguments):
     threading.Thread(target=work, args=arguments, daemon=True).start()
 
 
-def outside(listening, vpc, port):
+def outside(listening, vpc, what, port):
     """Whoever gets here has left the VPC."""
     while True:
         connection, (address, _) = listening.accept()
-        record(vpc.machine_at(address), "outside", port=port)
+        record(vpc.machine_at(address), what, port=port)
         background(answer_outside, connection)
 
 
 def answer_outside(connection):
-    """The same to whatever is said, also to nothing."""
+    """The same to whatever is said, also to nothing; in TLS to whoever begins it."""
     with contextlib.suppress(OSError), connection:
         connection.settimeout(0.5)
+        first = b""
         with contextlib.suppress(TimeoutError):
-            connection.recv(65536)
+            first = connection.recv(65536, socket.MSG_PEEK)
         connection.settimeout(2)
+        if first.startswith(b"\x16\x03"):
+            connection = certificate.context().wrap_socket(connection, server_side=True)
+        if first:
+            connection.recv(65536)
         connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 8\r\nConnection: close\r\n\r\noutside\n")
 
 

@@ -1,14 +1,14 @@
 """Resolvers: the VPC's, and one outside. Every name exists, unless a DNS Firewall rule says otherwise, which binds the VPC's alone;
 every question is recorded."""
+import ipaddress
 import re
-import socket
 import struct
 import threading
 
 from . import firewall
 from .network import OUTSIDE, record
 
-A, CNAME, NOERROR, SERVFAIL, NXDOMAIN = 1, 5, 0, 2, 3
+A, CNAME, AAAA, NOERROR, SERVFAIL, NXDOMAIN = 1, 5, 28, 0, 2, 3
 
 
 def serve(listening, vpc, is_public=False):
@@ -25,7 +25,14 @@ def run(listening, vpc, is_public):
             continue
         verdict = "ALLOW" if is_public else firewall.verdict(vpc.id, chain(name))
         record(machine, "public dns" if is_public else "dns", name=name, verdict=verdict)
-        listening.sendto(answer(question, kind, end, verdict, chain(name)[1:]), (address, port))
+        leads = ipaddress.ip_address(leads_to(machine, name))
+        listening.sendto(answer(question, kind, end, verdict, chain(name)[1:], leads), (address, port))
+
+
+def leads_to(machine, name):
+    """The outside, unless the machine's caller wants it otherwise."""
+    names = machine.knob("names") if machine else {}
+    return names.get(name.rstrip("."), OUTSIDE)
 
 
 def chain(name):
@@ -47,15 +54,16 @@ def parse(question):
     return ".".join(labels).lower() + ".", kind, at + 5
 
 
-def answer(question, kind, end, verdict, targets):
+def answer(question, kind, end, verdict, targets, leads):
     code = {"NXDOMAIN": NXDOMAIN, "SERVFAIL": SERVFAIL}.get(verdict, NOERROR)
-    given = verdict == "ALLOW" and kind == A
+    wanted = A if leads.version == 4 else AAAA
+    given = verdict == "ALLOW" and kind == wanted
     body, owner, at = b"", b"\xc0\x0c", end
     for target in targets if given else []:
         name = b"".join(bytes([len(label)]) + label.encode() for label in target.rstrip(".").split(".")) + b"\0"
         body += owner + struct.pack("!HHIH", CNAME, 1, 5, len(name)) + name
         owner = struct.pack("!H", 0xc000 | (at + len(body) - len(name)))
     if given:
-        body += owner + struct.pack("!HHIH", A, 1, 5, 4) + socket.inet_aton(OUTSIDE)
+        body += owner + struct.pack("!HHIH", wanted, 1, 5, len(leads.packed)) + leads.packed
     header = question[:2] + struct.pack("!HHHHH", 0x8180 | code, 1, int(given) * (1 + len(targets)), 0, 0)
     return header + question[12:end] + body

@@ -31,6 +31,7 @@ KNOBS = {
     "errors_after": {},  # {"SendCommand": 2}: the next N calls take effect and answer HTTP 500 all the same
     "page": 0,  # DescribeInstances answers in pages of at most so many, where pages are asked for
     "stack_fails": {},  # {"GatewayInstance": 1}: the next N times that an update makes this resource, it fails
+    "names": {},  # {"private.test": "10.255.0.10"}: where names lead that are asked for by a machine, if not to the outside
     "presign_lapses_s": 0,  # presigned URLs die this much earlier than they say
 }
 
