@@ -9,7 +9,7 @@ use std::process::{ExitCode, Stdio};
 
 use libtest_mimic::Trial;
 use tierbox::verify::SABOTAGES;
-use tierbox::{Lifted, StartOptions, Tierbox, Verify};
+use tierbox::{Lifted, ShownPath, StartOptions, Tierbox, Verify};
 
 use crate::sabotaged::{Harm, sabotaged};
 use crate::support::again;
@@ -112,7 +112,7 @@ async fn caught(dir: &Path, named: &[&str]) -> Result<Vec<&'static str>, String>
     let shared = dir.join("shared");
     std::fs::create_dir_all(&shared).map_err(|error| error.to_string())?;
     let socket = std::os::unix::net::UnixListener::bind(dir.join("socket")).map_err(|error| error.to_string())?;
-    let mount = |host: &Path, guest: &str| Lifted::Mount { host: host.to_owned(), guest: guest.to_owned() };
+    let mount = |host: &Path, guest: &str| Lifted::Mounts(vec![ShownPath { host: host.to_owned(), guest: guest.to_owned() }]);
     let possible = tierbox::verify::probe_names().map_err(text)?;
     let mut done = Vec::new();
     for sabotage in SABOTAGES.iter().filter(|sabotage| named.is_empty() || named.contains(&sabotage.name)) {

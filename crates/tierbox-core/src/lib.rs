@@ -75,7 +75,7 @@ pub use secrets::{Masking, Secrets, looks_like_a_secret, names_a_secret};
 pub use shown::is_deceptive;
 pub use sockets::{ENGINE_SOCKETS, engine_socket_below};
 pub use tier::{HostIsolation, Network, Tier, Tooling};
-pub use twin::{CanaryName, Lifted};
+pub use twin::{CanaryName, Lifted, ShownPath};
 
 #[doc(hidden)]
 pub use inventory;

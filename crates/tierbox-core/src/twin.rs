@@ -26,15 +26,19 @@ pub enum Lifted {
     NoNewPrivs,
     /// System calls are not filtered.
     Seccomp,
-    /// A path of the host's is visible inside.
-    Mount {
-        /// The path on the host.
-        host: PathBuf,
-        /// Where it is inside, absolute.
-        guest: String,
-    },
+    /// Paths of the host's are visible inside.
+    Mounts(Vec<ShownPath>),
     /// The N1 gateway lists these names beside the profile's own, and leads them to listeners of verification's.
     Names(Vec<CanaryName>),
+}
+
+/// A path of the host's that a twin shows.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct ShownPath {
+    /// The path on the host.
+    pub host: PathBuf,
+    /// Where it is inside, absolute.
+    pub guest: String,
 }
 
 /// A name of verification's own, which a twin's gateway lists. It leads to one listener on this host, and nothing else there.
@@ -58,7 +62,7 @@ impl Lifted {
             Self::Capabilities => "capabilities",
             Self::NoNewPrivs => "no_new_privs",
             Self::Seccomp => "seccomp",
-            Self::Mount { .. } => "mount",
+            Self::Mounts(_) => "mount",
             Self::Names(_) => "names",
         }
     }

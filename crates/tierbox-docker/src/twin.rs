@@ -22,7 +22,7 @@ pub fn spec(spec: &EnvironmentSpec, lifted: &Lifted) -> Result<EnvironmentSpec> 
         | Lifted::Capabilities
         | Lifted::NoNewPrivs
         | Lifted::Seccomp
-        | Lifted::Mount { .. } => {}
+        | Lifted::Mounts(_) => {}
         Lifted::Names(_) if spec.tier.network() == Network::N1 => {}
         _ => {
             let what = format!("a twin without its {}", lifted.name());
@@ -78,7 +78,9 @@ pub fn lift(body: &mut ContainerCreateBody, lifted: &Lifted) {
         Lifted::Capabilities => (config.cap_drop, config.cap_add) = (None, Some(vec!["NET_ADMIN".to_owned()])),
         Lifted::NoNewPrivs => config.security_opt = None,
         Lifted::Seccomp => config.security_opt.get_or_insert_default().push("seccomp=unconfined".to_owned()),
-        Lifted::Mount { host, guest } => config.mounts.get_or_insert_default().push(bind(host, guest)),
+        Lifted::Mounts(shown) => {
+            config.mounts.get_or_insert_default().extend(shown.iter().map(|shown| bind(&shown.host, &shown.guest)));
+        }
         _ => {}
     }
 }
@@ -112,7 +114,8 @@ mod unit {
         assert_eq!(lifted(&Lifted::Outside).network_mode.as_deref(), Some("bridge"));
         assert_eq!(lifted(&Lifted::Seccomp).security_opt.unwrap(), ["no-new-privileges", "seccomp=unconfined"]);
         assert_eq!(lifted(&Lifted::NoNewPrivs).security_opt, None);
-        let mounted = lifted(&Lifted::Mount { host: "/a".into(), guest: "/b".into() }).mounts.unwrap();
+        let shown = tierbox_core::ShownPath { host: "/a".into(), guest: "/b".into() };
+        let mounted = lifted(&Lifted::Mounts(vec![shown])).mounts.unwrap();
         assert!(mounted.len() == 1 && mounted[0].read_only == Some(true));
     }
 

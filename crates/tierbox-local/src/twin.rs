@@ -1,6 +1,8 @@
 //! Twins for verification: a machine as planned, with one rule lifted.
 
-use tierbox_core::{CanaryName, EnvironmentSpec, Error, Hold, Lifted, Limits, Network, NetworkSpec, Result, Tier, Tooling};
+use tierbox_core::{
+    CanaryName, EnvironmentSpec, Error, Hold, Lifted, Limits, Network, NetworkSpec, Result, ShownPath, Tier, Tooling,
+};
 use tierbox_supervisor::setup::{Bind, Setup};
 
 use crate::BACKEND;
@@ -17,7 +19,7 @@ pub(crate) fn spec(spec: &EnvironmentSpec, lifted: &Lifted) -> Result<Environmen
         | Lifted::Capabilities
         | Lifted::NoNewPrivs
         | Lifted::Seccomp
-        | Lifted::Mount { .. } => Tier::new(Tooling::T0, spec.tier.host(), Network::N2)?,
+        | Lifted::Mounts(_) => Tier::new(Tooling::T0, spec.tier.host(), Network::N2)?,
         Lifted::Names(_) if spec.tier.network() == Network::N1 => Tier::new(Tooling::T0, spec.tier.host(), Network::N1)?,
         _ => return Err(unsupported()),
     };
@@ -42,13 +44,15 @@ pub(crate) fn spec(spec: &EnvironmentSpec, lifted: &Lifted) -> Result<Environmen
 pub(crate) fn lift(setup: &mut Setup, lifted: &Lifted) {
     match lifted {
         Lifted::Isolation | Lifted::Names(_) => (),
-        Lifted::Mount { host, guest } => {
-            setup.binds.push(Bind { host: bytes(host), guest: bytes(guest.as_ref()), writable: false, optional: false })
-        }
+        Lifted::Mounts(shown) => setup.binds.extend(shown.iter().map(bind)),
         // Without it the kernel lets nobody confine himself.
         Lifted::NoNewPrivs => setup.lifted.extend(["no_new_privs", "seccomp", "landlock"].map(str::to_owned)),
         mechanism => setup.lifted.push(mechanism.name().to_owned()),
     }
+}
+
+fn bind(shown: &ShownPath) -> Bind {
+    Bind { host: bytes(&shown.host), guest: bytes(shown.guest.as_ref()), writable: false, optional: false }
 }
 
 /// The names that the twin's gateway lists beside the profile's.

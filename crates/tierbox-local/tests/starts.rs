@@ -283,7 +283,7 @@ async fn a_required_limit_that_cannot_hold_is_refused_before_anything_is_made() 
 /// not what was planned.
 #[tokio::test]
 async fn a_look_from_outside_finds_what_does_not_hold() {
-    use tierbox_core::Lifted;
+    use tierbox_core::{Lifted, ShownPath};
     use tierbox_local::SelfCheck;
 
     let state = State::new();
@@ -299,7 +299,7 @@ async fn a_look_from_outside_finds_what_does_not_hold() {
     }
     honest.stop().await.unwrap();
     let shared = tempfile::tempdir().unwrap();
-    let mount = Lifted::Mount { host: shared.path().to_owned(), guest: "/opt/shared".into() };
+    let mount = Lifted::Mounts(vec![ShownPath { host: shared.path().to_owned(), guest: "/opt/shared".into() }]);
     for (lifted, found) in [
         (Lifted::Network, "network|net namespace|route|interface"),
         (Lifted::Seccomp, "not filtered"),

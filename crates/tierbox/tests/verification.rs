@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use sabotaged::{Harm, sabotaged};
 use tierbox::verify::{ProbeStatus, SABOTAGES, Verdict};
-use tierbox::{CanaryName, Lifted, Result};
+use tierbox::{CanaryName, Lifted, Result, ShownPath};
 
 /// Something that answers whatever it is sent, and names what leads to it.
 fn answering(rules: &[&str]) -> Vec<CanaryName> {
@@ -45,6 +45,16 @@ mod conformance {
         let open: Vec<_> = verified.verification.probes.iter().filter(|probe| probe.status != ProbeStatus::Pass).collect();
         assert!(open.is_empty(), "{open:#?}");
         assert!(verified.verification.verified && !verified.reused && verified.verification.probes.len() > 15);
+        let control = |id: &str| {
+            let probe = verified.verification.probes.iter().find(|probe| probe.id == id).unwrap();
+            probe.control.clone().unwrap().detail
+        };
+        assert_eq!(control("h.sockets").matches("exists:").count(), 12, "{}", control("h.sockets"));
+        // Each set is one that the control saw something in, unless no command can be root's here.
+        let sets = control("h.capabilities");
+        let empty = ["CapEff 0,", "CapPrm 0,", "CapInh 0,", "CapAmb 0,"].iter().any(|set| sets.contains(set));
+        assert!(!empty || sets.contains("the other sets are not shown"), "{sets}");
+        assert!(!empty || !rustix::process::geteuid().is_root(), "{sets}");
         running.stop().await.unwrap();
         let again = started(fixture.client.start("local").await).unwrap();
         let reused = again.verification().unwrap();
@@ -137,8 +147,9 @@ mod conformance {
         let shared = tempfile::tempdir().unwrap();
         let socket = std::os::unix::net::UnixListener::bind(shared.path().join("socket")).unwrap();
         let share = crate::share::Share::mount();
-        let mount =
-            |host: &std::path::Path, guest: &str| Harm::Lifted(Lifted::Mount { host: host.to_owned(), guest: guest.into() });
+        let mount = |host: &std::path::Path, guest: &str| {
+            Harm::Lifted(Lifted::Mounts(vec![ShownPath { host: host.to_owned(), guest: guest.into() }]))
+        };
         for sabotage in SABOTAGES {
             let (profile, harm) = match sabotage.name {
                 "isolation" => ("local", Harm::Lifted(Lifted::Isolation)),

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use tierbox_core::{HostIsolation, Lifted, Locality, Network, Report, Tier};
+use tierbox_core::{HostIsolation, Lifted, Locality, Network, Report, ShownPath, Tier};
 
 use super::canary::Canaries;
 use super::elsewhere::Elsewhere;
@@ -77,6 +77,7 @@ impl<'a> Ground<'a> {
 }
 
 type Judge = Arc<dyn Fn(&Answers) -> Finding + Send + Sync>;
+type Counts = Arc<dyn Fn(&str, &str) -> bool + Send + Sync>;
 
 pub(super) struct Probe {
     pub id: &'static str,
@@ -90,8 +91,8 @@ pub(super) struct Probe {
     /// this host. Not each of them, because bridges come and go while somebody looks, and an engine's rules may rewrite where an
     /// answer comes from.
     pub beyond: Vec<String>,
-    /// What an answer must hold to count as one in a control.
-    pub told: Option<String>,
+    /// Which answers count in a control, by their request; every one that is a yes where nothing is said.
+    pub counts: Option<Counts>,
     pub judge: Judge,
 }
 
@@ -198,7 +199,7 @@ pub(super) fn probe(
         control,
         needed: Vec::new(),
         beyond: Vec::new(),
-        told: None,
+        counts: None,
         judge: Arc::new(judge),
     }
 }
@@ -284,11 +285,11 @@ fn status_field(id: &'static str, rule: &'static str, name: &str, wanted: &'stat
     })
 }
 
-fn capabilities() -> Probe {
+pub(super) fn capabilities() -> Probe {
     const SETS: [&str; 5] = ["CapEff", "CapPrm", "CapInh", "CapAmb", "CapBnd"];
     let requests = SETS.map(|set| format!("field:{set}")).to_vec();
     let rule = "Commands have no capabilities, and can never get one that docker's default does not have";
-    probe("h.capabilities", rule, requests, Control::Twin(Lifted::Capabilities), |answers| {
+    let made = probe("h.capabilities", rule, requests, Control::Twin(Lifted::Capabilities), |answers| {
         let mut shown = Vec::new();
         let mut broken = false;
         for set in SETS {
@@ -297,13 +298,22 @@ fn capabilities() -> Probe {
                 Err(unclear) => return unclear,
             };
             let Ok(bits) = u64::from_str_radix(found, 16) else { return Finding::Unclear(format!("{set} is {found}")) };
-            let allowed = if set == "CapBnd" { DOCKERS } else { 0 };
-            broken |= bits & !allowed != 0;
+            broken |= has_more(set, bits);
             shown.push(format!("{set} {bits:x}"));
         }
         let shown = shown.join(", ");
         if broken { Finding::Broken(shown) } else { Finding::Holds(shown) }
-    })
+    });
+    let counts = |request: &str, said: &str| {
+        let set = request.trim_start_matches("field:");
+        u64::from_str_radix(said, 16).is_ok_and(|bits| has_more(set, bits))
+    };
+    Probe { counts: Some(Arc::new(counts)), ..made.every() }
+}
+
+/// Whether a set of capabilities holds one that it must not.
+fn has_more(set: &str, bits: u64) -> bool {
+    bits & !(if set == "CapBnd" { DOCKERS } else { 0 }) != 0
 }
 
 /// An own kernel. These look for what must be there, so they need no twin.
@@ -356,7 +366,7 @@ fn outside(probes: &mut Vec<Probe>, locality: Locality, canaries: &Canaries) {
     let directory = canaries.directory.to_string_lossy().into_owned();
     let local = locality == Locality::Local;
     let twin = |lifted: Lifted| if local { Control::Twin(lifted) } else { Control::Impossible };
-    let marker = Lifted::Mount { host: canaries.directory.clone(), guest: directory.clone() };
+    let marker = showing(canaries.directory.clone(), &directory);
     probes.push(none_of(
         "h.marker",
         "A file of this host cannot be seen",
@@ -369,13 +379,25 @@ fn outside(probes: &mut Vec<Probe>, locality: Locality, canaries: &Canaries) {
     });
     let request = format!("process:{}:{}", std::process::id(), ticks.unwrap_or_default());
     probes.push(none_of("h.processes", "A process of this host cannot be seen", vec![request], twin(Lifted::Isolation)));
-    let sockets = SOCKETS.map(|path| format!("exists:{path}")).to_vec();
-    let control = twin(Lifted::Mount { host: canaries.directory.join("socket"), guest: SOCKETS[0].to_owned() });
-    probes.push(match locality {
+    probes.push(sockets(local, canaries));
+}
+
+/// The control has a socket at each of the places, so that every one is shown to be seen.
+pub(super) fn sockets(local: bool, canaries: &Canaries) -> Probe {
+    let asked = |paths: &[&str]| paths.iter().map(|path| format!("exists:{path}")).collect();
+    if !local {
         // In a machine of its own, its services are its own.
-        _ if !local => none_of("h.sockets", "No socket of an engine is there", sockets[..4].to_vec(), control),
-        _ => none_of("h.sockets", "No socket of an engine or of the host's services is there", sockets, control),
-    });
+        return none_of("h.sockets", "No socket of an engine is there", asked(&SOCKETS[..4]), Control::Impossible);
+    }
+    let socket = canaries.directory.join("socket");
+    let everywhere = SOCKETS.map(|path| ShownPath { host: socket.clone(), guest: path.to_owned() }).to_vec();
+    let control = Control::Twin(Lifted::Mounts(everywhere));
+    none_of("h.sockets", "No socket of an engine or of the host's services is there", asked(&SOCKETS), control).every()
+}
+
+/// A twin in which a path of the host's is shown.
+fn showing(host: std::path::PathBuf, guest: &str) -> Lifted {
+    Lifted::Mounts(vec![ShownPath { host, guest: guest.to_owned() }])
 }
 
 fn shares(report: &Report, canaries: &Canaries) -> Probe {
@@ -384,7 +406,7 @@ fn shares(report: &Report, canaries: &Canaries) -> Probe {
     let (request, control) = match report.locality {
         Locality::Local if is_container => {
             let directory = canaries.directory.to_string_lossy().into_owned();
-            let twin = Lifted::Mount { host: canaries.directory.clone(), guest: directory };
+            let twin = showing(canaries.directory.clone(), &directory);
             (format!("mounts:{}", host_devices().join(",")), Control::Twin(twin))
         }
         // Devices of another kernel say nothing here, and who shared a folder would have to share one more.
@@ -528,8 +550,8 @@ fn each(kind: &str, addresses: &[String], port: Option<u16>) -> Vec<String> {
 /// A rule that is broken if a canary answers. That somebody is there who does not say what canaries say tells nothing: it may be a
 /// canary that was too slow.
 pub(super) fn heard(id: &'static str, rule: &'static str, requests: Vec<String>, control: Control, nonce: &str) -> Probe {
-    let (asked, told) = (requests.clone(), Some(nonce.to_owned()));
-    let nonce = nonce.to_owned();
+    let asked = requests.clone();
+    let (nonce, told) = (nonce.to_owned(), nonce.to_owned());
     let made = probe(id, rule, requests, control, move |answers| {
         let answered: Vec<_> = asked.iter().filter_map(|request| answers.get(request).map(|answer| (request, answer))).collect();
         if answered.len() < asked.len() {
@@ -546,7 +568,7 @@ pub(super) fn heard(id: &'static str, rule: &'static str, requests: Vec<String>,
             (true, true) => Finding::Holds(summary(&answered)),
         }
     });
-    Probe { told, ..made }
+    Probe { counts: Some(Arc::new(move |_, said| said.contains(&told))), ..made }
 }
 
 /// Whether an answer is that nothing came in time. On a busy host that tells nothing.

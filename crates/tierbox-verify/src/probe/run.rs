@@ -6,7 +6,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use async_trait::async_trait;
-use tierbox_core::{Error, ErrorKind, ExecRequest, GuestPath, Lifted, Report, Result, Sandbox, SandboxExt, WriteOptions};
+use tierbox_core::{
+    Error, ErrorKind, ExecRequest, GuestPath, Lifted, NotStartedCause, Outcome, Report, Result, Sandbox, SandboxExt, WriteOptions,
+};
 
 use super::canary::Canaries;
 use super::catalogue::{Answers, Control, Finding, Ground, Place, Probe, probes};
@@ -195,7 +197,10 @@ async fn control(
 ) -> (Lifted, Result<Answers>) {
     let answers = match twins.start(&lifted).await {
         Ok(twin) => {
-            let answers = ask(twin.sandbox().as_ref(), program, &asked, &nonce).await;
+            let answers = match lifted {
+                Lifted::Capabilities => ask_holder(twin.sandbox().as_ref(), program, &asked, &nonce).await,
+                _ => ask(twin.sandbox().as_ref(), program, &asked, &nonce).await,
+            };
             twin.end().await;
             answers
         }
@@ -233,16 +238,54 @@ impl<T> Drop for Ended<T> {
 
 /// Has the probe program answer inside.
 pub(super) async fn ask(sandbox: &dyn Sandbox, program: &'static [u8], requests: &[String], nonce: &str) -> Result<Answers> {
+    ask_as(sandbox, program, requests, nonce, &Asker { word: "probe", user: None }).await
+}
+
+/// The same where capabilities are not reduced: root's command takes them into each of its sets, so that every set has something to
+/// show. Where none of root's can be started, only the set is shown that commands have without being root's, and why.
+async fn ask_holder(sandbox: &dyn Sandbox, program: &'static [u8], requests: &[String], nonce: &str) -> Result<Answers> {
+    // By its number: not every machine has names.
+    let holder = Asker { word: "probe-holding", user: Some("0") };
+    match ask_as(sandbox, program, requests, nonce, &holder).await {
+        Err(error) if error.kind() == ErrorKind::Unsupported => {
+            let mut answers = ask(sandbox, program, requests, nonce).await?;
+            answers.insert(UNHELD.to_owned(), (false, error.message().to_owned()));
+            Ok(answers)
+        }
+        asked => asked,
+    }
+}
+
+/// What stands among the answers of a twin in which nobody could hold what was to be found.
+const UNHELD: &str = "unheld";
+
+/// Who asks, and by which word of the probe program.
+struct Asker {
+    word: &'static str,
+    user: Option<&'static str>,
+}
+
+async fn ask_as(
+    sandbox: &dyn Sandbox,
+    program: &'static [u8],
+    requests: &[String],
+    nonce: &str,
+    asker: &Asker,
+) -> Result<Answers> {
     if requests.is_empty() {
         return Ok(Answers::new());
     }
     let path = put(sandbox, program, &program_name(nonce)).await?;
-    let argv = [path.clone(), "probe".to_owned()].into_iter().chain(requests.iter().cloned());
+    let argv = [path.clone(), asker.word.to_owned()].into_iter().chain(requests.iter().cloned());
     let mut request = ExecRequest::new(argv).timeout(PATIENCE);
+    request.user = asker.user.map(str::to_owned);
     request.output_limit = Some(tierbox_core::OutputLimit { bytes: MOST, on_exceed: tierbox_core::OnExceed::Kill });
     let result = sandbox.run(request).await;
     let _ = sandbox.remove(&GuestPath::from(path.as_str()), false).await;
     let result = result?;
+    if let Outcome::NotStarted { cause: NotStartedCause::UserNotMapped | NotStartedCause::UnknownUser, .. } = result.outcome() {
+        return Err(Error::unsupported("probe", "a command as that user"));
+    }
     if !result.success() {
         let said = result.stderr.text();
         let message = format!("the probe program {}: {}", result.outcome(), said.chars().take(300).collect::<String>());
@@ -348,6 +391,10 @@ fn shown_by(probe: &Probe, lifted: &Lifted, controls: &Controls) -> Shown {
     let result = |found: bool, detail: String| Some(ControlResult { lifted: lifted.name().to_owned(), found, detail });
     match controls.get(lifted) {
         Some(Ok(answers)) => match (probe.judge)(&with_unasked(probe, answers)) {
+            Finding::Broken(detail) if answers.contains_key(UNHELD) => (
+                ProbeStatus::Pass,
+                result(true, format!("{detail}; the other sets are not shown: no command can be root's here")),
+            ),
             Finding::Broken(_) if !silent(probe, answers).is_empty() => {
                 (ProbeStatus::Inconclusive, result(false, format!("nothing was found by {}", silent(probe, answers).join(", "))))
             }
@@ -383,8 +430,8 @@ fn both((first, one): Shown, (second, other): Shown) -> Shown {
 
 /// The requests that its control needs, and that found nothing there.
 fn silent<'a>(probe: &'a Probe, answers: &Answers) -> Vec<&'a str> {
-    let counts = |said: &str| probe.told.as_deref().is_none_or(|told| said.contains(told));
-    let is_silent = |request: &&String| !answers.get(*request).is_some_and(|(yes, said)| *yes && counts(said));
+    let counts = |request: &str, said: &str| probe.counts.as_ref().is_none_or(|counts| counts(request, said));
+    let is_silent = |request: &&String| !answers.get(*request).is_some_and(|(yes, said)| *yes && counts(request, said));
     let mut silent: Vec<&str> = probe.needed.iter().filter(is_silent).map(String::as_str).collect();
     if probe.beyond.iter().all(|request| is_silent(&request)) {
         silent.extend(probe.beyond.iter().map(String::as_str));
@@ -405,7 +452,52 @@ pub(super) fn with_unasked(probe: &Probe, answers: &Answers) -> Answers {
 #[cfg(test)]
 mod unit {
     use super::*;
-    use crate::probe::catalogue::heard;
+    use crate::probe::catalogue::{capabilities, heard, sockets};
+
+    /// What comes of a probe that finds nothing inside and, in its twin, these answers.
+    fn status(probe: &Probe, inside: &Answers, twin: Answers) -> (ProbeStatus, String) {
+        let Control::Twin(lifted) = &probe.control else { panic!("{} has no twin", probe.id) };
+        let controls = Controls::from([(lifted.clone(), Ok(twin))]);
+        let result = judge(probe, inside, &controls, false);
+        (result.status, result.control.unwrap().detail)
+    }
+
+    #[test]
+    fn a_control_that_sees_one_set_of_capabilities_alone_shows_nothing_of_the_others() {
+        let probe = capabilities();
+        let answers = |sets: [&str; 5]| -> Answers {
+            let names = ["CapEff", "CapPrm", "CapInh", "CapAmb", "CapBnd"];
+            names.into_iter().zip(sets).map(|(set, bits)| (format!("field:{set}"), (true, bits.to_owned()))).collect()
+        };
+        let inside = answers(["0", "0", "0", "0", "a80425fb"]);
+        let all = ["1fffeffffff"; 5];
+        assert_eq!(status(&probe, &inside, answers(all)).0, ProbeStatus::Pass);
+        for missing in 0..5 {
+            let mut sets = all;
+            // What docker gives by default is no more than may be there.
+            sets[missing] = if missing == 4 { "a80425fb" } else { "0" };
+            assert_eq!(status(&probe, &inside, answers(sets)).0, ProbeStatus::Inconclusive, "{missing}");
+        }
+        // Where no command can be root's, the one set that shows counts, and the others are not said to have been seen.
+        let mut unheld = answers(["0", "0", "0", "0", "1fffeffffff"]);
+        unheld.insert(UNHELD.to_owned(), (false, String::new()));
+        let (found, detail) = status(&probe, &inside, unheld);
+        assert!(found == ProbeStatus::Pass && detail.contains("the other sets are not shown"), "{detail}");
+    }
+
+    #[test]
+    fn a_control_that_sees_one_socket_alone_shows_nothing_of_the_others() {
+        let canaries = Canaries::new().unwrap();
+        let probe = sockets(true, &canaries);
+        let answers = |is_there: fn(usize) -> bool| -> Answers {
+            let of = |(at, request): (usize, &String)| (request.clone(), (is_there(at), String::new()));
+            probe.requests.iter().enumerate().map(of).collect()
+        };
+        let inside = answers(|_| false);
+        assert_eq!(status(&probe, &inside, answers(|_| true)).0, ProbeStatus::Pass);
+        assert_eq!(status(&probe, &inside, answers(|at| at != 7)).0, ProbeStatus::Inconclusive);
+        assert_eq!(status(&probe, &inside, answers(|at| at == 0)).0, ProbeStatus::Inconclusive);
+    }
 
     #[test]
     fn two_questions_to_a_machine_at_once_have_a_program_each() {

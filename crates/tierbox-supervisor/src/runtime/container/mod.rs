@@ -61,12 +61,13 @@ pub fn main() -> u8 {
         [what, rest @ ..] if what == "listen" => visit::run(rest),
         [what, rest @ ..] if what == "bar" => visit::bar(rest),
         [what, requests @ ..] if what == "probe" => super::probe::run(requests),
+        [what, requests @ ..] if what == "probe-holding" => super::probe::run_holding(requests),
         [what, rest @ ..] if what == "canaries" => super::canaries::run(rest),
         [what] if what == "version" => join::say(1, &format!("tierbox-supervisor {}", crate::protocol::VERSION), 0),
         _ => join::say(
             2,
             "usage: tierbox-supervisor [serve DIR | join DIR [first] | listen PID ADDRESS:PORT... | bar PID ADDRESS/BITS... | probe REQUEST... | \
-             canaries NONCE NAME SECONDS | version]",
+             probe-holding REQUEST... | canaries NONCE NAME SECONDS | version]",
             EXIT_USAGE,
         ),
     }
