@@ -30,6 +30,9 @@ const IDLE: usize = 3;
 /// How much is read at once.
 const BUFFER: usize = 16 << 10;
 
+/// How many shells are opened in vain before no more is: some machines have none that can be kept.
+const TRIES: usize = 3;
+
 /// How long a shell may take to be ready.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -77,6 +80,8 @@ pub struct Shells {
     idle: Mutex<Vec<Shell>>,
     /// Names of shells that serve no more, whose files are not needed any more.
     spent: Mutex<Vec<String>>,
+    /// How many in a row could not be opened.
+    failed: AtomicUsize,
 }
 
 struct Shell {
@@ -123,14 +128,14 @@ impl std::fmt::Debug for Shells {
 impl Shells {
     /// None is open yet.
     pub fn new(opener: impl Open + 'static) -> Self {
-        Self { opener: Box::new(opener), idle: Mutex::default(), spent: Mutex::default() }
+        Self { opener: Box::new(opener), idle: Mutex::default(), spent: Mutex::default(), failed: AtomicUsize::new(0) }
     }
 
     /// Runs a command. Whoever gives up in the middle drops the shell.
     pub(super) async fn serve(&self, errand: &Errand<'_>) -> Result<Served, Broken> {
         let mut shell = match self.take(errand.user) {
             Some(shell) => shell,
-            None => self.open(errand).await.map_err(|error| (error, None))?,
+            None => self.opened(errand).await.map_err(|error| (error, None))?,
         };
         match within(errand.limit, shell.serve(errand)).await {
             Ok((served, again)) => {
@@ -188,6 +193,19 @@ impl Shells {
         self.is_spent(gone.name);
     }
 
+    /// Opens one, unless that was tried in vain too often.
+    async fn opened(&self, errand: &Errand<'_>) -> Result<Shell> {
+        if self.failed.load(Ordering::Relaxed) >= TRIES {
+            return Err(lost("none could be opened"));
+        }
+        let opened = self.open(errand).await;
+        match &opened {
+            Ok(_) => self.failed.store(0, Ordering::Relaxed),
+            Err(_) => _ = self.failed.fetch_add(1, Ordering::Relaxed),
+        }
+        opened
+    }
+
     async fn open(&self, errand: &Errand<'_>) -> Result<Shell> {
         let name = format!("k{}", random()?);
         let mark = random()?;
@@ -225,7 +243,9 @@ impl Shell {
         // The shell has read all of it, to the last brace, before it begins.
         let script = format!("{{\nMARK={mark}\n{}\n}}\n", errand.script);
         let [out, err] = self.ask(&script, &mark, errand.room, errand.most, errand.beyond).await?;
-        let again = out.words.contains("held=;") && out.rest == 0 && err.rest == 0;
+        // Whoever ended it may still be about to kill what is there.
+        let by_itself = ["end=exit ", "end=signal "].iter().any(|end| out.words.starts_with(end));
+        let again = by_itself && out.words.contains("held=;") && out.rest == 0 && err.rest == 0;
         let exceeded = out.exceeded || err.exceeded;
         Ok((Served { words: out.words, streams: [out.bytes, err.bytes], exceeded }, again))
     }
@@ -506,6 +526,44 @@ mod unit {
             let waits = format!("until [ -e {path}/gone ]; do sleep 0.01; done; echo three");
             assert_eq!(said(&run(&sandbox, &waits).await), exits(0, "three\n", ""), "{program:?}");
             counted(&told, (2, 0));
+            sandbox.remove().await.unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn what_left_its_parents_ends_with_its_command_and_the_shell_serves_no_other() {
+        for program in EACH.into_iter().filter(|program| is_there(program)) {
+            let (sandbox, told) = sandbox(program).await;
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("pid");
+            // The first of its sandbox: nothing is known of its program.
+            let script = format!("(sleep 1000 >/dev/null 2>&1 & echo $! >{}); sleep 1000", path.display());
+            let request = ExecRequest::shell(script).timeout(Duration::from_secs(1));
+            assert_eq!(sandbox.run(request).await.unwrap().outcome(), Outcome::Killed(KillReason::Timeout), "{program:?}");
+            let pid: u32 = std::fs::read_to_string(&path).unwrap().trim().parse().unwrap();
+            let state = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            assert!(state.is_empty() || state.contains(") Z "), "{program:?}: {state}");
+            assert_eq!(said(&run(&sandbox, "echo next").await), exits(0, "next\n", ""), "{program:?}");
+            counted(&told, (2, 0));
+            sandbox.remove().await.unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_printed_after_the_end_is_none_of_an_output_that_is_asked_for() {
+        for program in EACH.into_iter().filter(|program| is_there(program)) {
+            let (sandbox, told) = sandbox(program).await;
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().display();
+            let goes_on = format!("(setsid sh -c 'until [ -e {path}/end ]; do echo late; sleep 0.005; done' &)");
+            let much = run(&sandbox, &format!("head -c 3000000 /dev/zero; echo last; {goes_on}")).await;
+            std::fs::write(dir.path().join("end"), "").unwrap();
+            let text = much.stdout.bytes();
+            let after = text.windows(5).position(|window| window == b"last\n").expect("the last line") + 5;
+            let rest = String::from_utf8_lossy(&text[after..]).into_owned();
+            assert!(rest.lines().all(|line| line == "late"), "{program:?}: {rest:?}");
+            assert_eq!(much.outcome(), Outcome::Exited(0), "{program:?}");
+            counted(&told, (1, 1));
             sandbox.remove().await.unwrap();
         }
     }

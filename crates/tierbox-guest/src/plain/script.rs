@@ -122,7 +122,7 @@ report() {
   o=0; e=0
   [ ! -s "$D.o" ] || o=$(wc -c <"$D.o")
   [ ! -s "$D.e" ] || e=$(wc -c <"$D.e")
-  o=$((o-${cut1:-0})); e=$((e-${cut2:-0}))
+  o=${upto1:-$((o))}; e=${upto2:-$((e))}
   if [ $o -ge $CAP ] || [ $e -ge $CAP ]; then end="kill output"; fi
   echo "tierbox-plain 1 end=$end; note=$note; times=$times; out=$o; err=$e;"
   left=$INLINE
@@ -138,25 +138,38 @@ report() {
 }
 "#;
 
-/// Whoever asks what became of a command that a [kept shell](KEPT) ran finds what it printed there, with the shell's last words at the
-/// end, which say how long they are in `done`. They come a moment after it.
+/// Whoever asks what became of a command that a [kept shell](KEPT) ran finds what it printed there, and then the shell's last words,
+/// which say how long they are in `done`. They come a moment after it, at the end unless somebody still prints.
 pub(super) const WHOLE: &str = r#"
 tail_of() {
   [ -e "$1" ] || ln "$2" "$1" 2>/dev/null
   rounds=0
   while [ $rounds -lt 200 ]; do
     rounds=$((rounds+1))
-    case $(tail -c $3 "$1" 2>/dev/null | head -c 40) in *"$mark"*) return 0;; esac
+    upto=0
+    [ ! -s "$1" ] || upto=$(wc -c <"$1")
+    upto=$((upto-$3))
+    [ $upto -lt 0 ] || case $(tail -c +$((upto+1)) "$1" | head -c 40) in *"$mark"*) return 0;; esac
+    [ $((rounds%50)) -ne 20 ] || ! searched "$1" || return 0
     sleep 0.01 || sleep 1
   done
-  return 1
+  upto=
+}
+searched() {
+  line=$(grep -an "$mark" "$1" | head -n 1)
+  line=${line%%:*}
+  [ -n "$line" ] || return 1
+  upto=$(head -n $((line-1)) "$1" | wc -c)
+  upto=$((upto-1))
 }
 whole() {
   [ -s "$D.done" ] || return 0
   read -r mark cut1 cut2 began ended note <"$D.done"
   [ -s "$D.pid" ] && read -r W S F rest <"$D.pid"
-  tail_of "$D.o" "$F.o" $cut1 || cut1=
-  tail_of "$D.e" "$F.e" $cut2 || cut2=
+  tail_of "$D.o" "$F.o" $cut1
+  upto1=$upto
+  tail_of "$D.e" "$F.e" $cut2
+  upto2=$upto
   echo "$began $ended" >"$D.times"
   echo "$note" >"$D.note"
 }
@@ -339,8 +352,9 @@ fi
 /// where it belongs; until then it is nowhere but in the shell. The clock waits on a FIFO for the next
 /// command that has a limit, and looks at it twice a second; a limit below ten seconds has a clock of its own.
 ///
-/// Who may still hold a FIFO is one of those that began since the command did, and has it open; where numbers do not tell, all are
-/// looked at. A shell whose FIFO is held says so, and serves no other command.
+/// Who may still hold a FIFO is one of those that began since the command did, and has it open, or was begun by such a one meanwhile;
+/// where numbers do not tell, or after a second, all are looked at. (Whoever is the same user can open another command's streams by
+/// procfs, in a kept shell as elsewhere.) A shell whose FIFO is held says so, and serves no other command.
 pub(super) const KEPT: &str = r#"
 umask 077
 cd /
@@ -369,22 +383,32 @@ watch() {
 holds() {
   case " $W $c1 $c2 " in *" ${1#/proc/} "*) return;; esac
   for f in "$1"/fd/*; do
-    if [ "$f" -ef "$K.1" ] || [ "$f" -ef "$K.2" ]; then held=1; fi
+    if [ "$f" -ef "$K.1" ] || [ "$f" -ef "$K.2" ]; then held=1
+    elif [ ! -e "$f" ] && [ -L "$f" ]; then held=${held:-maybe}; fi
   done
   [ -r "$1/fd" ] || [ ! -d "$1" ] || held=${held:-maybe}
 }
 look() {
   held=
+  p=$last
+  now
   read -r l l l l at </proc/loadavg
-  if [ $at -gt $last ] && [ $((at-last)) -lt 300 ]; then
-    p=$last
+  if [ $at -lt $p ] || [ $((at-p)) -ge 300 ] || [ $((up-since)) -ge 100 ]; then
+    for one in /proc/[0-9]*; do holds $one; done
+    p=$at
+  fi
+  turns=0
+  while read -r l l l l at </proc/loadavg && [ $at -ne $p ]; do
+    turns=$((turns+1))
+    if [ $turns -gt 8 ] || [ $at -lt $p ]; then
+      held=${held:-maybe}
+      return
+    fi
     while [ $p -lt $at ]; do
       p=$((p+1))
       [ ! -d /proc/$p ] || holds /proc/$p
     done
-  else
-    for p in /proc/[0-9]*; do holds $p; done
-  fi
+  done
 }
 tell() {
   said="
@@ -395,6 +419,7 @@ $MARK $1
 %s
 ' "$MARK" >&7
 }
+own() { echo "$W - $K $W $c1 $c2 $clock $mine" >"$D.pid"; }
 ready() {
   : >"$K.o"
   : >"$K.e"
@@ -405,15 +430,19 @@ ready() {
   fi
   now
   began=$at
+  since=$up
   mine=
   case $TIMEOUT in
-  '') ;;
+  '') own;;
   ?|??|???)
     ( limit $((up+TIMEOUT)) 15 ) </dev/null 2>/dev/null 5>&- 6>&- 7>&- 9>&- &
-    mine=$!;;
-  *) echo "$D $((up+TIMEOUT))" >&5;;
+    mine=$!
+    own;;
+  *)
+    # Without its clock this shell ends here, and that it has is seen by its number.
+    own
+    echo "$D $((up+TIMEOUT))" >&5;;
   esac
-  echo "$W - $K $W $c1 $c2 $clock $mine" >"$D.pid"
   read -r l l l l last </proc/loadavg
   [ -e "$D.end" ] || return 0
   finish
@@ -451,7 +480,7 @@ finish() {
   tell "$said"
 }
 begin() {
-  command -v tee >/dev/null && [ / -ef / ] && [ -p /proc/self/fd/1 ] && [ -p /proc/self/fd/2 ] && [ -d /proc/1 ] && read -r l l l l at </proc/loadavg || return 1
+  command -v tee >/dev/null && [ / -ef / ] && [ -p /proc/self/fd/1 ] && [ -w /proc/self/fd/1 ] && [ -p /proc/self/fd/2 ] && [ -w /proc/self/fd/2 ] && [ -d /proc/1 ] && read -r l l l l at </proc/loadavg || return 1
   : >"$K.o"
   : >"$K.e"
   mkfifo -m 622 "$K.1" "$K.2" && mkfifo -m 600 "$K.k" "$K.t" || return 1
@@ -525,6 +554,7 @@ if [ ! -e "$found" ]; then
 fi
 [ ! -d "$found" ] && [ -x "$found" ] || cannot 13 "$1: permission denied" 126
 line=
+elf=
 dir=${found%/*}
 case $found in
 /*) [ ! -w "$found" ] && [ ! -w "${dir:-/}" ] || KNOWN=;;
@@ -537,11 +567,12 @@ case $line in
   for inter in ${line#??}; do break; done
   IFS=$old; set +f
   [ -e "$inter" ] || cannot 2 "$1: its interpreter does not exist" 127;;
-?ELF*) echo elf >&3;;
+?ELF*) elf=1;;
 *) cannot 8 "$1: not a program" 126;;
 esac
 fi
 if [ -n "$SETSID" ]; then read -r me rest </proc/self/stat; echo "session $me" >&3; fi
+[ -z "$elf" ] || echo elf >&3
 "#;
 
 /// Ends a command by its id: records why, unless something ended it before, and kills its tree.
