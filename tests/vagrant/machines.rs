@@ -8,7 +8,7 @@ use libtest_mimic::Trial;
 use tierbox::{DialTarget, ErrorKind, ExecRequest, Sandbox, SandboxExt, StartOptions};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::world::{Outcome, World, remains, text, tokens, trial};
+use crate::world::{Outcome, World, remains, rows, text, tokens, trial};
 
 /// All tests.
 pub fn all() -> Vec<Trial> {
@@ -160,12 +160,19 @@ async fn two_at_once(world: World) -> Outcome {
     if !alive.success() {
         return Err(format!("the other environment ended too: {alive:?}"));
     }
+    if !rows().contains(&token(&world, &two)?) {
+        return Err("Vagrant's list of machines lost the row of the other environment".to_owned());
+    }
     ends_without_remains(&world, two).await
 }
 
-async fn ends_without_remains_of_one(world: &World, running: tierbox::Running) -> Outcome {
+fn token(world: &World, running: &tierbox::Running) -> std::result::Result<String, String> {
     let record = world.client.journal().and_then(|journal| journal.get(running.id())).map_err(text)?.record;
-    let token = record.resources_of("vagrant").next().ok_or("no token")?.to_owned();
+    Ok(record.resources_of("vagrant").next().ok_or("no token")?.to_owned())
+}
+
+async fn ends_without_remains_of_one(world: &World, running: tierbox::Running) -> Outcome {
+    let token = token(world, &running)?;
     running.stop().await.map_err(text)?;
     let left = remains(&token);
     if left.is_empty() { Ok(()) } else { Err(format!("left behind: {left:?}")) }
@@ -229,7 +236,8 @@ async fn refusal(world: &World, vagrantfile: &str, changes: &[(&str, &str)]) -> 
 }
 
 async fn names(world: World) -> Outcome {
-    let suffixed = "Vagrant.configure('2') do |c|\n  c.vm.box = 'tierbox/debian12'\n  %w[attacker victim].each { |n| c.vm.define \
+    // What it prints ends no line.
+    let suffixed = "print 'x'; system('printf y')\nVagrant.configure('2') do |c|\n  c.vm.box = 'tierbox/debian12'\n  %w[attacker victim].each { |n| c.vm.define \
                     \"#{n}#{ENV.fetch('INSPECT_VM_SUFFIX')}\" }\nend\n";
     let missing = refusal(&world, suffixed, &[("vagrant.primary", "gateway")]).await?;
     if missing.kind() != ErrorKind::InvalidProfile || !missing.message().contains("attacker, victim") {

@@ -137,11 +137,16 @@ pub fn printed(program: &str, arguments: &[&str]) -> String {
     output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default()
 }
 
+/// What Vagrant's own list of machines holds, in many lines.
+pub fn rows() -> String {
+    let index = std::env::var_os("VAGRANT_HOME").map(|home| Path::new(&home).join("data/machine-index/index"));
+    index.and_then(|index| std::fs::read_to_string(index).ok()).unwrap_or_default().replace(',', "\n")
+}
+
 /// Everything on this host that bears a token: domains, volumes, networks, containers, rules, rows of Vagrant's index.
 pub fn remains(token: &str) -> Vec<String> {
     let uri = ["-q", "-c", "qemu:///system"];
     let virsh = |words: &[&str]| printed("virsh", &[uri.as_slice(), words].concat());
-    let index = std::env::var_os("VAGRANT_HOME").map(|home| Path::new(&home).join("data/machine-index/index"));
     let places = [
         virsh(&["list", "--all", "--name"]),
         virsh(&["net-list", "--all", "--name"]),
@@ -149,7 +154,7 @@ pub fn remains(token: &str) -> Vec<String> {
         printed("lxc-ls", &["-1"]),
         printed("nft", &["list", "tables"]),
         printed("ip", &["-o", "link"]),
-        index.and_then(|index| std::fs::read_to_string(index).ok()).unwrap_or_default().replace(',', "\n"),
+        rows(),
         printed("ps", &["-eo", "args"]).lines().filter(|line| line.contains("qemu")).collect::<Vec<_>>().join("\n"),
     ];
     places.iter().flat_map(|text| text.lines()).filter(|line| line.contains(token)).map(str::to_owned).collect()

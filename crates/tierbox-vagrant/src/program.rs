@@ -237,7 +237,7 @@ impl Follower {
             self.rest.extend_from_slice(&chunk[..count]);
             let mut whole = 0;
             while let Some(length) = self.rest[whole..].iter().position(|byte| *byte == b'\n') {
-                hear(String::from_utf8_lossy(&self.rest[whole..whole + length]).trim_end().to_owned());
+                hear(String::from_utf8_lossy(&self.rest[whole..whole + length]).trim_end_matches('\r').to_owned());
                 whole += length + 1;
             }
             self.rest.drain(..whole);

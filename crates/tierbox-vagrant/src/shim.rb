@@ -116,11 +116,37 @@ unless defined?(TierboxShim)
     # before anything boots. Nothing is started if nobody is left to choose.
     module Asking
       def execute
-        @env.ui.machine("tierbox-machines", *@env.vagrantfile.machine_names)
-        chosen = JSON.parse(CHOICE.gets || "null")
-        return 0 unless chosen
-        @argv += chosen
+        unless TierboxShim.asked?
+          # What a Vagrantfile printed may not have ended its line.
+          $stdout.write("\n")
+          @env.ui.machine("tierbox-machines", *@env.vagrantfile.machine_names)
+          chosen = JSON.parse(CHOICE.gets || "null")
+          return 0 unless chosen
+          @argv += chosen
+        end
         super
+      end
+    end
+
+    # Whether `up` was told before: what a trigger brings up is the Vagrantfile's own matter.
+    def self.asked?
+      before, @asked = @asked, true
+      before
+    end
+
+    # Environments from one Vagrantfile have rows of their own in Vagrant's list of machines: two that shared one, and boot at the same
+    # time, could meet at its lock, which ends the second.
+    module Rows
+      def set(row)
+        Thread.current[:tierbox_place] = row.local_data_path.to_s
+        super
+      ensure
+        Thread.current[:tierbox_place] = nil
+      end
+
+      def each(*rest)
+        place = Thread.current[:tierbox_place]
+        super(*rest) { |row| yield row if place.nil? || row.local_data_path.to_s == place }
       end
     end
 
@@ -325,6 +351,7 @@ unless defined?(TierboxShim)
 
     manager = Vagrant.plugin("2").manager
     manager.commands[:up].first.call.prepend(Asking) if CHOICE
+    Vagrant::MachineIndex.prepend(Rows)
     manager.config[:vm].prepend(Networks)
     if PROVIDER == "libvirt"
       manager.provider_configs[:libvirt].prepend(Libvirt)

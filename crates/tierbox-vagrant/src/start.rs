@@ -348,6 +348,9 @@ impl Choice<'_> {
                 Ok(wanted)
             });
             self.wanted = Some(wanted);
+        } else if self.is_other(names) {
+            let message = format!("the Vagrantfile defines other machines than a moment before: {}", names.join(", "));
+            self.wanted = Some(Err(Error::new(ErrorKind::InvalidProfile, "read Vagrantfile", message).with_backend(BACKEND)));
         }
         let told = match (&self.wanted, &self.slot) {
             (Some(Ok(wanted)), Some(_)) => {
@@ -357,6 +360,20 @@ impl Choice<'_> {
             _ => serde_json::Value::Null,
         };
         Some(told.to_string())
+    }
+
+    /// Whether these are not the machines that were written down.
+    fn is_other(&self, names: &[String]) -> bool {
+        let Some(Ok(wanted)) = &self.wanted else { return false };
+        wanted.defined.iter().map(|machine| &machine.name).ne(names)
+    }
+
+    /// What was decided, if Vagrant asked.
+    fn taken(self) -> Result<Wanted> {
+        self.wanted.unwrap_or_else(|| {
+            let message = "`vagrant up` ended without asking which machines to start";
+            Err(Error::new(ErrorKind::Protocol, "start environment", message).with_backend(BACKEND))
+        })
     }
 }
 
@@ -391,16 +408,18 @@ impl Start<'_> {
         let left = || limit.saturating_sub(started.elapsed());
         let mut choice = Choice { start: self, place, wanted: None, slot: None };
         let arguments = [program::UP, "--provider", &place.provider];
-        run(place, Source::Own, &arguments, left(), &mut |record| choice.hear(record)).await?;
+        let ran = run(place, Source::Own, &arguments, left(), &mut |record| choice.hear(record)).await;
+        if let Some(Err(_)) = &choice.wanted {
+            // What was refused says more than how Vagrant then ended.
+            return choice.taken();
+        }
+        ran?;
         if matches!((&choice.wanted, &choice.slot), (Some(Ok(_)), None)) {
             // It has ended: what waits for its turn takes no memory.
             choice.slot = Some(throttle::wait(&self.plan.settings, left(), self.progress).await?);
             run(place, Source::Own, &arguments, left(), &mut |record| choice.hear(record)).await?;
         }
-        choice.wanted.unwrap_or_else(|| {
-            let message = "`vagrant up` ended without asking which machines to start";
-            Err(Error::new(ErrorKind::Protocol, "start environment", message).with_backend(BACKEND))
-        })
+        choice.taken()
     }
 }
 
