@@ -68,7 +68,7 @@ pub(crate) const FEWER: &str = "an account may make only so many calls a second,
                                 time, or ask AWS for a higher quota";
 
 /// How often a call is throttled in a row before that is worth a word, and how long ago the last time may be.
-const STREAK: (u32, Duration) = (3, Duration::from_secs(15));
+const STREAK: (u32, Duration) = (3, Duration::from_secs(30));
 
 /// Calls of this process that AWS throttles, by name.
 static STREAKS: Mutex<BTreeMap<String, Streak>> = Mutex::new(BTreeMap::new());

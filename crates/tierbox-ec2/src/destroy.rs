@@ -148,12 +148,14 @@ impl Undo {
         self.what = None;
     }
 
-    /// Undoes it, with what is known by now. What this cannot remove stands in the lease.
-    pub(crate) async fn now(mut self, memory: Memory) {
+    /// Undoes it, with what is known by now, and goes on with that when it is waited for no longer. What this cannot remove stands in the
+    /// lease.
+    pub(crate) async fn now(mut self, memory: Memory, end: tokio::time::Instant) {
         if let Some((aws, control, _, id)) = self.what.take() {
             let begun = Instant::now();
-            let undone = driven(async move { Ok(environment(&aws, control.as_ref(), &memory, &id).await) }).await;
-            tracing::debug!(target: "tierbox::ec2", "undone in {:?}: {undone:?}", begun.elapsed());
+            let undoing = driven(async move { Ok(environment(&aws, control.as_ref(), &memory, &id).await) });
+            let undone = tokio::time::timeout_at(end, undoing).await;
+            tracing::debug!(target: "tierbox::ec2", "waited {:?} for what undoes it: {undone:?}", begun.elapsed());
         }
     }
 }

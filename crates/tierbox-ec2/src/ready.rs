@@ -28,7 +28,8 @@ pub(crate) async fn wait(aws: &Aws, control: &dyn Control, instances: &[String],
     let begun = Instant::now();
     let mut pause = PAUSES.0;
     loop {
-        tokio::time::sleep(jittered(pause)).await;
+        // The last look is when time is up: whoever gives up after that says why.
+        tokio::time::sleep(jittered(pause).min(limit.saturating_sub(begun.elapsed()))).await;
         pause = (pause * 3 / 2).min(PAUSES.1);
         let missing = not_online(aws, instances).await?;
         let Some(first) = missing.first() else { return Ok(()) };
@@ -40,7 +41,7 @@ pub(crate) async fn wait(aws: &Aws, control: &dyn Control, instances: &[String],
                     .with_context("console", console(aws, &instance.id).await));
             }
         }
-        if begun.elapsed() > limit {
+        if begun.elapsed() >= limit {
             return Err(diagnose(aws, control, first, limit).await);
         }
     }

@@ -34,6 +34,8 @@ const OUTLIVE: Duration = Duration::from_secs(15 * 60);
 const STARTUP: Duration = Duration::from_secs(60);
 /// What part of `limits.startup` a start takes at most: whoever waits for it gives up at the whole, and is then not told why.
 const PART: f64 = 0.95;
+/// And what part until what a failed start has made need be gone: its removal goes on meanwhile.
+const LAST: f64 = 0.98;
 /// How long the preparation of a machine may take.
 const PREPARATION: Duration = Duration::from_secs(120);
 
@@ -158,7 +160,8 @@ impl Start<'_> {
                 Some(_) => self.look_at_instance().await.map(|()| None),
             }
         };
-        let end = Instant::now() + self.spec.limits.startup.mul_f64(PART);
+        let (began, limit) = (Instant::now(), self.spec.limits.startup);
+        let (end, last) = (began + limit.mul_f64(PART), began + limit.mul_f64(LAST));
         let looked = self.until(end, async {
             let (ground, owner) = tokio::join!(looking, signed::account(&self.aws));
             Ok((ground?, owner))
@@ -183,7 +186,7 @@ impl Start<'_> {
                 if let Some(link) = link {
                     self.leave(&link, &mut memory);
                 }
-                undo.now(memory).await;
+                undo.now(memory, last).await;
                 Err(error.with_backend(BACKEND))
             }
         }
