@@ -125,6 +125,7 @@ impl Network {
 pub struct World {
     _servers: Child,
     _directory: Option<TempDir>,
+    _alone: Option<fs::File>,
 }
 
 /// Why there can be no world here, if so.
@@ -146,7 +147,8 @@ pub fn run(body: impl FnOnce() -> ExitCode) -> ExitCode {
     run_in(Network::Own, body)
 }
 
-/// The same in this host's network, for engines whose networks are this host's. One at a time: the servers have the same addresses in each.
+/// The same in this host's network, for engines whose networks are this host's. One waits for the other: the servers have the same
+/// addresses in each.
 pub fn run_beside(body: impl FnOnce() -> ExitCode) -> ExitCode {
     run_in(Network::Hosts, body)
 }
@@ -220,6 +222,7 @@ impl World {
     /// The first step that fails, with what its program said.
     fn make(network: Network) -> io::Result<Self> {
         use std::os::unix::fs::PermissionsExt;
+        let alone = (network == Network::Hosts).then(alone).transpose()?;
         let directory = tempfile::Builder::new().prefix("tierbox-world-").tempdir()?;
         let path = directory.path();
         fs::set_permissions(path, fs::Permissions::from_mode(0o755))?;
@@ -243,8 +246,17 @@ impl World {
             .spawn()?;
         fs::write(path.join("pid"), servers.id().to_string())?;
         connect(&mut servers, network)?;
-        Ok(Self { _servers: servers, _directory: Some(directory) })
+        Ok(Self { _servers: servers, _directory: Some(directory), _alone: alone })
     }
+}
+
+/// Waits for whoever else has a world beside this host's network, and removes what one that was killed left of its own. It is this one's
+/// turn for as long as the file lives.
+fn alone() -> io::Result<fs::File> {
+    let turn = fs::File::options().create(true).append(true).open("/tmp/tierbox-test-world")?;
+    rustix::fs::flock(&turn, rustix::fs::FlockOperation::LockExclusive)?;
+    sh("for left in /sys/class/net/tbxw*; do [ ! -e $left ] || ip link del ${left##*/} 2>&1 || [ ! -e $left ]; done")?;
+    Ok(turn)
 }
 
 /// Joins the servers' namespace to the network, and waits until the servers listen.

@@ -190,17 +190,19 @@ def outside(listening, vpc, what, port):
     while True:
         connection, (address, _) = listening.accept()
         record(vpc.machine_at(address), what, port=port)
-        background(answer_outside, connection)
+        background(answer_outside, connection, port)
 
 
-def answer_outside(connection):
+def answer_outside(connection, port):
     """The same to whatever is said, also to nothing; in TLS to whoever begins it."""
+    secured = port in (443, 8443)
     with contextlib.suppress(OSError), connection:
-        connection.settimeout(0.5)
+        # Whoever comes for TLS says something, however busy the machine is.
+        connection.settimeout(5 if secured else 0.5)
         first = b""
         with contextlib.suppress(TimeoutError):
             first = connection.recv(65536, socket.MSG_PEEK)
-        connection.settimeout(2)
+        connection.settimeout(30 if secured else 2)
         if first.startswith(b"\x16\x03"):
             connection = certificate.context().wrap_socket(connection, server_side=True)
         if first:
