@@ -76,6 +76,8 @@ pub(crate) struct House {
 /// A file that was read: who stands in it, or nobody.
 struct Let {
     touched: SystemTime,
+    /// When it was laid there, which no sign of life makes younger.
+    laid: SystemTime,
     lodger: Option<(Lodger, Arc<Tenant>)>,
 }
 
@@ -90,13 +92,15 @@ impl House {
         let now = SystemTime::now();
         let mut found = self.files();
         self.rooms.retain(|id, _| found.contains_key(id));
-        for (id, touched) in found.drain() {
+        for (id, (touched, laid)) in found.drain() {
             if self.rooms.get(&id).is_some_and(|known| known.touched == touched) {
                 continue;
             }
-            let before = self.rooms.remove(&id).and_then(|known| known.lodger);
-            let lodger = self.read(&id, before);
-            self.rooms.insert(id, Let { touched, lodger });
+            let known = self.rooms.remove(&id);
+            // Some file systems do not tell: then it is when it was seen first.
+            let laid = laid.unwrap_or_else(|| known.as_ref().map_or(touched, |known| known.laid));
+            let lodger = self.read(&id, known.and_then(|known| known.lodger));
+            self.rooms.insert(id, Let { touched, laid, lodger });
         }
         let doors = self.plan_doors(now);
         self.evict(&doors);
@@ -112,14 +116,15 @@ impl House {
         *self.doors.write().unwrap_or_else(PoisonError::into_inner) = doors;
     }
 
-    /// Whose address is whose: the newer one's.
+    /// Whose address is whose: the newer one's. An older one that gives signs of life still may have lost its machine, whose address then
+    /// went to another.
     fn plan_doors(&self, now: SystemTime) -> HashMap<IpAddr, Arc<Tenant>> {
         let is_over = |each: &&Let| {
             let life = each.lodger.as_ref().map_or(0, |(lodger, _)| lodger.life);
             now.duration_since(each.touched).is_ok_and(|age| age > Duration::from_secs(life))
         };
         let mut living: Vec<&Let> = self.rooms.values().filter(|each| !is_over(each)).collect();
-        living.sort_by_key(|each| each.touched);
+        living.sort_by_key(|each| (each.laid, each.touched));
         let pairs = living.into_iter().filter_map(|each| each.lodger.as_ref()).flat_map(|(lodger, tenant)| {
             lodger.clients.iter().map(|client| (IpAddr::V4(*client), tenant.clone())).collect::<Vec<_>>()
         });
@@ -147,14 +152,14 @@ impl House {
         }
     }
 
-    /// The files, and when each was touched last.
-    fn files(&self) -> HashMap<String, SystemTime> {
+    /// The files, when each was touched last, and when it was laid there if that is known.
+    fn files(&self) -> HashMap<String, (SystemTime, Option<SystemTime>)> {
         let entries = std::fs::read_dir(&self.directory).into_iter().flatten().flatten();
         let one = |entry: std::fs::DirEntry| {
             let name = entry.file_name().into_string().ok()?;
             let id = name.strip_suffix(".json").filter(|id| is_plain(id))?.to_owned();
             let facts = entry.metadata().ok().filter(|facts| facts.is_file() && facts.len() <= LONGEST)?;
-            Some((id, facts.modified().ok()?))
+            Some((id, (facts.modified().ok()?, facts.created().ok())))
         };
         entries.filter_map(one).collect()
     }
@@ -232,6 +237,28 @@ mod unit {
         assert_eq!(town.at("10.0.0.2").as_deref(), Some("b"), "the newer one has it");
         assert_eq!(town.at("10.0.0.3").as_deref(), Some("b"));
         assert_eq!(town.at("10.0.0.4"), None);
+    }
+
+    #[test]
+    fn a_sign_of_life_takes_no_address_back_from_somebody_newer() {
+        let mut town = Town::new();
+        let laid = |id: &str| std::fs::metadata(town.directory.path().join(format!("{id}.json"))).unwrap().created().ok();
+        town.lodger("a", &["10.0.0.1"], 9);
+        let limit = std::time::Instant::now() + Duration::from_secs(20);
+        // Clocks of file systems tick a few hundred times a second.
+        loop {
+            let _ = std::fs::remove_file(town.directory.path().join("b.json"));
+            town.lodger("b", &["10.0.0.1"], 5);
+            if laid("a") != laid("b") || laid("a").is_none() {
+                break;
+            }
+            assert!(std::time::Instant::now() < limit, "the clock stands still");
+        }
+        town.house.look();
+        assert_eq!(town.at("10.0.0.1").as_deref(), Some("b"));
+        town.lodger("a", &["10.0.0.1"], 0);
+        town.house.look();
+        assert_eq!(town.at("10.0.0.1").as_deref(), Some("b"));
     }
 
     #[test]
