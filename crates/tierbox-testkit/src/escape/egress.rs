@@ -25,9 +25,10 @@ attacks! { "egress":
 
 /// The gateway's address inside, if this is an environment with N1 in a world with servers.
 async fn gateway(s: &Subject) -> Verdict<String> {
-    if s.environment.report().tier.network() != Network::N1 || s.factory.heard().is_none() {
-        return skip("the environment has no gateway, or there are no servers for it");
+    if s.environment.report().tier.network() != Network::N1 {
+        return skip("the environment has no gateway");
     }
+    ensure!(s.factory.heard().is_some(), "there are no servers behind the gateway, so nothing was tried");
     let proxy = s.text("printf %s \"$http_proxy\"").await?;
     let address = proxy.strip_prefix("http://").and_then(|rest| rest.strip_suffix(":3128"));
     ensure!(address.is_some(), "the gateway is no proxy for programs inside: {proxy:?}");
@@ -173,6 +174,11 @@ async fn e47_names_as_a_channel(s: Subject, _: Canary) -> Verdict {
     let at = gateway(&s).await?;
     let server = format!("{at}:53");
     works(&tried(&s, &["dns", &server, "1:index.test", "1:x.files.test"]).await?)?;
+    // What may be asked for is heard of outside: otherwise it would prove nothing that the rest is not.
+    let seen = format!("seen-{:x}.files.test", crate::subject::number());
+    tried(&s, &["http", &format!("{at}:80"), &format!("GET /x HTTP/1.1|Host: {seen}|Connection: close||")]).await?;
+    let is_heard = || async { Ok(s.factory.heard().is_some_and(|heard| heard.contains(&seen))) };
+    s.until(s.patience, "the resolver outside hears of an allowed name", is_heard).await?;
     let secret = format!("stolen-{:x}", crate::subject::number());
     let asked: Vec<String> = [1, 28, 16, 15, 65, 64, 255, 12]
         .into_iter()
@@ -208,7 +214,7 @@ async fn e48_without_variables(s: Subject, _: Canary) -> Verdict {
 }
 
 async fn curl_without_variables(s: &Subject) -> Verdict {
-    let curl = "unset http_proxy https_proxy HTTP_PROXY HTTPS_PROXY ALL_PROXY; curl() { command curl -sf -m 10 \"$@\"; };";
+    let curl = "unset http_proxy https_proxy HTTP_PROXY HTTPS_PROXY ALL_PROXY; curl() { command curl -skf -m 10 \"$@\"; };";
     let good = s.run(ExecRequest::shell(format!("{curl} curl http://index.test/x"))).await?;
     ensure!(good.success() && !good.stdout.text().is_empty(), "the allowed name does not work: {good:?}");
     // At once: where a network says nothing to what it drops, each waits to the end of its time.
