@@ -40,6 +40,11 @@ fn spec(world: &World, made: &SetUp, allow: &[&str]) -> Result<EnvironmentSpec, 
     world.server.named_spec_in(made, allow.iter().map(|&name| name.to_owned()).collect()).map_err(text)
 }
 
+/// An environment with N1, in an account that is set up for it.
+pub(super) async fn usual_spec(world: &World) -> Result<EnvironmentSpec, String> {
+    spec(world, &set_up(world).await?, &["index.test"])
+}
+
 pub(super) async fn page(sandbox: &dyn Sandbox, arguments: &str) -> Result<String, String> {
     let script = format!("curl -s -m 10 {arguments}");
     let result = sandbox.run(ExecRequest::shell(&script)).await.map_err(text)?;

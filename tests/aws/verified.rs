@@ -18,6 +18,7 @@ pub fn all() -> Vec<Trial> {
     vec![
         trial("verified::a_container_that_claims_to_be_a_machine_is_refused", refused),
         trial("verified::every_probe_says_what_is_true::T0.H3.N0", |world| probed(world, "T0.H3.N0")),
+        trial("verified::every_probe_says_what_is_true::T0.H3.N1", |world| probed(world, "T0.H3.N1")),
         trial("verified::every_probe_says_what_is_true::T0.H3.N2", |world| probed(world, "T0.H3.N2")),
     ]
 }
@@ -43,6 +44,7 @@ async fn refused(world: World) -> Outcome {
 
 async fn probed(world: World, tier: &'static str) -> Outcome {
     let mut spec = match tier {
+        "T0.H3.N1" => super::named::usual_spec(&world).await?,
         "T0.H3.N2" => super::network::closed_spec(&world).await?,
         _ => world.spec(|_| ()),
     };
@@ -60,6 +62,8 @@ async fn probed(world: World, tier: &'static str) -> Outcome {
     }
     let has = |id: &str| found.probes.iter().any(|probe| probe.id == id);
     ensure!(has("h.kernel.engine") && has("n.metadata"), "{found:?}");
+    let passes = |id: &str| found.probes.iter().any(|probe| probe.id == id && probe.status == ProbeStatus::Pass);
+    ensure!(tier != "T0.H3.N1" || (passes("n.names") && has("n.unlisted")), "{found:?}");
     ensure!(tier != "T0.H3.N2" || (has("n.routes") && has("n.dns")), "{found:?}");
     ensure!(found.took_ms < 60_000, "it took {} ms", found.took_ms);
     println!("verification of {tier}: {} ms, {} probes", found.took_ms, found.probes.len());
