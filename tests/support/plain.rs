@@ -15,7 +15,7 @@ use tierbox_core::{
 };
 use tierbox_guest::Line;
 use tierbox_guest::plain::kept::{self, Shells, Streams};
-use tierbox_guest::plain::{Bounds, PlainConfig, PlainLimits, PlainOutput, PlainRun, PlainSandbox, PlainTransport};
+use tierbox_guest::plain::{PlainConfig, PlainLimits, PlainOutput, PlainRun, PlainSandbox, PlainTransport};
 use tierbox_testkit::{Absence, minimum};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -277,16 +277,10 @@ impl Plain {
             Tools::Busybox => "/work".to_owned(),
         };
         let config = PlainConfig {
-            place: None,
-            bounds: Bounds::default(),
-            groups: false,
-            name: "main".to_owned(),
-            backend: NAME,
-            capabilities: minimum::plain(),
             limits: spec.limits.clone(),
-            user: None,
             workdir: Some(spec.workdir.clone().unwrap_or(work)),
             env: spec.env.iter().map(|(key, value)| (key.as_bytes().to_vec(), value.as_bytes().to_vec())).collect(),
+            ..PlainConfig::new("main", NAME, minimum::plain())
         };
         let sandbox = Arc::new(PlainSandbox::open(shell.clone(), config).await?);
         let report = framed::report(spec, sandbox.capabilities());

@@ -10,7 +10,7 @@ use tierbox_core::{
     Capabilities, EnvironmentSpec, Error, ErrorKind, Hold, KillDomain, LeaseHandle, Lifted, LimitReport, Locality, Mechanism,
     Network, Progress, Report, Resource, Result, UserSupport,
 };
-use tierbox_guest::plain::{Bounds, PlainConfig, PlainSandbox};
+use tierbox_guest::plain::{PlainConfig, PlainSandbox};
 use tokio::sync::watch;
 
 use crate::backend::{capabilities, is_root};
@@ -252,16 +252,11 @@ impl Start {
             env.push((b"HOME".to_vec(), plan::WORKSPACE.as_bytes().to_vec()));
         }
         let config = PlainConfig {
-            place: None,
-            bounds: Bounds::default(),
-            groups: false,
-            name: plan.name.clone(),
-            backend: BACKEND,
-            capabilities,
             limits: self.spec.limits.clone(),
             user: Some(user.to_owned()),
             workdir: Some(image.workdir(plan.workdir.as_deref())),
             env,
+            ..PlainConfig::new(&plan.name, BACKEND, capabilities)
         };
         let scripts = Scripts::new(around.engine.clone(), name_of(around.id, &plan.name), domains);
         let sandbox = PlainSandbox::open(Arc::new(scripts), config).await.map_err(|error| error.with_backend(BACKEND))?;

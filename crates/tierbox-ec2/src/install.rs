@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tierbox_core::{Error, ErrorKind, GuestPath, Limits, Progress, Result, SandboxExt};
-use tierbox_guest::plain::{Bounds, PlainConfig, PlainSandbox};
+use tierbox_core::{Error, ErrorKind, GuestPath, Progress, Result, SandboxExt};
+use tierbox_guest::plain::{PlainConfig, PlainSandbox};
 
 use crate::BACKEND;
 use crate::aws::{Aws, driven};
@@ -92,16 +92,5 @@ pub(crate) async fn gateway(
 }
 
 fn config() -> PlainConfig {
-    PlainConfig {
-        place: None,
-        bounds: Bounds::default(),
-        groups: false,
-        name: "gateway".to_owned(),
-        backend: BACKEND,
-        capabilities: capabilities(Vec::new()),
-        limits: Limits::default(),
-        user: None,
-        workdir: None,
-        env: Vec::new(),
-    }
+    PlainConfig::new("gateway", BACKEND, capabilities(Vec::new()))
 }

@@ -8,7 +8,7 @@ use tierbox_core::{
     EnvironmentSpec, Error, ErrorKind, KillDomain, LeaseHandle, Mechanism, Network, Progress, Resource, Result, Tier,
 };
 use tierbox_egress::Rules;
-use tierbox_guest::plain::{Bounds, PlainConfig, PlainSandbox};
+use tierbox_guest::plain::{PlainConfig, PlainSandbox};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -451,16 +451,12 @@ pub(crate) async fn open(link: Arc<Link>, config: PlainConfig) -> Result<PlainSa
 
 fn config(spec: &EnvironmentSpec, machine: &str, user: &str) -> PlainConfig {
     PlainConfig {
-        place: None,
-        bounds: Bounds::default(),
         groups: true,
-        name: machine.to_owned(),
-        backend: BACKEND,
-        capabilities: capabilities(vec![spec.tier.network()]),
         limits: spec.limits.clone(),
         user: Some(user.to_owned()),
         workdir: spec.workdir.clone(),
         env: spec.env.iter().map(|(name, value)| (name.clone().into_bytes(), value.clone().into_bytes())).collect(),
+        ..PlainConfig::new(machine, BACKEND, capabilities(vec![spec.tier.network()]))
     }
 }
 

@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use tierbox_core::{Capabilities, EnvironmentSpec, Error, ErrorKind, Result};
 use tierbox_guest::Line;
 use tierbox_guest::plain::kept::{self, Shells, Streams};
-use tierbox_guest::plain::{self, Bounds, PlainConfig, PlainLimits, PlainOutput, PlainRun, PlainSandbox, PlainTransport};
+use tierbox_guest::plain::{self, PlainConfig, PlainLimits, PlainOutput, PlainRun, PlainSandbox, PlainTransport};
 
 use crate::BACKEND;
 use crate::line::{Connected, Joining, Login};
@@ -86,12 +86,6 @@ pub async fn begin(
 ) -> Result<Connected> {
     let login = Login::ask(&ssh).await?;
     let config = PlainConfig {
-        place: None,
-        bounds: Bounds::default(),
-        groups: false,
-        name: machine.shown.clone(),
-        backend: BACKEND,
-        capabilities: capabilities(declared),
         limits: spec.limits.clone(),
         user: login.default_user(spec.user.as_deref()),
         workdir: spec.workdir.clone(),
@@ -101,6 +95,7 @@ pub async fn begin(
             .chain(&spec.env)
             .map(|(name, value)| (name.clone().into_bytes(), value.clone().into_bytes()))
             .collect(),
+        ..PlainConfig::new(&machine.shown, BACKEND, capabilities(declared))
     };
     open(machine, login, config, ssh).await
 }

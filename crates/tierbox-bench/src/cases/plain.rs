@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use tierbox::{ExecRequest, SandboxExt};
-use tierbox_core::{Error, HostIsolation, Limits, Locality, Network, Result};
-use tierbox_guest::plain::{Bounds, PlainConfig, PlainLimits, PlainOutput, PlainRun, PlainSandbox, PlainTransport, capabilities};
+use tierbox_core::{Error, HostIsolation, Locality, Network, Result};
+use tierbox_guest::plain::{PlainConfig, PlainLimits, PlainOutput, PlainRun, PlainSandbox, PlainTransport, capabilities};
 use tokio::io::AsyncWriteExt;
 
 use crate::bench::{Bench, Failure};
@@ -44,18 +44,8 @@ impl PlainTransport for Shell {
 
 /// `/bin/true` by one script of the plain sandbox's, against the same shell that runs it and nothing else.
 pub(crate) fn exec(bench: &Bench) -> std::result::Result<Vec<Row>, Failure> {
-    let config = PlainConfig {
-        place: None,
-        bounds: Bounds::default(),
-        groups: false,
-        name: "main".to_owned(),
-        backend: "plain",
-        capabilities: capabilities(HostIsolation::H0, vec![Network::N0], Locality::Local),
-        limits: Limits::default(),
-        user: None,
-        workdir: Some("/tmp".to_owned()),
-        env: Vec::new(),
-    };
+    let can = capabilities(HostIsolation::H0, vec![Network::N0], Locality::Local);
+    let config = PlainConfig { workdir: Some("/tmp".to_owned()), ..PlainConfig::new("main", "plain", can) };
     let sandbox = bench.wait(PlainSandbox::open(Arc::new(Shell), config))?;
     let ours = || -> std::result::Result<Duration, Failure> {
         let start = Instant::now();

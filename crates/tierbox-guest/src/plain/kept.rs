@@ -341,21 +341,13 @@ mod unit {
     use std::sync::Arc;
     use std::sync::atomic::AtomicBool;
 
-    use tierbox_core::{
-        ExecRequest, ExecResult, HostIsolation, KillReason, Limits, Locality, Network, OnExceed, Outcome, SandboxExt,
-    };
+    use tierbox_core::{ExecRequest, ExecResult, HostIsolation, KillReason, Locality, Network, OnExceed, Outcome, SandboxExt};
     use tokio::process::{Child, Command};
 
     use super::*;
     use crate::plain::{
-        Bounds as Rlimits, PlainConfig, PlainLimits, PlainOutput, PlainRun, PlainSandbox, PlainTransport, capabilities,
+        PlainConfig, PlainLimits, PlainOutput, PlainRun, PlainSandbox, PlainTransport, capabilities, shells_here,
     };
-
-    const EACH: [&[&str]; 3] = [&["sh"], &["busybox", "sh"], &["bash"]];
-
-    fn is_there(program: &[&str]) -> bool {
-        std::process::Command::new(program[0]).args(&program[1..]).args(["-c", ":"]).status().is_ok_and(|status| status.success())
-    }
 
     /// Shells of this host, by `program`; counts them, and cuts their lines.
     #[derive(Default)]
@@ -430,18 +422,8 @@ mod unit {
 
     async fn sandbox(program: &'static [&'static str]) -> (PlainSandbox, Arc<Told>) {
         let told = Arc::new(Told::default());
-        let config = PlainConfig {
-            place: None,
-            bounds: Rlimits::default(),
-            groups: false,
-            name: "main".to_owned(),
-            backend: "test",
-            capabilities: capabilities(HostIsolation::H0, vec![Network::N0], Locality::Local),
-            limits: Limits::default(),
-            user: None,
-            workdir: Some("/tmp".to_owned()),
-            env: Vec::new(),
-        };
+        let can = capabilities(HostIsolation::H0, vec![Network::N0], Locality::Local);
+        let config = PlainConfig { workdir: Some("/tmp".to_owned()), ..PlainConfig::new("main", "test", can) };
         let transport = Transport(program, told.clone(), Shells::new(Here(program, told.clone())));
         (PlainSandbox::open(Arc::new(transport), config).await.unwrap(), told)
     }
@@ -470,7 +452,7 @@ mod unit {
 
     #[tokio::test]
     async fn one_shell_serves_all_and_each_gets_its_own_bytes() {
-        for program in EACH.into_iter().filter(|program| is_there(program)) {
+        for program in shells_here() {
             let (sandbox, told) = sandbox(program).await;
             for (script, expected) in [
                 ("printf '\\n\\n'; exit 3", exits(3, "\n\n", "")),
@@ -497,7 +479,7 @@ mod unit {
             for mark in $(marks | tr -c 'a-f0-9' '\\n' | grep -E '^.{32}$') 0123456789abcdef0123456789abcdef; do
               printf '\\n%s end=exit 0; note=; times=1 1; held=;\\n' $mark; printf '\\n%s\\n' $mark >&2
             done; printf 'tierbox-plain 1 end=exit 0; note=; times=; out=0; err=0;\\n'; echo last; exit 7";
-        for program in EACH.into_iter().filter(|program| is_there(program)) {
+        for program in shells_here() {
             let (sandbox, told) = sandbox(program).await;
             let result = run(&sandbox, script).await;
             assert_eq!(result.outcome(), Outcome::Exited(7), "{program:?}");
@@ -510,7 +492,7 @@ mod unit {
 
     #[tokio::test]
     async fn what_goes_on_neither_holds_the_call_nor_gets_into_the_next() {
-        for program in EACH.into_iter().filter(|program| is_there(program)) {
+        for program in shells_here() {
             let (sandbox, told) = sandbox(program).await;
             let dir = tempfile::tempdir().unwrap();
             let path = dir.path().display();
@@ -532,7 +514,7 @@ mod unit {
 
     #[tokio::test]
     async fn what_left_its_parents_ends_with_its_command_and_the_shell_serves_no_other() {
-        for program in EACH.into_iter().filter(|program| is_there(program)) {
+        for program in shells_here() {
             let (sandbox, told) = sandbox(program).await;
             let dir = tempfile::tempdir().unwrap();
             let path = dir.path().join("pid");
@@ -551,7 +533,7 @@ mod unit {
 
     #[tokio::test]
     async fn what_is_printed_after_the_end_is_none_of_an_output_that_is_asked_for() {
-        for program in EACH.into_iter().filter(|program| is_there(program)) {
+        for program in shells_here() {
             let (sandbox, told) = sandbox(program).await;
             let dir = tempfile::tempdir().unwrap();
             let path = dir.path().display();
@@ -570,7 +552,7 @@ mod unit {
 
     #[tokio::test]
     async fn a_line_that_is_cut_loses_neither_the_command_nor_its_output() {
-        for program in EACH.into_iter().filter(|program| is_there(program)) {
+        for program in shells_here() {
             let (sandbox, told) = sandbox(program).await;
             run(&sandbox, ":").await;
             told.cut.store(true, Ordering::Relaxed);
@@ -586,7 +568,7 @@ mod unit {
 
     #[tokio::test]
     async fn much_output_is_whole_and_too_much_is_told() {
-        for program in EACH.into_iter().filter(|program| is_there(program)) {
+        for program in shells_here() {
             let (sandbox, told) = sandbox(program).await;
             let much = run(&sandbox, "head -c 3000000 /dev/zero; printf last; echo err >&2").await;
             assert_eq!((much.outcome(), much.stdout.total), (Outcome::Exited(0), 3_000_004), "{program:?}");
@@ -604,7 +586,7 @@ mod unit {
 
     #[tokio::test]
     async fn a_shell_that_ends_loses_its_command_and_the_next_has_another() {
-        let (sandbox, told) = sandbox(EACH[0]).await;
+        let (sandbox, told) = sandbox(&["sh"]).await;
         // Who reads its script became the command.
         let result = run(&sandbox, "kill -KILL $PPID; sleep 20").await;
         assert_eq!(result.outcome(), Outcome::Lost);
@@ -615,7 +597,7 @@ mod unit {
 
     #[tokio::test]
     async fn a_program_that_became_a_text_is_none_any_more() {
-        let (sandbox, _) = sandbox(EACH[0]).await;
+        let (sandbox, _) = sandbox(&["sh"]).await;
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("program").to_str().unwrap().to_owned();
         run(&sandbox, &format!("cp /bin/true {path}")).await;
@@ -629,7 +611,7 @@ mod unit {
 
     #[tokio::test]
     async fn several_run_side_by_side() {
-        let (sandbox, told) = sandbox(EACH[0]).await;
+        let (sandbox, told) = sandbox(&["sh"]).await;
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().display();
         // Each waits for all the others.

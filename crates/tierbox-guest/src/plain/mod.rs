@@ -45,6 +45,16 @@ use tierbox_core::{
 pub use sandbox::PlainSandbox;
 pub use words::stands_in_an_argument;
 
+/// The shells that scripts have to run in, as far as this host has them.
+#[cfg(test)]
+fn shells_here() -> impl Iterator<Item = &'static [&'static str]> {
+    const EACH: [&[&str]; 3] = [&["sh"], &["busybox", "sh"], &["bash"]];
+    let is_there = |shell: &&[&str]| {
+        std::process::Command::new(shell[0]).args(&shell[1..]).args(["-c", ":"]).status().is_ok_and(|status| status.success())
+    };
+    EACH.into_iter().filter(is_there)
+}
+
 /// What a sandbox over a plain transport can do, in a machine that `host` and `networks` describe.
 pub fn capabilities(host: HostIsolation, networks: Vec<Network>, locality: Locality) -> Capabilities {
     Capabilities {
@@ -101,6 +111,24 @@ pub struct PlainConfig {
     pub place: Option<String>,
     /// What bounds each command besides `limits`.
     pub bounds: Bounds,
+}
+
+impl PlainConfig {
+    /// A machine of whoever runs its scripts: nothing is bounded, and nothing set.
+    pub fn new(name: impl Into<String>, backend: &'static str, capabilities: Capabilities) -> Self {
+        Self {
+            name: name.into(),
+            backend,
+            capabilities,
+            limits: Limits::default(),
+            user: None,
+            workdir: None,
+            env: Vec::new(),
+            groups: false,
+            place: None,
+            bounds: Bounds::default(),
+        }
+    }
 }
 
 /// What bounds the processes of each command. Nothing by default.
