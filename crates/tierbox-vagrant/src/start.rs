@@ -408,18 +408,19 @@ impl Start<'_> {
         let left = || limit.saturating_sub(started.elapsed());
         let mut choice = Choice { start: self, place, wanted: None, slot: None };
         let arguments = [program::UP, "--provider", &place.provider];
-        let ran = run(place, Source::Own, &arguments, left(), &mut |record| choice.hear(record)).await;
-        if let Some(Err(_)) = &choice.wanted {
-            // What was refused says more than how Vagrant then ended.
-            return choice.taken();
+        loop {
+            let ran = run(place, Source::Own, &arguments, left(), &mut |record| choice.hear(record)).await;
+            match (&choice.wanted, &choice.slot) {
+                // What was refused says more than how Vagrant then ended.
+                (Some(Err(_)), _) => return choice.taken(),
+                (Some(Ok(_)), None) => {
+                    ran?;
+                    // It has ended: what waits for its turn takes no memory.
+                    choice.slot = Some(throttle::wait(&self.plan.settings, left(), self.progress).await?);
+                }
+                _ => return ran.and_then(|_| choice.taken()),
+            }
         }
-        ran?;
-        if matches!((&choice.wanted, &choice.slot), (Some(Ok(_)), None)) {
-            // It has ended: what waits for its turn takes no memory.
-            choice.slot = Some(throttle::wait(&self.plan.settings, left(), self.progress).await?);
-            run(place, Source::Own, &arguments, left(), &mut |record| choice.hear(record)).await?;
-        }
-        choice.taken()
     }
 }
 
