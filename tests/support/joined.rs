@@ -134,21 +134,11 @@ impl Reconnect for Joins {
     }
 }
 
-/// Installs the supervisor below `dir`.
-pub async fn installed(dir: &std::path::Path) -> Result<install::Installed> {
+/// Installs the supervisor below `dir`, and starts it.
+pub async fn landed(dir: &std::path::Path) -> Result<install::Landed> {
     let directories = vec![dir.to_str().expect("a temporary directory's name is text").to_owned()];
     let options = install::Options { user: None, directories };
-    let failed = |error| Error::io("install supervisor", error);
-    let mut child = shell(&install::script(&options)?).spawn().map_err(failed)?;
-    let mut stdin = child.stdin.take().expect("stdin is piped");
-    let feed = async move {
-        // A script that refuses does not read to the end.
-        let _ = stdin.write_all(install::program()?).await;
-        Ok::<(), Error>(())
-    };
-    let (fed, output) = tokio::join!(feed, child.wait_with_output());
-    fed?;
-    install::parse(&output.map_err(failed)?.stdout)
+    install::land(line(&install::script(&options)?, None)?).await
 }
 
 /// A machine in a directory of its own.
@@ -169,9 +159,8 @@ pub async fn start(id: &str, spec: &EnvironmentSpec, scissors: Option<Scissors>,
     let dir = tempfile::tempdir().map_err(|error| Error::io("make directory", error))?;
     let work = dir.path().join("work");
     std::fs::create_dir(&work).map_err(|error| Error::io("make directory", error))?;
-    let installed = installed(dir.path()).await?;
+    let install::Landed { installed, line: first, .. } = landed(dir.path()).await?;
     let setup = framed::adjusted(installed.setup("joined"), spec, &work);
-    let first = line(&installed.serve(), None)?;
     let opened = Arc::new(AtomicU64::new(0));
     let joins = Joins { script: installed.join(), scissors, opened: opened.clone() };
     let (channel, ready) = Channel::begin(first, Arc::new(joins), &setup, grace, Duration::from_secs(20)).await?;

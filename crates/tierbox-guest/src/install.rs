@@ -2,44 +2,47 @@
 //!
 //! Everything a backend has to run in the machine is made here, as scripts for `/bin/sh -c`:
 //!
-//! 1. [`script`], with [`program`] on its standard input, makes a directory that nobody else can enter, puts the supervisor
-//!    there, and tries whether it runs. What it prints goes to [`parse`], which tells where it lies and who the user is.
-//! 2. [`Installed::serve`] starts the supervisor: **one process for the machine**, in the background, which outlives the line. The
-//!    standard input and output of this command are the first line to it: [`Channel::begin`](crate::Channel::begin).
-//! 3. [`Installed::join`] connects standard input and output to the supervisor that runs: what a
+//! 1. [`script`] reads the program from its standard input, makes a directory that nobody else can enter, puts the supervisor
+//!    there, tries whether it runs, tells about the machine and the user, and becomes the supervisor: **one process for the
+//!    machine**, in the background, which outlives the line. [`land`] hands the program over and hears what is told; the line is then
+//!    the first to the supervisor, for [`Channel::begin`](crate::Channel::begin). All of that is one session, because on a slow
+//!    machine each takes as long as many commands.
+//! 2. [`Installed::join`] connects standard input and output to the supervisor that runs: what a
 //!    [`Reconnect`](crate::Reconnect) opens. The joining process hands its descriptors over, so no byte is copied on the way.
-//! 4. When the machine ends the supervisor removes its directory; [`Installed::remove`] is for those that were killed.
 //!
-//! Serving and joining check the program's hash first, since whoever is root in the machine can replace it. Where there is no
+//! When the machine ends the supervisor removes its directory; [`Installed::remove`] is for those that were killed.
+//!
+//! Joining checks the program's hash first, since whoever is root in the machine can replace it. Where there is no
 //! shell (an image with one static program), put [`program`] into a directory of mode 0700 by the engine's own means, and run
 //! [`Installed::serve_argv`] and [`Installed::join_argv`] directly.
 //!
 //! The scripts are one line of ASCII without `'`, `\` and `!`, so that any login shell takes [`quoted`] as it is:
 //!
 //! ```no_run
-//! # async fn example(machine: impl Fn(String) -> tierbox_guest::Line, run: impl Fn(String, &[u8]) -> Vec<u8>,
+//! # async fn example(machine: impl Fn(String) -> tierbox_guest::Line,
 //! #     reconnect: std::sync::Arc<dyn tierbox_guest::Reconnect>) -> tierbox_core::Result<()> {
 //! use std::time::Duration;
 //! use tierbox_guest::{Channel, install};
 //!
 //! let options = install::Options { user: Some("agent".into()), ..install::Options::default() };
-//! let printed = run(install::quoted(&install::script(&options)?), install::program()?);
-//! let installed = install::parse(&printed)?;
-//! let setup = installed.setup("machine-1");
-//! let line = machine(install::quoted(&installed.serve()));
+//! let landed = install::land(machine(install::quoted(&install::script(&options)?))).await?;
+//! let (setup, line) = (landed.installed.setup("machine-1"), landed.line);
 //! let (channel, ready) = Channel::begin(line, reconnect, &setup, install::GRACE, Duration::from_secs(30)).await?;
 //! # Ok(())
 //! # }
 //! ```
 
+use std::convert::Infallible;
 use std::time::Duration;
 
 use tierbox_core::{Error, ErrorKind, Result};
 use tierbox_supervisor::protocol::VERSION;
 use tierbox_supervisor::setup::{Agent, Mode, Net, Root, Setup, UserMap};
 use tierbox_supervisor::wire::Blob;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 
 use crate::errors::printable;
+use crate::line::Line;
 use crate::supervisor;
 
 /// How long commands live on without a line, unless the profile's `reconnect-grace` says otherwise.
@@ -78,7 +81,7 @@ pub struct Account {
     pub shell: String,
 }
 
-/// A supervisor that lies in a machine, and what the machine said of itself. All of it is the machine's word.
+/// A supervisor that lies in a machine, and what that said of itself. All of it is the machine's word.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Installed {
     /// Its directory: absolute, of mode 0700, and its own.
@@ -95,7 +98,7 @@ pub struct Installed {
     pub lang: Option<String>,
 }
 
-/// The embedded program, for the standard input of [`script`].
+/// The embedded program.
 ///
 /// # Errors
 /// `Unsupported` where none is embedded: without feature `embed`, and on hosts that are not Linux.
@@ -119,8 +122,8 @@ fn plain_word(what: &str, word: &str) -> Result<String> {
     Err(Error::new(ErrorKind::InvalidInput, "install supervisor", message))
 }
 
-/// Prints what the machine says of itself and of the user `$want`; `me` is the number of whoever runs it.
-pub(crate) const FACTS: &str = "me=$(id -u); echo \"want=$want\"; [ -n \"$want\" ] || want=$me; \
+/// Prints what the machine says of itself and of the user `$want`; `$me` is the number of whoever runs it.
+pub(crate) const FACTS: &str = "echo \"want=$want\"; [ -n \"$want\" ] || want=$me; \
      while IFS=: read -r name pass number rest; do \
      if [ \"$name\" = \"$want\" ]; then echo \"user=$name:$pass:$number:$rest\"; break; fi; \
      if [ \"$number\" = \"$want\" ]; then echo \"number=$name:$pass:$number:$rest\"; fi; done < /etc/passwd; \
@@ -137,7 +140,9 @@ const SUM: &str = "sum() { if command -v sha256sum >/dev/null; then sha256sum < 
                    elif command -v openssl >/dev/null; then openssl dgst -sha256 -r < \"$1\"; \
                    else busybox sha256sum < \"$1\"; fi; }";
 
-/// The script that installs the program it reads. Exit status 0, or what [`parse`] makes an error of.
+/// The script that installs the program and becomes it: [`land`] is its other side.
+///
+/// Where nobody is named in the [options](Options::user), the default user is the script's first argument, if it has one.
 ///
 /// # Errors
 /// `InvalidInput` for a user or directory that no machine has; `Unsupported` where no supervisor is embedded.
@@ -148,9 +153,11 @@ pub fn script(options: &Options) -> Result<String> {
     getrandom::fill(&mut random).map_err(|error| Error::new(ErrorKind::Io, "install supervisor", error.to_string()))?;
     let random: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
     let (given, hash, arch, facts) = (given.join(" "), hash()?, std::env::consts::ARCH, FACTS);
+    // What comes after the program is for the supervisor.
+    let length = program()?.len();
     let script = format!(
         "LC_ALL=C; export LC_ALL; home=${{HOME:-}}; PATH={PATH}; export PATH; umask 077; {SUM}; \
-         no() {{ echo \"refused=$1\"; cat >/dev/null; exit 3; }}; \
+         no() {{ echo \"refused=$1\"; exit 3; }}; \
          arch=$(uname -m); echo \"arch=$arch\"; [ \"$arch\" = {arch} ] || no arch; \
          me=$(id -u); echo \"uid=$me\"; \
          if [ \"$me\" = 0 ]; then dirs=\"/run /var/lib\"; else dirs=\"${{XDG_RUNTIME_DIR:-}} $home /tmp\"; fi; \
@@ -160,25 +167,72 @@ pub fn script(options: &Options) -> Result<String> {
          [ -d \"$base\" ] || continue; \
          if [ \"$me\" = 0 ]; then dir=$base/tierbox-{random}; mkdir -m 700 \"$dir\" 2>/dev/null || {{ why=$base; continue; }}; \
          else dir=$(mktemp -d \"$base/tierbox-XXXXXXXXXX\" 2>/dev/null) || {{ why=$base; continue; }}; fi; \
-         if [ -z \"$have\" ]; then cat > \"$dir/{NAME}\" || no space; else cat \"$have\" > \"$dir/{NAME}\" || no space; fi; \
+         if [ -z \"$have\" ]; then head -c {length} > \"$dir/{NAME}\" || no space; else cat \"$have\" > \"$dir/{NAME}\" || no space; fi; \
          [ -z \"$have\" ] || rm -rf \"${{have%/*}}\"; have=$dir/{NAME}; \
          chmod 700 \"$have\"; got=$(sum \"$have\"); [ \"${{got%% *}}\" = {hash} ] || {{ rm -rf \"$dir\"; no hash; }}; \
-         if \"$have\" version >/dev/null 2>&1; then good=$dir; break; fi; why=$base; \
+         if \"$have\" version >/dev/null 2>&1 </dev/null; then good=$dir; break; fi; why=$base; \
          done; \
          [ -n \"$good\" ] || {{ [ -z \"$have\" ] || rm -rf \"${{have%/*}}\"; no place; }}; \
          echo \"dir=$good\"; \
-         want=\"{user}\"; {facts}"
+         want=\"{user}\"; [ -n \"$want\" ] || want=${{1:-}}; {facts}; \
+         cd / || exit 9; exec \"$good/{NAME}\" serve \"$good\""
     );
     Ok(script)
 }
 
-/// What [`script`] printed: a supervisor that can be served.
+/// A supervisor that was just started.
+#[derive(Debug)]
+pub struct Landed {
+    /// Where it lies, and for whom.
+    pub installed: Installed,
+    /// The first line to it.
+    pub line: Line,
+    /// All that was printed before it began, for whoever had something else print first. It is the machine's word.
+    pub said: String,
+}
+
+/// Hands the program over to a [`script`] that a line was opened to, and hears what it says of its machine.
 ///
 /// # Errors
 /// `Unsupported` where the supervisor cannot run (another architecture, no directory where programs can be executed): use the
-/// [plain transport](crate::plain). `NoSpace`; `InvalidInput` for a user that the machine does not have; `Protocol` for
-/// anything else.
-pub fn parse(printed: &[u8]) -> Result<Installed> {
+/// [plain transport](crate::plain). `NoSpace`; `InvalidInput` for a user that the machine does not have; `Lost` if the line ends;
+/// `Protocol` for anything else.
+pub async fn land(mut line: Line) -> Result<Landed> {
+    let program = program()?;
+    let mut said = Vec::new();
+    {
+        let Line { reader, writer, .. } = &mut line;
+        let send = async {
+            // A script that refuses reads nothing, and says why.
+            if writer.write_all(program).await.is_ok() {
+                let _ = writer.flush().await;
+            }
+            std::future::pending::<Infallible>().await
+        };
+        tokio::select! {
+            heard = hear(reader, &mut said) => heard?,
+            never = send => match never {},
+        }
+    }
+    Ok(Landed { installed: parse(&said)?, line, said: String::from_utf8_lossy(&said).into_owned() })
+}
+
+/// Reads to the last word of a script, or to the end of what it says.
+async fn hear(reader: &mut (impl AsyncRead + Unpin), said: &mut Vec<u8>) -> Result<()> {
+    while !said.ends_with(b"\ndone=1\n") && said.len() <= LONGEST {
+        let count = reader.read_buf(said).await.map_err(|error| Error::io("install supervisor", error))?;
+        match count {
+            0 if said.is_empty() => return Err(Error::new(ErrorKind::Lost, "install supervisor", "the machine said nothing")),
+            // It may have said why.
+            0 => break,
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// What a [`script`] printed before it became the supervisor.
+fn parse(printed: &[u8]) -> Result<Installed> {
     if printed.len() > LONGEST {
         return Err(odd("is too long"));
     }
@@ -290,28 +344,19 @@ fn nameless(uid: u32) -> Account {
 }
 
 impl Installed {
-    /// The script that starts the supervisor and is the first line to it. Run it once.
-    pub fn serve(&self) -> String {
-        self.launch("serve")
-    }
-
     /// The script that is one more line to the supervisor that runs.
     pub fn join(&self) -> String {
-        self.launch("join")
-    }
-
-    fn launch(&self, what: &str) -> String {
         let program = format!("{}/{NAME}", self.dir);
         let hash = hash().unwrap_or_default();
         format!(
             "PATH={PATH}; {SUM}; cd / || exit 9; got=$(sum {program}); \
-             if [ \"${{got%% *}}\" = \"{hash}\" ]; then exec {program} {what} {}; fi; \
+             if [ \"${{got%% *}}\" = \"{hash}\" ]; then exec {program} join {}; fi; \
              echo \"the supervisor in {} was changed\" >&2; exit 9",
             self.dir, self.dir
         )
     }
 
-    /// The same as [`serve`](Self::serve) without a shell, and without a look at the hash.
+    /// What starts a supervisor that lies in its directory, and is the first line to it.
     pub fn serve_argv(&self) -> [String; 3] {
         [format!("{}/{NAME}", self.dir), "serve".to_owned(), self.dir.clone()]
     }
@@ -419,7 +464,8 @@ mod unit {
     #[test]
     fn scripts_go_through_any_login_shell() {
         let installed = parse(GOOD.as_bytes()).unwrap();
-        for text in [script(&Options::default()).unwrap(), installed.serve(), installed.join(), installed.remove()] {
+        let options = Options::default();
+        for text in [script(&options).unwrap(), installed.join(), installed.remove()] {
             assert!(text.is_ascii() && !text.contains(['\'', '\\', '!', '\n']), "{text}");
         }
     }

@@ -67,26 +67,25 @@ fn shell(script: &str) -> tokio::process::Command {
     command
 }
 
+/// A line by a process that is then kept there.
+fn line(kept: &Arc<Mutex<Option<tokio::process::Child>>>, script: &str) -> Line {
+    let _inside = driver::handle().unwrap().enter();
+    let mut child = shell(script).spawn().unwrap();
+    let (reader, writer) = (child.stdout.take().unwrap(), child.stdin.take().unwrap());
+    *kept.lock().unwrap() = Some(child);
+    Line::new(Cuttable { inner: Some(reader), child: kept.clone() }, writer)
+}
+
 impl Machine {
     async fn start(dir: &Path, grace: Duration) -> (Self, Channel) {
         let options = install::Options { user: None, directories: vec![dir.to_str().unwrap().to_owned()] };
-        let mut child = shell(&install::script(&options).unwrap()).spawn().unwrap();
-        child.stdin.take().unwrap().write_all(install::program().unwrap()).await.unwrap();
-        let installed = install::parse(&child.wait_with_output().await.unwrap().stdout).unwrap();
-        let machine = Self { installed, child: Arc::default(), opened: Arc::default(), refuses: Arc::default() };
+        let child = Arc::default();
+        let landed = install::land(line(&child, &install::script(&options).unwrap())).await.unwrap();
+        let machine = Self { installed: landed.installed, child, opened: Arc::default(), refuses: Arc::default() };
         let mut setup = machine.installed.setup("lines");
         setup.workdir = tierbox_supervisor::wire::Blob::from(dir.to_str().unwrap().as_bytes());
-        let first = machine.line(&machine.installed.serve());
-        let (channel, _) = Channel::begin(first, Arc::new(machine.clone()), &setup, grace, LIMIT).await.unwrap();
+        let (channel, _) = Channel::begin(landed.line, Arc::new(machine.clone()), &setup, grace, LIMIT).await.unwrap();
         (machine, channel)
-    }
-
-    fn line(&self, script: &str) -> Line {
-        let _inside = driver::handle().unwrap().enter();
-        let mut child = shell(script).spawn().unwrap();
-        let (reader, writer) = (child.stdout.take().unwrap(), child.stdin.take().unwrap());
-        *self.child.lock().unwrap() = Some(child);
-        Line::new(Cuttable { inner: Some(reader), child: self.child.clone() }, writer)
     }
 
     /// Kills the process that holds the line.
@@ -130,7 +129,7 @@ impl Reconnect for Machine {
             return Err(Error::new(ErrorKind::Lost, "open line", "the cable is cut"));
         }
         self.opened.fetch_add(1, Ordering::Relaxed);
-        Ok(self.line(&self.installed.join()))
+        Ok(line(&self.child, &self.installed.join()))
     }
 }
 

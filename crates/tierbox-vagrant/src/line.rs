@@ -6,6 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use tierbox_core::{Capabilities, EnvironmentSpec, Error, ErrorKind, Limits, Result, UserSupport};
+use tierbox_guest::install::Landed;
 use tierbox_guest::plain::PlainConfig;
 use tierbox_guest::{Channel, GuestConfig, GuestSandbox, Line, Ready, Reconnect, driver, install};
 use tierbox_supervisor::setup::{Rlimit, Setup};
@@ -107,12 +108,21 @@ impl Login {
     /// # Errors
     /// As [`Ssh::run`].
     pub async fn ask(ssh: &Ssh) -> Result<Self> {
-        let who = ssh.run("id -un; command -v sudo >/dev/null && sudo -n true && echo may", b"", PATIENCE).await?;
-        let said = String::from_utf8_lossy(&who.stdout).into_owned();
-        let mut lines = said.lines().map(str::trim);
-        let name = lines.next().unwrap_or_default().to_owned();
-        let prefix = if name != "root" && lines.next() == Some("may") { "sudo -n " } else { "" };
-        Ok(Self { name, prefix })
+        let who = ssh.run(&format!("{} sh :", install::quoted(FIRST)), b"", PATIENCE).await?;
+        Ok(Self::read(&String::from_utf8_lossy(&who.stdout)))
+    }
+
+    /// Reads what [`FIRST`] says.
+    fn read(said: &str) -> Self {
+        // A login shell may have printed something before.
+        let lines = || said.lines().map(str::trim);
+        let name = lines().find_map(|line| line.strip_prefix("login=")).unwrap_or_default().to_owned();
+        Self { name, prefix: if lines().any(|line| line == "sudo=1") { "sudo -n " } else { "" } }
+    }
+
+    /// A script as a command line of whoever logs in, run as root where that can be.
+    fn as_root(&self, script: &str) -> String {
+        install::quoted(script).replacen("exec ", &format!("exec {}", self.prefix), 1)
     }
 
     /// Commands run as who logs in, also where root starts them, unless the profile names somebody.
@@ -197,14 +207,11 @@ pub async fn begin(
     more: &[(String, String)],
     ssh: Arc<Ssh>,
 ) -> Result<Connected> {
-    let placed = place_supervisor(&ssh, spec.user.as_deref()).await?;
-    let installed = &placed.installed;
-    let (join, serve) = (placed.command(&installed.join()), placed.command(&installed.serve()));
+    let (login, Landed { installed, line, .. }) = serve(&ssh, spec.user.as_deref()).await?;
+    let join = login.as_root(&installed.join());
     let agent = installed.user.name.clone();
     let setup = setup(spec, more, installed.setup(&format!("{}{}", place.prefix(), machine.name)));
-    let (reader, writer, child) = ssh.stream(&serve).await?;
     let again = reopen(place, machine, &ssh, &join);
-    let line = Line::new(reader, writer).keeping(child);
     let (channel, ready) = Channel::begin(line, again.clone(), &setup, install::GRACE, PATIENCE).await?;
     let capabilities = actual(capabilities, &ready, installed.root);
     let joining = Joining { machine: machine.clone(), join: Some(join), agent, capabilities };
@@ -240,31 +247,22 @@ fn connected(channel: Channel, joining: Joining, limits: &Limits, ssh: Arc<Ssh>,
     Ok(Connected { way: Way::Channel(Arc::new(GuestSandbox::new(channel, config))), ssh, joining, below })
 }
 
-/// A supervisor in a machine, and how commands are run as the user that it belongs to.
-struct Placed {
-    installed: install::Installed,
-    prefix: &'static str,
-}
+/// Asks who logs in, and then runs the script that is its first argument: as root where the machine lets its user become root.
+const FIRST: &str = "me=$(id -un); echo \"login=$me\"; \
+    if [ \"$me\" = root ]; then :; elif command -v sudo >/dev/null && sudo -n true </dev/null; then \
+    echo sudo=1; exec sudo -n /bin/sh -c \"$1\" sh \"$me\"; fi; exec /bin/sh -c \"$1\"";
 
-impl Placed {
-    fn command(&self, script: &str) -> String {
-        as_user(script, self.prefix)
-    }
-}
-
-/// A script as a command line of whoever logs in, run through a program that changes the user.
-fn as_user(script: &str, prefix: &str) -> String {
-    install::quoted(script).replacen("exec ", &format!("exec {prefix}"), 1)
-}
-
-/// Installs as root where the machine lets its user become root, else as that user.
-async fn place_supervisor(ssh: &Ssh, user: Option<&str>) -> Result<Placed> {
-    let login = Login::ask(ssh).await?;
-    let prefix = login.prefix;
-    let options = install::Options { user: login.default_user(user), ..install::Options::default() };
-    let done = ssh.run(&as_user(&install::script(&options)?, prefix), install::program()?, PATIENCE).await?;
-    let installed = install::parse(&done.stdout).map_err(|error| error.with_backend(BACKEND))?;
-    Ok(Placed { installed, prefix })
+/// Puts the supervisor into a machine and starts it.
+async fn serve(ssh: &Ssh, user: Option<&str>) -> Result<(Login, Landed)> {
+    let options = install::Options { user: user.map(str::to_owned), ..install::Options::default() };
+    let first = format!("{} sh '{}'", install::quoted(FIRST), install::script(&options)?);
+    let (reader, writer, child) = ssh.stream(&first).await?;
+    let landing = install::land(Line::new(reader, writer).keeping(child));
+    let landed = tokio::time::timeout(PATIENCE, landing).await.unwrap_or_else(|_| {
+        Err(Error::new(ErrorKind::Timeout, "install supervisor", format!("the machine did not answer within {PATIENCE:?}")))
+    });
+    let landed = landed.map_err(|error| error.with_backend(BACKEND))?;
+    Ok((Login::read(&landed.said), landed))
 }
 
 /// What the profile adds to what the machine says of itself.

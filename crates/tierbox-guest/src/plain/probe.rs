@@ -35,6 +35,8 @@ pub(super) struct Machine {
     pub(super) tar: bool,
     /// Whether `stat` tells fractions of seconds.
     pub(super) fraction: bool,
+    /// Whether its shell has programs in itself, which it takes before those of `PATH`.
+    pub(super) applets: bool,
 }
 
 fn script(user: &str, groups: bool, place: &str) -> Result<String> {
@@ -65,6 +67,7 @@ echo \"env=$(where env)\"
 echo \"setsid=$(where setsid)\"
 if [ \"$me\" = 0 ] && setpriv --reuid=0 --regid=0 --init-groups -- true 2>/dev/null; then echo \"setpriv=$(where setpriv)\"; fi
 ! command -v tar >/dev/null || echo tar=1
+echo \"applets=$(PATH=/dev/null; command -v env)\"
 {}want={user}
 {}",
         if groups { GROUPS } else { "" },
@@ -116,6 +119,7 @@ pub(super) async fn ask(caller: &Caller, config: &PlainConfig) -> Result<Machine
         group: program("group"),
         tar: find("tar") == Some("1"),
         fraction: find("fraction") == Some("1"),
+        applets: find("applets") != Some(""),
     })
 }
 
@@ -123,7 +127,7 @@ pub(super) async fn ask(caller: &Caller, config: &PlainConfig) -> Result<Machine
 pub(super) async fn account(caller: &Caller, user: &str) -> Result<Option<install::Account>> {
     let mut words = Words::default();
     let quoted = words.word(user.as_bytes());
-    let script = format!("{}{PRELUDE}echo uid=$(id -u)\nwant={quoted}\n{}", words.before, install::FACTS);
+    let script = format!("{}{PRELUDE}me=$(id -u)\necho uid=$me\nwant={quoted}\n{}", words.before, install::FACTS);
     let output = caller.run(PlainRun::new(script, bytes::Bytes::new(), LIMIT), "exec").await?;
     let text = String::from_utf8_lossy(&output.stdout);
     match install::facts(&text) {

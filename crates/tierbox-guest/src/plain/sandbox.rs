@@ -29,9 +29,10 @@ const ARGUMENTS: usize = 2 << 20;
 /// What root inside keeps: docker's default less what traces, makes raw packets, nodes or roots.
 const BOUNDED_ROOT: &str = "--no-new-privs --inh-caps=-all --bounding-set=-all,+chown,+dac_override,+fowner,+fsetid,+kill,+setgid,\
                             +setuid,+setpcap,+net_bind_service,+audit_write,+setfcap";
-/// Becomes the command without `env`, in a shell that exports nothing unasked but what it can be told not to.
+/// Becomes the command without `env`, in a shell that exports nothing unasked but what it can be told not to, and has no programs in
+/// itself.
 const DIRECTLY: &str = "if [ -z \"${BASH_VERSION-}${KSH_VERSION-}${YASH_VERSION-}${ZSH_VERSION-}\" ]; then \
-                        unset OLDPWD PWD SHLVL; exec $SETSID \"$@\" 3>&-; fi\n";
+                        unset OLDPWD PWD SHLVL; exec \"$@\" 3>&-; fi\n";
 /// How long a small script of ours may take.
 const BRIEF: Duration = Duration::from_secs(60);
 
@@ -265,18 +266,21 @@ impl PlainSandbox {
         // The shell has read all of it, to the last brace, when its input becomes the command's.
         let script = format!(
             "{{\nexec 0<&8 8<&-\nunset LC_ALL OLDPWD PWD SHLVL\nPATH={PATH}; LC_ALL=C\n{}set -- {}\nCWD={cwd}; SEARCH={search}; KNOWN={known}\n{BECOME}{limits}\n\
-             {called}{}{}{}exec $SETSID {env} {} -- {} \"$@\" 3>&-\n}}\n",
+             {called}{}{}{}exec {env} {} -- {} \"$@\" 3>&-\n}}\n",
             words.before,
             argv.join(" "),
             environment.exported,
             environment.last,
-            if is_direct(request, &environment) { DIRECTLY } else { "" },
+            if !self.machine.applets && is_direct(request, &environment) { DIRECTLY } else { "" },
             environment.unset,
             environment.assigned.join(" "),
         );
         let switch = self.switch(user).unwrap_or_default();
         Some(Launch {
-            reader: format!("[ -n \"${{TIERBOX_KEPT-}}\" ] || exec {switch} {env} -i /bin/sh\nexec {switch} /bin/sh"),
+            // Before anybody has chosen a locale: it takes longer to read than to use.
+            reader: format!(
+                "[ -n \"${{TIERBOX_KEPT-}}\" ] || exec $SETSID {switch} {env} -i /bin/sh\nexec $SETSID {switch} /bin/sh"
+            ),
             script: quote(&script),
             setsid: self.machine.setsid.clone().unwrap_or_default(),
             program,

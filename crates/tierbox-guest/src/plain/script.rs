@@ -289,7 +289,7 @@ if claim; then
     ran=
   else
     ran=1
-    printf 'SETSID=%s\n%s\n' "$SETSID" @SCRIPT@ 2>/dev/null | ( [ ! -e "$D.end" ] || exit 1
+    printf 'LEADS=%s\n%s\n' "$SETSID" @SCRIPT@ 2>/dev/null | ( [ ! -e "$D.end" ] || exit 1
 [ -z "$G" ] || echo 0 >"$G/cgroup.procs" || { echo "never group" >&3; exit 1; }
 @LAUNCH@ ) 8<@STDIN@ >"$D.1" 2>"$D.2" 3>"$D.n" 5<&- 6>&- 7>&- 9>&-
   fi
@@ -391,7 +391,6 @@ holds() {
 look() {
   held=
   p=$last
-  now
   read -r l l l l at </proc/loadavg
   if [ $at -lt $p ] || [ $((at-p)) -ge 300 ] || [ $((up-since)) -ge 100 ]; then
     for one in /proc/[0-9]*; do holds $one; done
@@ -449,7 +448,8 @@ ready() {
   return 1
 }
 finish() {
-  read -r ended rest </proc/uptime
+  now
+  ended=$at
   end=
   if [ $# -gt 0 ]; then
     by=exit
@@ -473,6 +473,7 @@ finish() {
   while [ "$held" = 1 ] && [ $tries -lt 2 ]; do
     tries=$((tries+1))
     pause 15 15
+    now
     look
   done
   said="end=$end; note=$note; times=$began $ended; held=$held;"
@@ -509,17 +510,18 @@ if ready; then
 script=@SCRIPT@
 @FEED@if [ -n "$here" ] && [ ${#script} -lt 4000 ]; then
 ( [ ! -e "$D.end" ] || exit 1; launch ) 8<@STDIN@ 4<&- >&6 2>&7 3>"$D.n" 5>&- 6>&- 7>&- 9>&- <<END
-SETSID=$SETSID
+LEADS=$SETSID
 $script
 END
 else
-printf 'SETSID=%s\n%s\n' "$SETSID" "$script" 2>/dev/null | ( [ ! -e "$D.end" ] || exit 1; launch ) 8<@STDIN@ 4<&- >&6 2>&7 3>"$D.n" 5>&- 6>&- 7>&- 9>&-
+printf 'LEADS=%s\n%s\n' "$SETSID" "$script" 2>/dev/null | ( [ ! -e "$D.end" ] || exit 1; launch ) 8<@STDIN@ 4<&- >&6 2>&7 3>"$D.n" 5>&- 6>&- 7>&- 9>&-
 fi
 @FED@finish $?
 fi
 "#;
 
-/// Makes ready to become the command. `CWD`, `SEARCH`, `SETSID`, `KNOWN` and the arguments are set.
+/// Makes ready to become the command. `CWD`, `SEARCH`, `LEADS` (whether this leads a session of its own), `KNOWN` and the arguments are
+/// set.
 ///
 /// Programs that cannot be executed are told apart before: the shell and `env` would run a text as a script, and say the same for
 /// several causes. A shell reads a line byte by byte, and an executable's first is long: one that was `KNOWN` to be one before, in a
@@ -571,7 +573,7 @@ case $line in
 *) cannot 8 "$1: not a program" 126;;
 esac
 fi
-if [ -n "$SETSID" ]; then read -r me rest </proc/self/stat; echo "session $me" >&3; fi
+[ -z "$LEADS" ] || echo "session $$" >&3
 [ -z "$elf" ] || echo elf >&3
 "#;
 
