@@ -100,7 +100,7 @@ start() {
 stop() {
   local pid
   pid=$(cat "$home/server.pid" 2>/dev/null) || return 0
-  tr '\0' ' ' <"/proc/$pid/cmdline" 2>/dev/null | grep -qF "$home/disks" || return 0
+  { tr '\0' ' ' <"/proc/$pid/cmdline"; } 2>/dev/null | grep -qF "$home/disks" || return 0
   kill "$pid"
   wait_for test ! -d "/proc/$pid" || kill -9 -- "-$pid"
 }

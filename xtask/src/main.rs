@@ -47,6 +47,11 @@ fn main() -> ExitCode {
     }
 }
 
+/// Where cargo builds.
+fn target() -> std::path::PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), std::path::PathBuf::from)
+}
+
 /// The workspace's root, whatever directory the task is run from. Asked when it runs: checkouts that share a target
 /// directory share this program.
 fn root() -> &'static std::path::Path {

@@ -40,24 +40,29 @@ fn pack_and_build(directory: &Path) -> Result<(), String> {
     }
     let consumer = directory.join("consumer");
     write_consumer(&consumer, &list(&unpacked)?)?;
-    let target = directory.join("target");
+    // What others wrote is checked only once: with the same features and profile as for the documentation.
+    let target = crate::target();
     check(cargo().current_dir(&consumer).args(["check", "--quiet", "--target-dir"]).arg(&target))?;
     built_from(&unpacked, &target, directory)
 }
 
-/// A package that depends on all the others, each from its unpacked directory, with the versions of the workspace's lock file.
+/// A package that depends on all the others with all features, each from its unpacked directory, with the versions of the workspace's
+/// lock file and its profiles.
 fn write_consumer(consumer: &Path, packages: &[PathBuf]) -> Result<(), String> {
     let mut dependencies = String::new();
     let mut patches = String::new();
     for path in packages {
         let directory = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let (name, version) = directory.rsplit_once('-').ok_or_else(|| format!("{directory} is not NAME-VERSION"))?;
-        let features = if name == "tierbox-guest" { ", features = [\"embed\", \"descriptors\"]" } else { "" };
-        dependencies.push_str(&format!("{name} = {{ version = \"={version}\"{features} }}\n"));
+        let features = section(&read(&path.join("Cargo.toml"))?, "features");
+        let features: Vec<&str> = features.lines().filter_map(|line| Some(line.split_once(" = ")?.0)).collect();
+        dependencies.push_str(&format!("{name} = {{ version = \"={version}\", features = {features:?} }}\n"));
         patches.push_str(&format!("{name} = {{ path = {path:?} }}\n"));
     }
     let package = "[package]\nname = \"consumer\"\nversion = \"0.0.0\"\nedition = \"2024\"\n\n[workspace]\n";
-    let manifest = format!("{package}\n[dependencies]\n{dependencies}\n[patch.crates-io]\n{patches}");
+    let own = read(&root().join("Cargo.toml"))?;
+    let profiles = ["profile.dev", "profile.dev.package.\"*\""].map(|name| format!("[{name}]\n{}", section(&own, name))).concat();
+    let manifest = format!("{package}\n[dependencies]\n{dependencies}\n[patch.crates-io]\n{patches}\n{profiles}");
     make_directory(&consumer.join("src"))?;
     write(&consumer.join("Cargo.toml"), &manifest)?;
     write(&consumer.join("src/main.rs"), CONSUMER)?;
@@ -65,12 +70,21 @@ fn write_consumer(consumer: &Path, packages: &[PathBuf]) -> Result<(), String> {
     Ok(())
 }
 
+/// The lines of a manifest below a header.
+fn section(manifest: &str, name: &str) -> String {
+    let header = format!("[{name}]");
+    let lines = manifest.lines().skip_while(|line| *line != header).skip(1).take_while(|line| !line.starts_with('['));
+    lines.map(|line| format!("{line}\n")).collect()
+}
+
 /// Asserts that the supervisor's build read nothing of the checkout, by the list of its sources that cargo wrote beside it.
 fn built_from(unpacked: &Path, target: &Path, directory: &Path) -> Result<(), String> {
     let lists = find(target, "tierbox-supervisor.d")?;
-    let text = match lists.as_slice() {
-        [only] => fs::read_to_string(only).map_err(|error| format!("{}: {error}", only.display()))?,
-        other => return Err(format!("{} supervisors were built below {}", other.len(), target.display())),
+    let texts = lists.iter().map(|path| read(path)).collect::<Result<Vec<_>, _>>()?;
+    // The checkout's own builds left such lists, too.
+    let mut packed = texts.iter().filter(|text| text.contains(&*directory.to_string_lossy()));
+    let (Some(text), None) = (packed.next(), packed.next()) else {
+        return Err(format!("not one supervisor was built from its package, below {}", target.display()));
     };
     let sources: Vec<&str> = text.split_whitespace().filter(|word| word.ends_with(".rs")).collect();
     let same = |source: &&str| {
@@ -115,6 +129,10 @@ fn list(directory: &Path) -> Result<Vec<PathBuf>, String> {
 
 fn make_directory(path: &Path) -> Result<(), String> {
     fs::create_dir_all(path).map_err(|error| format!("{} cannot be made: {error}", path.display()))
+}
+
+fn read(path: &Path) -> Result<String, String> {
+    fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))
 }
 
 fn write(path: &Path, text: &str) -> Result<(), String> {

@@ -152,8 +152,7 @@ fn run_page(name: &str, blocks: &[String]) -> Result<(), String> {
 }
 
 fn programs() -> PathBuf {
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
-    target.join("debug")
+    crate::target().join("debug")
 }
 
 fn pages(src: &Path) -> Result<Vec<PathBuf>, String> {
