@@ -1,8 +1,8 @@
 //! What is published must build alone: without the checkout, from the files that cargo packs.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::{env, fs};
 
 use crate::{cargo, check, root};
 
@@ -15,8 +15,10 @@ fn main() {}
 
 /// Packs what is published, and builds it outside the workspace.
 pub fn run() -> Result<(), String> {
-    let directory = env::temp_dir().join(format!("tierbox-package-{}", std::process::id()));
-    fs::create_dir(&directory).map_err(|error| format!("{} cannot be made: {error}", directory.display()))?;
+    // Always the same: cargo would keep what it built for each other place.
+    let directory = crate::target().join("tmp").join("packages");
+    let _ = fs::remove_dir_all(&directory);
+    fs::create_dir_all(&directory).map_err(|error| format!("{} cannot be made: {error}", directory.display()))?;
     let outcome = pack_and_build(&directory);
     let _ = fs::remove_dir_all(&directory);
     outcome?;
@@ -36,12 +38,16 @@ fn pack_and_build(directory: &Path) -> Result<(), String> {
     check(&mut pack)?;
     make_directory(&unpacked)?;
     for file in list(&packed.join("package"))?.iter().filter(|path| path.extension().is_some_and(|end| end == "crate")) {
-        check(Command::new("tar").arg("-xzf").arg(file).arg("-C").arg(&unpacked))?;
+        // Newer than what cargo built of it before: the times in there never change.
+        check(Command::new("tar").args(["-m", "-xzf"]).arg(file).arg("-C").arg(&unpacked))?;
     }
     let consumer = directory.join("consumer");
     write_consumer(&consumer, &list(&unpacked)?)?;
     // What others wrote is checked only once: with the same features and profile as for the documentation.
     let target = crate::target();
+    for (list, _) in supervisors(&target, directory)? {
+        fs::remove_file(&list).map_err(|error| format!("{}: {error}", list.display()))?;
+    }
     check(cargo().current_dir(&consumer).args(["check", "--quiet", "--target-dir"]).arg(&target))?;
     built_from(&unpacked, &target, directory)
 }
@@ -79,12 +85,9 @@ fn section(manifest: &str, name: &str) -> String {
 
 /// Asserts that the supervisor's build read nothing of the checkout, by the list of its sources that cargo wrote beside it.
 fn built_from(unpacked: &Path, target: &Path, directory: &Path) -> Result<(), String> {
-    let lists = find(target, "tierbox-supervisor.d")?;
-    let texts = lists.iter().map(|path| read(path)).collect::<Result<Vec<_>, _>>()?;
-    // The checkout's own builds left such lists, too.
-    let mut packed = texts.iter().filter(|text| text.contains(&*directory.to_string_lossy()));
-    let (Some(text), None) = (packed.next(), packed.next()) else {
-        return Err(format!("not one supervisor was built from its package, below {}", target.display()));
+    let supervisors = supervisors(target, directory)?;
+    let [(_, text)] = supervisors.as_slice() else {
+        return Err(format!("{} supervisors were built from its package, below {}", supervisors.len(), target.display()));
     };
     let sources: Vec<&str> = text.split_whitespace().filter(|word| word.ends_with(".rs")).collect();
     let same = |source: &&str| {
@@ -101,6 +104,13 @@ fn built_from(unpacked: &Path, target: &Path, directory: &Path) -> Result<(), St
         Some(foreign) => Err(format!("the embedded supervisor was built from {foreign}, which is no part of its package")),
         None => Ok(()),
     }
+}
+
+/// The lists of sources of supervisors that were built from what lies in this directory. The checkout's own builds left others.
+fn supervisors(target: &Path, directory: &Path) -> Result<Vec<(PathBuf, String)>, String> {
+    let lists = find(target, "tierbox-supervisor.d")?.into_iter().map(|path| read(&path).map(|text| (path, text)));
+    let all = lists.collect::<Result<Vec<_>, _>>()?;
+    Ok(all.into_iter().filter(|(_, text)| text.contains(&*directory.to_string_lossy())).collect())
 }
 
 /// The files of this name below a directory.

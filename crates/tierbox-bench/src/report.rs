@@ -125,8 +125,13 @@ impl Row {
             self.name.clone(),
             shown(self.measured),
             format!("{}{against}", shown(self.reference)),
-            if self.ratio.is_finite() { format!("{:.2}", self.ratio) } else { "-".to_owned() },
-            format!("{:.1}", self.bar),
+            match self.ratio {
+                ratio if !ratio.is_finite() => "-".to_owned(),
+                ratio if ratio < 0.1 => format!("{ratio:.4}"),
+                ratio => format!("{ratio:.2}"),
+            },
+            // All of its digits, and one after the point.
+            format!("{:?}", self.bar),
             self.verdict.to_string(),
         ]
     }

@@ -48,6 +48,9 @@ use crate::supervisor;
 /// How long commands live on without a line, unless the profile's `reconnect-grace` says otherwise.
 pub const GRACE: Duration = Duration::from_secs(30);
 
+/// How long one that is not wanted may take to go.
+const LEAVING: Duration = Duration::from_secs(5);
+
 /// The most that is read of what the script printed.
 const LONGEST: usize = 64 << 10;
 
@@ -153,12 +156,15 @@ pub fn script(options: &Options) -> Result<String> {
     getrandom::fill(&mut random).map_err(|error| Error::new(ErrorKind::Io, "install supervisor", error.to_string()))?;
     let random: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
     let (given, hash, arch, facts) = (given.join(" "), hash()?, std::env::consts::ARCH, FACTS);
-    // What comes after the program is for the supervisor.
+    // To its last byte and no further: the line goes on with what is for the supervisor. Some `head`s read ahead, which finds nothing,
+    // as nothing is sent before the script has said its last word.
     let length = program()?.len();
     let script = format!(
-        "LC_ALL=C; export LC_ALL; home=${{HOME:-}}; PATH={PATH}; export PATH; umask 077; {SUM}; \
+        "LC_ALL=C; export LC_ALL; home=${{HOME:-}}; PATH={PATH}; export PATH; umask 077; {SUM}; trap \"\" PIPE; \
          no() {{ echo \"refused=$1\"; exit 3; }}; \
+         full() {{ rm -rf \"$dir\" \"${{have%/*}}\"; no space; }}; \
          arch=$(uname -m); echo \"arch=$arch\"; [ \"$arch\" = {arch} ] || no arch; \
+         command -v head >/dev/null || no head; \
          me=$(id -u); echo \"uid=$me\"; \
          if [ \"$me\" = 0 ]; then dirs=\"/run /var/lib\"; else dirs=\"${{XDG_RUNTIME_DIR:-}} $home /tmp\"; fi; \
          given=\"{given}\"; [ -z \"$given\" ] || dirs=$given; \
@@ -167,7 +173,7 @@ pub fn script(options: &Options) -> Result<String> {
          [ -d \"$base\" ] || continue; \
          if [ \"$me\" = 0 ]; then dir=$base/tierbox-{random}; mkdir -m 700 \"$dir\" 2>/dev/null || {{ why=$base; continue; }}; \
          else dir=$(mktemp -d \"$base/tierbox-XXXXXXXXXX\" 2>/dev/null) || {{ why=$base; continue; }}; fi; \
-         if [ -z \"$have\" ]; then head -c {length} > \"$dir/{NAME}\" || no space; else cat \"$have\" > \"$dir/{NAME}\" || no space; fi; \
+         if [ -z \"$have\" ]; then head -c {length} > \"$dir/{NAME}\" || full; else cat \"$have\" > \"$dir/{NAME}\" || full; fi; \
          [ -z \"$have\" ] || rm -rf \"${{have%/*}}\"; have=$dir/{NAME}; \
          chmod 700 \"$have\"; got=$(sum \"$have\"); [ \"${{got%% *}}\" = {hash} ] || {{ rm -rf \"$dir\"; no hash; }}; \
          if \"$have\" version >/dev/null 2>&1 </dev/null; then good=$dir; break; fi; why=$base; \
@@ -175,7 +181,7 @@ pub fn script(options: &Options) -> Result<String> {
          [ -n \"$good\" ] || {{ [ -z \"$have\" ] || rm -rf \"${{have%/*}}\"; no place; }}; \
          echo \"dir=$good\"; \
          want=\"{user}\"; [ -n \"$want\" ] || want=${{1:-}}; {facts}; \
-         cd / || exit 9; exec \"$good/{NAME}\" serve \"$good\""
+         cd / || exit 9; trap - PIPE; exec \"$good/{NAME}\" serve \"$good\""
     );
     Ok(script)
 }
@@ -214,7 +220,21 @@ pub async fn land(mut line: Line) -> Result<Landed> {
             never = send => match never {},
         }
     }
-    Ok(Landed { installed: parse(&said)?, line, said: String::from_utf8_lossy(&said).into_owned() })
+    match parse(&said) {
+        Ok(installed) => Ok(Landed { installed, line, said: String::from_utf8_lossy(&said).into_owned() }),
+        Err(error) => {
+            leave(line).await;
+            Err(error)
+        }
+    }
+}
+
+/// Ends a line, and waits a while for whoever is at its other end to go: a supervisor that is not wanted removes its directory.
+async fn leave(line: Line) {
+    let Line { mut reader, writer, kept } = line;
+    drop(writer);
+    let _ = tokio::time::timeout(LEAVING, tokio::io::copy(&mut reader, &mut tokio::io::sink())).await;
+    drop(kept);
 }
 
 /// Reads to the last word of a script, or to the end of what it says.
@@ -316,6 +336,7 @@ fn refused(reason: &str, arch: &str) -> Error {
     match reason {
         "arch" => new(ErrorKind::Unsupported, format!("the supervisor cannot run on {}", printable(arch, 40)))
             .with_help("the plain transport works on any architecture"),
+        "head" => new(ErrorKind::Unsupported, "the machine has no `head`, which takes the supervisor in".to_owned()),
         "place" => {
             new(ErrorKind::Unsupported, "the machine has no directory where the supervisor could lie and be run".to_owned())
                 .with_help("it needs one that may be written and is not mounted noexec; the plain transport needs none")

@@ -133,6 +133,78 @@ impl Reconnect for Machine {
     }
 }
 
+/// Installing: what is told of a machine where it cannot be, and that nothing is left there.
+mod landing {
+    use crate::*;
+
+    /// Takes so many bytes, and ends.
+    struct Short(Option<tokio::process::ChildStdin>, usize);
+
+    impl tokio::io::AsyncWrite for Short {
+        fn poll_write(
+            mut self: std::pin::Pin<&mut Self>,
+            cx: &mut std::task::Context<'_>,
+            bytes: &[u8],
+        ) -> std::task::Poll<std::io::Result<usize>> {
+            let most = bytes.len().min(self.1);
+            self.0.take_if(|_| most == 0);
+            let Some(inner) = &mut self.0 else { return std::task::Poll::Ready(Err(std::io::ErrorKind::BrokenPipe.into())) };
+            let count = std::task::ready!(std::pin::Pin::new(inner).poll_write(cx, &bytes[..most]))?;
+            self.1 -= count;
+            std::task::Poll::Ready(Ok(count))
+        }
+
+        fn poll_flush(self: std::pin::Pin<&mut Self>, _: &mut std::task::Context<'_>) -> std::task::Poll<std::io::Result<()>> {
+            std::task::Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: std::pin::Pin<&mut Self>, _: &mut std::task::Context<'_>) -> std::task::Poll<std::io::Result<()>> {
+            std::task::Poll::Ready(Ok(()))
+        }
+    }
+
+    /// Lands with a line that carries so many bytes in.
+    async fn land(options: install::Options, carries: usize) -> Error {
+        let _inside = driver::handle().unwrap().enter();
+        let mut child = shell(&install::script(&options).unwrap()).spawn().unwrap();
+        let (reader, writer) = (child.stdout.take().unwrap(), child.stdin.take().unwrap());
+        let landing = install::land(Line::new(reader, Short(Some(writer), carries)).keeping(child));
+        tokio::time::timeout(LIMIT, landing).await.unwrap().unwrap_err()
+    }
+
+    fn at(dir: &Path) -> install::Options {
+        install::Options { user: None, directories: vec![dir.to_str().unwrap().to_owned()] }
+    }
+
+    #[tokio::test]
+    async fn a_machine_without_a_place_says_so_and_does_not_wait_for_the_program() {
+        let error = land(at(Path::new("/proc/self")), usize::MAX).await;
+        assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_line_that_is_cut_in_the_middle_of_the_program_leaves_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        for carries in [0, 1000, install::program().unwrap().len() - 1] {
+            let error = land(at(dir.path()), carries).await;
+            assert_eq!(error.kind(), ErrorKind::Io, "{carries}: {error}");
+            assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "{carries}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_user_who_is_not_there_is_named_and_the_supervisor_leaves_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let options = install::Options { user: Some("nobody-of-that-name".into()), ..at(dir.path()) };
+        assert_eq!(land(options, usize::MAX).await.kind(), ErrorKind::InvalidInput);
+        let start = Instant::now();
+        while std::fs::read_dir(dir.path()).unwrap().count() > 0 {
+            assert!(start.elapsed() < LIMIT, "it stays");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
 async fn gone(dir: &str) {
     let start = Instant::now();
     while Path::new(dir).exists() {

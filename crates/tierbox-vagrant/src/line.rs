@@ -17,6 +17,7 @@ use crate::BACKEND;
 use crate::libvirt::virsh;
 use crate::machines::Machine;
 use crate::place::Place;
+use crate::record::shown;
 use crate::scripts;
 use crate::ssh::Ssh;
 use crate::way::Way;
@@ -109,15 +110,26 @@ impl Login {
     /// As [`Ssh::run`].
     pub async fn ask(ssh: &Ssh) -> Result<Self> {
         let who = ssh.run(&format!("{} sh :", install::quoted(FIRST)), b"", PATIENCE).await?;
-        Ok(Self::read(&String::from_utf8_lossy(&who.stdout)))
+        Self::read(&String::from_utf8_lossy(&who.stdout))
     }
 
     /// Reads what [`FIRST`] says.
-    fn read(said: &str) -> Self {
-        // A login shell may have printed something before.
-        let lines = || said.lines().map(str::trim);
-        let name = lines().find_map(|line| line.strip_prefix("login=")).unwrap_or_default().to_owned();
-        Self { name, prefix: if lines().any(|line| line == "sudo=1") { "sudo -n " } else { "" } }
+    fn read(said: &str) -> Result<Self> {
+        let mut lines = said.lines().map(str::trim);
+        match lines.next().and_then(|line| line.strip_prefix("login=")) {
+            Some(name) if !name.is_empty() => {
+                let prefix = if lines.next() == Some("sudo=1") { "sudo -n " } else { "" };
+                Ok(Self { name: name.to_owned(), prefix })
+            }
+            // It would get into every answer.
+            _ => Err(Error::new(
+                ErrorKind::Protocol,
+                "connect",
+                format!("a command that asks who logs in was answered {:?}", shown(said)),
+            )
+            .with_backend(BACKEND)
+            .with_help("let what the login shell reads at its start (.bashrc and the like) print nothing without a terminal")),
+        }
     }
 
     /// A script as a command line of whoever logs in, run as root where that can be.
@@ -262,7 +274,7 @@ async fn serve(ssh: &Ssh, user: Option<&str>) -> Result<(Login, Landed)> {
         Err(Error::new(ErrorKind::Timeout, "install supervisor", format!("the machine did not answer within {PATIENCE:?}")))
     });
     let landed = landed.map_err(|error| error.with_backend(BACKEND))?;
-    Ok((Login::read(&landed.said), landed))
+    Ok((Login::read(&landed.said)?, landed))
 }
 
 /// What the profile adds to what the machine says of itself.
@@ -299,7 +311,22 @@ fn actual(declared: Capabilities, ready: &Ready, root: bool) -> Capabilities {
 
 #[cfg(test)]
 mod unit {
-    use super::says_missing;
+    use super::{FIRST, Login, says_missing};
+
+    #[test]
+    fn a_login_shell_that_prints_is_refused_with_the_reason() {
+        let read = |said: &str| Login::read(said).map(|login| (login.name, login.prefix));
+        assert_eq!(read("login=vagrant\nsudo=1\n").unwrap(), ("vagrant".to_owned(), "sudo -n "));
+        assert_eq!(read("login=root\nuid=0\n").unwrap(), ("root".to_owned(), ""));
+        for noise in ["welcome\nlogin=vagrant\n", "hilogin=vagrant\nsudo=1\n", "login=\n", ""] {
+            assert!(read(noise).unwrap_err().to_string().contains(".bashrc"), "{noise}");
+        }
+    }
+
+    #[test]
+    fn the_first_script_goes_through_any_login_shell() {
+        assert!(FIRST.is_ascii() && !FIRST.contains(['\'', '\\', '!', '\n']), "{FIRST}");
+    }
 
     #[test]
     fn only_a_libvirt_that_answers_says_that_a_machine_is_gone() {

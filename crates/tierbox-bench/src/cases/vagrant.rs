@@ -171,7 +171,14 @@ fn on_supervisor(bench: &Bench, running: &Running, mux: &Mux) -> Result<Vec<Row>
     let alone = Alone::new(bench);
     timed(&mut alone.call(&["up"]))?;
     let few = if bench.quick { 3 } else { 5 };
-    let (ours, slow) = in_turns(few, ours, || timed(&mut alone.call(&["ssh", "-c", "/bin/true"])))?;
+    let (mut row, mut slow) = (Vec::new(), Vec::new());
+    for _ in 0..few {
+        slow.push(timed(&mut alone.call(&["ssh", "-c", "/bin/true"]))?);
+        // As an agent gives them: one after the other. The first alone would find everything cold that a second of Ruby pushed out.
+        for _ in 0..bench.samples() / few {
+            row.push(ours()?);
+        }
+    }
     let summary = Summary::of_times;
     let mut proofs = Vec::new();
     for _ in 0..few {
@@ -182,7 +189,7 @@ fn on_supervisor(bench: &Bench, running: &Running, mux: &Mux) -> Result<Vec<Row>
     Ok(vec![
         Row::less_is_better("vagrant: verification", "ms", summary(&proofs), "vagrant ssh -c", summary(&slow), 2.0),
         Row::less_is_better("vagrant: exec", "ms", summary(&fast), "multiplexed ssh", summary(&plain), 0.5),
-        Row::less_is_better("vagrant: exec", "ms", summary(&ours), "vagrant ssh -c", summary(&slow), 0.01),
+        Row::less_is_better("vagrant: exec", "ms", summary(&row), "vagrant ssh -c", summary(&slow), 0.01),
     ])
 }
 

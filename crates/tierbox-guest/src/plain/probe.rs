@@ -35,7 +35,7 @@ pub(super) struct Machine {
     pub(super) tar: bool,
     /// Whether `stat` tells fractions of seconds.
     pub(super) fraction: bool,
-    /// Whether its shell has programs in itself, which it takes before those of `PATH`.
+    /// Whether its shell has programs in itself, which it takes before those of `PATH`, as busybox may do (and its `env` then does).
     pub(super) applets: bool,
 }
 

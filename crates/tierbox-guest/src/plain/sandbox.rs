@@ -29,10 +29,11 @@ const ARGUMENTS: usize = 2 << 20;
 /// What root inside keeps: docker's default less what traces, makes raw packets, nodes or roots.
 const BOUNDED_ROOT: &str = "--no-new-privs --inh-caps=-all --bounding-set=-all,+chown,+dac_override,+fowner,+fsetid,+kill,+setgid,\
                             +setuid,+setpcap,+net_bind_service,+audit_write,+setfcap";
-/// Becomes the command without `env`, in a shell that exports nothing unasked but what it can be told not to, and has no programs in
-/// itself.
+/// Becomes the command without `env`, in a shell that exports nothing unasked but what it can be told not to.
 const DIRECTLY: &str = "if [ -z \"${BASH_VERSION-}${KSH_VERSION-}${YASH_VERSION-}${ZSH_VERSION-}\" ]; then \
                         unset OLDPWD PWD SHLVL; exec \"$@\" 3>&-; fi\n";
+/// Names the file that was found, where whoever starts programs has some in itself, and takes these whatever `PATH` says.
+const FOUND: &str = "case $1 in */*) ;; *) shift; set -- \"$found\" \"$@\";; esac\n";
 /// How long a small script of ours may take.
 const BRIEF: Duration = Duration::from_secs(60);
 
@@ -263,15 +264,16 @@ impl PlainSandbox {
         // What looks like a variable would be taken for one.
         let called = if request.argv[0].contains(&b'=') { "set -- /bin/sh -c 'exec \"$0\" \"$@\"' \"$@\"\n" } else { "" };
         let (env, limits) = (&self.machine.env, self.limits_script());
+        let found = if self.machine.applets { FOUND } else { "" };
         // The shell has read all of it, to the last brace, when its input becomes the command's.
         let script = format!(
             "{{\nexec 0<&8 8<&-\nunset LC_ALL OLDPWD PWD SHLVL\nPATH={PATH}; LC_ALL=C\n{}set -- {}\nCWD={cwd}; SEARCH={search}; KNOWN={known}\n{BECOME}{limits}\n\
-             {called}{}{}{}exec {env} {} -- {} \"$@\" 3>&-\n}}\n",
+             {found}{called}{}{}{}exec {env} {} -- {} \"$@\" 3>&-\n}}\n",
             words.before,
             argv.join(" "),
             environment.exported,
             environment.last,
-            if !self.machine.applets && is_direct(request, &environment) { DIRECTLY } else { "" },
+            if is_direct(request, &environment) { DIRECTLY } else { "" },
             environment.unset,
             environment.assigned.join(" "),
         );
