@@ -243,6 +243,12 @@ async fn names(world: World) -> Outcome {
     if missing.kind() != ErrorKind::InvalidProfile || !missing.message().contains("attacker, victim") {
         return Err(format!("a primary that is not there: {missing}"));
     }
+    let idle = "Vagrant.configure('2') do |c|\n  c.vm.box = 'tierbox/debian12'\n  c.vm.define 'one', autostart: false\n  \
+                c.vm.define 'two'\nend\n";
+    let asleep = refusal(&world, idle, &[("vagrant.primary", "one")]).await?;
+    if asleep.kind() != ErrorKind::InvalidProfile || !asleep.message().contains("name it in vagrant.machines") {
+        return Err(format!("a primary that does not start by itself: {asleep}"));
+    }
     let broken = refusal(&world, "Vagrant.configure('2') do |c|\n  nonsense(\n", &[]).await?;
     if broken.kind() != ErrorKind::InvalidProfile {
         return Err(format!("a Vagrantfile with a mistake: {broken:?}"));

@@ -71,11 +71,23 @@ fn find<'a>(machines: &'a [Machine], name: &str, suffix: &str, key: &str) -> Res
     }
 }
 
-/// What to start of the defined machines.
+/// What a profile asks for.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Asked<'a> {
+    /// The machine that commands go to.
+    pub primary: Option<&'a str>,
+    /// The machines to start; empty for those that start by themselves.
+    pub wanted: &'a [String],
+    /// The suffix that makes names unique.
+    pub suffix: &'a str,
+}
+
+/// What to start of the defined machines, of which those in `idle` start only when they are named (`autostart: false`).
 ///
 /// # Errors
-/// `InvalidProfile` for a name that is no machine's, or several's.
-pub fn choose(machines: &[Machine], primary: Option<&str>, wanted: &[String], suffix: &str) -> Result<Chosen> {
+/// `InvalidProfile` for a name that is no machine's, or several's, and where the primary one would not start.
+pub fn choose(machines: &[Machine], idle: &[String], asked: Asked<'_>) -> Result<Chosen> {
+    let Asked { primary, wanted, suffix } = asked;
     let mut named: Vec<String> = Vec::new();
     for name in wanted {
         let machine = find(machines, name, suffix, "vagrant.machines")?;
@@ -83,14 +95,27 @@ pub fn choose(machines: &[Machine], primary: Option<&str>, wanted: &[String], su
             named.push(machine.name.clone());
         }
     }
-    let is_wanted = |machine: &&Machine| named.is_empty() || named.contains(&machine.name);
-    let started: Vec<&Machine> = machines.iter().filter(is_wanted).collect();
-    let first = match primary {
-        Some(name) => find(machines, name, suffix, "vagrant.primary")?,
-        None => started[0],
+    let starts = |machine: &&Machine| match named.as_slice() {
+        [] => !idle.contains(&machine.name),
+        named => named.contains(&machine.name),
     };
-    if !is_wanted(&first) {
-        return Err(invalid(format!("vagrant.primary is {:?}, which vagrant.machines leaves out", first.shown)));
+    let started: Vec<&Machine> = machines.iter().filter(starts).collect();
+    let first = match (primary, started.first()) {
+        (Some(name), _) => find(machines, name, suffix, "vagrant.primary")?,
+        (None, Some(first)) => first,
+        (None, None) => {
+            let there: Vec<&str> = machines.iter().map(|machine| machine.shown.as_str()).collect();
+            let there = there.join(", ");
+            return Err(invalid(format!("none of the Vagrantfile's machines starts by itself: name some of {there} in vagrant.machines")));
+        }
+    };
+    if !starts(&first) {
+        let why = if named.is_empty() {
+            "which the Vagrantfile starts only when it is named (`autostart: false`): name it in vagrant.machines"
+        } else {
+            "which vagrant.machines leaves out"
+        };
+        return Err(invalid(format!("vagrant.primary is {:?}, {why}", first.shown)));
     }
     Ok(Chosen { primary: first.clone(), is_guess: primary.is_none() && started.len() > 1, named })
 }
@@ -100,6 +125,10 @@ mod unit {
     use super::*;
 
     const SUFFIX: &str = "-0a1b2c3d";
+
+    fn choose(machines: &[Machine], primary: Option<&str>, wanted: &[String], suffix: &str) -> Result<Chosen> {
+        super::choose(machines, &[], Asked { primary, wanted, suffix })
+    }
 
     fn owned(names: &[&str]) -> Vec<String> {
         names.iter().map(|name| (*name).to_owned()).collect()
@@ -141,6 +170,20 @@ mod unit {
         let subset = choose(&pair, None, &["victim".into()], SUFFIX).unwrap();
         assert_eq!((subset.primary.name.as_str(), subset.named.len(), subset.is_guess), ("victim", 1, false));
         assert!(choose(&pair, Some("attacker"), &["victim".into()], SUFFIX).is_err());
+    }
+
+    #[test]
+    fn machines_that_start_only_when_they_are_named_are_known_before_anything_boots() {
+        let pair = machines(&["attacker", "victim"]);
+        let idle = owned(&["attacker"]);
+        let asked = |primary, wanted| super::choose(&pair, &idle, Asked { primary, wanted, suffix: SUFFIX });
+        let chosen = asked(None, &[]).unwrap();
+        assert_eq!((chosen.primary.name.as_str(), chosen.named.len(), chosen.is_guess), ("victim", 0, false));
+        let error = asked(Some("attacker"), &[]).unwrap_err();
+        assert!(error.message().contains("name it in vagrant.machines"), "{error}");
+        assert_eq!(asked(Some("attacker"), &owned(&["attacker"])).unwrap().primary.name, "attacker");
+        let error = super::choose(&pair, &owned(&["attacker", "victim"]), Asked::default()).unwrap_err();
+        assert!(error.message().contains("attacker, victim"), "{error}");
     }
 
     #[test]

@@ -42,6 +42,11 @@ impl Record {
         (self.kind == "tierbox-machines").then_some(&self.data)
     }
 
+    /// The names of those that start only when they are named, where `up` tells them before it asks.
+    pub fn idle(&self) -> Option<&[String]> {
+        (self.kind == "tierbox-idle").then_some(&self.data)
+    }
+
     /// Whether it passes on what a program in a machine printed.
     pub fn is_of_guest(&self) -> bool {
         self.kind == "ui" && self.data.first().is_some_and(|level| level == "detail")

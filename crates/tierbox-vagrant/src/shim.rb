@@ -119,6 +119,8 @@ unless defined?(TierboxShim)
         unless TierboxShim.asked?
           # What a Vagrantfile printed may not have ended its line.
           $stdout.write("\n")
+          idle = @env.vagrantfile.machine_names_and_options.select { |_, options| options.key?(:autostart) && !options[:autostart] }
+          @env.ui.machine("tierbox-idle", *idle.keys)
           @env.ui.machine("tierbox-machines", *@env.vagrantfile.machine_names)
           chosen = JSON.parse(CHOICE.gets || "null")
           return 0 unless chosen

@@ -18,7 +18,7 @@ use crate::environment::VagrantEnvironment;
 use crate::inputs::Inputs;
 use crate::isolation::{self, Isolated};
 use crate::line::{self, Connected, Joining};
-use crate::machines::{self, Chosen, Machine};
+use crate::machines::{self, Asked, Chosen, Machine};
 use crate::place::{Place, Source, make_directory, new_token, write_private};
 use crate::pool::{self, Pool};
 use crate::program::{self, run};
@@ -332,18 +332,24 @@ struct Choice<'a> {
     /// Decided once, however often Vagrant has to be run.
     wanted: Option<Result<Wanted>>,
     slot: Option<Slot>,
+    /// Machines that start only when they are named.
+    idle: Vec<String>,
 }
 
 impl Choice<'_> {
     /// Hears what Vagrant says, and answers when it asks: the names of machines (none are those that it starts by itself), or that
     /// nothing is to start by this process.
     fn hear(&mut self, record: &Record) -> Option<String> {
+        if let Some(names) = record.idle() {
+            names.clone_into(&mut self.idle);
+            return None;
+        }
         let Some(names) = record.asked() else {
             show(record, self.start.progress);
             return None;
         };
         if self.wanted.is_none() {
-            let wanted = self.start.choose(self.place, names).and_then(|wanted| {
+            let wanted = self.start.choose(self.place, names, &self.idle).and_then(|wanted| {
                 self.slot = throttle::take(&self.start.plan.settings)?;
                 Ok(wanted)
             });
@@ -390,10 +396,11 @@ fn show(record: &Record, progress: &dyn Progress) {
 
 impl Start<'_> {
     /// Decides what is to start of the machines that a Vagrantfile defines, and writes all of them down.
-    fn choose(&self, place: &Place, names: &[String]) -> Result<Wanted> {
+    fn choose(&self, place: &Place, names: &[String], idle: &[String]) -> Result<Wanted> {
         let (settings, suffix) = (&self.plan.settings, place.suffix());
         let defined = machines::defined(names, &suffix)?;
-        let chosen = machines::choose(&defined, settings.primary.as_deref(), &settings.machines, &suffix)?;
+        let asked = Asked { primary: settings.primary.as_deref(), wanted: &settings.machines, suffix: &suffix };
+        let chosen = machines::choose(&defined, idle, asked)?;
         let machine =
             |machine: &Machine| Resource { kind: "machine".to_owned(), id: format!("{}{}", place.prefix(), machine.name) };
         self.lease.record(&defined.iter().map(machine).collect::<Vec<_>>())?;
@@ -406,7 +413,7 @@ impl Start<'_> {
         self.progress.step("reading the Vagrantfile");
         let (started, limit) = (Instant::now(), self.spec.limits.startup);
         let left = || limit.saturating_sub(started.elapsed());
-        let mut choice = Choice { start: self, place, wanted: None, slot: None };
+        let mut choice = Choice { start: self, place, wanted: None, slot: None, idle: Vec::new() };
         let arguments = [program::UP, "--provider", &place.provider];
         loop {
             let ran = run(place, Source::Own, &arguments, left(), &mut |record| choice.hear(record)).await;
