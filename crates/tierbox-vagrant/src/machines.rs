@@ -106,7 +106,9 @@ pub fn choose(machines: &[Machine], idle: &[String], asked: Asked<'_>) -> Result
         (None, None) => {
             let there: Vec<&str> = machines.iter().map(|machine| machine.shown.as_str()).collect();
             let there = there.join(", ");
-            return Err(invalid(format!("none of the Vagrantfile's machines starts by itself: name some of {there} in vagrant.machines")));
+            return Err(invalid(format!(
+                "none of the Vagrantfile's machines starts by itself: name some of {there} in vagrant.machines"
+            )));
         }
     };
     if !starts(&first) {
