@@ -51,7 +51,8 @@ fn bar(svg: &mut String, row: &Row, y: f64) {
     let _ = writeln!(svg, "<rect x=\"{LEFT}\" y=\"{}\" width=\"{length:.1}\" height=\"16\" fill=\"{colour}\"/>", y + 2.0);
     let told = match row.measured {
         Some(measured) => {
-            format!("{}, {:.2} of {:.1}", format!("{} {}", short(measured.median), row.unit).trim_end(), row.ratio, row.bar)
+            let amount = format!("{} {}", short(measured.median), row.unit);
+            format!("{}, {} of {}", amount.trim_end(), row.ratio_shown(), row.bar_shown())
         }
         None => row.verdict.to_string(),
     };

@@ -125,15 +125,24 @@ impl Row {
             self.name.clone(),
             shown(self.measured),
             format!("{}{against}", shown(self.reference)),
-            match self.ratio {
-                ratio if !ratio.is_finite() => "-".to_owned(),
-                ratio if ratio < 0.1 => format!("{ratio:.4}"),
-                ratio => format!("{ratio:.2}"),
-            },
-            // All of its digits, and one after the point.
-            format!("{:?}", self.bar),
+            self.ratio_shown(),
+            self.bar_shown(),
             self.verdict.to_string(),
         ]
+    }
+
+    /// The ratio with as many digits as tell it from its bar.
+    pub fn ratio_shown(&self) -> String {
+        match self.ratio {
+            ratio if !ratio.is_finite() => "-".to_owned(),
+            ratio if ratio < 0.1 => format!("{ratio:.4}"),
+            ratio => format!("{ratio:.2}"),
+        }
+    }
+
+    /// All digits of the bar, and one after the point.
+    pub fn bar_shown(&self) -> String {
+        format!("{:?}", self.bar)
     }
 }
 
