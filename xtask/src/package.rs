@@ -13,20 +13,31 @@ const _: () = assert!(tierbox_guest::supervisor::BYTES.is_some());
 fn main() {}
 ";
 
+/// Part of the path of a package's sources that a supervisor is built from (`crates/tierbox-guest/build.rs`).
+const COPY: &str = "/supervisor-package/";
+
 /// Packs what is published, and builds it outside the workspace.
 pub fn run() -> Result<(), String> {
     // Always the same: cargo would keep what it built for each other place.
-    let directory = crate::target().join("tmp").join("packages");
+    let target = built_in()?;
+    let directory = target.join("tmp").join("packages");
     let _ = fs::remove_dir_all(&directory);
-    fs::create_dir_all(&directory).map_err(|error| format!("{} cannot be made: {error}", directory.display()))?;
-    let outcome = pack_and_build(&directory);
+    make_directory(&directory)?;
+    let outcome = pack_and_build(&directory, &target);
     let _ = fs::remove_dir_all(&directory);
     outcome?;
     println!("xtask: the packages build alone, with the supervisor from its own package");
     Ok(())
 }
 
-fn pack_and_build(directory: &Path) -> Result<(), String> {
+/// Where cargo builds, as cargo itself would write it.
+fn built_in() -> Result<PathBuf, String> {
+    let target = crate::target();
+    make_directory(&target)?;
+    target.canonicalize().map_err(|error| format!("{}: {error}", target.display()))
+}
+
+fn pack_and_build(directory: &Path, target: &Path) -> Result<(), String> {
     let packed = directory.join("packed");
     let unpacked = directory.join("unpacked");
     let mut pack = cargo();
@@ -44,12 +55,11 @@ fn pack_and_build(directory: &Path) -> Result<(), String> {
     let consumer = directory.join("consumer");
     write_consumer(&consumer, &list(&unpacked)?)?;
     // What others wrote is checked only once: with the same features and profile as for the documentation.
-    let target = crate::target();
-    for (list, _) in supervisors(&target, directory)? {
+    for (list, _) in supervisors(target)? {
         fs::remove_file(&list).map_err(|error| format!("{}: {error}", list.display()))?;
     }
-    check(cargo().current_dir(&consumer).args(["check", "--quiet", "--target-dir"]).arg(&target))?;
-    built_from(&unpacked, &target, directory)
+    check(cargo().current_dir(&consumer).args(["check", "--quiet", "--target-dir"]).arg(target))?;
+    built_from(&unpacked, target)
 }
 
 /// A package that depends on all the others with all features, each from its unpacked directory, with the versions of the workspace's
@@ -84,20 +94,17 @@ fn section(manifest: &str, name: &str) -> String {
 }
 
 /// Asserts that the supervisor's build read nothing of the checkout, by the list of its sources that cargo wrote beside it.
-fn built_from(unpacked: &Path, target: &Path, directory: &Path) -> Result<(), String> {
-    let supervisors = supervisors(target, directory)?;
+fn built_from(unpacked: &Path, target: &Path) -> Result<(), String> {
+    let supervisors = supervisors(target)?;
     let [(_, text)] = supervisors.as_slice() else {
         return Err(format!("{} supervisors were built from its package, below {}", supervisors.len(), target.display()));
     };
     let sources: Vec<&str> = text.split_whitespace().filter(|word| word.ends_with(".rs")).collect();
     let same = |source: &&str| {
-        let inner = source.split_once("/supervisor-package/").map(|(_, inner)| inner);
+        let inner = source.split_once(COPY).map(|(_, inner)| inner);
         let packed =
             list(unpacked).unwrap_or_default().into_iter().filter(|path| path.to_string_lossy().contains("tierbox-supervisor-"));
-        Path::new(source).starts_with(directory)
-            && inner.is_some_and(|inner| {
-                packed.into_iter().any(|package| fs::read(package.join(inner)).ok() == fs::read(source).ok())
-            })
+        inner.is_some_and(|inner| packed.into_iter().any(|package| fs::read(package.join(inner)).ok() == fs::read(source).ok()))
     };
     match sources.iter().find(|source| !same(source)) {
         _ if sources.is_empty() => Err("cargo listed no source of the supervisor: nothing was checked".to_owned()),
@@ -106,11 +113,11 @@ fn built_from(unpacked: &Path, target: &Path, directory: &Path) -> Result<(), St
     }
 }
 
-/// The lists of sources of supervisors that were built from what lies in this directory. The checkout's own builds left others.
-fn supervisors(target: &Path, directory: &Path) -> Result<Vec<(PathBuf, String)>, String> {
+/// The lists of sources of supervisors that were built from the copy of a package. The checkout's own builds left others.
+fn supervisors(target: &Path) -> Result<Vec<(PathBuf, String)>, String> {
     let lists = find(target, "tierbox-supervisor.d")?.into_iter().map(|path| read(&path).map(|text| (path, text)));
     let all = lists.collect::<Result<Vec<_>, _>>()?;
-    Ok(all.into_iter().filter(|(_, text)| text.contains(&*directory.to_string_lossy())).collect())
+    Ok(all.into_iter().filter(|(_, text)| text.contains(COPY)).collect())
 }
 
 /// The files of this name below a directory.

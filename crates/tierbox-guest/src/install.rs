@@ -164,7 +164,7 @@ pub fn script(options: &Options) -> Result<String> {
          no() {{ echo \"refused=$1\"; exit 3; }}; \
          full() {{ rm -rf \"$dir\" \"${{have%/*}}\"; no space; }}; \
          arch=$(uname -m); echo \"arch=$arch\"; [ \"$arch\" = {arch} ] || no arch; \
-         command -v head >/dev/null || no head; \
+         head -c 1 </dev/null >/dev/null 2>&1 || no head; \
          me=$(id -u); echo \"uid=$me\"; \
          if [ \"$me\" = 0 ]; then dirs=\"/run /var/lib\"; else dirs=\"${{XDG_RUNTIME_DIR:-}} $home /tmp\"; fi; \
          given=\"{given}\"; [ -z \"$given\" ] || dirs=$given; \
@@ -241,11 +241,10 @@ async fn leave(line: Line) {
 async fn hear(reader: &mut (impl AsyncRead + Unpin), said: &mut Vec<u8>) -> Result<()> {
     while !said.ends_with(b"\ndone=1\n") && said.len() <= LONGEST {
         let count = reader.read_buf(said).await.map_err(|error| Error::io("install supervisor", error))?;
-        match count {
-            0 if said.is_empty() => return Err(Error::new(ErrorKind::Lost, "install supervisor", "the machine said nothing")),
-            // It may have said why.
-            0 => break,
-            _ => {}
+        if count == 0 {
+            let refused = find(&String::from_utf8_lossy(said), "refused").is_some();
+            let lost = || Error::new(ErrorKind::Lost, "install supervisor", "the line went away").retryable();
+            return if refused { Ok(()) } else { Err(lost()) };
         }
     }
     Ok(())
@@ -336,7 +335,7 @@ fn refused(reason: &str, arch: &str) -> Error {
     match reason {
         "arch" => new(ErrorKind::Unsupported, format!("the supervisor cannot run on {}", printable(arch, 40)))
             .with_help("the plain transport works on any architecture"),
-        "head" => new(ErrorKind::Unsupported, "the machine has no `head`, which takes the supervisor in".to_owned()),
+        "head" => new(ErrorKind::Unsupported, "the machine has no `head -c`, which takes the supervisor in".to_owned()),
         "place" => {
             new(ErrorKind::Unsupported, "the machine has no directory where the supervisor could lie and be run".to_owned())
                 .with_help("it needs one that may be written and is not mounted noexec; the plain transport needs none")

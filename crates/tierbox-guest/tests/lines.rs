@@ -193,6 +193,20 @@ mod landing {
     }
 
     #[tokio::test]
+    async fn a_line_that_ends_is_lost() {
+        let ends = |script: &str| {
+            let mut child = shell(script).spawn().unwrap();
+            let (reader, writer) = (child.stdout.take().unwrap(), child.stdin.take().unwrap());
+            install::land(Line::new(reader, Short(Some(writer), usize::MAX)).keeping(child))
+        };
+        let _inside = driver::handle().unwrap().enter();
+        for script in ["exit 1", "echo login=me; echo arch=x86_64; read -r line; exit 1"] {
+            let error = tokio::time::timeout(LIMIT, ends(script)).await.unwrap().unwrap_err();
+            assert_eq!((error.kind(), error.is_retryable()), (ErrorKind::Lost, true), "{script}: {error}");
+        }
+    }
+
+    #[tokio::test]
     async fn a_user_who_is_not_there_is_named_and_the_supervisor_leaves_again() {
         let dir = tempfile::tempdir().unwrap();
         let options = install::Options { user: Some("nobody-of-that-name".into()), ..at(dir.path()) };

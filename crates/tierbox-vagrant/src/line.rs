@@ -110,26 +110,29 @@ impl Login {
     /// As [`Ssh::run`].
     pub async fn ask(ssh: &Ssh) -> Result<Self> {
         let who = ssh.run(&format!("{} sh :", install::quoted(FIRST)), b"", PATIENCE).await?;
+        if who.status.is_none() {
+            return Err(Error::new(ErrorKind::Lost, "connect", "the line went away").with_backend(BACKEND).retryable());
+        }
         Self::read(&String::from_utf8_lossy(&who.stdout))
     }
 
     /// Reads what [`FIRST`] says.
     fn read(said: &str) -> Result<Self> {
         let mut lines = said.lines().map(str::trim);
-        match lines.next().and_then(|line| line.strip_prefix("login=")) {
-            Some(name) if !name.is_empty() => {
-                let prefix = if lines.next() == Some("sudo=1") { "sudo -n " } else { "" };
-                Ok(Self { name: name.to_owned(), prefix })
-            }
-            // It would get into every answer.
-            _ => Err(Error::new(
-                ErrorKind::Protocol,
-                "connect",
-                format!("a command that asks who logs in was answered {:?}", shown(said)),
-            )
-            .with_backend(BACKEND)
-            .with_help("let what the login shell reads at its start (.bashrc and the like) print nothing without a terminal")),
+        let name = lines.next().and_then(|line| line.strip_prefix("login="));
+        if let Some(name) = name.filter(|name| !name.is_empty()) {
+            let prefix = if lines.next() == Some("sudo=1") { "sudo -n " } else { "" };
+            return Ok(Self { name: name.to_owned(), prefix });
         }
+        let error =
+            Error::new(ErrorKind::Protocol, "connect", format!("a command that asks who logs in was answered {:?}", shown(said)))
+                .with_backend(BACKEND);
+        // It would get into every answer.
+        Err(match said.trim_start().is_empty() || name.is_some() {
+            true => error,
+            false => error
+                .with_help("let what the login shell reads at its start (.bashrc and the like) print nothing without a terminal"),
+        })
     }
 
     /// A script as a command line of whoever logs in, run as root where that can be.
@@ -311,6 +314,8 @@ fn actual(declared: Capabilities, ready: &Ready, root: bool) -> Capabilities {
 
 #[cfg(test)]
 mod unit {
+    use tierbox_core::ErrorKind;
+
     use super::{FIRST, Login, says_missing};
 
     #[test]
@@ -318,8 +323,11 @@ mod unit {
         let read = |said: &str| Login::read(said).map(|login| (login.name, login.prefix));
         assert_eq!(read("login=vagrant\nsudo=1\n").unwrap(), ("vagrant".to_owned(), "sudo -n "));
         assert_eq!(read("login=root\nuid=0\n").unwrap(), ("root".to_owned(), ""));
-        for noise in ["welcome\nlogin=vagrant\n", "hilogin=vagrant\nsudo=1\n", "login=\n", ""] {
-            assert!(read(noise).unwrap_err().to_string().contains(".bashrc"), "{noise}");
+        for (said, is_noise) in
+            [("welcome\nlogin=vagrant\n", true), ("hilogin=vagrant\nsudo=1\n", true), ("login=\n", false), ("", false)]
+        {
+            let error = read(said).unwrap_err();
+            assert_eq!((error.kind(), error.help().is_some()), (ErrorKind::Protocol, is_noise), "{said}: {error}");
         }
     }
 

@@ -24,7 +24,8 @@ pub struct Settings {
     /// The provider: `libvirt`, `qemu`, `virtualbox`, `lxc`, … By default what `VAGRANT_DEFAULT_PROVIDER` names; one of the
     /// two must say it.
     pub provider: Option<String>,
-    /// The machine that commands go to unless they name another. By default the only or the first one of the Vagrantfile.
+    /// The machine that commands go to unless they name another. By default the only one of the Vagrantfile, or the first that
+    /// starts by itself.
     pub primary: Option<String>,
     /// The machines to start, by name. By default those that `vagrant up` would start.
     pub machines: Vec<String>,
