@@ -14,6 +14,7 @@ pub fn all() -> Vec<Trial> {
         trial("lxc", "vm_required::lxc::a_container_works_and_is_called_what_it_is", works),
         trial("lxc", "vm_required::lxc::scripts_alone_serve_a_machine_without_a_supervisor", scripts),
         trial("lxc", "vm_required::lxc::an_error_that_vagrant_does_not_know_is_met_once_more_and_then_told", unforeseen),
+        trial("lxc", "vm_required::lxc::two_at_once_share_what_lies_beside_their_vagrantfile", beside),
         trial("lxc", "vm_required::lxc::crash::killed_in_the_middle_of_up", killed),
     ]
 }
@@ -95,6 +96,47 @@ async fn scripts(world: World) -> Outcome {
     running.stop().await.map_err(text)?;
     let left = remains(&token);
     if left.is_empty() { Ok(()) } else { Err(format!("left behind: {left:?}")) }
+}
+
+const BESIDE: [(&str, &str); 4] = [
+    (
+        "Vagrantfile",
+        "load File.expand_path('more.rb', __dir__)\nVagrant.configure('2') do |c|\n  c.vm.box = 'tierbox/debian12'\n  \
+         c.vm.synced_folder '.', '/vagrant', disabled: true\n  c.vm.synced_folder 'shared', '/shared'\n  \
+         c.vm.provision 'shell', path: 'setup.sh'\nend\n",
+    ),
+    ("more.rb", "Vagrant.configure('2') { |c| c.vm.provision 'shell', inline: 'echo loaded >/loaded' }\n"),
+    ("setup.sh", "#!/bin/sh\ncp /shared/in /provisioned\n"),
+    ("shared/in", "of this host\n"),
+];
+
+/// Paths beside the Vagrantfile mean the same in every environment that is made from it.
+async fn beside(world: World) -> Outcome {
+    let directory = world.files.join("beside");
+    std::fs::create_dir_all(directory.join("shared")).map_err(text)?;
+    for (name, contents) in BESIDE {
+        std::fs::write(directory.join(name), contents).map_err(text)?;
+    }
+    let mut spec = world.spec("lxc-test", &[]);
+    spec.settings["vagrantfile"] = directory.join("Vagrantfile").display().to_string().into();
+    let start = || world.client.start_spec(spec.clone(), StartOptions::new());
+    let (one, two) = tokio::join!(start(), start());
+    let both = [one.map_err(text)?, two.map_err(text)?];
+    for (number, running) in both.iter().enumerate() {
+        let script = format!("cat /loaded /provisioned; echo {number} >/shared/out-{number}");
+        let said = running.sandbox().run(ExecRequest::shell(script).user("root")).await.map_err(text)?;
+        if said.stdout.text() != "loaded\nof this host\n" {
+            return Err(format!("environment {number}: {said:?}"));
+        }
+    }
+    // Each sees what the other wrote, and this host both.
+    let seen = both[0].sandbox().run(ExecRequest::shell("cat /shared/out-1")).await.map_err(text)?;
+    for running in both {
+        running.stop().await.map_err(text)?;
+    }
+    let here = ["in", "out-0", "out-1"].map(|name| std::fs::read_to_string(directory.join("shared").join(name)).ok());
+    let expected = ["of this host\n", "0\n", "1\n"].map(|text| Some(text.to_owned()));
+    if seen.stdout.text() == "1\n" && here == expected { Ok(()) } else { Err(format!("{seen:?}, and here {here:?}")) }
 }
 
 /// As libvirt's plugin has them, where something goes between a list and a look.

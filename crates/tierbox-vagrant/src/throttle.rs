@@ -49,3 +49,15 @@ pub async fn wait(settings: &Settings, limit: Duration, progress: &dyn Progress)
     progress.step(&format!("waiting for one of {} starts of Vagrant to end", count(settings)?));
     places(settings)?.acquire(limit).await.map_err(|error| error.with_backend(BACKEND))
 }
+
+#[cfg(test)]
+mod unit {
+    use super::*;
+
+    #[test]
+    fn as_many_start_at_once_as_there_are_processors_unless_the_profile_says_another_number() {
+        let here = std::thread::available_parallelism().unwrap().get();
+        assert_eq!(count(&Settings::default()).unwrap(), here);
+        assert_eq!(count(&Settings { max_startups: Some(7), ..Settings::default() }).unwrap(), 7);
+    }
+}
