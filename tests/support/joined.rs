@@ -16,7 +16,7 @@ use tierbox_core::{
     LeaseRecord, Progress, Report, Result, Sandbox, UserSupport,
 };
 use tierbox_guest::{Channel, GuestConfig, GuestSandbox, Line, Reconnect, driver, install};
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::framed;
 
