@@ -124,15 +124,15 @@ impl Login {
             let prefix = if lines.next() == Some("sudo=1") { "sudo -n " } else { "" };
             return Ok(Self { name: name.to_owned(), prefix });
         }
-        let error =
-            Error::new(ErrorKind::Protocol, "connect", format!("a command that asks who logs in was answered {:?}", shown(said)))
-                .with_backend(BACKEND);
+        let first = shown(said.trim_start().lines().next().unwrap_or_default());
+        let message = format!("a command that asks who logs in was answered {first:?}");
+        let error = Error::new(ErrorKind::Protocol, "connect", message).with_backend(BACKEND);
+        if name.is_some() || first.is_empty() {
+            return Err(error);
+        }
         // It would get into every answer.
-        Err(match said.trim_start().is_empty() || name.is_some() {
-            true => error,
-            false => error
-                .with_help("let what the login shell reads at its start (.bashrc and the like) print nothing without a terminal"),
-        })
+        Err(error
+            .with_help("let what the login shell reads at its start (.bashrc and the like) print nothing without a terminal"))
     }
 
     /// A script as a command line of whoever logs in, run as root where that can be.
