@@ -67,7 +67,11 @@ def test_a_person_logs_in_and_submits(tmp_path: Path, profile: str) -> None:
     (tmp_path / "dig.py").write_text(TASK.format(profile=profile))
     inspect = Path(sys.executable).with_name("inspect")
     arguments = ["eval", "dig.py", "--solver", "human_cli", "--model", "mockllm/model", "--display", "plain", "--log-dir", "logs"]
-    run = subprocess.Popen([inspect, *arguments], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    # What it prints for the person would wait in a buffer for whatever is printed next.
+    unbuffered = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    run = subprocess.Popen(
+        [inspect, *arguments], cwd=tmp_path, env=unbuffered, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     try:
         assert run.stdout is not None
         told: list[str] = []

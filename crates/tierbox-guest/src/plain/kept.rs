@@ -497,11 +497,15 @@ mod unit {
             let dir = tempfile::tempdir().unwrap();
             let path = dir.path().display();
             // One that kept neither stream is no reason to give a shell up.
-            run(&sandbox, &format!("setsid sh -c 'until [ -e {path}/go ]; do sleep 0.05; done' >/dev/null 2>&1 &")).await;
+            run(
+                &sandbox,
+                &format!("setsid sh -c 'until [ -e {path}/go ] || [ ! -d {path} ]; do sleep 0.05; done' >/dev/null 2>&1 &"),
+            )
+            .await;
             assert_eq!(said(&run(&sandbox, "echo one").await), exits(0, "one\n", ""), "{program:?}");
             counted(&told, (1, 0));
             let late = format!(
-                "(setsid sh -c 'until [ -e {path}/go ]; do sleep 0.01; done; echo late; echo late >&2; : >{path}/gone' &); echo two"
+                "(setsid sh -c 'until [ -e {path}/go ] || [ ! -d {path} ]; do sleep 0.01; done; echo late; echo late >&2; : >{path}/gone' &); echo two"
             );
             assert_eq!(said(&run(&sandbox, &late).await), exits(0, "two\n", ""), "{program:?}");
             std::fs::write(dir.path().join("go"), "").unwrap();
