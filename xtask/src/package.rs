@@ -54,10 +54,11 @@ fn pack_and_build(directory: &Path, target: &Path) -> Result<(), String> {
     }
     let consumer = directory.join("consumer");
     write_consumer(&consumer, &list(&unpacked)?)?;
-    // What others wrote is checked only once: with the same features and profile as for the documentation.
+    // An earlier run's are not to be taken for what is built now.
     for (list, _) in supervisors(target)? {
         fs::remove_file(&list).map_err(|error| format!("{}: {error}", list.display()))?;
     }
+    // What others wrote is checked only once: with the same features and profile as for the documentation.
     check(cargo().current_dir(&consumer).args(["check", "--quiet", "--target-dir"]).arg(target))?;
     built_from(&unpacked, target)
 }

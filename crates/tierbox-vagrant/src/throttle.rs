@@ -16,10 +16,14 @@ const ALIAS: &str = "INSPECT_MAX_VAGRANT_STARTUPS";
 /// # Errors
 /// `InvalidProfile` for a variable that is no number.
 fn count(settings: &Settings) -> Result<usize> {
+    number(settings, std::env::var(ALIAS).ok())
+}
+
+fn number(settings: &Settings, alias: Option<String>) -> Result<usize> {
     if let Some(count) = settings.max_startups {
         return Ok(count as usize);
     }
-    match std::env::var(ALIAS).ok().filter(|text| !text.is_empty()) {
+    match alias.filter(|text| !text.is_empty()) {
         None => Ok(std::thread::available_parallelism().map_or(1, usize::from)),
         Some(text) => match text.trim().parse() {
             Ok(count) if count > 0 => Ok(count),
@@ -57,7 +61,9 @@ mod unit {
     #[test]
     fn as_many_start_at_once_as_there_are_processors_unless_the_profile_says_another_number() {
         let here = std::thread::available_parallelism().unwrap().get();
-        assert_eq!(count(&Settings::default()).unwrap(), here);
-        assert_eq!(count(&Settings { max_startups: Some(7), ..Settings::default() }).unwrap(), 7);
+        assert_eq!(number(&Settings::default(), None).unwrap(), here);
+        assert_eq!(number(&Settings::default(), Some("3".to_owned())).unwrap(), 3);
+        assert!(number(&Settings::default(), Some("0".to_owned())).is_err());
+        assert_eq!(number(&Settings { max_startups: Some(7), ..Settings::default() }, Some("3".to_owned())).unwrap(), 7);
     }
 }

@@ -88,11 +88,13 @@ async fn refused_is_written(s: &Subject, name: &str) -> Verdict {
 
 /// Waits for a record: it is written as its connection ends, a moment after the answer.
 async fn refusal_is_written(s: &Subject, what: &str, is_it: impl Fn(&Decision) -> bool + Send + Sync) -> Verdict {
-    let is_there = || async {
-        let decisions = s.environment.decisions().await?;
-        Ok(decisions.iter().any(|one| one.verdict == Decided::Refused && is_it(one)))
-    };
-    s.until(s.patience, &format!("{what} is on record"), is_there).await
+    s.until(s.patience, &format!("{what} is on record"), || is_refused(s, &is_it)).await
+}
+
+/// Whether such a refusal is on record.
+async fn is_refused(s: &Subject, is_it: impl Fn(&Decision) -> bool) -> Verdict<bool> {
+    let decisions = s.environment.decisions().await?;
+    Ok(decisions.iter().any(|one| one.verdict == Decided::Refused && is_it(one)))
 }
 
 async fn e45_what_hides_the_name(s: Subject, _: Canary) -> Verdict {
@@ -167,8 +169,7 @@ async fn e46_addresses(s: Subject, _: Canary) -> Verdict {
         // A resolver outside that was late has the name told as one that nothing is known of: asked again, it is refused.
         let refused = || async {
             nothing_leaked(&tried(&s, &["http", &http, &request]).await?)?;
-            let decisions = s.environment.decisions().await?;
-            Ok(decisions.iter().any(|one| one.verdict == Decided::Refused && one.name == *name))
+            is_refused(&s, |one| one.name == *name).await
         };
         s.until(s.patience, &format!("a refusal of {name} is on record"), refused).await?;
         refused_is_not_allowed(&s, name).await?;
